@@ -1,0 +1,67 @@
+"""greensock: servers as a class of upcalls that may block, on gevent's hub, at the cost of an epoll loop.
+
+The layers, lowest first; each imports only what stands above it:
+
+==============  ===================================================================================
+errors          every exception, told apart by whose fault it is; why a connection ended
+framing         framers: cut a stream into messages (no I/O)
+options, stats  what a server can be told; what it counted
+address         how addresses are written
+syscalls        the system calls of the hot path
+workers         the pool of parked greenlets in which upcalls run
+poller          the engine: one epoll set per hub, wake-ups, deadlines
+outgoing        what waits to be sent on a connection
+connection      the downcalls; one connection's state
+acceptor        takes connections out of the kernel's queue
+server          the upcalls, the turn, start, drain, stop
+stream_server   takes the place of ``gevent.server.StreamServer``
+==============  ===================================================================================
+"""
+
+from greensock.connection import Connection, State
+from greensock.errors import (
+    ConnectionBusy,
+    ConnectionClosed,
+    ConnectionLost,
+    DropReason,
+    GreensockError,
+    IncompleteMessage,
+    LimitExceeded,
+    MessageTooLong,
+    OperationTimeout,
+    ProtocolError,
+    WouldBlock,
+)
+from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
+from greensock.server import DROP, OK, POSTPONE, Server, Verdict
+from greensock.stats import ConnectionStatistics, ServerStatistics
+
+__all__ = [
+    "DROP",
+    "OK",
+    "POSTPONE",
+    "Connection",
+    "ConnectionBusy",
+    "ConnectionClosed",
+    "ConnectionLost",
+    "ConnectionStatistics",
+    "Delimited",
+    "DropReason",
+    "FixedSize",
+    "Framer",
+    "GreensockError",
+    "IncompleteMessage",
+    "LengthPrefixed",
+    "LimitExceeded",
+    "Lines",
+    "MessageTooLong",
+    "OperationTimeout",
+    "ProtocolError",
+    "Server",
+    "ServerStatistics",
+    "State",
+    "Verdict",
+    "WouldBlock",
+]
+
+__version__ = "0.1.0"

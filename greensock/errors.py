@@ -1,0 +1,174 @@
+"""Every exception of greensock, told apart by whose fault it is.
+
+==============================  ==========================================  ==========================
+whose fault                     exception                                   also a built-in
+==============================  ==========================================  ==========================
+we closed the connection        :class:`ConnectionClosed`                   ``ConnectionError``
+the peer or the network         :class:`ConnectionLost`                     ``ConnectionError``
+the peer stopped half way       :class:`IncompleteMessage`                  ``EOFError``
+the peer broke the protocol     :class:`ProtocolError`                      ``ValueError``
+a limit was crossed             :class:`LimitExceeded` (and the next two)
+-- by a message of the peer     :class:`MessageTooLong`                     ``ValueError``
+-- by what waits to be sent     :class:`WouldBlock`                         ``BlockingIOError``
+time ran out                    :class:`OperationTimeout`                   ``TimeoutError``
+two greenlets collided          :class:`ConnectionBusy`                     ``RuntimeError``
+==============================  ==========================================  ==========================
+
+An error that belongs to one connection carries it as ``connection``. When such an error leaves an upcall of
+that very connection, it is a reason to drop it and no traceback is logged; anything else that leaves an upcall
+is a bug of the program and is logged with its traceback.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from typing import Any
+
+__all__ = [
+    "ConnectionBusy",
+    "ConnectionClosed",
+    "ConnectionLost",
+    "DropReason",
+    "GreensockError",
+    "IncompleteMessage",
+    "LimitExceeded",
+    "MessageTooLong",
+    "OperationTimeout",
+    "ProtocolError",
+    "WouldBlock",
+]
+
+
+class DropReason(enum.Enum):
+    """Why a connection ended: ``conn.drop_reason``, set before ``connection_drop`` runs."""
+
+    #: The peer sent FIN and nothing of a message was left over.
+    PEER_CLOSED = "the peer closed"
+    #: The peer sent FIN in the middle of a message.
+    INCOMPLETE = "the peer closed in the middle of a message"
+    #: The connection was reset, or the network gave up.
+    LOST = "the connection was lost"
+    #: The program called ``close()``, sent with ``close=True``, or its ``handle`` returned.
+    CLOSED = "closed by the program"
+    #: The program called ``abort()``.
+    ABORTED = "aborted by the program"
+    #: ``connection_new`` returned ``DROP``.
+    REFUSED = "refused by connection_new"
+    #: Another upcall returned ``DROP``.
+    VERDICT = "dropped by an upcall"
+    #: An upcall raised an exception, or was killed.
+    ERROR = "an upcall failed"
+    #: Not a byte came or went for ``idle_timeout`` seconds.
+    IDLE_TIMEOUT = "idle for too long"
+    #: A receiving downcall ran out of time and the upcall did not handle it.
+    RECV_TIMEOUT = "the peer sent nothing for too long"
+    #: A sending downcall ran out of time and the upcall did not handle it.
+    SEND_TIMEOUT = "the peer read nothing for too long"
+    #: A message outgrew the framer's maximum or ``max_postponed``.
+    TOO_LONG = "a message was too long"
+    #: ``send_nowait`` found ``max_send_queue`` bytes waiting and the upcall did not handle it.
+    SLOW_READER = "the peer read too slowly"
+    #: The peer broke the rules of its protocol.
+    PROTOCOL = "the peer broke the protocol"
+    #: The server drained, stopped or aborted.
+    STOPPED = "the server stopped"
+
+
+class GreensockError(Exception):
+    """The base of all; ``connection`` is the connection it belongs to, or None."""
+
+    #: What became of the connection when this error leaves one of its upcalls.
+    drop_reason = DropReason.ERROR
+
+    def __init__(self, message: str, connection: Any = None) -> None:
+        super().__init__(message)
+        self.connection = connection
+
+
+class ConnectionClosed(GreensockError, ConnectionError):
+    """We closed it: the operation came after ``close()``, or ``close()`` came while it was blocked.
+
+    ``reason`` is the connection's :class:`DropReason`.
+    """
+
+    drop_reason = DropReason.CLOSED
+
+    def __init__(self, message: str, connection: Any = None, reason: DropReason | None = None) -> None:
+        super().__init__(message, connection)
+        self.reason = reason
+
+
+class ConnectionLost(GreensockError, ConnectionError):
+    """The peer or the network broke it; ``__cause__`` is the ``OSError``. The connection is of no more use."""
+
+    drop_reason = DropReason.LOST
+
+
+class IncompleteMessage(GreensockError, EOFError):
+    """The input ended inside a message.
+
+    ``partial`` holds the bytes that came of it; ``expected`` how many were asked for, None if it is not known.
+    """
+
+    drop_reason = DropReason.INCOMPLETE
+
+    def __init__(
+        self, message: str, connection: Any = None, partial: bytes = b"", expected: int | None = None
+    ) -> None:
+        super().__init__(message, connection)
+        self.partial = partial
+        self.expected = expected
+
+
+class ProtocolError(GreensockError, ValueError):
+    """The peer broke the protocol; ``status`` is what a protocol with status codes should answer, or None."""
+
+    drop_reason = DropReason.PROTOCOL
+
+    def __init__(self, message: str, connection: Any = None, status: int | None = None) -> None:
+        super().__init__(message, connection)
+        self.status = status
+
+
+class LimitExceeded(GreensockError):
+    """A limit was crossed: ``limit`` is its name, ``value`` what it is set to."""
+
+    def __init__(self, message: str, connection: Any = None, limit: str = "", value: int = 0) -> None:
+        super().__init__(message, connection)
+        self.limit = limit
+        self.value = value
+
+
+class MessageTooLong(LimitExceeded, ValueError):
+    """The peer sent a message that is longer than ``value`` bytes."""
+
+    drop_reason = DropReason.TOO_LONG
+
+
+class WouldBlock(LimitExceeded, BlockingIOError):
+    """``send_nowait`` would hold more than ``value`` bytes for a peer that does not read. Nothing was queued."""
+
+    drop_reason = DropReason.SLOW_READER
+
+
+class OperationTimeout(GreensockError, TimeoutError):
+    """A blocking call ran out of time; the connection stays usable.
+
+    ``operation`` is the name of the call, ``seconds`` what it was given. After a ``send`` that timed out nothing
+    of the data was sent if ``sent`` is 0; otherwise the engine goes on sending the rest, so that the stream stays whole.
+    """
+
+    def __init__(
+        self, message: str, connection: Any = None, operation: str = "", seconds: float = 0.0, sent: int = 0
+    ) -> None:
+        super().__init__(message, connection)
+        self.operation = operation
+        self.seconds = seconds
+        self.sent = sent
+        self.errno = errno.ETIMEDOUT
+        self.drop_reason = DropReason.SEND_TIMEOUT if operation == "send" else DropReason.RECV_TIMEOUT
+
+
+class ConnectionBusy(GreensockError, RuntimeError):
+    """Another greenlet is already blocked in a receiving call of this connection."""

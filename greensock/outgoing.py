@@ -1,0 +1,197 @@
+"""What waits to be sent on a connection: the entries of its send queue.
+
+The queue is strictly first in, first out, so that every send arrives whole. Each entry moves its bytes with one system
+call a ``push``; the engine pushes the first entry whenever the socket has room.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from math import inf
+from typing import Any
+
+from greensock.poller import Waiter
+from greensock.syscalls import close, write, writev
+
+__all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Pipe", "as_views"]
+
+#: The longest list of buffers that the kernel takes in one ``writev`` (IOV_MAX).
+MAX_BUFFERS = 1024
+#: How many bytes of a file or pipe one ``push`` moves at the most, so that one fast peer does not hold the hub.
+MAX_PUSH = 1 << 20
+
+#: What can be sent: any object with the buffer protocol.
+Buffer = bytes | bytearray | memoryview
+
+
+class Outgoing:
+    """One send: ``left`` bytes still to go, ``sent`` bytes gone, and who waits for it."""
+
+    __slots__ = ("deadline", "left", "sent", "waiter", "withdrawn")
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.sent = 0
+        self.waiter: Waiter | None = None
+        self.deadline = inf
+        self.withdrawn = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be sent."""
+        return not self.left
+
+    @property
+    def stalled(self) -> bool:
+        """Whether there is nothing to push now although the entry is not finished."""
+        return False
+
+    def push(self, fd: int) -> int:
+        """Make one system call and return how many bytes it moved.
+
+        Raises:
+            BlockingIOError: the socket is full.
+            OSError: the connection is broken.
+        """
+        raise NotImplementedError
+
+    def detach(self) -> None:
+        """Stop depending on what belongs to the caller, who leaves before the end."""
+
+    def discard(self) -> None:
+        """Let go of what the entry holds."""
+
+
+class Buffers(Outgoing):
+    """Bytes in memory, gathered from one or more buffers and never joined."""
+
+    __slots__ = ("_views",)
+
+    def __init__(self, views: list[memoryview], left: int) -> None:
+        super().__init__(left)
+        self._views = views
+
+    def push(self, fd: int) -> int:
+        views = self._views
+        moved = write(fd, views[0]) if len(views) == 1 else writev(fd, views[:MAX_BUFFERS])
+        self.left -= moved
+        self.sent += moved
+        self._views = skip(views, moved) if self.left else []
+        return moved
+
+    def detach(self) -> None:
+        self._views = [view if isinstance(view.obj, bytes) else memoryview(bytes(view)) for view in self._views]
+
+
+class FileSegment(Outgoing):
+    """``left`` bytes of an open file from ``offset`` on, moved by sendfile."""
+
+    __slots__ = ("_file", "_offset")
+
+    def __init__(self, file: int, offset: int, count: int) -> None:
+        super().__init__(count)
+        self._file = file
+        self._offset = offset
+
+    def push(self, fd: int) -> int:
+        moved = os.sendfile(fd, self._file, self._offset, min(self.left, MAX_PUSH))
+        self._offset += moved
+        self.sent += moved
+        self.left = self.left - moved if moved else 0  # the file ended before
+        return moved
+
+    def detach(self) -> None:
+        self._file = os.dup(self._file)
+        self.deadline = inf
+
+    def discard(self) -> None:
+        if self.withdrawn:
+            close(self._file)
+
+
+class Fin(Outgoing):
+    """The end of what is sent: ``shutdown()`` is called when its turn has come. It counts as one byte left."""
+
+    __slots__ = ("_shutdown",)
+
+    def __init__(self, shutdown: Callable[[], None]) -> None:
+        super().__init__(1)
+        self._shutdown = shutdown
+
+    def push(self, fd: int) -> int:
+        self._shutdown()
+        self.left = 0
+        return 0
+
+
+class Pipe(Outgoing):
+    """What passes through a pipe on its way from another connection.
+
+    It keeps its place at the head of the queue, even while the pipe is empty, until ``finish`` is called.
+    """
+
+    __slots__ = ("_ends", "_open")
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._ends: tuple[int, int] | None = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._open = True
+
+    @property
+    def finished(self) -> bool:
+        return not self._open and not self.left
+
+    @property
+    def stalled(self) -> bool:
+        return self._open and not self.left
+
+    def pull(self, fd: int, count: int) -> int:
+        """Move up to ``count`` bytes from the socket ``fd`` into the pipe; 0 at the end of input."""
+        assert self._ends is not None
+        moved = os.splice(fd, self._ends[1], min(count, MAX_PUSH), flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        self.left += moved
+        return moved
+
+    def push(self, fd: int) -> int:
+        assert self._ends is not None
+        moved = os.splice(self._ends[0], fd, self.left, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        self.left -= moved
+        self.sent += moved
+        return moved
+
+    def finish(self) -> None:
+        """Give up the place in the queue as soon as the pipe is empty."""
+        self._open = False
+
+    def discard(self) -> None:
+        if self._ends is not None:
+            for end in self._ends:
+                close(end)
+            self._ends = None
+
+
+def as_views(data: Any) -> tuple[list[memoryview], int]:
+    """Return the buffers of ``data`` as views of bytes, the empty ones left out, and how many bytes they are.
+
+    Raises:
+        TypeError: ``data`` is neither a buffer nor an iterable of buffers.
+    """
+    buffers: Iterable[Any] = data if isinstance(data, list | tuple) else (data,)
+    views = []
+    for buffer in buffers:
+        if isinstance(buffer, str):
+            raise TypeError("cannot send str: encode it, or send bytes")
+        view = memoryview(buffer)
+        if view.nbytes:
+            views.append(view if view.format == "B" and view.ndim == 1 else view.cast("B"))
+    return views, sum(map(len, views))
+
+
+def skip(views: list[memoryview], count: int) -> list[memoryview]:
+    """Return the views without their first ``count`` bytes."""
+    for index, view in enumerate(views):
+        if count < len(view):
+            return [view[count:], *views[index + 1 :]]
+        count -= len(view)
+    return []

@@ -1,0 +1,324 @@
+"""The engine: one epoll set per hub, the wake-ups that come out of it, and the deadlines.
+
+The poller owns a private epoll set, nested in the hub's own loop (an epoll descriptor can itself be polled), one libev
+watcher on it, and one libev timer. Everything that waits for the network is an :class:`Endpoint` in that set, registered
+once, edge-triggered. For each event the poller
+
+- wakes what waits on the endpoint (a greenlet blocked in a downcall, or the engine's own closing procedure),
+- or, if the endpoint is idle, puts it on the ready queue of its server, whose workers then give it a turn,
+- or else (one of its upcalls is running) only notes it in the endpoint's flags.
+
+Invariants:
+
+- One poller per hub, so per thread; made anew after a fork. (The child shares the parent's epoll set: it must neither
+  harvest it nor change it.)
+- All waking happens in the hub, in the poller's callback. The callback never raises: libev would stop the watcher.
+- Between ``epoll_wait`` and the handling of an event user code may run, and may close the descriptor or have it reused.
+  So an event is looked up when its time has come, and a spurious one is harmless: whoever it wakes looks again.
+- The watcher runs only while there is an endpoint, so that a program with nothing to wait for ends as it would without.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from math import inf
+from time import monotonic
+from typing import Any, Protocol
+
+from gevent.hub import Hub, get_hub
+from greenlet import getcurrent
+
+from greensock.syscalls import EVENT_HANGUP, EVENT_READ, EVENT_WRITE, INTEREST, new_epoll
+from greensock.workers import Workers
+
+__all__ = ["TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
+
+#: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
+MAX_EVENTS = 256
+
+#: What a wait returns when its time ran out.
+TIMED_OUT = object()
+
+_all_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
+
+
+class Waiter(Protocol):
+    """What can be woken: a greenlet, or an object of the engine with the same method."""
+
+    def switch(self, *value: Any) -> Any: ...
+
+
+class Endpoint:
+    """What the engine knows of one registered descriptor.
+
+    ``_readable`` and ``_writable`` say that the last attempt did not find the socket empty or full. ``_hangup`` says that
+    the peer's FIN or an error was announced, so that a short read does not mean empty. ``_idle`` says that an event must
+    put the endpoint on ``_ready``; it is False while a turn is due or running, and for ever where there are no upcalls.
+    """
+
+    __slots__ = ("_armed", "_fd", "_hangup", "_idle", "_poller", "_readable", "_reader", "_ready", "_writable")
+
+    def __init__(self, poller: Poller, fd: int, ready: deque[Any] | None = None) -> None:
+        self._poller = poller
+        self._fd = fd
+        self._ready: Any = ready
+        self._readable = False
+        self._writable = True
+        self._hangup = False
+        self._idle = False
+        self._reader: Waiter | None = None
+        self._armed = inf
+
+    def _on_writable(self) -> None:
+        """React to an endpoint that was full and no longer is (or is broken). In the hub; must not raise."""
+
+    def _on_hangup(self) -> None:
+        """React to the first announcement of FIN or an error. In the hub; must not raise."""
+
+    def _on_deadline(self, now: float) -> float:
+        """Do what is due and return when to look again, in seconds of ``time.monotonic``. In the hub."""
+        return inf
+
+    def _wait_readable(self, deadline: float = inf) -> bool:
+        """Block the calling greenlet until the endpoint may be readable; False when ``deadline`` passed.
+
+        It may return early. The caller has checked that nobody else waits.
+        """
+        if deadline < self._armed:
+            self._poller.arm(self, deadline)
+        me = getcurrent()
+        self._reader = me
+        try:
+            return self._poller.hub.switch() is not TIMED_OUT
+        finally:
+            if self._reader is me:
+                self._reader = None
+
+
+class Poller:
+    """The engine of one hub. Get it with :func:`get_poller`."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        #: Every registered endpoint by its descriptor.
+        self.endpoints: dict[int, Endpoint] = {}
+        #: The workers of each server of this hub.
+        self.crews: list[Workers] = []
+        self._epoll = new_epoll()
+        self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
+        self._calls: deque[Callable[[], object]] = deque()
+        self._active = False
+        self._scheduled = False
+        self._deadlines: list[tuple[float, int, Endpoint]] = []
+        self._serial = count()
+        self._timer: Any = None
+        self._timer_due = inf
+        self._armed_count = 0
+        _all_pollers.add(self)
+
+    # -- registration
+
+    def register(self, endpoint: Endpoint, interest: int = INTEREST) -> None:
+        """Begin to watch the endpoint's descriptor.
+
+        Raises:
+            OSError: the kernel refused (``ENOSPC``: fs.epoll.max_user_watches is reached).
+        """
+        self._epoll.register(endpoint._fd, interest)
+        if not self.endpoints:
+            self._watcher.start(self._on_events)
+        self.endpoints[endpoint._fd] = endpoint
+
+    def forget(self, endpoint: Endpoint, still_open: bool = False) -> None:
+        """Stop watching; a descriptor that is about to be closed leaves the epoll set by itself."""
+        if self.endpoints.get(endpoint._fd) is endpoint:
+            del self.endpoints[endpoint._fd]
+            if still_open:
+                self._epoll.unregister(endpoint._fd)
+            if not self.endpoints:
+                self._watcher.stop()
+
+    def close(self) -> None:
+        """Give up the epoll set and the watchers."""
+        self._watcher.stop()
+        self._watcher.close()
+        self._disarm()
+        self._epoll.close()
+        _all_pollers.discard(self)
+
+    # -- the callback
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Have ``call()`` made in the hub, in the next pass of the poller. It must not raise."""
+        self._calls.append(call)
+        self.schedule()
+
+    def queue(self, endpoint: Endpoint) -> None:
+        """Put the endpoint on its ready queue now, and see to it that the queue is looked at."""
+        endpoint._idle = False
+        endpoint._ready.append(endpoint)
+        self.schedule()
+
+    def requeue(self, endpoint: Endpoint) -> None:
+        """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
+        self.call_soon(partial(endpoint._ready.append, endpoint))
+
+    def schedule(self) -> None:
+        """See to it that the callback runs soon, if it is not running."""
+        if not self._active and not self._scheduled:
+            self._scheduled = True
+            self.hub.loop.run_callback(self._on_events)
+
+    def _on_events(self) -> None:
+        self._active = True
+        self._scheduled = False
+        try:
+            self._run_calls()
+            self._harvest()
+            self._run_crews()
+        except BaseException as error:  # a signal's exception can come up anywhere
+            self._recover(error)
+        finally:
+            self._active = False
+        if self._calls or any(crew.ready and crew.can_run for crew in self.crews):
+            self.schedule()
+
+    def _run_calls(self) -> None:
+        calls = self._calls
+        for _ in range(len(calls)):
+            calls.popleft()()
+
+    def _harvest(self) -> None:
+        """Fetch the events and hand each to whom it concerns."""
+        lookup, tell = self.endpoints.get, self._tell
+        for fd, events in self._epoll.poll(0, MAX_EVENTS):
+            endpoint = lookup(fd)
+            if endpoint is not None:  # else it was closed since
+                tell(endpoint, events)
+
+    def _tell(self, endpoint: Endpoint, events: int) -> None:
+        if events & EVENT_HANGUP and not endpoint._hangup:
+            endpoint._hangup = True
+            endpoint._on_hangup()
+        if not endpoint._writable and events & EVENT_WRITE:
+            endpoint._writable = True
+            endpoint._on_writable()
+        if events & EVENT_READ:
+            endpoint._readable = True
+            reader = endpoint._reader
+            if reader is not None:
+                reader.switch()
+            elif endpoint._idle:
+                endpoint._idle = False
+                endpoint._ready.append(endpoint)
+
+    def _run_crews(self) -> None:
+        for crew in self.crews:
+            if crew.ready:
+                crew.run()
+
+    def _recover(self, error: BaseException) -> None:
+        """Lose no event though the callback was cut short: tell every endpoint to look for itself."""
+        self.call_soon(partial(self._look_again, list(self.endpoints.values())))
+        self.hub.handle_error(self, type(error), error, error.__traceback__)
+
+    def _look_again(self, suspects: list[Endpoint]) -> None:
+        for endpoint in suspects:
+            if self.endpoints.get(endpoint._fd) is endpoint:
+                endpoint._on_hangup()
+                self._tell(endpoint, EVENT_READ | EVENT_WRITE)
+
+    # -- deadlines
+
+    def arm(self, endpoint: Endpoint, when: float) -> None:
+        """See to it that ``endpoint._on_deadline`` is called at ``when`` at the latest.
+
+        An endpoint has one valid entry on the heap, the one whose time is ``endpoint._armed``. A deadline that moves back
+        leaves its entry where it is: the endpoint looks at its own deadlines when the entry comes due.
+        """
+        if endpoint._armed == inf:
+            self._armed_count += 1
+        endpoint._armed = when
+        heapq.heappush(self._deadlines, (when, next(self._serial), endpoint))
+        if len(self._deadlines) > 2 * self._armed_count + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2]._armed == entry[0]]
+            heapq.heapify(self._deadlines)
+        if when < self._timer_due:
+            self._set_timer(when)
+
+    def disarm(self, endpoint: Endpoint) -> None:
+        """Make the endpoint's entry void."""
+        if endpoint._armed != inf:
+            endpoint._armed = inf
+            self._armed_count -= 1
+
+    def _set_timer(self, when: float) -> None:
+        self._disarm()
+        self._timer_due = when
+        self._timer = self.hub.loop.timer(max(0.0, when - monotonic()), ref=False)
+        self._timer.start(self._on_timer, update=True)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        self._timer_due = inf
+
+    def _on_timer(self) -> None:
+        try:
+            self._disarm()
+            self._run_deadlines(monotonic())
+        except BaseException as error:
+            self.hub.handle_error(self, type(error), error, error.__traceback__)
+        finally:
+            if self._deadlines and self._deadlines[0][0] < self._timer_due:
+                self._set_timer(self._deadlines[0][0])
+
+    def _run_deadlines(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            when, _, endpoint = heapq.heappop(self._deadlines)
+            if endpoint._armed != when:
+                continue  # moved or disarmed since
+            self.disarm(endpoint)
+            again = endpoint._on_deadline(now)
+            if again < endpoint._armed:
+                self.arm(endpoint, again)
+
+
+def get_poller() -> Poller:
+    """Return the poller of the calling thread's hub, making it if need be."""
+    hub = get_hub()
+    poller: Poller | None = hub.__dict__.get("greensock_poller")
+    if poller is None:
+        poller = hub.__dict__["greensock_poller"] = Poller(hub)
+    return poller
+
+
+def _after_fork_in_child() -> None:
+    for poller in list(_all_pollers):
+        poller.hub.__dict__.pop("greensock_poller", None)
+        _all_pollers.discard(poller)
+        _abandon(poller)
+
+
+def _abandon(poller: Poller) -> None:
+    """Let go of a parent's poller in the child: its connections are the parent's."""
+    poller._watcher.stop()
+    poller._disarm()
+    poller._epoll.close()
+    poller._deadlines.clear()
+    for endpoint in list(poller.endpoints.values()):
+        fd, endpoint._fd = endpoint._fd, -1
+        os.close(fd)
+    poller.endpoints.clear()
+    poller.crews.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

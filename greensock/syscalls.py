@@ -1,0 +1,82 @@
+"""The system calls of the hot path, on bare descriptors.
+
+A connection is a descriptor and no socket object: that saves 0.4 kB each, and ``os.read`` and ``os.write`` cost less
+than a method of a socket. What only a socket object can do (options, shutdown, names) borrows one for a moment.
+The names are bound here once, from the real modules, so that monkey-patching cannot put a cooperative version in
+their place.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket as _stdlib_socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gevent.monkey import get_original
+
+__all__ = [
+    "EVENT_HANGUP",
+    "EVENT_READ",
+    "EVENT_WRITE",
+    "INTEREST",
+    "RawSocket",
+    "borrow_socket",
+    "close",
+    "new_epoll",
+    "peer_has_hung_up",
+    "read",
+    "readv",
+    "reset_on_close",
+    "write",
+    "writev",
+]
+
+if not hasattr(os, "splice") or not hasattr(select, "EPOLLRDHUP"):
+    raise ImportError("greensock needs Linux (epoll, splice); this system does not have them")
+
+#: The C socket type, whichever module was patched.
+RawSocket = get_original("_socket", "socket")
+
+read = get_original("os", "read")
+readv = os.readv
+write = get_original("os", "write")
+writev = os.writev
+close = os.close
+
+#: Every connection is registered once for these, edge-triggered.
+INTEREST: int = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+EVENT_READ: int = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+EVENT_WRITE: int = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+EVENT_HANGUP: int = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+_new_poll = get_original("select", "poll")
+#: Make an epoll set (``select.epoll`` is taken away by monkey-patching).
+new_epoll = get_original("select", "epoll")
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+@contextmanager
+def borrow_socket(fd: int, family: int) -> Iterator[_stdlib_socket.socket]:
+    """Lend a socket object for a stream descriptor that stays ours."""
+    sock = RawSocket(family, _stdlib_socket.SOCK_STREAM, 0, fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def reset_on_close(fd: int, family: int) -> None:
+    """Make the next ``close`` send RST and throw away what was not sent."""
+    with borrow_socket(fd, family) as sock:
+        sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_LINGER, _LINGER_NOT)
+
+
+def peer_has_hung_up(fd: int) -> bool:
+    """Ask the kernel now whether the peer sent FIN or the connection is broken."""
+    poll = _new_poll()
+    poll.register(fd, select.EPOLLRDHUP)
+    return bool(poll.poll(0))
