@@ -35,6 +35,7 @@ from greensock.errors import (
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.server import DROP, OK, POSTPONE, Server, Verdict
 from greensock.stats import ConnectionStatistics, ServerStatistics
+from greensock.version import __version__
 
 __all__ = [
     "DROP",
@@ -62,6 +63,5 @@ __all__ = [
     "State",
     "Verdict",
     "WouldBlock",
+    "__version__",
 ]
-
-__version__ = "0.1.0"

@@ -34,7 +34,7 @@ from typing import Any, Protocol
 from gevent.hub import Hub, get_hub
 from greenlet import getcurrent
 
-from greensock.syscalls import EVENT_HANGUP, EVENT_READ, EVENT_WRITE, INTEREST, new_epoll
+from greensock.syscalls import EVENT_DATA, EVENT_HANGUP, EVENT_READ, EVENT_WRITE, INTEREST, new_epoll
 from greensock.workers import Workers
 
 __all__ = ["TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
@@ -196,10 +196,16 @@ class Poller:
 
     def _harvest(self) -> None:
         """Fetch the events and hand each to whom it concerns."""
-        lookup, tell = self.endpoints.get, self._tell
+        lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
         for fd, events in self._epoll.poll(0, MAX_EVENTS):
             endpoint = lookup(fd)
-            if endpoint is not None:  # else it was closed since
+            if endpoint is None:
+                continue  # closed since
+            if events == data and endpoint._idle and endpoint._writable:  # the hot path: data for a connection without an upcall running
+                endpoint._readable = True
+                endpoint._idle = False
+                endpoint._ready.append(endpoint)
+            else:
                 tell(endpoint, events)
 
     def _tell(self, endpoint: Endpoint, events: int) -> None:

@@ -68,6 +68,7 @@ KILL_SECONDS = 1.0
 MESSAGES_PER_LOOK = 32
 
 _NEW, _SERVED = 0, 1
+_OPEN, _CLOSED = State.OPEN, State.CLOSED
 
 
 class Server:
@@ -196,7 +197,7 @@ class Server:
     @property
     def connections(self) -> list[Connection]:
         """The connections that are alive and open."""
-        return [conn for conn in self._mine() if conn._state is State.OPEN]
+        return [conn for conn in self._mine() if conn._state is _OPEN]
 
     def start(self) -> None:
         """Bind if need be, and begin to serve. Returns at once; the serving happens while the program blocks elsewhere.
@@ -433,6 +434,7 @@ class Server:
             self._poller.arm(conn, conn._idle_since + self.idle_timeout / 8)
         if self._on_new is None and self._on_handle is None:
             conn._stage = _SERVED
+            conn._plain = conn._decoder is None
             conn._idle = True
         else:
             self._poller.queue(conn)
@@ -456,31 +458,69 @@ class Server:
     def _turn(self, conn: Connection) -> None:
         """Give the connection its turn in the style of upcalls."""
         try:
-            if conn._state is State.OPEN:
-                if conn._stage == _NEW:
-                    self._begin(conn)
-                if conn._decoder is None:
-                    again = self._read_turn(conn)
-                else:
-                    again = self._framed_turn(conn)
-                if conn._state is State.OPEN:
-                    if again or conn._readable and not conn._eof:
-                        self._poller.requeue(conn)
-                    else:
+            if conn._plain:  # the hot path: one short read, one upcall, nothing else to do
+                size = self.recv_size
+                try:
+                    data = read(conn._fd, size)
+                except OSError as error:
+                    data = self._nothing_read(conn, error)
+                count = len(data)
+                if 0 < count < size and not conn._hangup:
+                    conn._readable = False
+                    conn.bytes_received += count
+                    verdict = self._on_recv(conn, data)
+                    if verdict is None and conn._plain and not conn._readable and self._on_finish is None:
                         conn._idle = True
-                    return
+                        return
+                    again = self._read_turn(conn, data, verdict)
+                elif count:
+                    conn.bytes_received += count
+                    again = self._read_turn(conn, data, self._on_recv(conn, data))
+                elif conn._readable:
+                    conn._eof = True
+                    again = self._finish_turn(conn, False)
+                else:
+                    again = False
+            else:
+                again = self._full_turn(conn)
+            if conn._state is _OPEN:
+                self._rest(conn, again)
+                return
         except BaseException as error:
             self._failed(conn, error)
         self._end(conn)
 
+    def _full_turn(self, conn: Connection) -> bool:
+        """Give a turn to a connection that is new, framed, has a stash, or has ended; True if there is more to read."""
+        if conn._state is not _OPEN:
+            return False
+        if conn._stage == _NEW:
+            self._begin(conn)
+        return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
+
+    def _rest(self, conn: Connection, again: bool) -> None:
+        """Let the connection wait for its next event, or for its next turn if one is due."""
+        conn._plain = conn._decoder is None and not conn._stash and not conn._eof
+        if again or conn._readable and not conn._eof:
+            self._poller.requeue(conn)
+        else:
+            conn._idle = True
+
+    def _nothing_read(self, conn: Connection, error: OSError) -> bytes:
+        """Take a failed read: nothing was there after all, or the connection is broken."""
+        if isinstance(error, BlockingIOError):
+            conn._readable = conn._hangup = False
+            return b""
+        raise conn._lost(error) from error
+
     def _handle_turn(self, conn: Connection) -> None:
         """Give the connection its one turn in the blocking style."""
         try:
-            if conn._state is State.OPEN:
+            if conn._state is _OPEN:
                 if self._on_new is not None:
                     self._begin(conn)
                 conn._stage = _SERVED
-                if conn._state is State.OPEN and self._on_handle is not None:
+                if conn._state is _OPEN and self._on_handle is not None:
                     self._on_handle(conn)
                 conn._close(DropReason.PEER_CLOSED if conn._eof else DropReason.CLOSED)
         except BaseException as error:
@@ -492,46 +532,44 @@ class Server:
         if self._on_new is not None and self._obey(conn, self._on_new(conn), "connection_new"):
             conn._close(DropReason.REFUSED)
 
-    def _read_turn(self, conn: Connection) -> bool:
-        """Read and call ``connection_recv`` until the socket is drained; True if the budget was spent before."""
-        fd, size = conn._fd, self.recv_size
+    def _read_turn(self, conn: Connection, data: bytes = b"", verdict: Verdict | None = None) -> bool:
+        """Read and call ``connection_recv`` until the socket is drained; True if the budget was spent before.
+
+        If ``data`` is given, it was read and an upcall was made for it already, which returned ``verdict``.
+        """
+        size = self.recv_size
         budget, started = self.turn_budget, 0.0
-        heard = False
-        while conn._state is State.OPEN and not conn._eof:
+        heard = bool(data)
+        while True:
+            if data:
+                heard = True
+                budget -= len(data)
+                if verdict is not None and self._obey(conn, verdict, "connection_recv", data):
+                    conn._close(DropReason.VERDICT)
+                    return False
+                if len(conn._stash) > self.max_postponed:
+                    raise _postponed_too_much(conn, self.max_postponed)
+            if conn._state is not _OPEN or conn._eof:
+                break
             if conn._fresh:
                 data = conn._take(len(conn._stash))
-            elif conn._readable:
+            elif not conn._readable:
+                break
+            elif budget <= 0 or (started and monotonic() - started > TURN_SECONDS):
+                break
+            else:
+                started = started or monotonic()
                 try:
-                    data = read(fd, size)
-                except BlockingIOError:
-                    conn._readable = conn._hangup = False
-                    break
+                    data = read(conn._fd, size)
                 except OSError as error:
-                    raise conn._lost(error) from error
-                count = len(data)
-                if count < size and not conn._hangup:
-                    conn._readable = False
-                if not count:
-                    conn._eof = True
+                    self._nothing_read(conn, error)
                     break
-                conn.bytes_received += count
-                budget -= count
+                if not conn._received(len(data), size):
+                    break
                 if conn._stash:
                     data = bytes(conn._stash) + data
                     conn._stash = b""
-            else:
-                break
-            heard = True
             verdict = self._on_recv(conn, data)
-            if verdict is not None and self._obey(conn, verdict, "connection_recv", data):
-                conn._close(DropReason.VERDICT)
-                return False
-            if len(conn._stash) > self.max_postponed:
-                raise _postponed_too_much(conn, self.max_postponed)
-            if conn._readable:
-                started = started or monotonic()
-                if budget <= 0 or monotonic() - started > TURN_SECONDS:
-                    break
         return self._finish_turn(conn, heard)
 
     def _framed_turn(self, conn: Connection) -> bool:
@@ -539,26 +577,23 @@ class Server:
         size, budget, started = self.recv_size, self.turn_budget, monotonic()
         decoder = conn._decoder
         heard = False
-        while conn._state is State.OPEN and not conn._eof:
+        while conn._state is _OPEN and not conn._eof:
             while (verdict := self._give_messages(conn, decoder)) == MESSAGES_PER_LOOK:
                 heard = True
                 if monotonic() - started > TURN_SECONDS:
                     return True
             heard = heard or verdict > 0
-            if conn._state is not State.OPEN or not conn._readable:
+            if conn._state is not _OPEN or not conn._readable:
                 break
             if budget <= 0 or monotonic() - started > TURN_SECONDS:
                 break
             try:
                 data = read(conn._fd, size)
-            except BlockingIOError:
-                conn._readable = conn._hangup = False
-                break
             except OSError as error:
-                raise conn._lost(error) from error
-            count = conn._received(len(data), size)
-            budget -= count
-            if count:
+                self._nothing_read(conn, error)
+                break
+            budget -= conn._received(len(data), size)
+            if data:
                 decoder.feed(data)
         return self._finish_turn(conn, heard)
 
@@ -580,16 +615,16 @@ class Server:
             verdict = on_recv(conn, message)
             if verdict is not None and self._obey(conn, verdict, "connection_recv", message):
                 conn._close(DropReason.VERDICT)
-            if conn._state is not State.OPEN:
+            if conn._state is not _OPEN:
                 return given + 1
         return MESSAGES_PER_LOOK
 
     def _finish_turn(self, conn: Connection, heard: bool) -> bool:
         """Make the upcalls at the end of a turn; True if there is more to read."""
-        if heard and self._on_finish is not None and conn._state is State.OPEN:
+        if heard and self._on_finish is not None and conn._state is _OPEN:
             if self._obey(conn, self._on_finish(conn), "connection_recv_finish"):
                 conn._close(DropReason.VERDICT)
-        if conn._eof and conn._state is State.OPEN:
+        if conn._eof and conn._state is _OPEN:
             self._peer_is_done(conn)
             return False
         return conn._readable or conn._fresh
@@ -600,7 +635,7 @@ class Server:
             return
         conn._stage = 2
         verdict = self.connection_eof(conn)
-        if verdict is OK or conn._state is not State.OPEN:
+        if verdict is OK or conn._state is not _OPEN:
             return
         if verdict is not None:
             self._obey(conn, verdict, "connection_eof")
@@ -625,7 +660,7 @@ class Server:
                 raise _postponed_too_much(conn, self.max_postponed)
         else:
             conn._stash = data + conn._stash
-            conn._fresh = False
+            conn._fresh = conn._plain = False
         return False
 
     # -- the end of a connection
@@ -654,7 +689,7 @@ class Server:
         self._dropped[reason.name] += 1
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
-        if conn._state is State.CLOSED:
+        if conn._state is _CLOSED:
             self._one_less()
 
     def _tell(self, upcall: Callable[..., Any], *arguments: Any) -> None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from gevent.monkey import get_original
 
 __all__ = [
+    "EVENT_DATA",
     "EVENT_HANGUP",
     "EVENT_READ",
     "EVENT_WRITE",
@@ -49,6 +50,8 @@ close = os.close
 #: Every connection is registered once for these, edge-triggered.
 INTEREST: int = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 EVENT_READ: int = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+#: What is told of a connection on which data came: it can be read, and written as ever.
+EVENT_DATA: int = select.EPOLLIN | select.EPOLLOUT
 EVENT_WRITE: int = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 EVENT_HANGUP: int = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 

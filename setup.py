@@ -1,0 +1,5 @@
+"""Build file; everything static is in pyproject.toml."""
+
+from setuptools import setup
+
+setup()

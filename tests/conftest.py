@@ -1,0 +1,123 @@
+"""What every test gets: the leak check, and helpers to serve and to wait."""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gc
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from greenlet import greenlet
+
+from greensock import Server
+from greensock.poller import get_poller
+
+#: Seconds that a condition may take to come true.
+PATIENCE = 10.0
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """Return the condition's value as soon as it is true; fail the test if that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds} s in vain")
+        gevent.sleep(0.001)
+    return value
+
+
+def descriptors() -> dict[str, str]:
+    """Return the open descriptors and what each is."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            pass  # the directory's own
+    return found
+
+
+def greenlets() -> list[greenlet]:
+    """Return the greenlets that could still run."""
+    gc.collect()
+    return [found for found in gc.get_objects() if isinstance(found, greenlet) and not found.dead]
+
+
+@pytest.fixture(autouse=True)
+def no_leak() -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a greenlet or an endpoint behind."""
+    poller = get_poller()
+    gevent.sleep(0)
+    before, green_before = descriptors(), {id(found) for found in greenlets()}
+    yield
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        gc.collect()
+        gevent.sleep(0.005)
+        leaked = {fd: what for fd, what in descriptors().items() if before.get(fd) != what}
+        green = [found for found in greenlets() if id(found) not in green_before]
+        if not leaked and not green and not poller.endpoints and not poller.crews:
+            return
+    pytest.fail(f"left behind: {leaked} {green} {poller.endpoints} {poller.crews}")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Any]]:
+    """Start servers on port 0 of the loopback: ``serve(Class, **options)``; they are stopped after the test."""
+    servers: list[Server] = []
+
+    def start(kind: type[Server], listener: Any = ("127.0.0.1", 0), **options: Any) -> Server:
+        options.setdefault("stop_timeout", 0.2)
+        server = kind(listener, **options)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop(0.05)
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[..., socket.socket]]:
+    """Connect to a server: ``connect(server)`` gives a (cooperative) socket, closed after the test."""
+    sockets: list[socket.socket] = []
+
+    def make(server: Any) -> socket.socket:
+        address = server.address
+        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock = socket.socket(family)
+        sock.settimeout(PATIENCE)
+        sockets.append(sock)
+        sock.connect(address)
+        return sock
+
+    yield make
+    for sock in sockets:
+        sock.close()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read until the end of input."""
+    pieces = []
+    while piece := sock.recv(65536):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def read_exactly(sock: socket.socket, count: int) -> bytes:
+    """Read exactly that many bytes."""
+    data = b""
+    while len(data) < count:
+        piece = sock.recv(count - len(data))
+        assert piece, f"the input ended after {len(data)} of {count} bytes"
+        data += piece
+    return data
