@@ -144,6 +144,11 @@ class Poller:
             if not self.endpoints:
                 self._watcher.stop()
 
+    def discard_crew(self, crew: Workers) -> None:
+        """Forget the workers of a server that has stopped."""
+        if crew in self.crews:
+            self.crews.remove(crew)
+
     def close(self) -> None:
         """Give up the epoll set and the watchers."""
         self._watcher.stop()

@@ -19,6 +19,7 @@ import socket as _socket
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from time import monotonic
 from types import MappingProxyType, TracebackType
@@ -272,9 +273,7 @@ class Server:
             self._changed.wait(min(left, 0.1))
         if self._alive > self._own():
             log.error("%d upcalls did not end when they were killed", self._alive - self._own())
-        poller.call_soon(crew.dismiss)
-        if crew in poller.crews and not self._own():
-            poller.call_soon(lambda: crew in poller.crews and poller.crews.remove(crew))
+        poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
         self._stopped.set()
 
     def serve_forever(self) -> None:
@@ -383,9 +382,7 @@ class Server:
                 conn._close(DropReason.STOPPED)
 
     def _kill_workers(self) -> None:
-        me = getcurrent()
         self._crew.kill(GreenletExit("the server was aborted"))
-        assert me is self._poller.hub
 
     def _own(self) -> int:
         """1 if this is called in one of our own upcalls, whose connection cannot end before."""

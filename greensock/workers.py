@@ -42,13 +42,14 @@ class Workers:
     ``turn`` is called with each item; it must not raise. ``limit`` bounds the greenlets, None for no bound.
     """
 
-    __slots__ = ("_all", "_hub", "_limit", "_max_parked", "_parked", "_turn", "ready")
+    __slots__ = ("_all", "_ended", "_hub", "_limit", "_max_parked", "_parked", "_turn", "ready")
 
     def __init__(self, hub: Hub, turn: Callable[[Any], None], limit: int | None) -> None:
         self._hub = hub
         self._turn = turn
         self._limit = limit
         self._max_parked = MAX_PARKED
+        self._ended: Callable[[], None] | None = None
         self._all: set[greenlet] = set()
         self._parked: list[greenlet] = []
         #: What waits for a turn.
@@ -82,11 +83,14 @@ class Workers:
             else:
                 return
 
-    def dismiss(self) -> None:
-        """Let the parked workers end, now, and the others as soon as they would park. Call it in the hub."""
+    def dismiss(self, ended: Callable[[], None]) -> None:
+        """Let the parked workers end now, and the others instead of parking; then call ``ended``. Call it in the hub."""
         self._max_parked = 0
         while self._parked:
             self._parked.pop().switch(_END)
+        self._ended = ended
+        if not self._all:
+            ended()
 
     def kill(self, error: BaseException) -> None:
         """Throw ``error`` into every worker that is blocked in an upcall. Call it in the hub."""
@@ -110,6 +114,8 @@ class Workers:
                     return
         finally:
             self._all.discard(me)
+            if self._ended is not None and not self._all:
+                self._ended()
 
     def _park(self, me: greenlet) -> object:
         self._parked.append(me)

@@ -15,7 +15,7 @@ from typing import Any
 
 import gevent
 import pytest
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
 from greensock import Server
 from greensock.poller import get_poller
@@ -45,10 +45,18 @@ def descriptors() -> dict[str, str]:
     return found
 
 
+def root(found: greenlet | None) -> greenlet | None:
+    """Return the main greenlet of the greenlet's thread."""
+    while found is not None and found.parent is not None:
+        found = found.parent
+    return found
+
+
 def greenlets() -> list[greenlet]:
-    """Return the greenlets that could still run."""
+    """Return the greenlets of this thread that could still run."""
     gc.collect()
-    return [found for found in gc.get_objects() if isinstance(found, greenlet) and not found.dead]
+    mine = root(getcurrent())
+    return [found for found in gc.get_objects() if isinstance(found, greenlet) and not found.dead and root(found) is mine]
 
 
 @pytest.fixture(autouse=True)

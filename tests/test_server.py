@@ -1,0 +1,945 @@
+"""The upcalls, verdicts and life of a server, over real sockets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
+
+import gevent
+import pytest
+from conftest import PATIENCE, read_all, read_exactly, wait_until
+
+from greensock import (
+    DROP,
+    OK,
+    POSTPONE,
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    DropReason,
+    FixedSize,
+    IncompleteMessage,
+    Lines,
+    MessageTooLong,
+    Server,
+)
+
+
+class Recorder(Server):
+    """Writes down every upcall."""
+
+    def __init__(self, *args, **options):
+        self.calls = []
+        super().__init__(*args, **options)
+
+    def connection_new(self, conn):
+        self.calls.append(("new", conn))
+
+    def connection_recv(self, conn, data):
+        self.calls.append(("recv", data))
+
+    def connection_recv_finish(self, conn):
+        self.calls.append(("finish", conn))
+
+    def connection_error(self, conn, exc):
+        self.calls.append(("error", exc))
+
+    def connection_drop(self, conn):
+        self.calls.append(("drop", conn.drop_reason))
+
+    def names(self):
+        return [name for name, _ in self.calls]
+
+    def drops(self):
+        return [what for name, what in self.calls if name == "drop"]
+
+    def errors(self):
+        return [what for name, what in self.calls if name == "error"]
+
+    def received(self):
+        return b"".join(what for name, what in self.calls if name == "recv")
+
+
+class Echo(Recorder):
+    def connection_recv(self, conn, data):
+        super().connection_recv(conn, data)
+        conn.send(data)
+
+
+def reset(sock):
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def test_echo_and_order_of_upcalls(serve, connect):
+    server = serve(Echo)
+    sock = connect(server)
+    sock.sendall(b"hello")
+    assert read_exactly(sock, 5) == b"hello"
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == b""
+    wait_until(server.drops)
+    assert server.names() == ["new", "recv", "finish", "drop"]
+    assert server.drops() == [DropReason.PEER_CLOSED]
+    statistics = server.statistics()
+    assert (statistics.accepted, statistics.active, statistics.bytes_received, statistics.bytes_sent) == (1, 0, 5, 5)
+    assert dict(statistics.dropped) == {"PEER_CLOSED": 1}
+
+
+@pytest.mark.parametrize("listener", ["127.0.0.1:0", ("localhost", 0), ("::1", 0), "[::1]:0", 0, "unix"])
+def test_every_form_of_listener(serve, connect, tmp_path, listener):
+    path = str(tmp_path / "socket")
+    server = serve(Echo, path if listener == "unix" else listener)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    assert (server.server_port is None) == (listener == "unix")
+    server.stop()
+    assert not os.path.exists(path)
+
+
+def test_bound_socket_is_taken_over(serve, connect):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    server = serve(Echo, listener)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    server.stop()
+    assert listener.fileno() == -1
+
+
+def test_connection_new_may_send_and_read(serve, connect):
+    class Greeter(Recorder):
+        def connection_new(self, conn):
+            conn.send(b"name? ")
+            conn.name = conn.read_line()
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            conn.send([conn.name, b": ", data])
+
+    server = serve(Greeter)
+    sock = connect(server)
+    sock.sendall(b"bob\r\nfirst")  # what follows the line must not be lost
+    assert read_exactly(sock, 6 + 10) == b"name? bob: first"
+    assert server.received() == b"first"
+
+
+def test_drop_in_connection_new(serve, connect):
+    class Refuser(Recorder):
+        def connection_new(self, conn):
+            super().connection_new(conn)
+            return DROP
+
+    server = serve(Refuser)
+    assert read_all(connect(server)) == b""
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.REFUSED]
+    assert "recv" not in server.names()
+
+
+def test_drop_after_an_answer_with_unread_input(serve, connect):
+    """Rule 10: closing with unread input must not destroy the answer."""
+
+    class Dropper(Recorder):
+        recv_size = 10
+
+        def connection_recv(self, conn, data):
+            conn.send(b"answer")
+            return DROP
+
+    server = serve(Dropper)
+    for _ in range(20):
+        sock = connect(server)
+        sock.sendall(b"x" * 100_000)
+        assert read_all(sock) == b"answer"
+        sock.close()
+    wait_until(lambda: len(server.drops()) == 20)
+    assert set(server.drops()) == {DropReason.VERDICT}
+
+
+def test_postpone_gives_the_bytes_back_in_front(serve, connect):
+    class Whole(Recorder):
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if not data.endswith(b"\n"):
+                return POSTPONE
+            conn.send(data.upper())
+            return OK
+
+    server = serve(Whole)
+    sock = connect(server)
+    for piece in (b"ab", b"cd", b"e\n"):
+        count = len(server.calls)
+        sock.sendall(piece)
+        wait_until(lambda count=count: len(server.calls) > count)
+    assert read_exactly(sock, 6) == b"ABCDE\n"
+    assert [what for name, what in server.calls if name == "recv"] == [b"ab", b"abcd", b"abcde\n"]
+    sock.sendall(b"f\n")
+    assert read_exactly(sock, 2) == b"F\n"
+
+
+def test_unread_tail_comes_back_with_the_next_data(serve, connect):
+    class Lined(Recorder):
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            *lines, rest = data.split(b"\n")
+            for line in lines:
+                conn.send(b"<%s>" % line)
+            conn.unread(rest)
+
+    server = serve(Lined)
+    sock = connect(server)
+    sock.sendall(b"one\ntw")
+    assert read_exactly(sock, 5) == b"<one>"
+    sock.sendall(b"o\n")
+    assert read_exactly(sock, 5) == b"<two>"
+    assert [what for name, what in server.calls if name == "recv"] == [b"one\ntw", b"two\n"]
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_max_postponed(serve, connect, extra):
+    class Never(Recorder):
+        max_postponed = 1000
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            return POSTPONE
+
+    server = serve(Never)
+    sock = connect(server)
+    sock.sendall(b"x" * (1000 + extra))
+    wait_until(lambda: server.calls and sum(len(w) for n, w in server.calls if n == "recv") >= 1000)
+    if extra:
+        wait_until(server.drops)
+        assert server.drops() == [DropReason.TOO_LONG]
+        (error,) = server.errors()
+        assert isinstance(error, MessageTooLong)
+        assert (error.limit, error.value, error.connection is not None) == ("max_postponed", 1000, True)
+    else:
+        sock.shutdown(socket.SHUT_WR)
+        wait_until(server.drops)
+        assert server.drops() == [DropReason.INCOMPLETE]
+
+
+def test_framer_gives_whole_messages(serve, connect):
+    class Lined(Recorder):
+        framer = Lines(max_size=100)
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            conn.send(data[::-1] + b"\n")
+
+    server = serve(Lined)
+    sock = connect(server)
+    for byte in b"abc\r\n":
+        sock.sendall(bytes([byte]))
+    sock.sendall(b"def\nghi\n" + b"j\n" * 100)
+    assert read_exactly(sock, 12 + 200) == b"cba\nfed\nihg\n" + b"j\n" * 100
+    assert server.statistics().messages == 103
+
+
+def test_framer_limit_and_incomplete_end(serve, connect):
+    server = serve(Recorder, framer=Lines(max_size=10))
+    sock = connect(server)
+    sock.sendall(b"fits\n" + b"x" * 12)
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.TOO_LONG]
+    assert server.received() == b"fits"
+    sock = connect(server)
+    sock.sendall(b"half")
+    sock.shutdown(socket.SHUT_WR)
+    wait_until(lambda: len(server.drops()) == 2)
+    assert server.drops()[1] is DropReason.INCOMPLETE
+    assert isinstance(server.errors()[1], IncompleteMessage)
+
+
+def test_raw_read_inside_a_framed_stream(serve, connect):
+    class HeadAndBody(Recorder):
+        framer = Lines()
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if data.startswith(b"body "):
+                conn.send(b"[%s]" % conn.read_exactly(int(data[5:])))
+
+    server = serve(HeadAndBody)
+    sock = connect(server)
+    sock.sendall(b"body 4\n\n\n\n\nnext\nbody 2\n")
+    sock.sendall(b"zz")
+    assert read_exactly(sock, 6 + 4) == b"[\n\n\n\n][zz]"
+    assert [what for name, what in server.calls if name == "recv"] == [b"body 4", b"next", b"body 2"]
+
+
+def test_half_close_kept_open_by_ok(serve, connect):
+    class Late(Recorder):
+        def connection_eof(self, conn):
+            gevent.spawn(self.answer, conn)
+            return OK
+
+        def answer(self, conn):
+            conn.send(b"late answer")
+            conn.close()
+
+    server = serve(Late)
+    sock = connect(server)
+    sock.sendall(b"question")
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == b"late answer"
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.CLOSED]
+    assert server.received() == b"question"
+
+
+def test_eof_default_and_none_close(serve, connect):
+    class Silent(Recorder):
+        def connection_eof(self, conn):
+            self.calls.append(("eof", conn))
+
+    server = serve(Silent)
+    sock = connect(server)
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == b""
+    wait_until(server.drops)
+    assert server.names() == ["new", "eof", "drop"]
+
+
+def test_reset_is_a_reason_and_no_traceback(serve, connect, caplog):
+    server = serve(Echo)
+    sock = connect(server)
+    wait_until(lambda: server.calls)
+    reset(sock)
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.LOST]
+    (error,) = server.errors()
+    assert isinstance(error, ConnectionLost)
+    assert isinstance(error.__cause__, ConnectionResetError)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_reset_while_an_upcall_is_blocked(serve, connect, caplog):
+    go = gevent.event.Event()
+
+    class Slow(Recorder):
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            go.wait()
+            conn.send(b"too late")
+            conn.send(b"too late")
+
+    server = serve(Slow)
+    sock = connect(server)
+    sock.sendall(b"x")
+    wait_until(server.received)
+    reset(sock)
+    gevent.sleep(0.01)
+    go.set()
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.LOST]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_an_upcall_that_raises_is_logged_once_and_dropped(serve, connect, caplog):
+    class Broken(Recorder):
+        def connection_recv(self, conn, data):
+            raise RuntimeError("my fault")
+
+    server = serve(Broken)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_all(sock) == b""
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.ERROR]
+    assert [str(error) for error in server.errors()] == ["my fault"]
+    assert server.statistics().errors == 1
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+@pytest.mark.parametrize("upcall", ["connection_new", "connection_drop", "connection_error", "connection_recv_finish"])
+def test_any_upcall_that_raises_leaves_the_server_alive(serve, connect, caplog, upcall):
+    server = Echo(("127.0.0.1", 0))
+
+    def broken(*args):
+        raise RuntimeError(upcall)
+
+    setattr(server, upcall, broken)
+    with server:
+        for _ in range(3):
+            sock = connect(server)
+            sock.sendall(b"x")
+            if upcall == "connection_error":
+                reset(sock)
+            else:
+                sock.shutdown(socket.SHUT_WR)
+                read_all(sock)
+        wait_until(lambda: server.statistics().active == 0)
+        assert server.statistics().accepted == 3
+    if upcall != "connection_error":
+        assert server.statistics().errors == 3
+
+
+def test_a_wrong_verdict_is_told(serve, connect, caplog):
+    class Wrong(Recorder):
+        def connection_recv(self, conn, data):
+            return 5
+
+    server = serve(Wrong)
+    sock = connect(server)
+    sock.sendall(b"x")
+    wait_until(server.drops)
+    (error,) = server.errors()
+    assert "connection_recv returned 5: OK, None, POSTPONE or DROP expected" in str(error)
+
+
+def test_gevent_timeout_in_an_upcall_leaves_the_connection_usable(serve, connect):
+    class Patient(Recorder):
+        def connection_recv(self, conn, data):
+            with gevent.Timeout(0.01, False):
+                conn.recv()
+            conn.send(b"still here")
+
+    server = serve(Patient)
+    sock = connect(server)
+    for _ in range(3):
+        sock.sendall(b"x")
+        assert read_exactly(sock, 10) == b"still here"
+
+
+def test_an_upcall_killed_by_gevent_is_dropped(serve, connect, caplog):
+    class Victim(Recorder):
+        def connection_recv(self, conn, data):
+            self.greenlet = gevent.getcurrent()
+            gevent.sleep(PATIENCE)
+
+    server = serve(Victim)
+    sock = connect(server)
+    sock.sendall(b"x")
+    wait_until(lambda: hasattr(server, "greenlet"))
+    gevent.kill(server.greenlet)
+    assert read_all(sock) == b""
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.ERROR]
+    sock = connect(server)  # the worker is still fit for work
+    wait_until(lambda: server.names().count("new") == 2)
+
+
+def test_idle_timeout(serve, connect):
+    server = serve(Echo, idle_timeout=0.1)
+    silent, busy = connect(server), connect(server)
+    for _ in range(10):
+        busy.sendall(b"x")
+        assert read_exactly(busy, 1) == b"x"
+        gevent.sleep(0.03)
+    assert read_all(silent) == b""
+    wait_until(lambda: len(server.drops()) == 1)
+    assert server.drops() == [DropReason.IDLE_TIMEOUT]
+    assert read_all(busy) == b""
+
+
+def test_recv_timeout_in_handle_is_a_reason(serve, connect, caplog):
+    class Blocking(Recorder):
+        recv_timeout = 0.05
+
+        def handle(self, conn):
+            conn.recv()
+
+    server = serve(Blocking)
+    sock = connect(server)
+    assert read_all(sock) == b""
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.RECV_TIMEOUT]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_send_timeout_and_bounded_memory(serve, connect, caplog):
+    class Talker(Recorder):
+        send_timeout = 0.1
+        linger_timeout = 0.1
+
+        def connection_new(self, conn):
+            super().connection_new(conn)
+            while True:
+                conn.send(b"x" * 65536)
+                assert conn.statistics().bytes_queued <= 65536
+
+    server = serve(Talker)
+    sock = connect(server)
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.SEND_TIMEOUT]
+    assert not [record for record in caplog.records if record.exc_info]
+    sock.close()
+
+
+def test_blocking_style(serve, connect):
+    class Blocking(Recorder):
+        def handle(self, conn):
+            for line in conn:
+                conn.send(line.upper() + b"\n")
+
+    server = serve(Blocking)
+    socks = [connect(server) for _ in range(10)]
+    for sock in socks:
+        sock.sendall(b"one\r\ntwo\n")
+    for sock in socks:
+        assert read_exactly(sock, 8) == b"ONE\nTWO\n"
+        sock.close()
+    wait_until(lambda: len(server.drops()) == 10)
+    assert set(server.drops()) == {DropReason.PEER_CLOSED}
+    assert server.names().count("new") == 10
+
+
+def test_max_connections_leaves_the_rest_in_the_backlog(serve, connect):
+    server = serve(Echo, max_connections=2)
+    socks = [connect(server) for _ in range(4)]
+    for sock in socks:
+        sock.sendall(b"x")
+    assert read_exactly(socks[0], 1) == read_exactly(socks[1], 1) == b"x"
+    gevent.sleep(0.02)
+    assert server.statistics().accepted == 2
+    socks[0].close()
+    assert read_exactly(socks[2], 1) == b"x"
+    socks[1].close()
+    assert read_exactly(socks[3], 1) == b"x"
+
+
+def test_max_workers_queues_turns_but_still_wakes_downcalls(serve, connect):
+    """Rule 6: when all workers are blocked the ready queue waits, and downcalls still wake."""
+
+    class Two(Recorder):
+        max_workers = 2
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if data == b"block":
+                conn.send(conn.recv())
+            else:
+                conn.send(data)
+
+    server = serve(Two)
+    first, second, third = connect(server), connect(server), connect(server)
+    first.sendall(b"block")
+    second.sendall(b"block")
+    wait_until(lambda: server.received() == b"blockblock")
+    third.sendall(b"third")
+    gevent.sleep(0.02)
+    assert b"third" not in server.received()
+    first.sendall(b"wake")
+    assert read_exactly(first, 4) == b"wake"
+    assert read_exactly(third, 5) == b"third"
+    assert server.statistics().workers == 2
+    second.sendall(b"wake")
+    assert read_exactly(second, 4) == b"wake"
+
+
+def test_one_worker_serves_a_batch(serve, connect):
+    server = serve(Echo)
+    socks = [connect(server) for _ in range(50)]
+    for _ in range(3):
+        for sock in socks:
+            sock.sendall(b"x")
+        for sock in socks:
+            read_exactly(sock, 1)
+    assert server.statistics().workers == 1
+
+
+def test_upcalls_of_one_connection_never_overlap(serve, connect):
+    """Rule 4: an event for a busy connection only sets flags."""
+
+    class Slow(Recorder):
+        inside = 0
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            self.inside += 1
+            assert self.inside == 1
+            gevent.sleep(0.005)
+            self.inside -= 1
+
+    server = serve(Slow)
+    sock = connect(server)
+    for _ in range(20):
+        sock.sendall(b"x" * 10)
+        gevent.sleep(0.001)
+    wait_until(lambda: len(server.received()) == 200)
+    assert server.statistics().errors == 0
+
+
+def test_a_flood_does_not_starve_a_whisper_nor_timers(serve, connect):
+    """Rule 5: a turn has a budget, and what is left over goes through the loop."""
+
+    class Sink(Recorder):
+        turn_budget = 65536
+
+        def connection_recv(self, conn, data):
+            if len(data) < 10:
+                conn.send(data)
+
+    server = serve(Sink)
+    flood, whisper = connect(server), connect(server)
+    flooding = gevent.spawn(lambda: [flood.sendall(b"x" * 1_000_000) for _ in range(200)])
+    slowest = 0.0
+    for _ in range(20):
+        before = gevent.get_hub().loop.update_now() or gevent.get_hub().loop.now()
+        whisper.sendall(b"hi")
+        read_exactly(whisper, 2)
+        gevent.get_hub().loop.update_now()
+        slowest = max(slowest, gevent.get_hub().loop.now() - before)
+    flooding.kill()
+    assert slowest < 0.5
+
+
+def test_a_flooding_turn_ends_after_its_budget(serve, connect):
+    turns = []
+
+    class Sink(Recorder):
+        recv_size = 1000
+        turn_budget = 5000
+
+        def connection_recv(self, conn, data):
+            turns[-1].append(len(data))
+
+        def connection_recv_finish(self, conn):
+            turns.append([])
+
+    turns.append([])
+    server = serve(Sink)
+    sock = connect(server)
+    server.stop_accepting()
+    sock.sendall(b"x" * 60_000)
+    wait_until(lambda: sum(map(sum, turns)) == 60_000)
+    assert max(map(sum, turns)) <= 5000
+
+
+def test_context_variables_are_fresh_in_every_turn(serve, connect):
+    import contextvars
+
+    variable = contextvars.ContextVar("variable", default=0)
+
+    class Counter(Recorder):
+        def connection_recv(self, conn, data):
+            conn.send(b"%d" % variable.get())
+            variable.set(variable.get() + 1)
+
+    server = serve(Counter)
+    sock = connect(server)
+    for _ in range(3):
+        sock.sendall(b"x")
+        assert read_exactly(sock, 1) == b"0"
+
+
+def test_adopt(serve):
+    server = serve(Echo)
+    ours, theirs = socket.socketpair()
+    conn = server.adopt(theirs)
+    assert theirs.fileno() == -1
+    ours.sendall(b"x")
+    assert read_exactly(ours, 1) == b"x"
+    assert conn in server.connections
+    ours.close()
+    wait_until(server.drops)
+    with pytest.raises(ValueError, match="connected"), socket.socket() as sock:
+        server.adopt(sock)
+
+
+def test_connection_class_and_attributes(serve, connect):
+    class Mine(Connection):
+        __slots__ = ("seen",)
+
+    class Own(Recorder):
+        connection_class = Mine
+
+        def connection_new(self, conn):
+            conn.seen = 0
+            conn.anything = "goes"
+
+        def connection_recv(self, conn, data):
+            conn.seen += 1
+            conn.send(b"%d%s" % (conn.seen, conn.anything.encode()))
+
+    server = serve(Own)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 5) == b"1goes"
+
+
+def test_drain_closes_idle_and_waits_for_the_busy(serve, connect):
+    go = gevent.event.Event()
+
+    class Slow(Recorder):
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            go.wait()
+            conn.send(b"done")
+
+    server = serve(Slow)
+    idle, busy = connect(server), connect(server)
+    busy.sendall(b"x")
+    wait_until(server.received)
+    assert server.drain(0.05) is False
+    assert read_all(idle) == b""
+    with pytest.raises(ConnectionRefusedError):
+        connect(server)
+    go.set()
+    draining = gevent.spawn(server.drain, PATIENCE)
+    assert read_all(busy) == b"done"
+    assert draining.get() is True
+    assert server.drops() == [DropReason.STOPPED, DropReason.STOPPED]
+
+
+def test_stop_ends_upcalls_that_block_anywhere(serve, connect, caplog):
+    class Stuck(Recorder):
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if data == b"recv":
+                conn.recv()
+            else:
+                gevent.sleep(PATIENCE)
+
+    server = serve(Stuck)
+    first, second = connect(server), connect(server)
+    first.sendall(b"recv")
+    second.sendall(b"sleep")
+    wait_until(lambda: len(server.received()) == 9)
+    server.stop(0.01)
+    assert not server.started
+    assert server.drops() == [DropReason.STOPPED, DropReason.STOPPED]
+    assert server.statistics().active == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_stop_from_inside_an_upcall(serve, connect):
+    class Quitter(Recorder):
+        def connection_recv(self, conn, data):
+            self.stop(0.01)
+            self.calls.append(("stopped", None))
+
+    server = serve(Quitter)
+    sock = connect(server)
+    sock.sendall(b"x")
+    wait_until(server.drops)
+    assert server.names() == ["new", "stopped", "drop"]
+
+
+def test_stop_under_load_drops_each_connection_exactly_once(serve, connect):
+    class Busy(Recorder):
+        def connection_recv(self, conn, data):
+            conn.send(data)
+            gevent.sleep(0)
+
+    server = serve(Busy)
+
+    def load():
+        while True:
+            try:
+                with socket.create_connection(server.address, timeout=PATIENCE) as sock:
+                    for _ in range(3):
+                        sock.sendall(b"x")
+                        if not sock.recv(1):
+                            return
+            except ConnectionError:
+                return
+
+    clients = [gevent.spawn(load) for _ in range(50)]
+    wait_until(lambda: server.statistics().accepted > 500)
+    server.stop(0.05)
+    gevent.joinall(clients, timeout=PATIENCE, raise_error=True)
+    assert all(client.dead for client in clients)
+    assert server.names().count("new") == server.names().count("drop")
+    assert len({id(what) for name, what in server.calls if name == "new"}) <= server.names().count("new")
+    assert server.statistics().active == 0
+
+
+def test_start_again_after_stop(serve, connect):
+    server = serve(Echo)
+    server.stop()
+    server.start()
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+
+
+def test_stop_accepting_and_start_accepting(serve, connect):
+    server = serve(Echo)
+    server.stop_accepting()
+    sock = connect(server)
+    sock.sendall(b"x")
+    gevent.sleep(0.02)
+    assert server.statistics().accepted == 0
+    server.start_accepting()
+    assert read_exactly(sock, 1) == b"x"
+
+
+def test_ten_thousand_connections_opened_and_reset_at_once(serve):
+    server = serve(Echo)
+    for _ in range(20):
+        socks = [socket.create_connection(server.address) for _ in range(500)]
+        for sock in socks:
+            reset(sock)
+    wait_until(lambda: server.statistics().active == 0 and server.statistics().accepted >= 9_000, 30)
+    gevent.sleep(0.05)
+    assert server.names().count("new") == server.names().count("drop") == server.statistics().accepted
+
+
+def test_reused_descriptor_while_the_upcall_is_blocked_under_load(serve):
+    """Rule 3: a client goes away, and its descriptor is reused, while its upcall is blocked."""
+
+    class Slow(Recorder):
+        def connection_recv(self, conn, data):
+            conn.mine = data
+            gevent.sleep(0.001)
+            try:
+                conn.send(conn.mine)
+            except (ConnectionLost, ConnectionClosed):
+                return DROP
+
+    server = serve(Slow)
+
+    def client(number):
+        for turn in range(20):
+            with socket.create_connection(server.address, timeout=PATIENCE) as sock:
+                text = b"%d/%d" % (number, turn)
+                sock.sendall(text)
+                if (number + turn) % 3 == 0:
+                    reset(sock)
+                else:
+                    assert read_exactly(sock, len(text)) == text
+
+    clients = [gevent.spawn(client, number) for number in range(40)]
+    gevent.joinall(clients, raise_error=True)
+    wait_until(lambda: server.statistics().active == 0)
+    assert server.names().count("new") == server.names().count("drop")
+    assert server.statistics().errors == 0
+
+
+EXHAUSTED = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os, resource, socket, sys, time
+from greensock import Server
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+class Echo(Server):
+    def connection_recv(self, conn, data):
+        conn.send(data)
+server = Echo(("127.0.0.1", 0)); server.start()
+clients = [socket.socket() for _ in range(20)]
+taken = []
+try:
+    while True:
+        taken.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+for _ in range(3):
+    os.close(taken.pop())
+for client in clients:
+    client.connect(server.address)
+before = time.process_time()
+gevent.sleep(1)
+used = time.process_time() - before
+assert server.statistics().accept_pauses > 1, server.statistics()
+assert used < 0.2, used
+for fd in taken:
+    os.close(fd)
+for client in clients:
+    client.settimeout(10)
+    client.sendall(b"x")
+    assert client.recv(1) == b"x"
+assert server.statistics().accepted == 20
+print("recovered", file=sys.stderr)
+"""
+
+
+def test_descriptors_used_up_and_back():
+    """Rule 11: no spinning, nothing lost, and it recovers by itself; one line in the log."""
+    done = subprocess.run([sys.executable, "-c", EXHAUSTED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "recovered" in done.stderr
+    assert done.stderr.count("cannot accept") == 1, done.stderr
+
+
+SIGNALLED = """
+from gevent import monkey; monkey.patch_all()
+import gevent, sys
+from greensock import Server
+class Slow(Server):
+    stop_timeout = float(sys.argv[1])
+    def connection_recv(self, conn, data):
+        print("upcall", flush=True)
+        gevent.sleep(60)
+server = Slow(("127.0.0.1", 0)); server.start()
+print(server.server_port, flush=True)
+server.serve_forever()
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("stop_timeout", "signals"), [("0.1", 1), ("60", 2)])
+def test_signals_drain_then_stop_and_a_second_aborts(stop_timeout, signals):
+    import signal
+
+    with subprocess.Popen([sys.executable, "-c", SIGNALLED, stop_timeout], stdout=subprocess.PIPE, text=True) as process:
+        port = int(process.stdout.readline())
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            sock.sendall(b"x")
+            assert process.stdout.readline() == "upcall\n"
+            process.send_signal(signal.SIGTERM)
+            if signals == 2:
+                # The listener is closed before the draining begins: then the second signal is a second one.
+                wait_until(lambda: not listens(port))
+                process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == "stopped\n"
+        assert process.wait(PATIENCE) == 0
+
+
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_idle_connection_holds_no_greenlet(serve, connect):
+    from conftest import greenlets
+
+    server = serve(Echo)
+    first = connect(server)
+    first.sendall(b"x")
+    read_exactly(first, 1)
+    before = len(greenlets())
+    socks = [connect(server) for _ in range(100)]
+    for sock in socks:
+        sock.sendall(b"x")
+    for sock in socks:
+        read_exactly(sock, 1)
+    assert len(greenlets()) == before
+
+
+def test_fixed_size_framer_flood(serve, connect):
+    server = serve(Recorder, framer=FixedSize(64))
+    sock = connect(server)
+    messages = [bytes([number % 256]) * 64 for number in range(5000)]
+    sock.sendall(b"".join(messages))
+    wait_until(lambda: server.statistics().messages == 5000)
+    assert [what for name, what in server.calls if name == "recv"] == messages
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"backlog": 0}, "backlog=0: a whole number of at least 1 expected"),
+        ({"idle_timeout": -1}, "idle_timeout=-1"),
+        ({"framer": "lines"}, "framer='lines'"),
+        ({"max_workers": True}, "max_workers=True"),
+    ],
+)
+def test_bad_options(options, text):
+    with pytest.raises(ValueError, match=text):
+        Server(("127.0.0.1", 0), **options)
+    with pytest.raises(TypeError, match="unknown option 'bcklog'"):
+        Server(("127.0.0.1", 0), bcklog=5)
