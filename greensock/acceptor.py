@@ -6,10 +6,11 @@ each connection to the server; while ``max_connections`` are alive it waits, and
 What accept() may fail with, and what is done (accept(2); libev's and libuv's documents tell of the same choices):
 
 - EAGAIN: nothing is there; wait.
-- ECONNABORTED, EINTR, EPROTO and the network errors that Linux passes on from the new socket: that connection is gone; go on.
-- EMFILE, ENFILE, ENOBUFS, ENOMEM: pause, with back-off, and leave the connections in the backlog, where nothing is lost.
-  A reserve descriptor is given up for the while, so that the rest of the program has one left to log or to answer with;
-  that it can be had back is the sign that descriptors have come back. One log line in ten seconds.
+- ECONNABORTED, EINTR, EPROTO and the network errors that Linux passes on from the new socket: that connection is gone;
+  go on.
+- EMFILE, ENFILE, ENOBUFS, ENOMEM: pause, with back-off, and leave the connections in the backlog, where nothing is
+  lost. A reserve descriptor is given up for the while, so that the rest of the program has one left to log or to
+  answer with; that it can be had back is the sign that descriptors have come back. One log line in ten seconds.
 - anything else is a bug or a listener that somebody closed: logged loudly, and accepting stops.
 """
 

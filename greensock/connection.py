@@ -1,6 +1,7 @@
 """One connection: its state and the downcalls, which block only the greenlet that calls them.
 
-A connection owns its descriptor from the moment it is made until it is CLOSED, the bytes that came and were not yet given
+A connection owns its descriptor from the moment it is made until it is CLOSED, the bytes that came and were not yet
+given
 out (``_stash``), and what waits to be sent (``_out``). Who may do what:
 
 - One greenlet at a time receives; a second one gets ``ConnectionBusy``.
@@ -37,7 +38,7 @@ from greensock.errors import (
     OperationTimeout,
     WouldBlock,
 )
-from greensock.outgoing import Buffer, Buffers, Fin, FileSegment, Outgoing, Pipe, as_views
+from greensock.outgoing import Buffer, Buffers, FileSegment, Fin, Outgoing, Pipe, as_views
 from greensock.poller import TIMED_OUT, Endpoint, Poller
 from greensock.stats import ConnectionStatistics
 from greensock.syscalls import borrow_socket, close, peer_has_hung_up, read, readv, reset_on_close, write
@@ -92,8 +93,8 @@ class Connection(Endpoint):
     Reading: ``b""`` (from ``recv``, ``read_exactly``) or None (from ``read_until``, ``read_line``) is the end of input;
     the end of input inside a message raises ``IncompleteMessage``.
 
-    Every call that blocks takes ``timeout`` in seconds for the whole call, None for none; left out, it is the connection's
-    ``recv_timeout`` or ``send_timeout``.
+    Every call that blocks takes ``timeout`` in seconds for the whole call, None for none; left out, it is the
+    connection's ``recv_timeout`` or ``send_timeout``.
 
     All downcalls raise
 
@@ -117,6 +118,7 @@ class Connection(Endpoint):
         "_fresh",
         "_idle_mark",
         "_idle_since",
+        "_kept",
         "_linger_due",
         "_linger_left",
         "_out",
@@ -165,7 +167,8 @@ class Connection(Endpoint):
         self._decoder: Any = None
         self._postponed = b""
         self._out: deque[Outgoing] | None = None
-        self._queued = 0
+        self._queued = 0  # bytes of all entries, and of those among them that send_nowait left
+        self._kept = 0
         self._read_deadline = inf
         self._linger_due = inf
         self._linger_left = 0
@@ -422,8 +425,8 @@ class Connection(Endpoint):
     def send(self, data: Buffer | Sequence[Buffer], close: bool = False, timeout: Timeout = INHERIT) -> None:
         """Send all of ``data``, a buffer or a list of buffers (gathered, never joined); block while the peer is slow.
 
-        Sends of several greenlets go out whole, in the order of the calls. ``close=True`` closes the connection once the
-        data is out, without blocking for that.
+        Sends of several greenlets go out whole, in the order of the calls. ``close=True`` closes the connection once
+        the data is out, without blocking for that.
 
         Raises:
             OperationTimeout: see there for what became of the data.
@@ -472,19 +475,22 @@ class Connection(Endpoint):
         if not size:
             return
         entry = Buffers(views, size)
-        if self._queued + size > self.max_send_queue:
-            text = f"{size} bytes, and {self._queued} wait already: at most max_send_queue={self.max_send_queue} allowed"
+        if self._kept + size > self.max_send_queue:
+            text = f"{size} bytes, and {self._kept} wait already: at most max_send_queue={self.max_send_queue} allowed"
             raise WouldBlock(text, self, "max_send_queue", self.max_send_queue)
         if self._clear:
             self._push(entry)
         if entry.left:
             entry.detach()
+            entry.kept = True
+            self._kept += entry.left
             self._submit(entry)
 
     def send_file(
         self, file: BinaryIO | int, offset: int = 0, count: int | None = None, *, timeout: Timeout = INHERIT
     ) -> int:
-        """Send ``count`` bytes (default: the rest) of a regular file from ``offset`` on, by sendfile, and return how many.
+        """Send ``count`` bytes (default: the rest) of a regular file from ``offset`` on, by sendfile, and return how
+        many.
 
         The file's position neither matters nor moves. It is fewer than ``count`` if the file is shorter. The file stays
         the caller's.
@@ -502,8 +508,9 @@ class Connection(Endpoint):
     def splice(self, other: Connection, count: int | None = None, *, timeout: Timeout = INHERIT) -> int:
         """Move what comes in here out to ``other``, in the kernel, until the end of input or ``count`` bytes.
 
-        Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole. Other sends on ``other`` wait
-        until it is over. A failure of either side raises as ``recv`` or ``send`` does on that side (``connection``).
+        Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole. Other sends on ``other``
+        wait until it is over. A failure of either side raises as ``recv`` or ``send`` does on that side
+        (``connection``).
         """
         self._hold_decoder()
         moved = 0
@@ -629,6 +636,8 @@ class Connection(Endpoint):
                 self._fail(error)
                 return
             self._queued -= before - entry.left
+            if entry.kept:
+                self._kept -= before - entry.left
             if self._linger_due != inf:
                 self._extend_linger()
             if entry.finished:
@@ -644,7 +653,7 @@ class Connection(Endpoint):
     def _sent_all(self) -> None:
         if not self._out:
             self._out = None
-            self._queued = 0
+            self._queued = self._kept = 0
             if self._state is _OPEN:
                 self._clear = self._writable and not self._fin
             elif self._state is _CLOSING:
@@ -673,6 +682,7 @@ class Connection(Endpoint):
         entry = Fin(self._shutdown)
         self._submit(entry)
         self._fin = True
+        self._clear = False
         self._await_sent(entry, timeout)
 
     def close(self) -> None:

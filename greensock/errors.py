@@ -113,9 +113,7 @@ class IncompleteMessage(GreensockError, EOFError):
 
     drop_reason = DropReason.INCOMPLETE
 
-    def __init__(
-        self, message: str, connection: Any = None, partial: bytes = b"", expected: int | None = None
-    ) -> None:
+    def __init__(self, message: str, connection: Any = None, partial: bytes = b"", expected: int | None = None) -> None:
         super().__init__(message, connection)
         self.partial = partial
         self.expected = expected
@@ -156,7 +154,8 @@ class OperationTimeout(GreensockError, TimeoutError):
     """A blocking call ran out of time; the connection stays usable.
 
     ``operation`` is the name of the call, ``seconds`` what it was given. After a ``send`` that timed out nothing
-    of the data was sent if ``sent`` is 0; otherwise the engine goes on sending the rest, so that the stream stays whole.
+    of the data was sent if ``sent`` is 0; otherwise the engine goes on sending the rest, so that the stream stays
+    whole.
     """
 
     def __init__(

@@ -118,9 +118,7 @@ class LengthPrefixed(Framer):
 
     __slots__ = ("byteorder", "width")
 
-    def __init__(
-        self, width: int = 4, byteorder: Literal["big", "little"] = "big", max_size: int = 1 << 20
-    ) -> None:
+    def __init__(self, width: int = 4, byteorder: Literal["big", "little"] = "big", max_size: int = 1 << 20) -> None:
         if width not in self.LARGEST:
             raise ValueError(f"width={width!r}: 1 to 8 bytes allowed")
         if byteorder not in ("big", "little"):

@@ -28,7 +28,7 @@ Buffer = bytes | bytearray | memoryview
 class Outgoing:
     """One send: ``left`` bytes still to go, ``sent`` bytes gone, and who waits for it."""
 
-    __slots__ = ("deadline", "left", "sent", "waiter", "withdrawn")
+    __slots__ = ("deadline", "kept", "left", "sent", "waiter", "withdrawn")
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -36,6 +36,7 @@ class Outgoing:
         self.waiter: Waiter | None = None
         self.deadline = inf
         self.withdrawn = False
+        self.kept = False  # by send_nowait
 
     @property
     def finished(self) -> bool:

@@ -1,8 +1,8 @@
 """The engine: one epoll set per hub, the wake-ups that come out of it, and the deadlines.
 
 The poller owns a private epoll set, nested in the hub's own loop (an epoll descriptor can itself be polled), one libev
-watcher on it, and one libev timer. Everything that waits for the network is an :class:`Endpoint` in that set, registered
-once, edge-triggered. For each event the poller
+watcher on it, and one libev timer. Everything that waits for the network is an :class:`Endpoint` in that set,
+registered once, edge-triggered. For each event the poller
 
 - wakes what waits on the endpoint (a greenlet blocked in a downcall, or the engine's own closing procedure),
 - or, if the endpoint is idle, puts it on the ready queue of its server, whose workers then give it a turn,
@@ -57,9 +57,10 @@ class Waiter(Protocol):
 class Endpoint:
     """What the engine knows of one registered descriptor.
 
-    ``_readable`` and ``_writable`` say that the last attempt did not find the socket empty or full. ``_hangup`` says that
-    the peer's FIN or an error was announced, so that a short read does not mean empty. ``_idle`` says that an event must
-    put the endpoint on ``_ready``; it is False while a turn is due or running, and for ever where there are no upcalls.
+    ``_readable`` and ``_writable`` say that the last attempt did not find the socket empty or full. ``_hangup`` says
+    that the peer's FIN or an error was announced, so that a short read does not mean empty. ``_idle`` says that an
+    event must put the endpoint on ``_ready``; it is False while a turn is due or running, and for ever where there are
+    no upcalls.
     """
 
     __slots__ = ("_armed", "_fd", "_hangup", "_idle", "_poller", "_readable", "_reader", "_ready", "_writable")
@@ -206,7 +207,9 @@ class Poller:
             endpoint = lookup(fd)
             if endpoint is None:
                 continue  # closed since
-            if events == data and endpoint._idle and endpoint._writable:  # the hot path: data for a connection without an upcall running
+            if (
+                events == data and endpoint._idle and endpoint._writable
+            ):  # the hot path: data for a connection without an upcall running
                 endpoint._readable = True
                 endpoint._idle = False
                 endpoint._ready.append(endpoint)
@@ -250,8 +253,8 @@ class Poller:
     def arm(self, endpoint: Endpoint, when: float) -> None:
         """See to it that ``endpoint._on_deadline`` is called at ``when`` at the latest.
 
-        An endpoint has one valid entry on the heap, the one whose time is ``endpoint._armed``. A deadline that moves back
-        leaves its entry where it is: the endpoint looks at its own deadlines when the entry comes due.
+        An endpoint has one valid entry on the heap, the one whose time is ``endpoint._armed``. A deadline that moves
+        back leaves its entry where it is: the endpoint looks at its own deadlines when the entry comes due.
         """
         if endpoint._armed == inf:
             self._armed_count += 1

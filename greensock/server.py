@@ -1,9 +1,9 @@
 """The server: the upcalls, the turn that makes them, and start, drain, stop.
 
 A server owns its listener (through the acceptor), its ready queue and its workers. A connection that is ready gets a
-*turn* in a worker: ``connection_new`` if it is new; then read and ``connection_recv`` until the socket is drained or the
-turn's budget is spent; then ``connection_recv_finish``; ``connection_eof`` when the peer is done; and when the connection
-has ended, ``connection_drop``. Invariants:
+*turn* in a worker: ``connection_new`` if it is new; then read and ``connection_recv`` until the socket is drained or
+the turn's budget is spent; then ``connection_recv_finish``; ``connection_eof`` when the peer is done; and when the
+connection has ended, ``connection_drop``. Invariants:
 
 - Upcalls of one connection never overlap: it is idle, queued, or in its turn, and only an idle one is queued.
 - ``connection_drop`` runs exactly once for each connection whose ``connection_new`` ran, whatever that returned.
@@ -99,7 +99,8 @@ class Server:
     max_postponed: int = 65536
     #: Bytes that ``send_nowait`` may hold for one connection.
     max_send_queue: int = 1 << 20
-    #: Seconds without a byte either way after which a waiting connection is dropped (up to an eighth late). None: never.
+    #: Seconds without a byte either way after which a waiting connection is dropped (up to an eighth late). None:
+    #: never.
     idle_timeout: float | None = None
     #: Default ``timeout`` of the receiving downcalls, in seconds. None: none.
     recv_timeout: float | None = None
@@ -252,13 +253,19 @@ class Server:
             self._changed.wait(min(left, 0.1))
 
     def stop(self, timeout: float | None = None) -> None:
-        """Drain for ``timeout`` seconds (default ``stop_timeout``), then abort what is left. Every connection gets its drop."""
+        """Drain for ``timeout`` seconds (default ``stop_timeout``), then abort what is left.
+
+        Every connection gets its ``connection_drop``.
+        """
         if self.started:
             self.drain(self.stop_timeout if timeout is None else timeout)
         self.abort()
 
     def abort(self) -> None:
-        """Stop now: reset every connection, end every upcall with ``GreenletExit``, wait up to a second for them to end."""
+        """Stop now: reset every connection and end every upcall with ``GreenletExit``.
+
+        Waits up to a second for the upcalls to end.
+        """
         self._close_listener()
         if not self.started:
             return
@@ -498,7 +505,7 @@ class Server:
     def _rest(self, conn: Connection, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
         conn._plain = conn._decoder is None and not conn._stash and not conn._eof
-        if again or conn._readable and not conn._eof:
+        if again or (conn._readable and not conn._eof):
             self._poller.requeue(conn)
         else:
             conn._idle = True
@@ -550,9 +557,7 @@ class Server:
                 break
             if conn._fresh:
                 data = conn._take(len(conn._stash))
-            elif not conn._readable:
-                break
-            elif budget <= 0 or (started and monotonic() - started > TURN_SECONDS):
+            elif not conn._readable or budget <= 0 or (started and monotonic() - started > TURN_SECONDS):
                 break
             else:
                 started = started or monotonic()

@@ -2,8 +2,8 @@
 
 A crew owns the ready queue of one server and the greenlets that drain it. The hub hands the queue to the greenlet that
 parked last (its stack is the warmest); that greenlet gives one turn to each ready connection, one after the other, and
-parks when none is left. If an upcall blocks, the greenlet switches to the hub, and the hub hands what is left of the queue
-to the next one: leader and followers, with one switch a batch as long as nobody blocks.
+parks when none is left. If an upcall blocks, the greenlet switches to the hub, and the hub hands what is left of the
+queue to the next one: leader and followers, with one switch a batch as long as nobody blocks.
 
 Invariants:
 
@@ -25,8 +25,8 @@ from greenlet import getcurrent, greenlet
 
 __all__ = ["Workers"]
 
-#: How many idle workers are kept. On CPython 3.11 and newer a new greenlet costs 18 us and a parked one 2 us to hand work
-#: to, but each parked one holds 6.4 kB.
+#: How many idle workers are kept. On CPython 3.11 and newer a new greenlet costs 18 us and a parked one 2 us to hand
+#: work to, but each parked one holds 6.4 kB.
 MAX_PARKED = 1024
 
 log = logging.getLogger("greensock.server")
@@ -84,7 +84,7 @@ class Workers:
                 return
 
     def dismiss(self, ended: Callable[[], None]) -> None:
-        """Let the parked workers end now, and the others instead of parking; then call ``ended``. Call it in the hub."""
+        """Let the parked workers end now, and the others instead of parking; then call ``ended``. In the hub."""
         self._max_parked = 0
         while self._parked:
             self._parked.pop().switch(_END)

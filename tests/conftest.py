@@ -56,7 +56,9 @@ def greenlets() -> list[greenlet]:
     """Return the greenlets of this thread that could still run."""
     gc.collect()
     mine = root(getcurrent())
-    return [found for found in gc.get_objects() if isinstance(found, greenlet) and not found.dead and root(found) is mine]
+    return [
+        found for found in gc.get_objects() if isinstance(found, greenlet) and not found.dead and root(found) is mine
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +103,9 @@ def connect() -> Iterator[Callable[..., socket.socket]]:
 
     def make(server: Any) -> socket.socket:
         address = server.address
-        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        family = (
+            socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        )
         sock = socket.socket(family)
         sock.settimeout(PATIENCE)
         sockets.append(sock)

@@ -413,10 +413,14 @@ def test_close_drains_within_bounds():
     ours, theirs = tcp_pair()
     conn = wrap(ours, linger=5)
     conn.close()
-    with pytest.raises(ConnectionError):
+
+    def flood():
         while True:
             theirs.sendall(b"x" * 100_000)
             gevent.sleep(0)
+
+    with pytest.raises(ConnectionError):
+        flood()
     assert conn.wait_closed(PATIENCE)
     theirs.close()
 

@@ -882,7 +882,9 @@ print("stopped", flush=True)
 def test_signals_drain_then_stop_and_a_second_aborts(stop_timeout, signals):
     import signal
 
-    with subprocess.Popen([sys.executable, "-c", SIGNALLED, stop_timeout], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", SIGNALLED, stop_timeout], stdout=subprocess.PIPE, text=True
+    ) as process:
         port = int(process.stdout.readline())
         with socket.create_connection(("127.0.0.1", port)) as sock:
             sock.sendall(b"x")
