@@ -17,7 +17,7 @@ import enum
 import logging
 import socket as _socket
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from math import inf
@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Final
 import gevent
 from gevent.event import Event
 from gevent.monkey import is_module_patched
-from greenlet import GreenletExit, getcurrent
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from greensock.acceptor import Acceptor
 from greensock.address import listen, parse_address
@@ -360,7 +360,8 @@ class Server:
         """Bind what the turns use, once: upcalls that are not overridden cost nothing."""
         self._poller = get_poller()
         handle = self._overridden("handle")
-        self._crew = Workers(self._poller.hub, self._turn if handle is None else self._handle_turn, self.max_workers)
+        drain = self._drain_upcalls if handle is None else self._drain_handles
+        self._crew = Workers(self._poller.hub, drain, self.max_workers)
         self._poller.crews.append(self._crew)
         self._on_handle = handle
         self._on_new = self._overridden("connection_new")
@@ -459,40 +460,48 @@ class Server:
 
     # -- the turn
 
-    def _turn(self, conn: Connection) -> None:
-        """Give the connection its turn in the style of upcalls."""
-        try:
-            if conn._plain:  # the hot path: one short read, one upcall, nothing else to do
-                size = self.recv_size
-                try:
-                    data = read(conn._fd, size)
-                except OSError as error:
-                    data = self._nothing_read(conn, error)
-                count = len(data)
-                if 0 < count < size and not conn._hangup:
-                    conn._readable = False
-                    conn.bytes_received += count
-                    verdict = self._on_recv(conn, data)
-                    if verdict is None and conn._plain and not conn._readable and self._on_finish is None:
-                        conn._idle = True
-                        return
-                    again = self._read_turn(conn, data, verdict)
-                elif count:
-                    conn.bytes_received += count
-                    again = self._read_turn(conn, data, self._on_recv(conn, data))
-                elif conn._readable:
-                    conn._eof = True
-                    again = self._finish_turn(conn, False)
+    def _drain_upcalls(self, ready: deque[Connection], worker: greenlet) -> None:
+        """Give a turn to each connection that is ready, in the style of upcalls."""
+        popleft, size, on_recv, on_finish = ready.popleft, self.recv_size, self._on_recv, self._on_finish
+        while ready:
+            conn = popleft()
+            try:
+                if not conn._plain:
+                    again = self._full_turn(conn)
+                else:  # the hot path: one short read, one upcall, nothing else to do
+                    try:
+                        data = read(conn._fd, size)
+                    except OSError as error:
+                        data = self._nothing_read(conn, error)
+                    count = len(data)
+                    if 0 < count < size and not conn._hangup:
+                        conn._readable = False
+                        conn.bytes_received += count
+                        verdict = on_recv(conn, data)
+                        if verdict is None and conn._plain and not conn._readable and on_finish is None:
+                            conn._idle = True
+                            if worker.gr_context is not None:
+                                worker.gr_context = None
+                            continue
+                        again = self._read_turn(conn, data, verdict)
+                    else:
+                        again = self._long_turn(conn, data)
+                if conn._state is _OPEN:
+                    self._rest(conn, again)
                 else:
-                    again = False
-            else:
-                again = self._full_turn(conn)
-            if conn._state is _OPEN:
-                self._rest(conn, again)
-                return
-        except BaseException as error:
-            self._failed(conn, error)
-        self._end(conn)
+                    self._end(conn)
+            except BaseException as error:
+                self._failed(conn, error)
+                self._end(conn)
+            if worker.gr_context is not None:
+                worker.gr_context = None
+
+    def _drain_handles(self, ready: deque[Connection], worker: greenlet) -> None:
+        """Give each connection that is ready its one turn, in the blocking style."""
+        while ready:
+            self._handle_turn(ready.popleft())
+            if worker.gr_context is not None:
+                worker.gr_context = None
 
     def _full_turn(self, conn: Connection) -> bool:
         """Give a turn to a connection that is new, framed, has a stash, or has ended; True if there is more to read."""
@@ -501,6 +510,14 @@ class Server:
         if conn._stage == _NEW:
             self._begin(conn)
         return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
+
+    def _long_turn(self, conn: Connection, data: bytes) -> bool:
+        """Go on after a first read that found all it asked for, nothing, the end of input, or a peer that hung up."""
+        if not conn._readable:
+            return False  # the read found nothing
+        if conn._received(len(data), self.recv_size):
+            return self._read_turn(conn, data, self._on_recv(conn, data))
+        return self._finish_turn(conn, False)
 
     def _rest(self, conn: Connection, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""

@@ -32,6 +32,7 @@ from math import inf
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar, cast
 
+from gevent.event import Event
 from gevent.exceptions import ConcurrentObjectUseError
 from gevent.server import StreamServer as _GeventServer
 from gevent.socket import socket as _GeventSocket
@@ -185,14 +186,14 @@ class SocketConnection(Connection):
         try:
             return super()._await_input(timeout, deadline)
         except OperationTimeout:
-            if not self.recv_timeout:
+            if (self.recv_timeout if timeout is INHERIT else timeout) == 0:
                 raise _would_block() from None
             raise TimeoutError("timed out") from None
         except ConnectionBusy:
             raise ConcurrentObjectUseError(f"{self!r} is already being read by another greenlet") from None
 
     def _has_input(self) -> bool:
-        """Ask the kernel; an error is input too."""
+        """Ask the kernel, which may raise what became of the connection."""
         try:
             with self._borrow() as sock:
                 sock.recv(1, _socket.MSG_PEEK)
@@ -316,7 +317,6 @@ class SocketConnection(Connection):
 
     def _pass(self, entry: _Told) -> None:
         """Put the entry in the queue, block until it is through, and raise what it met."""
-        self._watch()
         try:
             self._submit(entry)
             self._await_sent(entry, INHERIT)
@@ -493,6 +493,15 @@ class SocketConnection(Connection):
             self._check_open()
             self._poller.register(self)
             self._watched = True
+
+    def _submit(self, entry: Outgoing) -> None:
+        self._watch()
+        super()._submit(entry)
+
+    def _event(self, name: str) -> Event:
+        if self._state is _OPEN:
+            self._watch()
+        return super()._event(name)
 
     def _borrow(self) -> Any:
         self._check_open()

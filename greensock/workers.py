@@ -39,14 +39,15 @@ _END = object()
 class Workers:
     """A ready queue and the greenlets that drain it.
 
-    ``turn`` is called with each item; it must not raise. ``limit`` bounds the greenlets, None for no bound.
+    ``drain(ready, worker)`` is called in a worker to work off the queue, as long as there is something in it; it must
+    not raise, and has to give every item fresh context variables. ``limit`` bounds the greenlets, None for no bound.
     """
 
-    __slots__ = ("_all", "_ended", "_hub", "_limit", "_max_parked", "_parked", "_turn", "ready")
+    __slots__ = ("_all", "_drain", "_ended", "_hub", "_limit", "_max_parked", "_parked", "ready")
 
-    def __init__(self, hub: Hub, turn: Callable[[Any], None], limit: int | None) -> None:
+    def __init__(self, hub: Hub, drain: Callable[[deque[Any], greenlet], None], limit: int | None) -> None:
         self._hub = hub
-        self._turn = turn
+        self._drain = drain
         self._limit = limit
         self._max_parked = MAX_PARKED
         self._ended: Callable[[], None] | None = None
@@ -102,14 +103,11 @@ class Workers:
 
     def _work(self) -> None:
         me = getcurrent()
-        ready, turn = self.ready, self._turn
-        popleft = ready.popleft
+        ready, drain = self.ready, self._drain
         try:
             while True:
                 while ready:
-                    turn(popleft())
-                    if me.gr_context is not None:
-                        me.gr_context = None
+                    drain(ready, me)
                 if len(self._parked) >= self._max_parked or self._park(me) is _END:
                     return
         finally:
