@@ -109,9 +109,10 @@ class Acceptor:
                 if (permits := self._may_accept()) < 1:
                     self._welcome.wait()
                     continue
-                if not self._drain(int(min(permits, self._max_accept))):
+                if self._drain(int(min(permits, self._max_accept))):
+                    gevent.sleep(0)  # more may be there: after those that are
+                else:
                     endpoint._readable = False
-                gevent.sleep(0)
         except Exception:
             log.exception("accepting on %r failed and has stopped", self.listener)
         finally:

@@ -521,8 +521,8 @@ class Connection(Endpoint):
         if count is not None and moved >= count:
             return moved
         pipe = Pipe()
-        other._submit(pipe)
         try:
+            other._submit(pipe)
             while count is None or moved < count:
                 pulled = self._pull(pipe, inf if count is None else count - moved, timeout)
                 if not pulled:
@@ -533,6 +533,8 @@ class Connection(Endpoint):
         finally:
             pipe.finish()
             other._flush()
+            if other._fd < 0:
+                pipe.discard()
         return moved
 
     def _pull(self, pipe: Pipe, count: float, timeout: Timeout) -> int:
@@ -823,7 +825,10 @@ class Connection(Endpoint):
     def _on_deadline(self, now: float) -> float:
         if self._state is _CLOSING:
             if now >= self._linger_due:
-                self._abort(DropReason.CLOSED)
+                if self._out:
+                    self._abort(DropReason.CLOSED)  # the peer must see that the answer was cut short
+                else:
+                    self._release()  # all is with the kernel, which goes on without us
                 return inf
             return self._linger_due
         if self._read_deadline <= now and self._reader is not None:
@@ -877,6 +882,13 @@ class Connection(Endpoint):
         self._leave_open(_CLOSED, DropReason.LOST)
         self._release()
         return self._closed_error()
+
+    def _probe(self) -> None:
+        """Raise ``ConnectionLost`` if the connection ended by an error."""
+        with borrow_socket(self._fd, self._family) as sock:
+            error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if error:
+            raise self._lost(OSError(error, os.strerror(error)))
 
     def _deadline(self, timeout: Timeout, default: float | None) -> float:
         seconds = default if timeout is INHERIT else timeout

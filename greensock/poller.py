@@ -182,6 +182,8 @@ class Poller:
             self.hub.loop.run_callback(self._on_events)
 
     def _on_events(self) -> None:
+        if self._epoll.closed:
+            return
         self._active = True
         self._scheduled = False
         try:

@@ -38,7 +38,7 @@ from greensock.framing import Framer
 from greensock.options import checked
 from greensock.poller import get_poller
 from greensock.stats import ServerStatistics
-from greensock.syscalls import read
+from greensock.syscalls import both_sides_are_down, close, read
 from greensock.workers import Workers
 
 __all__ = ["DROP", "OK", "POSTPONE", "Server", "Verdict"]
@@ -68,7 +68,9 @@ KILL_SECONDS = 1.0
 #: How many messages are cut between two looks at the clock.
 MESSAGES_PER_LOOK = 32
 
-_NEW, _SERVED = 0, 1
+# How far a connection's upcalls have come: none was made; connection_new was; connection_eof was and kept it open;
+# connection_error was.
+_NEW, _SERVED, _HALF_OPEN, _ERROR_TOLD = range(4)
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
 
 
@@ -386,7 +388,8 @@ class Server:
 
     def _close_idle(self) -> None:
         for conn in self._mine():
-            if conn._idle and not conn._stash and not (conn._decoder is not None and conn._decoder.pending):
+            waits = conn._idle and not conn._out
+            if waits and not conn.statistics().bytes_held:
                 conn._close(DropReason.STOPPED)
 
     def _kill_workers(self) -> None:
@@ -423,7 +426,12 @@ class Server:
         return inf if self.max_connections is None else self.max_connections - self._alive
 
     def _on_accepted(self, fd: int, address: Any) -> None:
-        self._serve(fd, self.family, address)
+        try:
+            self._serve(fd, self.family, address)
+        except Exception:  # epoll's limit is reached, or the program's connection class failed
+            self._errors += 1
+            log.exception("a connection from %r could not be served and is closed", address)
+            close(fd)
 
     def _serve(self, fd: int, family: int, address: Any) -> Connection:
         conn = self.connection_class(self._poller, fd, family, address, self)
@@ -649,10 +657,13 @@ class Server:
         return conn._readable or conn._fresh
 
     def _peer_is_done(self, conn: Connection) -> None:
-        if conn._stage == 2:  # it was told before; the event that brought us here is the end of our half, or an error
-            conn._close(DropReason.PEER_CLOSED)
+        if conn._stage == _HALF_OPEN:
+            # Any event of our sending comes with the peer's FIN in its mask: look whether this one is more than that.
+            if both_sides_are_down(conn._fd):
+                conn._probe()
+                conn._close(DropReason.PEER_CLOSED)
             return
-        conn._stage = 2
+        conn._stage = _HALF_OPEN
         verdict = self.connection_eof(conn)
         if verdict is OK or conn._state is not _OPEN:
             return
@@ -697,7 +708,7 @@ class Server:
         if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
             hub = self._poller.hub
             hub.handle_error(conn, type(error), error, error.__traceback__)
-        self._tell(self.connection_error, conn, error)
+        self._tell_error(conn, error)
 
     def _end(self, conn: Connection) -> None:
         """Make the last upcall of a connection that is not open any more."""
@@ -705,11 +716,18 @@ class Server:
             return
         conn._ended = True
         reason = conn._drop_reason or DropReason.CLOSED
+        if reason is DropReason.LOST:
+            self._tell_error(conn, conn._closed_error())
         self._dropped[reason.name] += 1
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
         if conn._state is _CLOSED:
             self._one_less()
+
+    def _tell_error(self, conn: Connection, error: BaseException) -> None:
+        if conn._stage not in (_NEW, _ERROR_TOLD):
+            conn._stage = _ERROR_TOLD
+            self._tell(self.connection_error, conn, error)
 
     def _tell(self, upcall: Callable[..., Any], *arguments: Any) -> None:
         try:

@@ -25,6 +25,7 @@ __all__ = [
     "INTEREST",
     "RawSocket",
     "borrow_socket",
+    "both_sides_are_down",
     "close",
     "new_epoll",
     "peer_has_hung_up",
@@ -76,6 +77,13 @@ def reset_on_close(fd: int, family: int) -> None:
     """Make the next ``close`` send RST and throw away what was not sent."""
     with borrow_socket(fd, family) as sock:
         sock.setsockopt(_stdlib_socket.SOL_SOCKET, _stdlib_socket.SO_LINGER, _LINGER_NOT)
+
+
+def both_sides_are_down(fd: int) -> bool:
+    """Ask the kernel now whether nothing can come or go any more: both sent FIN, or the connection is broken."""
+    poll = _new_poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
 
 
 def peer_has_hung_up(fd: int) -> bool:

@@ -298,6 +298,77 @@ def test_half_close_kept_open_by_ok(serve, connect):
     assert server.received() == b"question"
 
 
+def test_half_open_survives_the_events_of_its_own_sending(serve, connect):
+    class Late(Recorder):
+        def connection_eof(self, conn):
+            gevent.spawn(self.answer, conn)
+            return OK
+
+        def answer(self, conn):
+            for _ in range(30):
+                conn.send(b"x" * 100_000)
+                gevent.sleep(0)
+            conn.close()
+
+    server = serve(Late)
+    sock = connect(server)
+    sock.shutdown(socket.SHUT_WR)
+    assert len(read_all(sock)) == 3_000_000
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.CLOSED]
+
+
+def test_half_open_that_is_reset(serve, connect):
+    class Half(Recorder):
+        def connection_eof(self, conn):
+            self.calls.append(("eof", conn))
+            return OK
+
+    server = serve(Half)
+    sock = connect(server)
+    sock.shutdown(socket.SHUT_WR)
+    wait_until(lambda: "eof" in server.names())
+    reset(sock)
+    wait_until(server.drops)
+    assert server.names() == ["new", "eof", "error", "drop"]
+    assert server.drops() == [DropReason.LOST]
+
+
+def test_a_loss_that_the_upcall_handled_is_told_too(serve, connect):
+    class Handles(Recorder):
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            try:
+                conn.recv()
+            except ConnectionLost:
+                self.calls.append(("caught", conn))
+
+    server = serve(Handles)
+    sock = connect(server)
+    sock.sendall(b"x")
+    wait_until(server.received)
+    reset(sock)
+    wait_until(server.drops)
+    assert server.names() == ["new", "recv", "caught", "error", "drop"]
+
+
+def test_a_connection_class_that_fails_does_not_end_the_accepting(serve, connect, caplog):
+    class Broken(Connection):
+        def __init__(self, *args):
+            super().__init__(*args)
+            if not server.statistics().errors:
+                raise RuntimeError("mine")
+
+    server = serve(Echo, ("127.0.0.1", 0))
+    server.connection_class = Broken
+    sock = connect(server)
+    with pytest.raises((ConnectionResetError, AssertionError)):
+        read_exactly(sock, 1)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+
+
 def test_eof_default_and_none_close(serve, connect):
     class Silent(Recorder):
         def connection_eof(self, conn):

@@ -1,0 +1,232 @@
+"""The engine by itself: recovery, deadlines, one poller a hub; and the workers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gevent
+import pytest
+from conftest import PATIENCE, greenlets, read_exactly, wait_until
+
+from greensock import Server
+from greensock.poller import Poller, get_poller
+
+
+class Echo(Server):
+    def connection_recv(self, conn, data):
+        conn.send(data)
+
+
+def test_callback_that_is_cut_short_loses_no_event(serve, connect, monkeypatch, capsys):
+    """Rule 1: a signal's exception can come up anywhere in the hub."""
+    server = serve(Echo)
+    socks = [connect(server) for _ in range(5)]
+    gevent.sleep(0.01)
+    poller = get_poller()
+    run_crews, times = Poller._run_crews, []
+
+    def cut(self):
+        if not times:
+            times.append(1)
+            for crew in self.crews:
+                crew.ready.clear()
+            for conn in server.connections:
+                conn._idle = True
+            raise RuntimeError("out of nowhere")
+        run_crews(self)
+
+    monkeypatch.setattr(Poller, "_run_crews", cut)
+    for sock in socks:
+        sock.sendall(b"x")
+    for sock in socks:
+        assert read_exactly(sock, 1) == b"x"
+    assert times
+    assert "out of nowhere" in capsys.readouterr().err
+    assert poller is get_poller()
+
+
+def test_a_raw_greenlet_that_dies_in_a_wake_up_stops_nobody(serve, connect, capsys):
+    class Blocking(Server):
+        def handle(self, conn):
+            reading.append(gevent.spawn_raw(read_and_fail, conn))
+            gone.wait()
+
+    def read_and_fail(conn):
+        conn.recv()
+        gone.set()
+        raise RuntimeError("raw")
+
+    reading, gone = [], gevent.event.Event()
+    server, echo = serve(Blocking), serve(Echo)
+    one, two = connect(server), connect(echo)
+    wait_until(lambda: reading)
+    one.sendall(b"x")
+    for _ in range(3):
+        two.sendall(b"x")
+        assert read_exactly(two, 1) == b"x"
+    assert "raw" in capsys.readouterr().err
+
+
+def test_deadlines_do_not_pile_up(serve, connect):
+    """Rule 7: one heap entry a connection is valid, and void ones are thrown away."""
+
+    class Fidget(Server):
+        def handle(self, conn):
+            while conn.recv(timeout=50):
+                try:
+                    conn.recv(timeout=0.0005)
+                except TimeoutError:
+                    conn.send(b"x")
+
+    server = serve(Fidget)
+    sock = connect(server)
+    longest = 0
+    for _ in range(300):
+        sock.sendall(b"x")
+        read_exactly(sock, 1)
+        longest = max(longest, len(get_poller()._deadlines))
+    assert longest <= 70
+
+
+def test_deadlines_fire_in_order_and_not_early(serve, connect):
+    fired = []
+
+    class Waiting(Server):
+        def handle(self, conn):
+            seconds = conn.read_exactly(1)[0] / 100
+            started = gevent.get_hub().loop.now()
+            try:
+                conn.recv(timeout=seconds)
+            except TimeoutError:
+                gevent.get_hub().loop.update_now()
+                fired.append((seconds, gevent.get_hub().loop.now() - started))
+
+    server = serve(Waiting)
+    socks = [connect(server) for _ in range(5)]
+    for sock, hundredths in zip(socks, (5, 1, 3, 4, 2), strict=True):
+        sock.sendall(bytes([hundredths]))
+    wait_until(lambda: len(fired) == 5)
+    assert [seconds for seconds, _ in fired] == [0.01, 0.02, 0.03, 0.04, 0.05]
+    assert all(took >= seconds - 0.002 for seconds, took in fired)
+
+
+THREADS = """
+import gevent, socket, sys, threading
+from greensock import Server
+from greensock.poller import get_poller
+
+class Echo(Server):
+    def connection_recv(self, conn, data):
+        conn.send(data)
+
+ready, pollers = threading.Barrier(3), []
+
+def serve():
+    server = Echo(("127.0.0.1", 0))
+    server.start()
+    pollers.append(get_poller())
+    ports.append(server.server_port)
+    ready.wait()
+    gevent.sleep(0.5)
+    server.stop()
+    get_poller().close()
+    gevent.get_hub().destroy(destroy_loop=True)
+
+ports = []
+threads = [threading.Thread(target=serve) for _ in range(2)]
+for thread in threads:
+    thread.start()
+ready.wait()
+for port in ports:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+for thread in threads:
+    thread.join()
+assert len({id(poller) for poller in [*pollers, get_poller()]}) == 3
+"""
+
+
+def test_one_poller_a_thread():
+    """Rule 12."""
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_downcall_in_the_hub_is_refused(serve, connect):
+    server = serve(Echo)
+    sock = connect(server)
+    (conn,) = wait_until(lambda: server.connections)
+    caught = []
+
+    def in_the_hub():
+        try:
+            conn.recv()
+        except gevent.exceptions.BlockingSwitchOutError as error:
+            caught.append(error)
+
+    gevent.get_hub().loop.run_callback(in_the_hub)
+    wait_until(lambda: caught)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+
+
+def test_workers_are_reused_and_let_go(serve, connect):
+    go = gevent.event.Event()
+
+    class Slow(Server):
+        def connection_recv(self, conn, data):
+            go.wait()
+            conn.send(data)
+
+    server = serve(Slow)
+    socks = [connect(server) for _ in range(20)]
+    for sock in socks:
+        sock.sendall(b"x")
+    wait_until(lambda: server.statistics().workers_busy == 20)
+    go.set()
+    for sock in socks:
+        assert read_exactly(sock, 1) == b"x"
+    assert (server.statistics().workers, server.statistics().workers_busy) == (20, 0)
+    for _ in range(3):
+        for sock in socks:
+            sock.sendall(b"x")
+            read_exactly(sock, 1)
+    assert server.statistics().workers == 20
+    before = len(greenlets())
+    server.stop()
+    wait_until(lambda: len(greenlets()) <= before - 20)
+
+
+def test_an_exception_that_comes_too_late_for_its_upcall(serve, connect, caplog):
+    class Remember(Server):
+        def connection_recv(self, conn, data):
+            self.worker = gevent.getcurrent()
+            conn.send(data)
+
+    server = serve(Remember)
+    sock = connect(server)
+    for _ in range(3):
+        sock.sendall(b"x")
+        assert read_exactly(sock, 1) == b"x"
+        gevent.kill(server.worker)
+        gevent.sleep(0)
+    assert "too late" in caplog.text
+    assert server.statistics().workers == 1
+
+
+def test_unpatched_program_is_told_once():
+    program = (
+        "import logging; logging.basicConfig(); from greensock import Server\n"
+        "for _ in range(2):\n    with Server(('127.0.0.1', 0)): pass\n"
+        "import socket; from gevent.monkey import is_module_patched; assert not is_module_patched('socket')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert done.stderr.count("monkey-patched") == 1
+
+
+def test_events_need_an_endpoint_to_keep_the_loop_alive():
+    with pytest.raises(gevent.exceptions.LoopExit):
+        gevent.event.Event().wait()
