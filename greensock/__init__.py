@@ -35,6 +35,7 @@ from greensock.errors import (
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.server import DROP, OK, POSTPONE, Server, Verdict
 from greensock.stats import ConnectionStatistics, ServerStatistics
+from greensock.stream_server import SocketConnection, StreamServer
 from greensock.version import __version__
 
 __all__ = [
@@ -60,7 +61,9 @@ __all__ = [
     "ProtocolError",
     "Server",
     "ServerStatistics",
+    "SocketConnection",
     "State",
+    "StreamServer",
     "Verdict",
     "WouldBlock",
     "__version__",

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from greensock.server import Server
 
-__all__ = ["INHERIT", "Connection", "State"]
+__all__ = ["INHERIT", "Connection", "State", "Timeout"]
 
 
 class State(enum.Enum):
@@ -79,6 +79,7 @@ class _Inherit(enum.Enum):
 
 #: The default of every ``timeout`` argument: the connection's ``recv_timeout`` or ``send_timeout``.
 INHERIT = _Inherit.INHERIT
+#: Seconds, None for no limit, or INHERIT.
 Timeout = float | None | _Inherit
 
 #: What a lingering close reads and drops at the most before it gives up on the peer.

@@ -51,7 +51,8 @@ _all_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
 class Waiter(Protocol):
     """What can be woken: a greenlet, or an object of the engine with the same method."""
 
-    def switch(self, *value: Any) -> Any: ...
+    def switch(self, *value: Any) -> Any:
+        """Wake it, in the hub."""
 
 
 class Endpoint:

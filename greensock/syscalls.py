@@ -46,7 +46,7 @@ read = get_original("os", "read")
 readv = os.readv
 write = get_original("os", "write")
 writev = os.writev
-close = os.close
+close = get_original("os", "close")  # gevent's lingers until the next pass of the loop
 
 #: Every connection is registered once for these, edge-triggered.
 INTEREST: int = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET

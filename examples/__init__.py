@@ -1,0 +1,7 @@
+"""Servers to read and to start from; each runs as ``python -m examples.NAME --bind HOST:PORT``.
+
+echo    the upcalls at their shortest
+lines   a key-value store over lines, in the blocking style
+chat    one sends, all receive; who reads too slowly is dropped, and nobody waits for him
+sink    takes messages of 64 bytes and says how many a second: the server of ``make run``
+"""

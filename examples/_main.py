@@ -1,0 +1,27 @@
+"""What every example does on the command line: take ``--bind``, say where it listens, serve until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+
+from greensock import Server
+
+__all__ = ["run"]
+
+
+def run(kind: type[Server], description: str | None) -> Server:
+    """Serve until the program is told to end, and return the server that has stopped."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--bind", default="127.0.0.1:5000", metavar="HOST:PORT", help="default: %(default)s")
+    try:
+        server = kind(parser.parse_args().bind)
+    except ValueError as error:
+        parser.error(str(error))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor; the usual 1,024 are few
+    server.start()
+    host = f"[{server.server_host}]" if ":" in str(server.server_host) else server.server_host
+    print(f"listening on {host}:{server.server_port}", flush=True)
+    server.serve_forever()
+    return server

@@ -1,0 +1,110 @@
+"""The figures that greensock aims at, and whether samples reach them. No I/O: samples in, rows out.
+
+A ratio is taken within each round, where both servers were measured within seconds of each other, and their
+median is compared with the target: the machine's drift from round to round cancels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+__all__ = ["TARGETS", "Row", "Target", "assess", "is_of"]
+
+Sample = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A figure of ``server`` in ``case``, divided by that of ``rival`` if any, is to be at most ``most``."""
+
+    title: str
+    case: str
+    server: str
+    value: str
+    most: float
+    rival: str | None = None
+    #: The rival's case where it is another one.
+    rival_case: str | None = None
+    unit: str = "x"
+
+
+UPCALLS, BLOCKING = "greensock_upcalls", "greensock_blocking"
+GEVENT, UVLOOP, STREAMS = "gevent_streamserver", "uvloop_protocol", "uvloop_streams"
+CPU = "server_us"
+
+TARGETS: tuple[Target, ...] = (
+    Target("echo by upcalls, 64 connections, of gevent", "echo 64", UPCALLS, CPU, 0.40, GEVENT),
+    Target("echo by upcalls, 1,000 connections, of gevent", "echo 1000", UPCALLS, CPU, 0.40, GEVENT),
+    Target("echo by upcalls, 64 connections, of uvloop Protocol", "echo 64", UPCALLS, CPU, 1.10, UVLOOP),
+    Target("echo by upcalls, 1,000 connections, of uvloop Protocol", "echo 1000", UPCALLS, CPU, 1.10, UVLOOP),
+    Target("echo, blocking, 64 connections, of gevent", "echo 64", BLOCKING, CPU, 0.50, GEVENT),
+    Target("echo, blocking, 1,000 connections, of gevent", "echo 1000", BLOCKING, CPU, 0.50, GEVENT),
+    Target("echo, blocking, 64 connections, of uvloop streams", "echo 64", BLOCKING, CPU, 0.95, STREAMS),
+    Target("echo, blocking, 1,000 connections, of uvloop streams", "echo 1000", BLOCKING, CPU, 0.95, STREAMS),
+    Target("connect + echo + close, upcalls, of gevent", "shortlived 64", UPCALLS, CPU, 0.50, GEVENT),
+    Target("connect + echo + close, upcalls, of uvloop Protocol", "shortlived 64", UPCALLS, CPU, 0.85, UVLOOP),
+    Target("idle connection by upcalls, 15,000 of them", "idle memory 15000", UPCALLS, "kb", 0.8, unit="kB"),
+    Target("echo by upcalls, 15,000 against 64", "echo 15000", UPCALLS, CPU, 1.5, UPCALLS, "echo 64"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A target beside what was measured: median, least and greatest of the rounds; None: not measured."""
+
+    title: str
+    unit: str
+    most: float
+    measured: float | None
+    least: float | None
+    greatest: float | None
+
+    @property
+    def met(self) -> bool | None:
+        """None when it was not measured."""
+        return None if self.measured is None else self.measured <= self.most
+
+
+def is_of(sample: Sample, case: str, server: str) -> bool:
+    return bool(sample["case"] == case and sample["server"] == server and not sample["failed"])
+
+
+def values(samples: Iterable[Sample], case: str, server: str, value: str) -> dict[int, float]:
+    """Return what was measured, by round; a measurement in which anything failed does not count."""
+    return {
+        sample["round"]: sample[value]
+        for sample in samples
+        if is_of(sample, case, server) and sample.get(value) is not None
+    }
+
+
+def ratios(samples: Iterable[Sample], target: Target) -> list[float]:
+    samples = list(samples)
+    own = values(samples, target.case, target.server, target.value)
+    if target.rival is None:
+        return list(own.values())
+    rival = values(samples, target.rival_case or target.case, target.rival, target.value)
+    return [own[number] / rival[number] for number in own if rival.get(number)]
+
+
+def row(target: Target, found: list[float]) -> Row:
+    measured = (median(found), min(found), max(found)) if found else (None, None, None)
+    return Row(target.title, target.unit, target.most, *measured)
+
+
+def growth_row(samples: list[Sample]) -> Row:
+    """The growth from 64 to 15,000 connections is to be no worse than uvloop's: a target that is measured."""
+    title = "the same growth, against uvloop Protocol's"
+    own = ratios(samples, Target(title, "echo 15000", UPCALLS, CPU, 0, UPCALLS, "echo 64"))
+    rival = ratios(samples, Target(title, "echo 15000", UVLOOP, CPU, 0, UVLOOP, "echo 64"))
+    most = median(rival) if rival else float("nan")
+    return row(Target(title, "", UPCALLS, CPU, most), own if rival else [])
+
+
+def assess(samples: Iterable[Sample]) -> list[Row]:
+    """Return a row for every target."""
+    samples = list(samples)
+    return [*(row(target, ratios(samples, target)) for target in TARGETS), growth_row(samples)]

@@ -1,0 +1,61 @@
+"""What all peers have in common: their options and their listening socket.
+
+The socket is the same for all: backlog 4096, TCP_NODELAY on (accepted sockets inherit it), buffers of the
+kernel's choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import socket
+from dataclasses import dataclass
+
+__all__ = ["BACKLOG", "SLOW_BYTE", "SLOW_SECONDS", "Options", "announce", "listener", "options"]
+
+BACKLOG = 4096
+
+#: In mode ``slow``, data that begins with this byte is answered ``SLOW_SECONDS`` late: an upcall that blocks.
+SLOW_BYTE = 0xFF
+SLOW_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    host: str
+    port: int
+    #: echo: answer with the same bytes; sink: read and forget; slow: echo, but see ``SLOW_BYTE``; held: echo,
+    #: then block in a downcall within the upcall (only a server whose upcalls can block).
+    mode: str
+    #: Bytes to read at a time, at most.
+    recv: int
+
+
+def options() -> Options:
+    """Parse the command line and raise the limit of descriptors."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bind", default="127.0.0.1:0", help="HOST:PORT")
+    parser.add_argument("--mode", choices=("echo", "sink", "slow", "held"), default="echo")
+    parser.add_argument("--recv", type=int, default=65536, help="bytes to read at a time")
+    chosen = parser.parse_args()
+    host, _, port = chosen.bind.rpartition(":")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return Options(host, int(port), chosen.mode, chosen.recv)
+
+
+def listener(chosen: Options) -> socket.socket:
+    """Return a bound, listening, non-blocking socket."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.bind((chosen.host, chosen.port))
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def announce(sock: socket.socket) -> None:
+    """Say where the server listens."""
+    host, port = sock.getsockname()[:2]
+    print(f"listening on {host}:{port}", flush=True)

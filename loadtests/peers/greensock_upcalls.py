@@ -1,0 +1,51 @@
+"""greensock, by upcalls."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import gevent
+
+from greensock import Connection, Server
+from loadtests.peers import common
+
+
+class Echo(Server):
+    def connection_recv(self, conn: Connection, data: bytes) -> None:
+        conn.send(data)
+
+
+class Sink(Server):
+    def connection_recv(self, conn: Connection, data: bytes) -> None:
+        pass
+
+
+class Slow(Server):
+    def connection_recv(self, conn: Connection, data: bytes) -> None:
+        if data[0] == common.SLOW_BYTE:
+            gevent.sleep(common.SLOW_SECONDS)
+        conn.send(data)
+
+
+class Held(Server):
+    """Every upcall blocks until its connection is closed: so many workers are needed."""
+
+    max_workers = 20_000
+
+    def connection_recv(self, conn: Connection, data: bytes) -> None:
+        conn.send(data)
+        conn.recv()
+
+
+def main() -> None:
+    options = common.options()
+    sock = common.listener(options)
+    kinds: dict[str, type[Server]] = {"echo": Echo, "sink": Sink, "slow": Slow, "held": Held}
+    server = kinds[options.mode](sock, recv_size=options.recv)
+    server.start()
+    common.announce(sock)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

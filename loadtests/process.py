@@ -1,0 +1,158 @@
+"""A server in a process of its own, pinned to one core; its CPU time and its memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from loadtests.native import build
+
+__all__ = ["GENERATOR_CORES", "NAMES", "SERVER_CORES", "Memory", "Peer", "StartError", "missing"]
+
+#: The server has the last core to itself where there are two; the generator and the bench have the others.
+CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORES = (CORES[-1],)
+GENERATOR_CORES = tuple(CORES[:-1]) or SERVER_CORES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: What each peer needs besides the standard library.
+NEEDS: dict[str, tuple[str, ...]] = {
+    "greensock_upcalls": ("gevent", "greensock"),
+    "greensock_blocking": ("gevent", "greensock"),
+    "gevent_streamserver": ("gevent",),
+    "asyncio_protocol": (),
+    "asyncio_streams": (),
+    "uvloop_protocol": ("uvloop",),
+    "uvloop_streams": ("uvloop",),
+    "trio_streams": ("trio",),
+    "epoll": (),
+}
+NAMES = tuple(NEEDS)
+
+
+class StartError(RuntimeError):
+    """The server did not say that it listens; the message has what it wrote to stderr."""
+
+
+def missing(name: str) -> str | None:
+    """Return the module that a peer needs and that is not installed, or None."""
+    for module in NEEDS[name]:
+        if importlib.util.find_spec(module) is None:
+            return module
+    return None
+
+
+class Memory:
+    """Bytes of a process: resident, proportional (shared pages divided by their users), and private."""
+
+    def __init__(self, pid: int) -> None:
+        fields = {}
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+            name, value, *_ = line.split()
+            fields[name] = int(value) * 1024
+        self.rss = fields["Rss:"]
+        self.pss = fields["Pss:"]
+        self.private = fields["Private_Clean:"] + fields["Private_Dirty:"]
+
+
+class Peer:
+    """A server of ``loadtests/peers`` from start to end, as a context manager.
+
+    Error handling: a server that does not listen within ``timeout`` seconds is ended, and :class:`StartError`
+    raised.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *arguments: str,
+        cores: Sequence[int] = SERVER_CORES,
+        timeout: float = 20.0,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.address = ""
+        self._cores = cores
+        self._timeout = timeout
+        self._command = [*(command or self._default_command(name)), "--bind", "127.0.0.1:0", *arguments]
+
+    @staticmethod
+    def _default_command(name: str) -> list[str]:
+        if name == "epoll":
+            return [str(build("peers/epoll.c"))]
+        return [sys.executable, "-m", f"loadtests.peers.{name}"]
+
+    def __enter__(self) -> Peer:
+        # A file and not a pipe: a server that writes a traceback per connection must not block on it.
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
+        )
+        os.sched_setaffinity(self._process.pid, self._cores)
+        line = self._first_line()
+        if not line.startswith("listening on "):
+            raise StartError(f"{self.name}: {line} {self.stop()}")
+        self.address = line.removeprefix("listening on ").strip()
+        return self
+
+    def _first_line(self) -> str:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], self._timeout)
+        return self._process.stdout.readline().decode() if ready else "no answer"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self, timeout: float = 10.0) -> str:
+        """End the process by its id (SIGTERM, then SIGKILL) and return the end of what it wrote to stderr."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+        return self.errors()
+
+    def errors(self, most: int = 2000) -> str:
+        """Return the last ``most`` bytes of its stderr."""
+        end = os.fstat(self._errors.fileno()).st_size
+        return os.pread(self._errors.fileno(), most, max(0, end - most)).decode(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def cpu_ns(self) -> int:
+        """CPU time of all threads, dead ones too, exact to the nanosecond.
+
+        The process's CPU clock, and not ``/proc/PID/schedstat``, which is only brought up to date on a tick.
+        """
+        clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of a process: what clock_getcpuclockid(3) returns
+        return time.clock_gettime_ns(clock)
+
+    def memory(self) -> Memory:
+        """Return the memory of the process now."""
+        return Memory(self.pid)
+
+    def wait_until_idle(self, timeout: float = 10.0, interval: float = 0.05) -> None:
+        """Wait until the server uses less than 2 % of a core, or the time is over."""
+        until = time.monotonic() + timeout
+        before = self.cpu_ns()
+        while time.monotonic() < until:
+            time.sleep(interval)
+            after = self.cpu_ns()
+            if after - before < interval * 0.02 * 1e9:
+                return
+            before = after

@@ -1,0 +1,242 @@
+"""The shape of the code: which way imports go, what is exported, what is documented, what importing does not do."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gevent import monkey
+
+import greensock
+from greensock import syscalls
+from greensock.options import OPTIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "greensock"
+#: Modules that stand beside the layers: who may import them is said here and not in the table.
+BESIDE = {"version": {"__init__"}}
+#: Modules that talk to whoever started the program.
+COMMAND_LINE = {"cli", "__main__"}
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+LIBRARY = [name for name in MODULES if name not in COMMAND_LINE]
+PROGRAMS = sorted([*(ROOT / "examples").rglob("*.py"), *(ROOT / "loadtests").rglob("*.py")])
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def layers() -> list[list[str]]:
+    """Return the rows of the table in ``greensock/__init__.py``, lowest first."""
+    _, table, _ = re.split(r"^=+  =+$", greensock.__doc__, flags=re.MULTILINE)
+    return [row.split("  ")[0].split(", ") for row in table.strip().splitlines()]
+
+
+LAYERS = layers()
+
+
+def is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Go through the modules that are imported when the program runs, and the names from each."""
+    for child in ast.iter_child_nodes(node):
+        if is_for_types_only(child):
+            continue
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, "") for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            module = "." * child.level + (child.module or "")
+            yield from ((module, alias.name) for alias in child.names)
+        yield from imports(child)
+
+
+def of_greensock(path: Path) -> list[tuple[str, str]]:
+    return [(module, name) for module, name in imports(tree(path)) if module.split(".")[0] in ("greensock", "")]
+
+
+def exported(path: Path) -> list[str] | None:
+    """Return ``__all__`` as it is written; None if there is none."""
+    for node in tree(path).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return None
+
+
+# -- the layers
+
+
+def test_the_table_names_every_module_once():
+    named = [name for row in LAYERS for name in row]
+    assert len(named) == len(set(named))
+    assert set(named) == set(MODULES) - set(BESIDE) - COMMAND_LINE - {"__init__"}
+
+
+@pytest.mark.parametrize("row", range(len(LAYERS)), ids=lambda row: LAYERS[row][0])
+def test_imports_go_one_way(row):
+    above = {name for names in LAYERS[:row] for name in names}
+    for importer in LAYERS[row]:
+        for module, _ in of_greensock(PACKAGE / f"{importer}.py"):
+            package, _, name = module.partition(".")
+            assert package == "greensock", f"{importer} imports {module}: written in full expected"
+            assert name in above, f"{importer} imports {module or 'the whole package'}, which does not stand above it"
+
+
+def test_what_stands_beside_is_imported_by_few():
+    for name, allowed in BESIDE.items():
+        found = {who for who in MODULES if (f"greensock.{name}" in dict(of_greensock(PACKAGE / f"{who}.py")))}
+        assert found <= allowed
+
+
+def test_pure_modules_know_neither_clock_nor_socket():
+    for name in ("errors", "framing", "options", "stats"):
+        found = {module.split(".")[0] for module, _ in imports(tree(PACKAGE / f"{name}.py"))}
+        assert not found & {"gevent", "greenlet", "socket", "time", "os", "select"}, name
+
+
+def test_programs_import_public_names_only():
+    for path in PROGRAMS:
+        for module, name in of_greensock(path):
+            assert module == "greensock", f"{path}: from greensock import {name} expected, not from {module}"
+            assert name == "" or name in greensock.__all__, path
+
+
+# -- what is exported
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_true(name):
+    module = importlib.import_module(f"greensock.{name}" if name != "__init__" else "greensock")
+    if name == "version":
+        return
+    assert module.__all__ == exported(PACKAGE / f"{name}.py")
+    assert len(set(module.__all__)) == len(module.__all__)
+    for public in module.__all__:
+        assert hasattr(module, public), public
+        home = getattr(getattr(module, public), "__module__", module.__name__)
+        assert name == "__init__" or not home.startswith("greensock") or home == module.__name__, public
+
+
+def defined(path: Path) -> set[str]:
+    """Return the names that are defined at the top level of a module."""
+    names = set()
+    for node in tree(path).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names.update(ast.unparse(target) for target in node.targets)
+        elif isinstance(node, ast.AnnAssign):
+            names.add(ast.unparse(node.target))
+    return names
+
+
+def test_all_of_programs_is_true():
+    """Read, not imported: what one of them needs may not be installed."""
+    for path in PROGRAMS:
+        assert set(exported(path) or []) <= defined(path), path
+
+
+def test_what_modules_take_from_each_other_is_exported():
+    for importer in MODULES:
+        for module, name in of_greensock(PACKAGE / f"{importer}.py"):
+            source = PACKAGE / f"{module.removeprefix('greensock.')}.py"
+            if source.stem not in BESIDE:
+                assert name in (exported(source) or []), f"{importer} imports {name} from {module}"
+
+
+# -- what is documented
+
+
+def public_members() -> Iterator[tuple[str, object]]:
+    for name in LIBRARY:
+        module = importlib.import_module(f"greensock.{name}" if name != "__init__" else "greensock")
+        yield module.__name__, module
+        for public in getattr(module, "__all__", ()):
+            value = getattr(module, public)
+            if not (inspect.isclass(value) or inspect.isfunction(value)) or value.__module__ != module.__name__:
+                continue
+            yield f"{module.__name__}.{public}", value
+            for member, attribute in vars(value).items() if inspect.isclass(value) else ():
+                if not member.startswith("_") and (inspect.isfunction(attribute) or isinstance(attribute, property)):
+                    yield f"{module.__name__}.{public}.{member}", getattr(value, member)
+
+
+def test_everything_public_has_a_docstring():
+    """Its own, or that of the method it overrides."""
+    missing = [name for name, value in public_members() if not (inspect.getdoc(value) or "").strip()]
+    assert not missing
+
+
+def attributes_without_comment(kind: type) -> tuple[list[str], list[str]]:
+    """Return the attributes that are assigned in the body of the class, and those without a line ``#:`` above them."""
+    lines, _ = inspect.getsourcelines(kind)
+    (body,) = ast.parse("".join(lines)).body
+    found, bare = [], []
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign | ast.Assign):
+            name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+            above = lines[node.lineno - 2].strip()
+            found.append(name)
+            if not re.match(r"#: \S.*\.", above):
+                bare.append(name)
+    return found, bare
+
+
+def test_every_option_is_documented_in_place_and_checked():
+    found, bare = attributes_without_comment(greensock.Server)
+    assert not bare
+    assert [name for name in found if name != "connection_class"] == list(OPTIONS)
+
+
+@pytest.mark.parametrize("kind", [greensock.Verdict, greensock.State, greensock.DropReason])
+def test_every_member_of_an_enum_is_documented_in_place(kind):
+    found, bare = attributes_without_comment(kind)
+    assert not bare
+    assert found == list(kind.__members__)
+
+
+# -- what importing does not do
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_the_library_neither_patches_nor_prints_nor_configures_logging(name):
+    calls = [ast.unparse(node.func) for node in ast.walk(tree(PACKAGE / f"{name}.py")) if isinstance(node, ast.Call)]
+    found = [call for call in calls if re.search(r"(^|\.)(patch_\w+|print|basicConfig|addHandler|setLevel)$", call)]
+    assert not found
+
+
+def test_descriptors_are_closed_at_once():
+    """gevent's ``os.close`` (since 25.8) closes in a later pass of the loop, and the peer gets our FIN only then."""
+    for name in ("read", "readv", "write", "writev", "close"):
+        assert getattr(syscalls, name) is monkey.get_original("os", name), name
+    for name in LIBRARY:
+        assert "os.close" not in [ast.unparse(node) for node in ast.walk(tree(PACKAGE / f"{name}.py"))], name
+
+
+def test_importing_changes_nothing():
+    program = """if True:
+        import importlib, logging, pkgutil, sys, threading
+        import greensock
+        for module in pkgutil.iter_modules(greensock.__path__):
+            if module.name != "__main__":
+                importlib.import_module(f"greensock.{module.name}")
+        from gevent import monkey
+        assert not monkey.saved, monkey.saved
+        assert not logging.getLogger().handlers
+        names = [name for name in logging.Logger.manager.loggerDict if name.startswith("greensock")]
+        assert not [name for name in names if logging.getLogger(name).handlers]
+        from gevent._hub_local import get_hub_if_exists
+        assert get_hub_if_exists() is None, "a supervisor never creates a hub"
+        assert threading.active_count() == 1
+    """
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

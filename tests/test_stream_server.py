@@ -1,0 +1,1254 @@
+"""``StreamServer`` and what its handlers get: a conformance suite that gevent's own server must pass as well.
+
+A test with the fixture ``run`` runs on ``gevent.server.StreamServer`` too; what holds of ours only uses ``ours``.
+"""
+
+from __future__ import annotations
+
+import array
+import bz2
+import errno
+import gc
+import io
+import os
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.event
+import gevent.pool
+import gevent.server
+import gevent.socket
+import gevent.ssl
+import pytest
+from conftest import PATIENCE, read_all, read_exactly, wait_until
+from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
+
+from greensock.connection import Connection
+from greensock.poller import get_poller
+from greensock.stream_server import SocketConnection, StreamServer
+
+RESET = struct.pack("ii", 1, 0)
+
+
+class Run:
+    """A server whose handlers report what they return or raise, and a client for each."""
+
+    def __init__(self, kind: type[gevent.server.StreamServer]) -> None:
+        self.kind = kind
+        self.servers: list[Any] = []
+        self.clients: list[socket.socket] = []
+        self.conns: list[Any] = []
+
+    def server(self, handle: Callable[..., Any], listener: Any = ("127.0.0.1", 0), **options: Any) -> Any:
+        def handler(conn: Any, address: Any) -> None:
+            self.conns.append(conn)
+            try:
+                self.outcome.set(handle(conn))
+            except BaseException as error:
+                self.outcome.set_exception(error)
+
+        self.outcome: Any = gevent.event.AsyncResult()
+        server = self.kind(listener, handler, **options)
+        self.servers.append(server)
+        server.start()
+        return server
+
+    def client(self, server: Any = None) -> socket.socket:
+        address = (server or self.servers[-1]).address
+        client = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        client.settimeout(PATIENCE)
+        self.clients.append(client)
+        client.connect(address)
+        return client
+
+    def __call__(self, handle: Callable[..., Any], **options: Any) -> tuple[socket.socket, Any]:
+        """Serve one client: return its socket and the handler's outcome, to ``get``."""
+        self.server(handle, **options)
+        return self.client(), self.outcome
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        for server in self.servers:
+            server.stop(1)
+        self.conns.clear()
+
+
+@pytest.fixture(params=[gevent.server.StreamServer, StreamServer], ids=["gevent", "greensock"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    runner = Run(request.param)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def ours() -> Iterator[Run]:
+    runner = Run(StreamServer)
+    yield runner
+    runner.close()
+
+
+def outcome(result: Any) -> Any:
+    return result.get(timeout=PATIENCE)
+
+
+def error_of(result: Any, kind: type[BaseException]) -> Any:
+    with pytest.raises(kind) as caught:
+        outcome(result)
+    return caught.value
+
+
+def fill(conn: Any) -> int:
+    """Send until the peer's and our buffers are full to the last byte; return how many bytes went."""
+    timeout = conn.gettimeout()
+    conn.setblocking(False)
+    total = before = 0
+    while True:
+        for size in (65536, 1024, 1):
+            try:
+                while True:
+                    total += conn.send(bytes(size))
+            except BlockingIOError:
+                pass
+        if total == before:
+            conn.settimeout(timeout)
+            return total
+        before = total
+        gevent.sleep(0.02)
+
+
+# -- what the handler gets
+
+
+def test_the_handler_gets_a_connection_of_the_engine(ours: Run) -> None:
+    client, result = ours(lambda conn: (type(conn), isinstance(conn, Connection), os.get_blocking(conn.fileno())))
+    assert outcome(result) == (SocketConnection, True, False)
+    assert client.recv(1) == b""
+
+
+def test_the_address_is_the_clients() -> None:
+    seen: Any = gevent.event.AsyncResult()
+    with StreamServer(("127.0.0.1", 0), lambda conn, address: seen.set(address)) as server:
+        server.start()
+        with socket.create_connection(server.address) as client:
+            assert outcome(seen) == client.getsockname()
+
+
+def test_names_and_kind(run: Run) -> None:
+    def handle(conn: Any) -> tuple[Any, ...]:
+        return conn.getpeername(), conn.getsockname(), conn.family, conn.type, conn.proto, conn.fileno() > 2
+
+    client, result = run(handle)
+    expected = client.getsockname(), client.getpeername(), socket.AF_INET, socket.SOCK_STREAM, 0, True
+    assert outcome(result) == expected
+
+
+def test_options(run: Run) -> None:
+    def handle(conn: Any) -> tuple[Any, ...]:
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 7, 0))
+        return (
+            conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            struct.unpack("ll", conn.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)),
+            conn.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE),
+        )
+
+    _, result = run(handle)
+    assert outcome(result) == (1, (7, 0), socket.SOCK_STREAM)
+
+
+def test_a_wrong_option_is_refused(run: Run) -> None:
+    _, result = run(lambda conn: conn.setsockopt(socket.SOL_SOCKET, 9999, 1))
+    assert error_of(result, OSError).errno == errno.ENOPROTOOPT
+
+
+def test_inheritable(run: Run) -> None:
+    def handle(conn: Any) -> list[bool]:
+        before = conn.get_inheritable()
+        conn.set_inheritable(True)
+        return [before, conn.get_inheritable()]
+
+    assert outcome(run(handle)[1]) == [False, True]
+
+
+# -- receiving
+
+
+def test_recv(run: Run) -> None:
+    def handle(conn: Any) -> list[bytes]:
+        return [conn.recv(3), conn.recv(100), conn.recv(100), conn.recv(100)]
+
+    client, result = run(handle)
+    client.sendall(b"abcde")
+    client.shutdown(socket.SHUT_WR)
+    assert outcome(result) == [b"abc", b"de", b"", b""]
+
+
+def test_recv_waits(run: Run) -> None:
+    client, result = run(lambda conn: conn.recv(100))
+    gevent.sleep(0.02)
+    assert not result.ready()
+    client.sendall(b"late")
+    assert outcome(result) == b"late"
+
+
+def test_recv_of_nothing(run: Run) -> None:
+    assert outcome(run(lambda conn: conn.recv(0))[1]) == b""
+
+
+def test_recv_of_less_than_nothing(run: Run) -> None:
+    error_of(run(lambda conn: conn.recv(-1))[1], ValueError)
+
+
+def test_recv_peek(run: Run) -> None:
+    client, result = run(lambda conn: [conn.recv(2, socket.MSG_PEEK), conn.recv(2), conn.recv(9)])
+    client.sendall(b"abc")
+    assert outcome(result) == [b"ab", b"ab", b"c"]
+
+
+def test_recv_into(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        small, large, numbers = bytearray(2), bytearray(10), array.array("I", [0])
+        got = [conn.recv_into(small), conn.recv_into(memoryview(large)[1:], 2), conn.recv_into(numbers)]
+        last = conn.recv_into(large, 0, socket.MSG_PEEK), conn.recv_into(large), conn.recv_into(large)
+        return got, small, large[:3], numbers.tobytes(), last
+
+    client, result = run(handle)
+    client.sendall(b"abcdefghZ")
+    client.shutdown(socket.SHUT_WR)
+    got, small, large, numbers, last = outcome(result)
+    assert (got, small, large, numbers) == ([2, 2, 4], b"ab", b"Zcd", b"efgh")
+    assert last == (1, 1, 0)
+
+
+@pytest.mark.parametrize("nbytes", [-1, 4])
+def test_recv_into_checks_the_size(run: Run, nbytes: int) -> None:
+    error_of(run(lambda conn: conn.recv_into(bytearray(3), nbytes))[1], ValueError)
+
+
+def test_recvfrom_and_friends(run: Run) -> None:
+    def handle(conn: Any) -> list[Any]:
+        buffer = bytearray(2)
+        return [
+            conn.recvfrom(1),
+            conn.recvfrom_into(buffer),
+            bytes(buffer),
+            conn.recvmsg(1),
+            conn.recvmsg_into([buffer]),
+            bytes(buffer),
+        ]
+
+    client, result = run(handle)
+    client.sendall(b"abcdef")
+    first, into, buffer, message, message_into, last = outcome(result)
+    assert (first[0], into[0], buffer, message[0], message[1], message_into[:2], last) == (
+        b"a", 2, b"bc", b"d", [], (2, []), b"ef",
+    )  # fmt: skip
+
+
+def test_recvfrom_waits(run: Run) -> None:
+    client, result = run(lambda conn: conn.recvfrom(9))
+    gevent.sleep(0.02)
+    client.sendall(b"late")
+    assert outcome(result)[0] == b"late"
+
+
+def test_descriptors_are_passed(run: Run, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    listener = gevent.socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(5)
+
+    def handle(conn: Any) -> Any:
+        data, (fd,), _, _ = socket.recv_fds(conn, 10, 1)
+        os.write(fd, b"through the pipe")
+        socket.send_fds(conn, [b"back"], [fd])
+        os.close(fd)
+        return data, conn.family, conn.getpeername()
+
+    client, result = run(handle, listener=listener)
+    reader, writer = os.pipe()
+    socket.send_fds(client, [b"take"], [writer])
+    assert outcome(result) == (b"take", socket.AF_UNIX, "")
+    assert os.read(reader, 100) == b"through the pipe"
+    data, fds, _, _ = socket.recv_fds(client, 10, 1)
+    assert data == b"back"
+    for fd in (reader, writer, *fds):
+        os.close(fd)
+
+
+def test_two_readers_collide(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        first = gevent.spawn(conn.recv, 1)
+        gevent.sleep(0.01)
+        try:
+            with pytest.raises(ConcurrentObjectUseError):
+                conn.recv(1)
+        finally:
+            first.join()
+        return first.get()
+
+    client, result = run(handle)
+    gevent.sleep(0.05)
+    client.sendall(b"x")
+    assert outcome(result) == b"x"
+
+
+# -- sending
+
+
+@pytest.mark.parametrize("data", [b"abc", bytearray(b"abc"), memoryview(b"abc"), array.array("B", b"abc")])
+def test_send(run: Run, data: Any) -> None:
+    client, result = run(lambda conn: [conn.send(data), conn.sendall(data)])
+    assert outcome(result) == [3, None]
+    assert read_all(client) == b"abcabc"
+
+
+def test_send_of_text_is_refused(run: Run) -> None:
+    error_of(run(lambda conn: conn.send("abc"))[1], TypeError)
+    error_of(run(lambda conn: conn.sendall("abc"))[1], TypeError)
+
+
+def test_send_returns_what_the_kernel_took(run: Run) -> None:
+    size = 32 << 20
+    client, result = run(lambda conn: conn.send(bytes(size)))
+    sent = outcome(result)
+    assert 0 < sent < size
+    assert len(read_all(client)) == sent
+
+
+def test_send_waits_for_room(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        filled = fill(conn)
+        conn.settimeout(PATIENCE)
+        return filled, conn.send(b"x" * 10)
+
+    client, result = run(handle)
+    gevent.sleep(0.2)
+    assert not result.ready()
+    assert len(read_all(client)) == sum(outcome(result))
+
+
+def test_send_with_flags(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        return conn.send(b"ab", socket.MSG_MORE), conn.sendall(b"cd", socket.MSG_MORE), conn.send(b"", 0)
+
+    client, result = run(handle)
+    assert outcome(result) == (2, None, 0)
+    assert read_all(client) == b"abcd"
+
+
+@pytest.mark.parametrize("flags", [0, socket.MSG_NOSIGNAL])
+def test_sendall_of_much(run: Run, flags: int) -> None:
+    data = os.urandom(1 << 20) * 16
+    client, result = run(lambda conn: conn.sendall(memoryview(data), flags))
+    assert read_all(client) == data
+    assert outcome(result) is None
+
+
+def test_sendmsg_and_sendto(run: Run) -> None:
+    client, result = run(lambda conn: [conn.sendmsg([b"ab", bytearray(b"cd")]), conn.sendto(b"e", conn.getpeername())])
+    assert outcome(result) == [4, 1]
+    assert read_all(client) == b"abcde"
+
+
+def test_sendalls_of_many_greenlets_go_out_whole(ours: Run) -> None:
+    size, many = 300_000, 20
+
+    def handle(conn: Any) -> None:
+        gevent.joinall([gevent.spawn(conn.sendall, bytes([number]) * size) for number in range(many)], raise_error=True)
+
+    client, result = ours(handle)
+    data = read_all(client)
+    outcome(result)
+    assert {data[at : at + size] for at in range(0, len(data), size)} == {bytes([n]) * size for n in range(many)}
+
+
+@pytest.mark.parametrize(("offset", "count"), [(0, None), (5, None), (5, 7), (0, 3), (90, 20), (200, None)])
+def test_sendfile(run: Run, tmp_path: Path, offset: int, count: int | None) -> None:
+    text = bytes(range(100))
+    path = tmp_path / "file"
+    path.write_bytes(text)
+
+    def handle(conn: Any) -> tuple[int, int]:
+        with path.open("rb") as file:
+            return conn.sendfile(file, offset, count), file.tell()
+
+    client, result = run(handle)
+    expected = text[offset:][:count]
+    sent, position = outcome(result)
+    assert sent == len(expected)
+    if sent:
+        assert position == offset + sent
+    assert read_all(client) == expected
+
+
+def test_sendfile_of_much(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(1 << 20) * 8)
+
+    def handle(conn: Any) -> int:
+        with path.open("rb") as file:
+            sent: int = conn.sendfile(file)
+            return sent
+
+    client, result = run(handle)
+    assert read_all(client) == path.read_bytes()
+    assert outcome(result) == 8 << 20
+
+
+def test_sendfile_of_what_is_no_plain_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "file.bz2"
+    path.write_bytes(bz2.compress(b"unpacked"))
+
+    def handle(conn: Any) -> int:
+        with bz2.open(path, "rb") as file:
+            return conn.sendfile(io.BytesIO(b"memory ")) + conn.sendfile(file)
+
+    client, result = run(handle)
+    assert read_all(client) == b"memory unpacked"
+    assert outcome(result) == 15
+
+
+def test_sendfile_refuses_text_and_nonsense(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+
+    def handle(conn: Any) -> None:
+        with path.open() as text, pytest.raises(ValueError):
+            conn.sendfile(text)
+        with path.open("rb") as file, pytest.raises(ValueError):
+            conn.sendfile(file, 0, -1)
+        conn.setblocking(False)
+        with path.open("rb") as file, pytest.raises(ValueError):
+            conn.sendfile(file)
+
+    outcome(run(handle)[1])
+
+
+# -- files
+
+
+def test_makefile_of_text(run: Run) -> None:
+    def handle(conn: Any) -> list[str]:
+        with conn.makefile("rw", encoding="utf-8", newline="\n") as file:
+            lines = [file.readline(), *file]
+            file.write("grüße\n")
+        return lines
+
+    client, result = run(handle)
+    client.sendall("äöü\nzwei\r\ndrei".encode())
+    client.shutdown(socket.SHUT_WR)
+    assert outcome(result) == ["äöü\n", "zwei\r\n", "drei"]
+    assert read_all(client) == "grüße\n".encode()
+
+
+def test_makefile_binary(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        reader, writer = conn.makefile("rb"), conn.makefile("wb")
+        data = reader.read(3), reader.readline(), reader.read1(10), reader.read()
+        writer.write(b"answer")
+        before = writer.tell if not writer.seekable() else None
+        writer.close()
+        reader.close()
+        return data, before is not None
+
+    client, result = run(handle)
+    client.sendall(b"abcdef\nrest")
+    client.shutdown(socket.SHUT_WR)
+    assert outcome(result) == ((b"abc", b"def\n", b"rest", b""), True)
+    assert read_all(client) == b"answer"
+
+
+def test_makefile_both_ways(run: Run) -> None:
+    def handle(conn: Any) -> bytes:
+        with conn.makefile("rwb") as file:
+            line: bytes = file.readline()
+            file.write(line.upper())
+            file.flush()
+        return line
+
+    client, result = run(handle)
+    client.sendall(b"line\n")
+    assert read_all(client) == b"LINE\n"
+    assert outcome(result) == b"line\n"
+
+
+def test_makefile_unbuffered(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        with pytest.raises(ValueError):
+            conn.makefile("r", 0)
+        with pytest.raises(ValueError):
+            conn.makefile("a")
+        with conn.makefile("rwb", 0) as raw:
+            assert raw.fileno() == conn.fileno()
+            return raw.read(2), raw.write(b"xy"), raw.readable(), raw.writable()
+
+    client, result = run(handle)
+    client.sendall(b"abc")
+    assert outcome(result) == (b"ab", 2, True, True)
+    assert client.recv(2) == b"xy"
+
+
+def test_close_waits_for_the_files(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        first, second = conn.makefile("rb"), conn.makefile("wb")
+        fd = conn.fileno()
+        conn.close()
+        assert conn.closed
+        assert conn.fileno() == fd
+        line = first.readline()
+        first.close()
+        assert conn.fileno() == fd
+        second.write(line)
+        second.close()
+        return line, conn.fileno()
+
+    client, result = run(handle)
+    client.sendall(b"line\n")
+    assert read_all(client) == b"line\n"
+    assert outcome(result) == (b"line\n", -1)
+
+
+def test_a_file_that_outlives_its_handler(run: Run) -> None:
+    client, result = run(lambda conn: conn.makefile("rwb"))
+    file = outcome(result)
+    gevent.sleep(0.01)
+    file.write(b"still here")
+    file.flush()
+    assert client.recv(100) == b"still here"
+    file.close()
+    assert client.recv(100) == b""
+
+
+def test_makefile_and_timeout(run: Run) -> None:
+    def handle(conn: Any) -> None:
+        conn.settimeout(0.01)
+        with conn.makefile("rb") as file:
+            with pytest.raises(TimeoutError):
+                file.read(1)
+            with pytest.raises(OSError, match="timed out object"):
+                file.read(1)
+
+    outcome(run(handle)[1])
+
+
+def test_makefile_does_not_block(run: Run) -> None:
+    def handle(conn: Any) -> Any:
+        conn.setblocking(False)
+        with conn.makefile("rb", 0) as file:
+            return file.read(1)
+
+    assert outcome(run(handle)[1]) is None
+
+
+# -- timeouts
+
+
+def test_timeout_is_settable(run: Run) -> None:
+    def handle(conn: Any) -> list[Any]:
+        seen = [conn.gettimeout(), conn.timeout, conn.getblocking()]
+        for call, value in ((conn.settimeout, 2), (conn.setblocking, False), (conn.setblocking, True)):
+            call(value)
+            seen += [conn.gettimeout(), conn.timeout, conn.getblocking()]
+        return seen
+
+    expected = [None, None, True, 2.0, 2.0, True, 0.0, 0.0, False, None, None, True]
+    assert outcome(run(handle)[1]) == expected
+
+
+@pytest.mark.parametrize(("value", "kind"), [(-1, ValueError), ("1", TypeError), ([], TypeError)])
+def test_a_wrong_timeout_is_refused(run: Run, value: Any, kind: type[Exception]) -> None:
+    error_of(run(lambda conn: conn.settimeout(value))[1], kind)
+
+
+def test_the_default_timeout_is_taken(run: Run) -> None:
+    socket.setdefaulttimeout(3.5)
+    try:
+        _, result = run(lambda conn: conn.gettimeout())
+        assert outcome(result) == 3.5
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "recv": lambda conn: conn.recv(1),
+    "recv_into": lambda conn: conn.recv_into(bytearray(1)),
+    "recv_peek": lambda conn: conn.recv(1, socket.MSG_PEEK),
+    "recvfrom": lambda conn: conn.recvfrom(1),
+    "recvmsg": lambda conn: conn.recvmsg(1),
+    "send": lambda conn: conn.send(b"x"),
+    "sendall": lambda conn: conn.sendall(b"x" * 100),
+    "sendmsg": lambda conn: conn.sendmsg([b"x"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_timed_out(run: Run, name: str) -> None:
+    def handle(conn: Any) -> float:
+        if name.startswith("send"):
+            fill(conn)
+        conn.settimeout(0.02)
+        started = time.monotonic()
+        with pytest.raises(TimeoutError) as caught:
+            CALLS[name](conn)
+        assert caught.value.args == ("timed out",)
+        assert caught.value.errno is None
+        return time.monotonic() - started
+
+    _, result = run(handle)
+    assert 0.015 < outcome(result) < 5
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_would_block(run: Run, name: str) -> None:
+    def handle(conn: Any) -> None:
+        if name.startswith("send"):
+            fill(conn)
+        conn.setblocking(False)
+        with pytest.raises(BlockingIOError) as caught:
+            CALLS[name](conn)
+        assert caught.value.errno == errno.EAGAIN
+
+    outcome(run(handle)[1])
+
+
+def test_without_blocking_what_is_there_is_read(run: Run) -> None:
+    """Even if the engine was not told of it yet."""
+    client_sent = threading.Event()
+
+    def handle(conn: Any) -> list[bytes]:
+        conn.setblocking(False)
+        while not client_sent.is_set():
+            gevent.sleep(0.001)
+        return [conn.recv(1), conn.recv(9)]
+
+    client, result = run(handle)
+    client.sendall(b"abc")
+    client_sent.set()
+    assert outcome(result) == [b"a", b"bc"]
+
+
+def test_after_a_timeout_it_is_usable(run: Run) -> None:
+    def handle(conn: Any) -> bytes:
+        conn.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            conn.recv(1)
+        conn.settimeout(PATIENCE)
+        conn.sendall(b"go")
+        data: bytes = conn.recv(10)
+        return data
+
+    client, result = run(handle)
+    read_exactly(client, 2)
+    client.sendall(b"now")
+    assert outcome(result) == b"now"
+
+
+def test_gevent_timeout_passes_through(run: Run) -> None:
+    def handle(conn: Any) -> bytes:
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+            conn.recv(1)
+        conn.sendall(b"go")
+        data: bytes = conn.recv(10)
+        return data
+
+    client, result = run(handle)
+    read_exactly(client, 2)
+    client.sendall(b"now")
+    assert outcome(result) == b"now"
+
+
+def test_a_sendall_that_was_cut_short_is_finished_by_the_engine(ours: Run) -> None:
+    data = os.urandom(1 << 20) * 12
+
+    def handle(conn: Any) -> None:
+        mutable = bytearray(data)
+        conn.settimeout(0.02)
+        with pytest.raises(TimeoutError):
+            conn.sendall(mutable)
+        mutable[:] = bytes(len(mutable))  # the rest is a copy
+        conn.settimeout(None)
+        conn.sendall(b"more")
+
+    client, result = ours(handle)
+    gevent.sleep(0.1)
+    assert read_all(client) == data + b"more"
+    outcome(result)
+
+
+# -- the end
+
+
+def test_half_close_by_the_peer(run: Run) -> None:
+    def handle(conn: Any) -> None:
+        data = b""
+        while piece := conn.recv(3):
+            data += piece
+        conn.sendall(data[::-1])
+
+    client, result = run(handle)
+    client.sendall(b"backwards")
+    client.shutdown(socket.SHUT_WR)
+    assert read_all(client) == b"sdrawkcab"
+    outcome(result)
+
+
+def test_half_close_by_us(run: Run) -> None:
+    def handle(conn: Any) -> bytes:
+        conn.sendall(b"bye")
+        conn.shutdown(socket.SHUT_WR)
+        with pytest.raises(BrokenPipeError):
+            conn.sendall(b"x")
+        with pytest.raises(BrokenPipeError):
+            conn.send(b"x")
+        data: bytes = conn.recv(100)
+        return data
+
+    client, result = run(handle)
+    assert read_all(client) == b"bye"
+    client.sendall(b"answer")
+    assert outcome(result) == b"answer"
+
+
+def test_shutdown_of_reading_ends_the_input(run: Run) -> None:
+    def handle(conn: Any) -> bytes:
+        conn.shutdown(socket.SHUT_RD)
+        conn.sendall(b"ok")
+        data: bytes = conn.recv(10)
+        return data
+
+    client, result = run(handle)
+    assert outcome(result) == b""
+    assert read_all(client) == b"ok"
+
+
+@pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
+def test_shutdown_wakes_a_reader(ours: Run, how: int) -> None:
+    def handle(conn: Any) -> bytes:
+        reader = gevent.spawn(conn.recv, 1)
+        gevent.sleep(0.01)
+        conn.shutdown(how)
+        data: bytes = reader.get(timeout=PATIENCE)
+        return data
+
+    assert outcome(ours(handle)[1]) == b""
+
+
+def test_shutdown_wakes_a_sender(ours: Run) -> None:
+    def handle(conn: Any) -> None:
+        fill(conn)
+        conn.settimeout(None)
+        sender = gevent.spawn(conn.sendall, bytes(1 << 20))
+        gevent.sleep(0.01)
+        conn.shutdown(socket.SHUT_WR)
+        with pytest.raises(BrokenPipeError):
+            sender.get(timeout=PATIENCE)
+
+    client, result = ours(handle)
+    outcome(result)
+    client.close()
+
+
+def test_a_wrong_shutdown_is_refused(run: Run) -> None:
+    assert error_of(run(lambda conn: conn.shutdown(9))[1], OSError).errno == errno.EINVAL
+
+
+def test_reset_while_it_receives(run: Run) -> None:
+    def handle(conn: Any) -> tuple[Any, ...]:
+        with pytest.raises(ConnectionResetError) as caught:
+            conn.recv(1)
+        fd = conn.fileno()
+        with pytest.raises(BrokenPipeError):
+            conn.sendall(b"x")
+        with pytest.raises(OSError) as unnamed:
+            conn.getpeername()
+        error = caught.value
+        return error.errno, error.strerror, error.__cause__, fd > 2, conn.recv(1), unnamed.value.errno
+
+    client, result = run(handle)
+    gevent.sleep(0.02)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    client.close()
+    assert outcome(result) == (errno.ECONNRESET, os.strerror(errno.ECONNRESET), None, True, b"", errno.ENOTCONN)
+
+
+@pytest.mark.parametrize("name", ["send", "sendall", "sendmsg"])
+def test_reset_while_it_sends(run: Run, name: str) -> None:
+    def handle(conn: Any) -> int:
+        fill(conn)
+        conn.settimeout(PATIENCE)
+        data = bytes(1 << 20)
+        with pytest.raises(ConnectionResetError):
+            getattr(conn, name)([data] if name == "sendmsg" else data)
+        with pytest.raises(BrokenPipeError):
+            conn.send(b"x")
+        return int(conn.fileno())
+
+    client, result = run(handle)
+    gevent.sleep(0.2)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    client.close()
+    assert outcome(result) > 2
+
+
+def test_what_came_before_the_broken_pipe_can_be_read(run: Run) -> None:
+    """A peer that says why it leaves, and leaves, while we send."""
+    gone = gevent.event.Event()
+
+    def send_on(conn: Any) -> None:
+        while True:
+            conn.sendall(b"x" * 1000)
+            gevent.sleep(0.001)
+
+    def handle(conn: Any) -> bytes:
+        gone.wait()
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_on(conn)
+        data: bytes = conn.recv(100)
+        return data
+
+    client, result = run(handle)
+    client.sendall(b"too large, go away")
+    client.close()
+    gone.set()
+    assert outcome(result) == b"too large, go away"
+
+
+AFTER: dict[str, Callable[[Any], Any]] = {
+    "recv": lambda conn: conn.recv(1),
+    "recv_into": lambda conn: conn.recv_into(bytearray(1)),
+    "recv_peek": lambda conn: conn.recv(1, socket.MSG_PEEK),
+    "recvfrom": lambda conn: conn.recvfrom(1),
+    "recvmsg": lambda conn: conn.recvmsg(1),
+    "send": lambda conn: conn.send(b"x"),
+    "sendall": lambda conn: conn.sendall(b"x"),
+    "sendmsg": lambda conn: conn.sendmsg([b"x"]),
+    "sendto": lambda conn: conn.sendto(b"x", ("127.0.0.1", 1)),
+    "shutdown": lambda conn: conn.shutdown(socket.SHUT_WR),
+    "getpeername": lambda conn: conn.getpeername(),
+    "getsockname": lambda conn: conn.getsockname(),
+    "getsockopt": lambda conn: conn.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE),
+    "setsockopt": lambda conn: conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    "dup": lambda conn: conn.dup(),
+}
+
+
+@pytest.mark.parametrize("ending", ["close", "detach"])
+@pytest.mark.parametrize("waited", [False, True])
+def test_after_close_it_is_a_bad_descriptor(run: Run, ending: str, waited: bool) -> None:
+    def handle(conn: Any) -> Any:
+        if waited:
+            conn.recv(1)
+        fd = getattr(conn, ending)()
+        for name, call in AFTER.items():
+            with pytest.raises(OSError) as caught:
+                call(conn)
+            assert caught.value.errno == errno.EBADF, name
+        conn.close()
+        with conn:
+            pass
+        return fd, conn.fileno(), conn.closed, conn.family, conn.type, conn.detach()
+
+    client, result = run(handle)
+    if waited:
+        client.sendall(b"x")
+    fd, *others = outcome(result)
+    assert others == [-1, True, socket.AF_INET, socket.SOCK_STREAM, -1]
+    if ending == "close":
+        assert client.recv(1) == b""
+    else:
+        with socket.socket(fileno=fd) as sock:
+            sock.sendall(b"still open")
+        assert client.recv(100) == b"still open"
+
+
+@pytest.mark.parametrize("name", ["recv", "recv_peek", "sendall"])
+def test_close_wakes_who_is_blocked(run: Run, name: str) -> None:
+    def handle(conn: Any) -> None:
+        if name == "sendall":
+            fill(conn)
+            conn.settimeout(None)
+        blocked = gevent.spawn(AFTER[name], conn)
+        gevent.sleep(0.02)
+        assert not blocked.ready()
+        conn.close()
+        with pytest.raises(OSError) as caught:
+            blocked.get(timeout=PATIENCE)
+        assert caught.value.errno == errno.EBADF
+
+    client, result = run(handle)
+    outcome(result)
+    client.close()
+
+
+def test_it_is_a_context_manager(run: Run) -> None:
+    def handle(conn: Any) -> int:
+        with conn as same:
+            assert same is conn
+            conn.sendall(b"inside")
+        return int(conn.fileno())
+
+    client, result = run(handle)
+    assert read_all(client) == b"inside"
+    assert outcome(result) == -1
+
+
+def test_close_with_unread_input_does_not_destroy_the_answer(ours: Run) -> None:
+    def handle(conn: Any) -> None:
+        conn.recv(1)
+        conn.sendall(b"answer")
+
+    client, result = ours(handle)
+    client.sendall(bytes(500_000))
+    outcome(result)
+    gevent.sleep(0.05)
+    assert read_all(client) == b"answer"  # gevent's socket resets here
+
+
+def test_close_lingers_no_longer_than_it_is_told(ours: Run) -> None:
+    class Short(StreamServer):
+        linger_timeout = 0.05
+
+    ours.kind = Short
+    client, result = ours(lambda conn: conn.recv(1))
+    client.sendall(b"x")
+    outcome(result)
+    conn = ours.conns[0]
+    assert conn.wait_closed(PATIENCE)
+    assert client.recv(1) == b""
+
+
+def test_an_asked_for_reset_is_sent(run: Run) -> None:
+    def handle(conn: Any) -> None:
+        conn.recv(1)
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+    client, result = run(handle)
+    client.sendall(b"x")
+    outcome(result)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+
+
+def test_dup(run: Run) -> None:
+    def handle(conn: Any) -> None:
+        conn.settimeout(3)
+        other = conn.dup()
+        conn.close()
+        assert other.gettimeout() == 3
+        other.sendall(other.recv(10))
+        other.close()
+
+    if run.kind is StreamServer:
+        run.kind = type("Short", (StreamServer,), {"linger_timeout": 0})
+    client, result = run(handle)
+    client.sendall(b"twice")
+    outcome(result)
+
+
+def test_it_can_be_upgraded_to_tls(run: Run, certificate: tuple[str, str]) -> None:
+    def handle(conn: Any) -> Any:
+        assert conn.recv(100) == b"STARTTLS\n"
+        conn.settimeout(PATIENCE)
+        conn.sendall(b"go\n")
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        with context.wrap_socket(conn, server_side=True) as secure:
+            assert conn.fileno() == -1
+            secure.sendall(secure.recv(100).upper())
+        return conn.closed
+
+    client, result = run(handle)
+    client.sendall(b"STARTTLS\n")
+    assert read_exactly(client, 3) == b"go\n"
+    with trusting(certificate).wrap_socket(client, server_hostname="localhost") as secure:
+        secure.sendall(b"secret")
+        assert secure.recv(100) == b"SECRET"
+    assert outcome(result) is True
+
+
+def test_the_methods_of_a_connection_are_there_too(ours: Run) -> None:
+    def handle(conn: Any) -> Any:
+        lines = [conn.read_line(), conn.recv(1, socket.MSG_PEEK), conn.recv(3), conn.recvfrom(1)[0]]
+        buffer = bytearray(2)
+        lines += [conn.recv_into(buffer), bytes(buffer), conn.read_exactly(4)]
+        conn.unread(b"back")
+        lines += [conn.recv(100), conn.wait_disconnect(PATIENCE)]
+        conn.send_nowait(b"answer")
+        conn.shutdown_write()
+        return lines
+
+    client, result = ours(handle)
+    client.sendall(b"line\nrest12last")
+    client.shutdown(socket.SHUT_WR)
+    assert outcome(result) == [b"line", b"r", b"res", b"t", 2, b"12", b"last", b"back", True]
+    assert read_all(client) == b"answer"
+
+
+# -- the server
+
+
+def echo(conn: Any, address: Any) -> None:
+    """gevent's examples/echoserver.py, as it is."""
+    conn.sendall(b"Welcome to the echo server! Type quit to exit.\r\n")
+    rfileobj = conn.makefile(mode="rb")
+    while True:
+        line = rfileobj.readline()
+        if not line:
+            break
+        if line.strip().lower() == b"quit":
+            break
+        conn.sendall(line)
+    rfileobj.close()
+
+
+def talk(server: Any, words: int = 20) -> None:
+    with socket.create_connection(server.address, PATIENCE) as client, client.makefile("rwb") as file:
+        assert file.readline().startswith(b"Welcome")
+        for number in range(words):
+            file.write(b"line %d\n" % number)
+            file.flush()
+            assert file.readline() == b"line %d\n" % number
+        file.write(b"quit\n")
+        file.flush()
+        assert file.read() == b""
+
+
+SPAWNS: dict[str, Callable[[], Any]] = {
+    "default": lambda: "default",
+    "pool": lambda: gevent.pool.Pool(10),
+    "int": lambda: 10,
+    "raw": lambda: gevent.spawn_raw,
+    "greenlet": lambda: gevent.spawn,
+}
+
+
+@pytest.mark.parametrize("name", SPAWNS)
+def test_gevents_echo_server(name: str) -> None:
+    with StreamServer(("127.0.0.1", 0), echo, spawn=SPAWNS[name]()) as server:
+        server.start()
+        gevent.joinall([gevent.spawn(talk, server) for _ in range(30)], raise_error=True)
+
+
+def test_gevents_portforwarder() -> None:
+    """gevent's examples/portforwarder.py, the part that forwards."""
+
+    def forward(source: Any, dest: Any) -> None:
+        try:
+            while True:
+                data = source.recv(1024)
+                if not data:
+                    break
+                dest.sendall(data)
+        finally:
+            source.close()
+            dest.close()
+
+    def handle(source: Any, address: Any) -> None:
+        dest = gevent.socket.create_connection(upstream.address)
+        forwarders = (gevent.spawn(forward, source, dest), gevent.spawn(forward, dest, source))
+        gevent.joinall(forwarders)
+
+    with StreamServer(("127.0.0.1", 0), echo) as upstream, StreamServer(("127.0.0.1", 0), handle) as server:
+        upstream.start()
+        server.start()
+        talk(server)
+
+
+def test_a_pool_bounds_the_handlers(run: Run) -> None:
+    server = run.server(lambda conn: conn.recv(1), spawn=2)
+    clients = [run.client(server) for _ in range(5)]
+    wait_until(lambda: len(run.conns) == 2)
+    gevent.sleep(0.02)
+    assert len(run.conns) == 2
+    for number, client in enumerate(clients):
+        client.sendall(b"x")
+        assert client.recv(1) == b""
+        wait_until(lambda number=number: len(run.conns) >= min(5, number + 2))
+
+
+def test_stop_kills_the_handlers_of_a_pool(run: Run) -> None:
+    server = run.server(lambda conn: conn.recv(1), spawn=2)
+    client = run.client(server)
+    wait_until(lambda: run.conns)
+    server.stop(0.01)
+    assert client.recv(1) == b""
+    error_of(run.outcome, gevent.GreenletExit)
+
+
+def test_a_handler_killed_before_its_start_leaks_nothing(run: Run) -> None:
+    class Killer(gevent.pool.Pool):
+        def spawn(self, *args: Any, **kwargs: Any) -> Any:
+            greenlet = super().spawn(*args, **kwargs)
+            greenlet.kill(block=False)
+            return greenlet
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run.server(lambda conn: None, spawn=Killer(10))
+        client = run.client()
+        wait_until(lambda: [gc.collect()] and any("unclosed" in str(w.message) for w in caught))
+    assert client.recv(1) == b""
+    assert not run.conns
+
+
+class TestInTheHub:
+    """``spawn=None``: the handler runs in the hub, and may not block."""
+
+    def test_what_does_not_block_works(self, run: Run) -> None:
+        def handle(conn: Any) -> Any:
+            conn.sendall(b"hello")
+            conn.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                conn.recv(1)
+            return gevent.getcurrent() is gevent.get_hub()
+
+        client, result = run(handle, spawn=None)
+        assert read_all(client) == b"hello"
+        assert outcome(result) is True
+
+    @pytest.mark.parametrize("call", ["recv", "recv_peek", "recv_into"])
+    def test_what_blocks_is_refused(self, run: Run, call: str) -> None:
+        client, result = run(CALLS[call], spawn=None)
+        error = error_of(result, BlockingSwitchOutError)
+        assert isinstance(error, AssertionError)
+        assert str(error) == "Impossible to call blocking function in the event loop callback"
+        assert client.recv(1) == b""
+
+    def test_a_send_that_blocks_is_refused(self, run: Run) -> None:
+        def handle(conn: Any) -> None:
+            while True:
+                conn.sendall(bytes(1 << 20))
+
+        client, result = run(handle, spawn=None)
+        error_of(result, BlockingSwitchOutError)
+        client.close()
+
+    def test_what_is_there_can_be_read(self, run: Run) -> None:
+        listener = gevent.socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(5)
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"early")
+            _ = run.server(lambda conn: [conn.recv(2), conn.recv(9)], listener=listener, spawn=None)
+            assert outcome(run.outcome) == [b"ea", b"rly"]
+
+
+def test_stop_accepting_and_start_again(run: Run) -> None:
+    server = run.server(lambda conn: conn.sendall(b"x"))
+    assert read_all(run.client()) == b"x"
+    server.stop_accepting()
+    waiting = run.client()
+    waiting.settimeout(0.03)
+    with pytest.raises(TimeoutError):
+        waiting.recv(1)
+    server.start_accepting()
+    waiting.settimeout(PATIENCE)
+    assert read_all(waiting) == b"x"
+
+
+def test_a_listener_of_the_standard_library() -> None:
+    """In a process without monkey-patching."""
+    program = """
+import socket, sys
+from greensock.stream_server import StreamServer, SocketConnection
+import gevent
+listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen(); listener.setblocking(False)
+def handle(conn, address):
+    assert type(conn) is SocketConnection
+    with conn.makefile("rw") as file:
+        file.write(file.readline().upper())
+server = StreamServer(listener, handle)
+server.start()
+from gevent import socket as cooperative
+client = cooperative.create_connection(listener.getsockname())
+client.sendall(b"shout" + bytes([10]))
+assert client.recv(100) == b"SHOUT" + bytes([10])
+server.stop()
+client.close()
+gevent.wait(timeout=5)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_a_subclass_with_handle() -> None:
+    class Greeter(StreamServer):
+        def handle(self, conn: Any, address: Any) -> None:
+            conn.sendall(b"hi")
+
+    with Greeter(("127.0.0.1", 0)) as server:
+        server.start()
+        assert isinstance(server, gevent.server.StreamServer)
+        assert server.server_host == "127.0.0.1"
+        with socket.create_connection(("127.0.0.1", server.server_port)) as client:
+            assert read_all(client) == b"hi"
+
+
+def test_many_come_and_go() -> None:
+    with StreamServer(("127.0.0.1", 0), lambda conn, address: conn.sendall(conn.recv(64)), spawn=200) as server:
+        server.start()
+
+        def once(number: int) -> None:
+            with socket.create_connection(server.address, PATIENCE) as client:
+                client.sendall(b"%d" % number)
+                if number % 7 == 0:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                elif number % 5:
+                    assert read_all(client) == b"%d" % number
+
+        pool = gevent.pool.Pool(50)
+        for greenlet in [pool.spawn(once, number) for number in range(1000)]:
+            greenlet.get()
+        wait_until(lambda: not get_poller().endpoints)
+
+
+# -- SSL
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("certificate")
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+def trusting(certificate: tuple[str, str]) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certificate[0])
+
+
+@pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")  # gevent's, when it is given files
+@pytest.mark.parametrize("style", ["context", "files"])
+def test_ssl(run: Run, certificate: tuple[str, str], style: str) -> None:
+    if style == "context":
+        context = gevent.ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        options: dict[str, Any] = {"ssl_context": context}
+    else:
+        options = {"certfile": certificate[0], "keyfile": certificate[1]}
+
+    def handle(conn: Any) -> type:
+        with conn.makefile("rwb") as file:
+            file.write(file.readline().upper())
+        return type(conn)
+
+    client, result = run(handle, **options)
+    with trusting(certificate).wrap_socket(client, server_hostname="localhost") as secure:
+        secure.sendall(b"secret\n")
+        assert secure.recv(100) == b"SECRET\n"
+    assert issubclass(outcome(result), gevent.ssl.SSLSocket)
