@@ -28,7 +28,7 @@ import gevent
 from gevent.event import Event
 
 from greensock.poller import Endpoint, get_poller
-from greensock.syscalls import RawSocket
+from greensock.syscalls import RawSocket, close
 
 __all__ = ["Acceptor"]
 
@@ -160,5 +160,5 @@ class Acceptor:
 
     def _give_up_reserve(self) -> None:
         if self._reserve is not None:
-            os.close(self._reserve)
+            close(self._reserve)
             self._reserve = None

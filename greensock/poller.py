@@ -34,7 +34,7 @@ from typing import Any, Protocol
 from gevent.hub import Hub, get_hub
 from greenlet import getcurrent
 
-from greensock.syscalls import EVENT_DATA, EVENT_HANGUP, EVENT_READ, EVENT_WRITE, INTEREST, new_epoll
+from greensock.syscalls import EVENT_DATA, EVENT_HANGUP, EVENT_READ, EVENT_WRITE, INTEREST, close, new_epoll
 from greensock.workers import Workers
 
 __all__ = ["TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
@@ -333,7 +333,7 @@ def _abandon(poller: Poller) -> None:
     poller._deadlines.clear()
     for endpoint in list(poller.endpoints.values()):
         fd, endpoint._fd = endpoint._fd, -1
-        os.close(fd)
+        close(fd)
     poller.endpoints.clear()
     poller.crews.clear()
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from loadtests import tables
 from loadtests.experiments import PLANS, Case, Plan, Scale
 from loadtests.generator import Failed
-from loadtests.machine import commit, machine, versions
+from loadtests.machine import Bystanders, commit, machine, versions
 from loadtests.process import GENERATOR_CORES, NAMES, SERVER_CORES, StartError, missing
 from loadtests.progress import Display
 
@@ -25,6 +26,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 #: A measured second is as short as this, and a round as single, with ``--quick``.
 QUICK = Scale(rounds=1, seconds=0.1, warmup=0.05, quick=True)
+
+#: Cores that other processes may use before the report says so.
+QUIET = 0.1
 
 Sample = dict[str, Any]
 Step = tuple[int, Case, str]
@@ -67,7 +71,7 @@ class Run:
         return self.samples
 
     def _take(self, number: int, case: Case, server: str) -> None:
-        began = time.monotonic()
+        began, bystanders = time.monotonic(), Bystanders()
         head: Sample = {"round": number, "case": case.label, "server": server, **case.parameters}
         try:
             sample = {**head, **case.measure(server)}
@@ -78,7 +82,7 @@ class Run:
         if sample["failed"] and "error" not in sample:
             self._display.say(f"{server}, {case.label}: {sample['failed']} failed {sample['failures']}")
         self._took[case.label, server] = time.monotonic() - began
-        self.samples.append(sample)
+        self.samples.append({**sample, "others": round(bystanders.cores(), 3)})
 
 
 def installed(names: Iterable[str], display: Display) -> list[str]:
@@ -122,11 +126,19 @@ def write(path: Path, content: dict[str, Any]) -> None:
     path.write_text(head.replace('"samples": []', '"samples": [\n' + samples + "\n ]") + "\n")
 
 
+def warn_of_bystanders(samples: list[Sample]) -> None:
+    others = median(sample["others"] for sample in samples)
+    if others > QUIET:
+        print(f"\nThe machine was not ours alone: others used {others:.2f} cores (median). Rates and latencies suffer.")
+
+
 def report(plan: Plan, samples: list[Sample]) -> None:
     print(f"\n## {plan.title}\n")
     print(tables.samples_table(samples))
     if plan.name == "figures":
         print("\n" + tables.figures_table(samples))
+    if samples:
+        warn_of_bystanders(samples)
 
 
 def experiment(name: str, scale: Scale, servers: Sequence[str], output: Path, display: Display) -> int:

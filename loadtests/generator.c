@@ -396,7 +396,10 @@ static void flood_on(struct worker *w, struct connection *c)
 
 static void send_burst(struct worker *w, struct connection *c)
 {
-    c->want += options.burst * options.size;
+    uint64_t burst = options.burst;
+    if (options.messages && !c->paced && options.messages - c->done < burst)
+        burst = options.messages - c->done;
+    c->want += burst * options.size;
     flush(w, c);
 }
 

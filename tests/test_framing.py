@@ -205,13 +205,12 @@ def test_a_message_without_an_end_is_refused_before_it_has_come():
     """What is held is bounded by the limit, not by what the peer sends."""
     for framer, byte in ((Lines(100), b"x"), (Delimited(b"\r\n", 100), b"\r")):
         decoder = framer.decoder()
-        while decoder.pending < 100:
+        for _ in range(100 + len(framer.delimiter) - 1):
             decoder.feed(byte)
             assert decoder.next_message() is None
-        decoder.feed(byte * 3)
+        decoder.feed(byte)
         with pytest.raises(MessageTooLong):
             decoder.next_message()
-        assert decoder.pending == 103
 
 
 @pytest.mark.parametrize(
