@@ -726,10 +726,12 @@ class Connection(Endpoint):
         if self._state is not _OPEN:
             return
         self._leave_open(_CLOSING, reason)
-        for entry in [entry for entry in self._out or () if entry.waiter is not None]:
-            self._withdraw(entry)
-        self._extend_linger()
+        if self._out:
+            for entry in [entry for entry in self._out if entry.waiter is not None]:
+                self._withdraw(entry)
         self._close_further()
+        if self._fd >= 0:
+            self._extend_linger()
 
     def _abort(self, reason: DropReason) -> None:
         if self._state is _CLOSED:
@@ -743,7 +745,6 @@ class Connection(Endpoint):
         self._release()
 
     def _leave_open(self, state: State, reason: DropReason) -> None:
-        assert state in TRANSITIONS[self._state]
         self._state = state
         self._drop_reason = reason
         self._readable = self._clear = self._plain = False
@@ -925,7 +926,7 @@ class Connection(Endpoint):
         return ConnectionStatistics(
             bytes_received=self.bytes_received,
             bytes_sent=self.bytes_sent,
-            bytes_held=len(self._stash) + (self._decoder.pending if self._decoder is not None else 0),
+            bytes_held=len(self._stash) + len(self._postponed) + (self._decoder.pending if self._decoder is not None else 0),
             bytes_queued=self._queued,
         )
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 from time import monotonic
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, ClassVar, Final
 
 import gevent
@@ -333,7 +333,7 @@ class Server:
         return ServerStatistics(
             accepted=self._accepted,
             active=self._alive,
-            dropped=MappingProxyType(dict(self._dropped)),
+            dropped=dict(self._dropped),
             errors=self._errors,
             accept_pauses=self._pauses + (self._acceptor.pauses if self._acceptor is not None else 0),
             bytes_received=self._gone_received + sum(conn.bytes_received for conn in mine),
@@ -462,7 +462,8 @@ class Server:
 
     def _one_less(self) -> None:
         self._alive -= 1
-        self._changed.set()
+        if self._draining:
+            self._changed.set()
         if self._acceptor is not None and self.max_connections is not None:
             self._acceptor.more_welcome()
 
@@ -604,15 +605,14 @@ class Server:
         size, budget, started = self.recv_size, self.turn_budget, monotonic()
         decoder = conn._decoder
         heard = False
-        while conn._state is _OPEN and not conn._eof:
-            while (verdict := self._give_messages(conn, decoder)) == MESSAGES_PER_LOOK:
-                heard = True
-                if monotonic() - started > TURN_SECONDS:
-                    return True
-            heard = heard or verdict > 0
-            if conn._state is not _OPEN or not conn._readable:
-                break
-            if budget <= 0 or monotonic() - started > TURN_SECONDS:
+        while True:
+            given = self._give_messages(conn, decoder)
+            heard = heard or given > 0
+            late = monotonic() - started > TURN_SECONDS
+            more = given == MESSAGES_PER_LOOK and conn._state is _OPEN
+            if more and not late:
+                continue
+            if more or late or budget <= 0 or conn._state is not _OPEN or conn._eof or not conn._readable:
                 break
             try:
                 data = read(conn._fd, size)
@@ -622,7 +622,7 @@ class Server:
             budget -= conn._received(len(data), size)
             if data:
                 decoder.feed(data)
-        return self._finish_turn(conn, heard)
+        return self._finish_turn(conn, heard, more)
 
     def _give_messages(self, conn: Connection, decoder: Any) -> int:
         """Call ``connection_recv`` for up to MESSAGES_PER_LOOK messages; return for how many."""
@@ -646,15 +646,15 @@ class Server:
                 return given + 1
         return MESSAGES_PER_LOOK
 
-    def _finish_turn(self, conn: Connection, heard: bool) -> bool:
-        """Make the upcalls at the end of a turn; True if there is more to read."""
+    def _finish_turn(self, conn: Connection, heard: bool, more: bool = False) -> bool:
+        """Make the upcalls at the end of a turn; True if there is more to read, or ``more`` messages to give."""
         if heard and self._on_finish is not None and conn._state is _OPEN:
             if self._obey(conn, self._on_finish(conn), "connection_recv_finish"):
                 conn._close(DropReason.VERDICT)
-        if conn._eof and conn._state is _OPEN:
+        if conn._eof and conn._state is _OPEN and not more:
             self._peer_is_done(conn)
             return False
-        return conn._readable or conn._fresh
+        return more or conn._readable or conn._fresh
 
     def _peer_is_done(self, conn: Connection) -> None:
         if conn._stage == _HALF_OPEN:
@@ -669,10 +669,10 @@ class Server:
             return
         if verdict is not None:
             self._obey(conn, verdict, "connection_eof")
-        pending = len(conn._stash) + len(conn._postponed)
-        pending += conn._decoder.pending if conn._decoder is not None else 0
-        if pending:
-            raise IncompleteMessage(f"the input ended {pending} bytes into a message", conn, bytes(conn._stash))
+        if conn.statistics().bytes_held:
+            partial = conn._postponed + bytes(conn._stash)
+            partial += conn._decoder.take() if conn._decoder is not None else b""
+            raise IncompleteMessage(f"the input ended {len(partial)} bytes into a message", conn, partial)
         conn._close(DropReason.PEER_CLOSED)
 
     def _obey(self, conn: Connection, verdict: object, upcall: str, data: bytes = b"") -> bool:
@@ -718,7 +718,7 @@ class Server:
         reason = conn._drop_reason or DropReason.CLOSED
         if reason is DropReason.LOST:
             self._tell_error(conn, conn._closed_error())
-        self._dropped[reason.name] += 1
+        self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
         if conn._state is _CLOSED:

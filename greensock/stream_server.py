@@ -417,9 +417,6 @@ class SocketConnection(Connection):
         """Shut down one half or both, at once. Who is blocked gets the end of input or ``BrokenPipeError``."""
         with self._borrow() as sock:
             sock.shutdown(how)
-        if how != _socket.SHUT_RD and self._out:
-            self._writable = True
-            self._poller.call_soon(self._flush)
 
     def __enter__(self) -> SocketConnection:
         return self

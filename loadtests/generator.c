@@ -426,7 +426,7 @@ static void opened(struct worker *w, struct connection *c)
     if (w->phase >= DRAINING)
         finish(w, c);
     else if (options.mode == RAMP)
-        send_burst(w, c);
+        next_exchange(w, c);
 }
 
 static void exchange_done(struct worker *w, struct connection *c)
@@ -664,7 +664,7 @@ static void start_running(struct worker *w, struct connection *c)
     if (options.mode == FLOOD)
         start_flood(w, c);
     else if (options.mode == PINGPONG || (options.mode == OPENLOOP && !c->paced))
-        send_burst(w, c);
+        next_exchange(w, c);
 }
 
 static void start_flushing(struct worker *w, struct connection *c)

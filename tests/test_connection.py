@@ -482,9 +482,33 @@ def test_options_and_addresses():
     theirs.close()
 
 
-def test_states_only_go_forward():
-    assert TRANSITIONS[State.CLOSED] == frozenset()
-    assert State.OPEN not in TRANSITIONS[State.CLOSING]
+@pytest.mark.parametrize("linger", [0, 0.05])
+@pytest.mark.parametrize("end", ["close", "abort", "lost"])
+def test_states_change_as_the_table_says(end, linger):
+    class Watched(Connection):
+        __slots__ = ("seen",)
+
+        def __setattr__(self, name, value):
+            if name == "_state" and hasattr(self, "_state") and value is not self._state:
+                assert value in TRANSITIONS[self._state]
+            super().__setattr__(name, value)
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    conn = Watched(get_poller(), ours.detach(), socket.AF_UNIX, "peer")
+    conn.linger_timeout = linger
+    get_poller().register(conn)
+    if end == "lost":
+        theirs.close()
+        with pytest.raises(ConnectionLost):
+            conn.send(b"x")
+    else:
+        getattr(conn, end)()
+    conn.close()
+    conn.abort()
+    theirs.close()
+    assert conn.wait_closed(PATIENCE)
+    assert conn.state is State.CLOSED
 
 
 def test_a_stranger_with_the_same_descriptor_gets_a_harmless_event(pair):

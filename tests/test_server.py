@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 
 import gevent
 import pytest
@@ -259,6 +260,43 @@ def test_framer_limit_and_incomplete_end(serve, connect):
     wait_until(lambda: len(server.drops()) == 2)
     assert server.drops()[1] is DropReason.INCOMPLETE
     assert isinstance(server.errors()[1], IncompleteMessage)
+
+
+def test_no_framed_message_after_drop(serve, connect):
+    class Picky(Recorder):
+        framer = Lines()
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            return DROP if len(self.calls) > 32 else OK
+
+    server = serve(Picky)
+    sock = connect(server)
+    sock.sendall(b"x\n" * 100)
+    wait_until(server.drops)
+    assert server.names().count("recv") == 32
+
+
+def test_long_framed_turn_goes_on_later_and_finishes(serve, connect):
+    class Slow(Recorder):
+        framer = Lines()
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if data == b"slow":
+                deadline = time.monotonic() + 0.02
+                while time.monotonic() < deadline:
+                    pass
+
+    server = serve(Slow)
+    sock = connect(server)
+    sock.sendall(b"x\n" * 31 + b"slow\n" + b"x\n" * 5 + b"half")
+    sock.shutdown(socket.SHUT_WR)
+    wait_until(server.drops)
+    assert server.names().count("recv") == 37
+    assert server.names().count("finish") == 2
+    (error,) = server.errors()
+    assert error.partial == b"half"
 
 
 def test_raw_read_inside_a_framed_stream(serve, connect):

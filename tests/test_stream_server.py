@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,26 @@ def test_inheritable(run: Run) -> None:
     assert outcome(run(handle)[1]) == [False, True]
 
 
+def test_the_protocol_is_the_listeners(run: Run) -> None:
+    listener = gevent.socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(5)
+    _, result = run(lambda conn: conn.proto, listener=listener)
+    assert outcome(result) == socket.IPPROTO_TCP
+
+
+def test_what_is_no_stream_is_left_to_gevent(ours: Run, tmp_path: Path) -> None:
+    listener = gevent.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen(5)
+    ours.server(lambda conn: [type(conn), conn.recv(10), conn.recv(10)], listener=listener)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect(str(tmp_path / "socket"))
+        client.send(b"one")
+        client.send(b"two")
+        assert outcome(ours.outcome) == [gevent.socket.socket, b"one", b"two"]
+
+
 # -- receiving
 
 
@@ -304,6 +325,22 @@ def test_two_readers_collide(run: Run) -> None:
     assert outcome(result) == b"x"
 
 
+def test_received_bytes_are_counted_once(ours: Run) -> None:
+    def handle(conn: Any) -> int:
+        conn.recv(4, socket.MSG_PEEK)
+        buffer = bytearray(1)
+        conn.recv(1)
+        conn.recv_into(buffer)
+        conn.recvfrom(1)
+        conn.recvmsg(1)
+        conn.recvmsg_into([buffer])
+        return int(conn.statistics().bytes_received)
+
+    client, result = ours(handle)
+    client.sendall(b"abcdef")
+    assert outcome(result) == 5
+
+
 # -- sending
 
 
@@ -372,6 +409,100 @@ def test_sendalls_of_many_greenlets_go_out_whole(ours: Run) -> None:
     data = read_all(client)
     outcome(result)
     assert {data[at : at + size] for at in range(0, len(data), size)} == {bytes([n]) * size for n in range(many)}
+
+
+def test_a_send_waits_for_the_sends_before_it(ours: Run) -> None:
+    size = 8 << 20
+
+    def handle(conn: Any) -> Any:
+        first = gevent.spawn(conn.sendall, bytes(size))
+        gevent.sleep(0.01)
+        second, third = gevent.spawn(conn.send, b"second"), gevent.spawn(conn.sendmsg, [b"third"])
+        gevent.sleep(0.01)
+        conn.setblocking(False)
+        for call in (conn.send, conn.sendall):
+            with pytest.raises(BlockingIOError):
+                call(b"never")
+        for greenlet in (first, second, third):
+            assert not greenlet.ready()
+        gevent.joinall([first, second, third], raise_error=True)
+        return second.get(), third.get(), conn.statistics().bytes_sent
+
+    client, result = ours(handle)
+    gevent.sleep(0.05)
+    assert read_all(client) == bytes(size) + b"secondthird"
+    assert outcome(result) == (6, 5, size + 11)
+
+
+def test_nothing_is_sent_behind_a_fin_that_waits(ours: Run) -> None:
+    def handle(conn: Any) -> None:
+        first = gevent.spawn(conn.sendall, bytes(8 << 20))
+        gevent.sleep(0.01)
+        fin = gevent.spawn(conn.shutdown_write)
+        gevent.sleep(0.01)
+        with pytest.raises(BrokenPipeError):
+            conn.sendall(b"too late")
+        gevent.joinall([first, fin], raise_error=True)
+
+    client, result = ours(handle)
+    gevent.sleep(0.05)
+    assert len(read_all(client)) == 8 << 20
+    outcome(result)
+
+
+def test_dontwait_does_not_wait(ours: Run) -> None:
+    """As in the standard library; gevent's sockets wait all the same in some of these."""
+
+    def handle(conn: Any) -> None:
+        fill(conn)
+        for call in (conn.recv, conn.recvfrom):
+            with pytest.raises(BlockingIOError):
+                call(1, socket.MSG_DONTWAIT)
+        for call in (conn.send, conn.sendall):
+            with pytest.raises(BlockingIOError):
+                call(b"x", socket.MSG_DONTWAIT)
+
+    outcome(ours(handle)[1])
+
+
+def test_a_failed_send_leaves_no_cycle(ours: Run) -> None:
+    """Which would keep the connection and the program's frames until the collector runs."""
+
+    def handle(conn: Any) -> Any:
+        fill(conn)
+        gone.set()
+        with pytest.raises(ConnectionResetError):
+            conn.sendall(bytes(1 << 20))
+        return weakref.ref(conn)
+
+    gone = gevent.event.Event()
+    gc.disable()
+    try:
+        client, result = ours(handle)
+        gone.wait()
+        gevent.sleep(0.01)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        client.close()
+        found = outcome(result)
+        ours.conns.clear()
+        wait_until(lambda: found() is None)
+    finally:
+        gc.enable()
+
+
+def test_sendfile_begins_at_the_position(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"head:body")
+
+    def handle(conn: Any) -> int:
+        with path.open("rb") as file:
+            file.read(5)
+            sent: int = conn.sendfile(file)
+            return sent
+
+    client, result = run(handle)
+    assert read_all(client) == b"body"
+    assert outcome(result) == 4
 
 
 @pytest.mark.parametrize(("offset", "count"), [(0, None), (5, None), (5, 7), (0, 3), (90, 20), (200, None)])
@@ -781,6 +912,26 @@ def test_reset_while_it_receives(run: Run) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     client.close()
     assert outcome(result) == (errno.ECONNRESET, os.strerror(errno.ECONNRESET), None, True, b"", errno.ENOTCONN)
+
+
+def test_reset_while_it_reads_a_line(ours: Run) -> None:
+    def handle(conn: Any) -> bool:
+        with pytest.raises(ConnectionResetError):
+            conn.read_line()
+        return bool(conn.fileno() > 2)
+
+    client, result = ours(handle)
+    gevent.sleep(0.02)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    client.close()
+    assert outcome(result) is True
+
+
+def test_a_peer_that_leaves_is_noticed_without_reading(ours: Run) -> None:
+    client, result = ours(lambda conn: conn.wait_disconnect(PATIENCE))
+    gevent.sleep(0.02)
+    client.close()
+    assert outcome(result) is True
 
 
 @pytest.mark.parametrize("name", ["send", "sendall", "sendmsg"])
