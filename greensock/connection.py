@@ -923,10 +923,11 @@ class Connection(Endpoint):
 
     def statistics(self) -> ConnectionStatistics:
         """Return a snapshot of the counters of this connection."""
+        framed = self._decoder.pending if self._decoder is not None else 0
         return ConnectionStatistics(
             bytes_received=self.bytes_received,
             bytes_sent=self.bytes_sent,
-            bytes_held=len(self._stash) + len(self._postponed) + (self._decoder.pending if self._decoder is not None else 0),
+            bytes_held=len(self._stash) + len(self._postponed) + framed,
             bytes_queued=self._queued,
         )
 

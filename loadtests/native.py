@@ -34,8 +34,6 @@ def build(source: str) -> Path:
 
 def compile_to(program: Path, path: Path, compiler: str) -> None:
     BUILD.mkdir(exist_ok=True)
-    for stale in BUILD.glob(f"{path.stem}-*"):
-        stale.unlink(missing_ok=True)
     partial = program.with_suffix(f".{os.getpid()}")
     try:
         result = subprocess.run([compiler, *FLAGS, str(path), "-o", str(partial)], capture_output=True, text=True)
@@ -44,3 +42,6 @@ def compile_to(program: Path, path: Path, compiler: str) -> None:
     if result.returncode != 0:
         raise BuildError(f"{path.name}: {result.stderr}")
     partial.replace(program)  # at once: another process may be building the same
+    for stale in BUILD.glob(f"{path.stem}-*"):
+        if stale != program:
+            stale.unlink(missing_ok=True)
