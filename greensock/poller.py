@@ -210,9 +210,8 @@ class Poller:
             endpoint = lookup(fd)
             if endpoint is None:
                 continue  # closed since
-            if (
-                events == data and endpoint._idle and endpoint._writable
-            ):  # the hot path: data for a connection without an upcall running
+            # The hot path: data for a connection without an upcall running.
+            if events == data and endpoint._idle and endpoint._writable:
                 endpoint._readable = True
                 endpoint._idle = False
                 endpoint._ready.append(endpoint)

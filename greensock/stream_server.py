@@ -545,14 +545,14 @@ class StreamServer(_GeventServer):
 class _Told(Outgoing):
     """An entry of the send queue that keeps the error it met for its sender, and lets the connection live."""
 
-    error: OSError | None = None
+    error: Exception | None = None
 
     def push(self, fd: int) -> int:
         try:
             return self._push(fd)
         except BlockingIOError:
             raise
-        except OSError as error:
+        except Exception as error:  # a TypeError too: this may be the first to look at the arguments
             self.error = error.with_traceback(None)
             self.left = 0
             return 0

@@ -434,6 +434,44 @@ def test_a_send_waits_for_the_sends_before_it(ours: Run) -> None:
     assert outcome(result) == (6, 5, size + 11)
 
 
+def test_a_send_does_not_overtake_when_there_is_room_again(ours: Run) -> None:
+    tried = gevent.event.Event()
+
+    def handle(conn: Any) -> None:
+        first = gevent.spawn(conn.sendall, bytes(8 << 20))
+        gevent.sleep(0.05)
+        assert not first.ready()
+        for _ in range(3):  # makes room, and no switch lets the engine use it
+            assert client.recv(100_000)
+        conn.setblocking(False)
+        try:
+            with pytest.raises(BlockingIOError):
+                conn.send(b"first")
+        finally:
+            tried.set()
+        first.get()
+
+    client, result = ours(handle)
+    tried.wait(PATIENCE)
+    read_all(client)
+    outcome(result)
+
+
+@pytest.mark.parametrize("call", [lambda conn: conn.send("text"), lambda conn: conn.sendmsg(["text"])])
+def test_a_wrong_argument_behind_other_sends_is_told(ours: Run, call: Callable[[Any], Any]) -> None:
+    def handle(conn: Any) -> None:
+        first = gevent.spawn(conn.sendall, bytes(8 << 20))
+        gevent.sleep(0.01)
+        with pytest.raises(TypeError):
+            call(conn)
+        first.get()
+
+    client, result = ours(handle)
+    gevent.sleep(0.05)
+    assert len(read_all(client)) == 8 << 20
+    outcome(result)
+
+
 def test_nothing_is_sent_behind_a_fin_that_waits(ours: Run) -> None:
     def handle(conn: Any) -> None:
         first = gevent.spawn(conn.sendall, bytes(8 << 20))
