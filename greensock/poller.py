@@ -210,11 +210,14 @@ class Poller:
             endpoint = lookup(fd)
             if endpoint is None:
                 continue  # closed since
-            # The hot path: data for a connection without an upcall running.
-            if events == data and endpoint._idle and endpoint._writable:
+            # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
+            if events == data and endpoint._writable:
                 endpoint._readable = True
-                endpoint._idle = False
-                endpoint._ready.append(endpoint)
+                if endpoint._idle:
+                    endpoint._idle = False
+                    endpoint._ready.append(endpoint)
+                elif endpoint._reader is not None:
+                    endpoint._reader.switch()
             else:
                 tell(endpoint, events)
 
