@@ -759,9 +759,10 @@ class Connection(Endpoint):
             self._events["hangup"].set()
         if self._reader is not None:
             self._poller.call_soon(_WakeReader(self))
-        for entry in self._out or ():
-            if entry.waiter is not None:
-                self._poller.call_soon(_Wake(entry))
+        if self._out is not None:
+            for entry in self._out:
+                if entry.waiter is not None:
+                    self._poller.call_soon(_Wake(entry))
         if self._idle:
             self._poller.queue(self)
 
@@ -804,18 +805,21 @@ class Connection(Endpoint):
         self._state = _CLOSED
         self._clear = self._readable = False
         self._poller.forget(self)
-        self._poller.disarm(self)
+        if self._armed != inf:
+            self._poller.disarm(self)
         fd, self._fd = self._fd, -1
         close(fd)
-        if isinstance(self._reader, _Drain):
+        if self._reader is not None and isinstance(self._reader, _Drain):
             self._reader = None
-        for entry in self._out or ():
-            if entry.waiter is not None:
-                self._poller.call_soon(_Wake(entry))
-            entry.discard()
-        self._out = None
-        for event in (self._events or {}).values():
-            event.set()
+        if self._out is not None:
+            for entry in self._out:
+                if entry.waiter is not None:
+                    self._poller.call_soon(_Wake(entry))
+                entry.discard()
+            self._out = None
+        if self._events is not None:
+            for event in self._events.values():
+                event.set()
         if self.server is not None:
             self.server._released(self)
 
@@ -929,13 +933,16 @@ class Connection(Endpoint):
 
     def statistics(self) -> ConnectionStatistics:
         """Return a snapshot of the counters of this connection."""
-        framed = self._decoder.pending if self._decoder is not None else 0
         return ConnectionStatistics(
             bytes_received=self.bytes_received,
             bytes_sent=self.bytes_sent,
-            bytes_held=len(self._stash) + len(self._postponed) + framed,
+            bytes_held=self._held(),
             bytes_queued=self._queued,
         )
+
+    def _held(self) -> int:
+        framed = self._decoder.pending if self._decoder is not None else 0
+        return len(self._stash) + len(self._postponed) + framed
 
     def _check_fd(self) -> None:
         if self._fd < 0:

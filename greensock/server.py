@@ -72,6 +72,8 @@ MESSAGES_PER_LOOK = 32
 # connection_error was.
 _NEW, _SERVED, _HALF_OPEN, _ERROR_TOLD = range(4)
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
+# As for the states in connection.py: to look up a member of an enum is slow before Python 3.12.
+_PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
 
 
 class Server:
@@ -369,6 +371,7 @@ class Server:
         self._on_new = self._overridden("connection_new")
         self._on_recv = self.connection_recv
         self._on_finish = self._overridden("connection_recv_finish")
+        self._on_eof = self._overridden("connection_eof")
         self._on_drop = self._overridden("connection_drop")
 
     def _overridden(self, name: str) -> Callable[..., Any] | None:
@@ -389,7 +392,7 @@ class Server:
     def _close_idle(self) -> None:
         for conn in self._mine():
             waits = conn._idle and not conn._out
-            if waits and not conn.statistics().bytes_held:
+            if waits and not conn._held():
                 conn._close(DropReason.STOPPED)
 
     def _kill_workers(self) -> None:
@@ -524,9 +527,13 @@ class Server:
         """Go on after a first read that found all it asked for, nothing, the end of input, or a peer that hung up."""
         if not conn._readable:
             return False  # the read found nothing
-        if conn._received(len(data), self.recv_size):
+        if data:
+            conn._received(len(data), self.recv_size)
             return self._read_turn(conn, data, self._on_recv(conn, data))
-        return self._finish_turn(conn, False)
+        conn._eof = True
+        conn._plain = False
+        self._peer_is_done(conn)
+        return False
 
     def _rest(self, conn: Connection, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
@@ -661,19 +668,19 @@ class Server:
             # Any event of our sending comes with the peer's FIN in its mask: look whether this one is more than that.
             if both_sides_are_down(conn._fd):
                 conn._probe()
-                conn._close(DropReason.PEER_CLOSED)
+                conn._close(_PEER_CLOSED)
             return
         conn._stage = _HALF_OPEN
-        verdict = self.connection_eof(conn)
-        if verdict is OK or conn._state is not _OPEN:
-            return
-        if verdict is not None:
+        if self._on_eof is not None:
+            verdict = self._on_eof(conn)
+            if verdict is OK or conn._state is not _OPEN:
+                return
             self._obey(conn, verdict, "connection_eof")
-        if conn.statistics().bytes_held:
+        if conn._held():
             partial = conn._postponed + bytes(conn._stash)
             partial += conn._decoder.take() if conn._decoder is not None else b""
             raise IncompleteMessage(f"the input ended {len(partial)} bytes into a message", conn, partial)
-        conn._close(DropReason.PEER_CLOSED)
+        conn._close(_PEER_CLOSED)
 
     def _obey(self, conn: Connection, verdict: object, upcall: str, data: bytes = b"") -> bool:
         """Act on a verdict; True if it is DROP."""
@@ -716,7 +723,7 @@ class Server:
             return
         conn._ended = True
         reason = conn._drop_reason or DropReason.CLOSED
-        if reason is DropReason.LOST:
+        if reason is _LOST:
             self._tell_error(conn, conn._closed_error())
         self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
         if self._on_drop is not None and conn._stage != _NEW:
