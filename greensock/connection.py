@@ -849,7 +849,7 @@ class Connection(Endpoint):
             if entry.deadline <= now and entry.waiter is not None:
                 entry.waiter.switch(TIMED_OUT)
         if self._state is not _OPEN:
-            return self._linger_due
+            return self._linger_due if self._state is _CLOSING else inf
         nearest = min((entry.deadline for entry in self._out or ()), default=inf)
         return min(nearest, self._read_deadline, self._on_idle(now))
 

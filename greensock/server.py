@@ -69,8 +69,8 @@ KILL_SECONDS = 1.0
 MESSAGES_PER_LOOK = 32
 
 # How far a connection's upcalls have come: none was made; connection_new was; connection_eof was and kept it open;
-# connection_error was.
-_NEW, _SERVED, _HALF_OPEN, _ERROR_TOLD = range(4)
+# connection_error was; all were.
+_NEW, _SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
 _OPEN, _CLOSED = State.OPEN, State.CLOSED
 # As for the states in connection.py: to look up a member of an enum is slow before Python 3.12.
 _PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
@@ -278,7 +278,7 @@ class Server:
             conn._abort(DropReason.STOPPED)
         poller, crew = get_poller(), self._crew
         deadline = monotonic() + KILL_SECONDS
-        poller.call_soon(self._kill_workers)
+        poller.call_soon(partial(crew.kill, GreenletExit("the server was aborted"), getcurrent()))
         while self._alive > self._own() and (left := deadline - monotonic()) > 0:
             self._changed.clear()
             self._changed.wait(min(left, 0.1))
@@ -395,9 +395,6 @@ class Server:
             if waits and not conn._held():
                 conn._close(DropReason.STOPPED)
 
-    def _kill_workers(self) -> None:
-        self._crew.kill(GreenletExit("the server was aborted"))
-
     def _own(self) -> int:
         """1 if this is called in one of our own upcalls, whose connection cannot end before."""
         return 1 if self.started and getcurrent() in self._crew else 0
@@ -460,7 +457,7 @@ class Server:
         """The descriptor is closed."""
         self._gone_received += conn.bytes_received
         self._gone_sent += conn.bytes_sent
-        if conn._ended:
+        if conn._stage == _ALL_TOLD:
             self._one_less()
 
     def _one_less(self) -> None:
@@ -584,7 +581,7 @@ class Server:
                 if verdict is not None and self._obey(conn, verdict, "connection_recv", data):
                     conn._close(DropReason.VERDICT)
                     return False
-                if len(conn._stash) > self.max_postponed:
+                if len(conn._stash) > self.max_postponed and not conn._fresh:
                     raise _postponed_too_much(conn, self.max_postponed)
             if conn._state is not _OPEN or conn._eof:
                 break
@@ -638,6 +635,7 @@ class Server:
             if conn._stash:  # raw bytes were put back, or a raw read left some
                 rest = bytes(conn._stash) + decoder.take()
                 conn._stash = b""
+                conn._fresh = False
                 decoder.feed(rest)
             message = next_message()
             if message is None:
@@ -728,6 +726,7 @@ class Server:
         self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
+        conn._stage = _ALL_TOLD
         if conn._state is _CLOSED:
             self._one_less()
 

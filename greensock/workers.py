@@ -93,10 +93,11 @@ class Workers:
         if not self._all:
             ended()
 
-    def kill(self, error: BaseException) -> None:
-        """Throw ``error`` into every worker that is blocked in an upcall. Call it in the hub."""
+    def kill(self, error: BaseException, spare: greenlet) -> None:
+        """Throw ``error`` into every worker that is blocked in an upcall, but for ``spare``. Call it in the hub."""
         for worker in self._all.difference(self._parked):
-            worker.throw(error)
+            if worker is not spare:
+                worker.throw(error)
 
     def __contains__(self, worker: object) -> bool:
         return worker in self._all

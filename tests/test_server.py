@@ -836,6 +836,60 @@ def test_stop_from_inside_an_upcall(serve, connect):
     assert server.names() == ["new", "stopped", "drop"]
 
 
+def test_abort_from_inside_an_upcall_with_others_alive(serve, connect):
+    class Quitter(Recorder):
+        def connection_recv(self, conn, data):
+            self.abort()
+            self.calls.append(("stopped", None))
+
+    server = serve(Quitter)
+    sock, _idle = connect(server), connect(server)
+    wait_until(lambda: server.statistics().accepted == 2)
+    sock.sendall(b"x")
+    wait_until(lambda: len(server.drops()) == 2)
+    assert "stopped" in server.names()
+    assert not server.started
+
+
+def test_a_drop_upcall_that_blocks_is_counted_once(serve, connect):
+    class Slow(Recorder):
+        def connection_recv(self, conn, data):
+            return DROP
+
+        def connection_drop(self, conn):
+            super().connection_drop(conn)
+            conn.wait_closed(PATIENCE)
+
+    server = serve(Slow)
+    for _ in range(3):
+        sock = connect(server)
+        sock.sendall(b"x")
+        assert read_all(sock) == b""
+        sock.close()
+    wait_until(lambda: server.statistics().active == 0)
+    assert len(server.drops()) == 3
+    connect(server)
+    wait_until(lambda: server.statistics().active == 1)
+
+
+def test_close_and_abort_after_a_timeout_do_not_spin(serve, connect):
+    class Impatient(Recorder):
+        linger_timeout = 0.05
+
+        def handle(self, conn):
+            try:
+                conn.recv(timeout=0.02)
+            except TimeoutError:
+                conn.close()
+                conn.abort()
+
+    server = serve(Impatient)
+    connect(server)
+    wait_until(server.drops)
+    gevent.sleep(0.1)
+    assert server.statistics().active == 0
+
+
 def test_stop_under_load_drops_each_connection_exactly_once(serve, connect):
     class Busy(Recorder):
         def connection_recv(self, conn, data):
