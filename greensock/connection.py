@@ -614,11 +614,11 @@ class Connection(Endpoint):
 
     def _withdraw(self, entry: Outgoing) -> None:
         """Take an entry out again if nothing of it was sent; else let the engine finish it."""
-        if not entry.left or self._out is None or entry not in self._out:
+        if not entry.left or entry.withdrawn or self._out is None or entry not in self._out:
             return
-        if entry.sent or isinstance(entry, Pipe):
-            entry.withdrawn = True
+        if entry.sent or isinstance(entry, Pipe | Fin):
             entry.detach()
+            entry.withdrawn = True
         else:
             self._out.remove(entry)
             self._queued -= entry.left

@@ -213,11 +213,11 @@ class Poller:
             # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
             if events == data and endpoint._writable:
                 endpoint._readable = True
-                if endpoint._idle:
+                if endpoint._reader is not None:
+                    endpoint._reader.switch()
+                elif endpoint._idle:
                     endpoint._idle = False
                     endpoint._ready.append(endpoint)
-                elif endpoint._reader is not None:
-                    endpoint._reader.switch()
             else:
                 tell(endpoint, events)
 

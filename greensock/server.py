@@ -436,11 +436,11 @@ class Server:
     def _serve(self, fd: int, family: int, address: Any) -> Connection:
         conn = self.connection_class(self._poller, fd, family, address, self)
         conn._ready = self._crew.ready
+        if self.framer is not None:
+            conn._decoder = self.framer.decoder()
         self._poller.register(conn)
         self._accepted += 1
         self._alive += 1
-        if self.framer is not None:
-            conn._decoder = self.framer.decoder()
         if self.idle_timeout is not None:
             conn._idle_mark = 0
             conn._idle_since = monotonic()
@@ -518,6 +518,8 @@ class Server:
             return False
         if conn._stage == _NEW:
             self._begin(conn)
+            if conn._state is not _OPEN:
+                return False
         return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
 
     def _long_turn(self, conn: Connection, data: bytes) -> bool:
