@@ -11,14 +11,17 @@ syscalls        the system calls of the hot path
 workers         the pool of parked greenlets in which upcalls run
 poller          the engine: one epoll set per hub, wake-ups, deadlines
 outgoing        what waits to be sent on a connection
-connection      the downcalls; one connection's state
+lifecycle       a connection's fields and states, and how it closes
+receiving       the downcalls that read
+sending         the downcalls that write
+connection      one connection: both of them, and what needs both
 acceptor        takes connections out of the kernel's queue
 server          the upcalls, the turn, start, drain, stop
 stream_server   takes the place of ``gevent.server.StreamServer``
 ==============  ===================================================================================
 """
 
-from greensock.connection import Connection, State
+from greensock.connection import Connection
 from greensock.errors import (
     ConnectionBusy,
     ConnectionClosed,
@@ -33,6 +36,7 @@ from greensock.errors import (
     WouldBlock,
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
+from greensock.lifecycle import State
 from greensock.server import DROP, OK, POSTPONE, Server, Verdict
 from greensock.stats import ConnectionStatistics, ServerStatistics
 from greensock.stream_server import SocketConnection, StreamServer

@@ -117,6 +117,8 @@ class Acceptor:
             log.exception("accepting on %r failed and has stopped", self.listener)
         finally:
             poller.forget(endpoint, still_open=True)
+            if self._greenlet is gevent.getcurrent():
+                self._greenlet = None  # so that start() begins anew
 
     def _drain(self, limit: int) -> bool:
         """Accept up to ``limit`` connections; False if the queue was found empty."""

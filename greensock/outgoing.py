@@ -57,8 +57,18 @@ class Outgoing:
         """
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """Come to an end, if the entry is one that waits for more: its connection closes."""
+
+    def nudge(self) -> None:
+        """Have whoever feeds the entry look at the connection again, if it is one that is fed."""
+
     def detach(self) -> None:
-        """Stop depending on what belongs to the caller, who leaves before the end."""
+        """Stop depending on what belongs to the caller, who leaves before the end.
+
+        Raises:
+            OSError: there is no descriptor for that.
+        """
 
     def discard(self) -> None:
         """Let go of what the entry holds."""
@@ -129,13 +139,15 @@ class Fin(Outgoing):
 class Pipe(Outgoing):
     """What passes through a pipe on its way from another connection.
 
-    It keeps its place at the head of the queue, even while the pipe is empty, until ``finish`` is called.
+    It keeps its place at the head of the queue, even while the pipe is empty, until ``finish`` is called. ``wake`` has
+    the greenlet that fills it look again.
     """
 
-    __slots__ = ("_ends", "_open")
+    __slots__ = ("_ends", "_open", "_wake")
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], None]) -> None:
         super().__init__(0)
+        self._wake = wake
         self._ends: tuple[int, int] | None = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._open = True
 
@@ -164,6 +176,9 @@ class Pipe(Outgoing):
     def finish(self) -> None:
         """Give up the place in the queue as soon as the pipe is empty."""
         self._open = False
+
+    def nudge(self) -> None:
+        self._wake()
 
     def discard(self) -> None:
         if self._ends is not None:

@@ -34,7 +34,16 @@ from typing import Any, Protocol
 from gevent.hub import Hub, get_hub
 from greenlet import getcurrent
 
-from greensock.syscalls import EVENT_DATA, EVENT_HANGUP, EVENT_READ, EVENT_WRITE, INTEREST, close, new_epoll
+from greensock.syscalls import (
+    EVENT_DATA,
+    EVENT_HANGUP,
+    EVENT_READ,
+    EVENT_UNSURE,
+    EVENT_WRITE,
+    INTEREST,
+    close,
+    new_epoll,
+)
 from greensock.workers import Workers
 
 __all__ = ["TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
@@ -58,13 +67,13 @@ class Waiter(Protocol):
 class Endpoint:
     """What the engine knows of one registered descriptor.
 
-    ``_readable`` and ``_writable`` say that the last attempt did not find the socket empty or full. ``_hangup`` says
-    that the peer's FIN or an error was announced, so that a short read does not mean empty. ``_idle`` says that an
+    ``_readable`` and ``_writable`` say that the last attempt did not find the socket empty or full. ``_thorough`` says
+    that a short read does not mean empty: the peer's FIN, an error or urgent data was announced. ``_idle`` says that an
     event must put the endpoint on ``_ready``; it is False while a turn is due or running, and for ever where there are
     no upcalls.
     """
 
-    __slots__ = ("_armed", "_fd", "_hangup", "_idle", "_poller", "_readable", "_reader", "_ready", "_writable")
+    __slots__ = ("_armed", "_fd", "_idle", "_poller", "_readable", "_reader", "_ready", "_thorough", "_writable")
 
     def __init__(self, poller: Poller, fd: int, ready: deque[Any] | None = None) -> None:
         self._poller = poller
@@ -72,7 +81,7 @@ class Endpoint:
         self._ready: Any = ready
         self._readable = False
         self._writable = True
-        self._hangup = False
+        self._thorough = False
         self._idle = False
         self._reader: Waiter | None = None
         self._armed = inf
@@ -81,7 +90,7 @@ class Endpoint:
         """React to an endpoint that was full and no longer is (or is broken). In the hub; must not raise."""
 
     def _on_hangup(self) -> None:
-        """React to the first announcement of FIN or an error. In the hub; must not raise."""
+        """React to the announcement of FIN or an error, which may be repeated. In the hub; must not raise."""
 
     def _on_deadline(self, now: float) -> float:
         """Do what is due and return when to look again, in seconds of ``time.monotonic``. In the hub."""
@@ -222,9 +231,10 @@ class Poller:
                 tell(endpoint, events)
 
     def _tell(self, endpoint: Endpoint, events: int) -> None:
-        if events & EVENT_HANGUP and not endpoint._hangup:
-            endpoint._hangup = True
-            endpoint._on_hangup()
+        if events & EVENT_UNSURE:
+            endpoint._thorough = True
+            if events & EVENT_HANGUP:
+                endpoint._on_hangup()
         if not endpoint._writable and events & EVENT_WRITE:
             endpoint._writable = True
             endpoint._on_writable()

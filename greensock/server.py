@@ -32,9 +32,10 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from greensock.acceptor import Acceptor
 from greensock.address import listen, parse_address
-from greensock.connection import Connection, State
+from greensock.connection import Connection
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.framing import Framer
+from greensock.lifecycle import CLOSED, OPEN, Lifecycle
 from greensock.options import checked
 from greensock.poller import get_poller
 from greensock.stats import ServerStatistics
@@ -71,8 +72,7 @@ MESSAGES_PER_LOOK = 32
 # How far a connection's upcalls have come: none was made; connection_new was; connection_eof was and kept it open;
 # connection_error was; all were.
 _NEW, _SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
-_OPEN, _CLOSED = State.OPEN, State.CLOSED
-# As for the states in connection.py: to look up a member of an enum is slow before Python 3.12.
+# As for the states in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
 _PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
 
 
@@ -203,7 +203,7 @@ class Server:
     @property
     def connections(self) -> list[Connection]:
         """The connections that are alive and open."""
-        return [conn for conn in self._mine() if conn._state is _OPEN]
+        return [conn for conn in self._mine() if conn._state is OPEN]
 
     def start(self) -> None:
         """Bind if need be, and begin to serve. Returns at once; the serving happens while the program blocks elsewhere.
@@ -313,6 +313,7 @@ class Server:
         Raises:
             ValueError: it is not a connected stream socket, or the server is not started. It stays yours.
             TypeError: it is a TLS socket.
+        OSError: the engine cannot watch one more. It is closed.
         """
         if hasattr(sock, "do_handshake"):
             raise TypeError(f"adopt({sock!r}): a plain socket expected, not a TLS one")
@@ -431,14 +432,17 @@ class Server:
         except Exception:  # epoll's limit is reached, or the program's connection class failed
             self._errors += 1
             log.exception("a connection from %r could not be served and is closed", address)
-            close(fd)
 
     def _serve(self, fd: int, family: int, address: Any) -> Connection:
-        conn = self.connection_class(self._poller, fd, family, address, self)
-        conn._ready = self._crew.ready
-        if self.framer is not None:
-            conn._decoder = self.framer.decoder()
-        self._poller.register(conn)
+        try:
+            conn = self.connection_class(self._poller, fd, family, address, self)
+            conn._ready = self._crew.ready
+            if self.framer is not None:
+                conn._decoder = self.framer.decoder()
+            self._poller.register(conn)
+        except BaseException:
+            close(fd)
+            raise
         self._accepted += 1
         self._alive += 1
         if self.idle_timeout is not None:
@@ -453,7 +457,7 @@ class Server:
             self._poller.queue(conn)
         return conn
 
-    def _released(self, conn: Connection) -> None:
+    def _released(self, conn: Lifecycle) -> None:
         """The descriptor is closed."""
         self._gone_received += conn.bytes_received
         self._gone_sent += conn.bytes_sent
@@ -483,7 +487,7 @@ class Server:
                     except OSError as error:
                         data = self._nothing_read(conn, error)
                     count = len(data)
-                    if 0 < count < size and not conn._hangup:
+                    if 0 < count < size and not conn._thorough:
                         conn._readable = False
                         conn.bytes_received += count
                         verdict = on_recv(conn, data)
@@ -495,7 +499,7 @@ class Server:
                         again = self._read_turn(conn, data, verdict)
                     else:
                         again = self._long_turn(conn, data)
-                if conn._state is _OPEN:
+                if conn._state is OPEN:
                     self._rest(conn, again)
                 else:
                     self._end(conn)
@@ -514,11 +518,11 @@ class Server:
 
     def _full_turn(self, conn: Connection) -> bool:
         """Give a turn to a connection that is new, framed, has a stash, or has ended; True if there is more to read."""
-        if conn._state is not _OPEN:
+        if conn._state is not OPEN:
             return False
         if conn._stage == _NEW:
             self._begin(conn)
-            if conn._state is not _OPEN:
+            if conn._state is not OPEN:
                 return False
         return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
 
@@ -545,18 +549,18 @@ class Server:
     def _nothing_read(self, conn: Connection, error: OSError) -> bytes:
         """Take a failed read: nothing was there after all, or the connection is broken."""
         if isinstance(error, BlockingIOError):
-            conn._readable = conn._hangup = False
+            conn._found_empty()
             return b""
         raise conn._lost(error) from error
 
     def _handle_turn(self, conn: Connection) -> None:
         """Give the connection its one turn in the blocking style."""
         try:
-            if conn._state is _OPEN:
+            if conn._state is OPEN:
                 if self._on_new is not None:
                     self._begin(conn)
                 conn._stage = _SERVED
-                if conn._state is _OPEN and self._on_handle is not None:
+                if conn._state is OPEN and self._on_handle is not None:
                     self._on_handle(conn)
                 conn._close(DropReason.PEER_CLOSED if conn._eof else DropReason.CLOSED)
         except BaseException as error:
@@ -585,7 +589,7 @@ class Server:
                     return False
                 if len(conn._stash) > self.max_postponed and not conn._fresh:
                     raise _postponed_too_much(conn, self.max_postponed)
-            if conn._state is not _OPEN or conn._eof:
+            if conn._state is not OPEN or conn._eof:
                 break
             if conn._fresh:
                 data = conn._take(len(conn._stash))
@@ -615,10 +619,10 @@ class Server:
             given = self._give_messages(conn, decoder)
             heard = heard or given > 0
             late = monotonic() - started > TURN_SECONDS
-            more = given == MESSAGES_PER_LOOK and conn._state is _OPEN
+            more = given == MESSAGES_PER_LOOK and conn._state is OPEN
             if more and not late:
                 continue
-            if more or late or budget <= 0 or conn._state is not _OPEN or conn._eof or not conn._readable:
+            if more or late or budget <= 0 or conn._state is not OPEN or conn._eof or not conn._readable:
                 break
             try:
                 data = read(conn._fd, size)
@@ -649,16 +653,16 @@ class Server:
             verdict = on_recv(conn, message)
             if verdict is not None and self._obey(conn, verdict, "connection_recv", message):
                 conn._close(DropReason.VERDICT)
-            if conn._state is not _OPEN:
+            if conn._state is not OPEN:
                 return given + 1
         return MESSAGES_PER_LOOK
 
     def _finish_turn(self, conn: Connection, heard: bool, more: bool = False) -> bool:
         """Make the upcalls at the end of a turn; True if there is more to read, or ``more`` messages to give."""
-        if heard and self._on_finish is not None and conn._state is _OPEN:
+        if heard and self._on_finish is not None and conn._state is OPEN:
             if self._obey(conn, self._on_finish(conn), "connection_recv_finish"):
                 conn._close(DropReason.VERDICT)
-        if conn._eof and conn._state is _OPEN and not more:
+        if conn._eof and conn._state is OPEN and not more:
             self._peer_is_done(conn)
             return False
         return more or conn._readable or conn._fresh
@@ -673,7 +677,7 @@ class Server:
         conn._stage = _HALF_OPEN
         if self._on_eof is not None:
             verdict = self._on_eof(conn)
-            if verdict is OK or conn._state is not _OPEN:
+            if verdict is OK or conn._state is not OPEN:
                 return
             self._obey(conn, verdict, "connection_eof")
         if conn._held():
@@ -691,13 +695,15 @@ class Server:
         if verdict is not POSTPONE or upcall not in ("connection_recv", "connection_eof"):
             allowed = "OK, None, POSTPONE or DROP" if upcall == "connection_recv" else "OK, None or DROP"
             raise TypeError(f"{upcall} returned {verdict!r}: {allowed} expected")
+        if conn._state is not OPEN:
+            return False
+        if len(data) > self.max_postponed:
+            raise _postponed_too_much(conn, self.max_postponed)
         if conn._decoder is not None:
             conn._postponed = data
-            if len(data) > self.max_postponed:
-                raise _postponed_too_much(conn, self.max_postponed)
-        else:
+        else:  # what raw reads left in the stash stays fresh: no upcall was given it
             conn._stash = data + conn._stash
-            conn._fresh = conn._plain = False
+            conn._plain = False
         return False
 
     # -- the end of a connection
@@ -729,7 +735,7 @@ class Server:
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
         conn._stage = _ALL_TOLD
-        if conn._state is _CLOSED:
+        if conn._state is CLOSED:
             self._one_less()
 
     def _tell_error(self, conn: Connection, error: BaseException) -> None:

@@ -38,15 +38,15 @@ from gevent.server import StreamServer as _GeventServer
 from gevent.socket import socket as _GeventSocket
 from greenlet import getcurrent
 
-from greensock.connection import INHERIT, Connection, State, Timeout
+from greensock.connection import Connection
 from greensock.errors import ConnectionBusy, ConnectionClosed, DropReason, OperationTimeout
+from greensock.lifecycle import CLOSED, INHERIT, OPEN, Timeout
 from greensock.outgoing import Buffer, FileSegment, Outgoing
 from greensock.poller import Poller, get_poller
 from greensock.syscalls import borrow_socket, close, read, readv, write
 
 __all__ = ["SocketConnection", "StreamServer"]
 
-_OPEN = State.OPEN
 _Result = TypeVar("_Result")
 
 
@@ -87,7 +87,7 @@ class SocketConnection(Connection):
                 try:
                     data: bytes = read(self._fd, bufsize)
                 except BlockingIOError:
-                    self._readable = self._hangup = False
+                    self._found_empty()
                 else:
                     self._received(len(data), bufsize)
                     return data
@@ -114,7 +114,7 @@ class SocketConnection(Connection):
                 try:
                     return self._received(readv(self._fd, [view]), len(view))
                 except BlockingIOError:
-                    self._readable = self._hangup = False
+                    self._found_empty()
             deadline = self._await_input(INHERIT, deadline)
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, Any]:
@@ -171,7 +171,7 @@ class SocketConnection(Connection):
             except BlockingIOError:
                 if flags & _socket.MSG_DONTWAIT:
                     raise
-                self._readable = self._hangup = False
+                self._found_empty()
             deadline = self._await_input(INHERIT, deadline)
 
     def _count(self, received: int, flags: int) -> None:
@@ -205,7 +205,7 @@ class SocketConnection(Connection):
 
     def send(self, data: Buffer, flags: int = 0) -> int:  # type: ignore[override]  # the signature of a socket
         """Send what the kernel takes of ``data``, waiting until it takes some; return how many bytes that was."""
-        if not flags and not self._out and self._state is _OPEN:
+        if not flags and not self._out and self._state is OPEN:
             try:
                 sent: int = write(self._fd, data)
             except BlockingIOError:
@@ -382,7 +382,7 @@ class SocketConnection(Connection):
     def close(self) -> None:
         """Close, when the last file of ``makefile`` is closed; the engine flushes and lingers, so it never blocks."""
         self._closed = True
-        if self._io_refs > 0 or self._state is not _OPEN:
+        if self._io_refs > 0 or self._state is not OPEN:
             return
         if self.linger_timeout and not self._eof:
             try:
@@ -394,18 +394,18 @@ class SocketConnection(Connection):
     @property
     def closed(self) -> bool:
         """Whether ``close()`` or ``detach()`` was called."""
-        return self._closed or self._state is not _OPEN
+        return self._closed or self._state is not OPEN
 
     def detach(self) -> int:
         """Give the descriptor (non-blocking) to the caller; this object is closed then."""
         self._closed = True
-        if self._state is not _OPEN:
+        if self._state is not OPEN:
             return -1
         if self._watched:
             self._poller.forget(self, still_open=True)
         self._poller.disarm(self)
         fd, self._fd = self._fd, -1
-        self._leave_open(State.CLOSED, DropReason.CLOSED)
+        self._leave_open(CLOSED, DropReason.CLOSED)
         for entry in self._out or ():
             entry.discard()
         self._out = None
@@ -444,7 +444,7 @@ class SocketConnection(Connection):
 
     def fileno(self) -> int:
         """Return the descriptor, which stays ours; -1 once it is closed."""
-        return self._fd if self._state is _OPEN else -1
+        return self._fd if self._state is OPEN else -1
 
     def getsockname(self) -> Any:
         """Return our address."""
@@ -496,7 +496,7 @@ class SocketConnection(Connection):
         super()._submit(entry)
 
     def _event(self, name: str) -> Event:
-        if self._state is _OPEN:
+        if self._state is OPEN:
             self._watch()
         return super()._event(name)
 
@@ -508,12 +508,12 @@ class SocketConnection(Connection):
         self._check_open()
 
     def _closed_error(self) -> OSError:  # type: ignore[override]  # what a socket raises
-        number = errno.EBADF if self._failure is None else self._failure.errno or errno.EBADF
+        number = errno.EBADF if self._failure is None else getattr(self._failure, "errno", None) or errno.EBADF
         return OSError(number, os.strerror(number))
 
     def _lost(self, error: OSError) -> OSError:  # type: ignore[override]
         """Translate for the methods of ``Connection``; unlike there, the descriptor stays."""
-        return self._closed_error() if self._state is not _OPEN else OSError(error.errno, error.strerror)
+        return self._closed_error() if self._state is not OPEN else OSError(error.errno, error.strerror)
 
 
 class StreamServer(_GeventServer):

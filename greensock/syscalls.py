@@ -21,6 +21,7 @@ __all__ = [
     "EVENT_DATA",
     "EVENT_HANGUP",
     "EVENT_READ",
+    "EVENT_UNSURE",
     "EVENT_WRITE",
     "INTEREST",
     "RawSocket",
@@ -49,12 +50,14 @@ writev = os.writev
 close = get_original("os", "close")  # gevent's lingers until the next pass of the loop
 
 #: Every connection is registered once for these, edge-triggered.
-INTEREST: int = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+INTEREST: int = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 EVENT_READ: int = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 #: What is told of a connection on which data came: it can be read, and written as ever.
 EVENT_DATA: int = select.EPOLLIN | select.EPOLLOUT
 EVENT_WRITE: int = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 EVENT_HANGUP: int = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+#: After these a short read does not mean empty: there may be an end behind it, or it may have stopped at urgent data.
+EVENT_UNSURE: int = EVENT_HANGUP | select.EPOLLPRI
 
 _new_poll = get_original("select", "poll")
 #: Make an epoll set (``select.epoll`` is taken away by monkey-patching).

@@ -23,7 +23,7 @@ from greensock import (
     State,
     WouldBlock,
 )
-from greensock.connection import TRANSITIONS
+from greensock.lifecycle import TRANSITIONS
 from greensock.poller import get_poller
 
 

@@ -1,0 +1,250 @@
+"""Sending: the downcalls that write, and the queue of what has to wait.
+
+Any number of greenlets send on a connection; each send goes out whole, in the order of the calls. A send that finds the
+way clear goes straight to the kernel; any other becomes an entry of the queue, which the engine works off in the hub. A
+wait is left by whatever is thrown into it: an entry of which nothing was sent is withdrawn, any other is finished by
+the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from math import inf
+from time import monotonic
+from typing import BinaryIO
+
+from greenlet import getcurrent
+
+from greensock.errors import ConnectionClosed, OperationTimeout, WouldBlock
+from greensock.lifecycle import CLOSING, INHERIT, OPEN, Lifecycle, Timeout
+from greensock.outgoing import Buffer, Buffers, FileSegment, Fin, Outgoing, Pipe, as_views
+from greensock.poller import TIMED_OUT
+from greensock.syscalls import write
+
+__all__ = ["Sending"]
+
+#: How many system calls one flush makes before others get their turn.
+PUSHES = 16
+
+
+class Sending(Lifecycle):
+    """The sending half of a connection."""
+
+    __slots__ = ()
+
+    # Without keyword-only parameters: CPython's adaptive interpreter enters only such functions without a C call.
+    def send(self, data: Buffer | Sequence[Buffer], close: bool = False, timeout: Timeout = INHERIT) -> None:
+        """Send all of ``data``, a buffer or a list of buffers (gathered, never joined); block while the peer is slow.
+
+        Sends of several greenlets go out whole, in the order of the calls. ``close=True`` closes the connection once
+        the data is out, without blocking for that.
+
+        Raises:
+            OperationTimeout: see there for what became of the data.
+            TypeError: ``data`` is something else; nothing was sent (ours to put right).
+        """
+        if self._clear and type(data) is bytes:
+            try:
+                sent = write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise self._lost(error) from error
+            self.bytes_sent += sent
+            if sent == len(data):
+                if close:
+                    self.close()
+                return
+            views = [memoryview(data)[sent:]]
+            self._stop_clear()
+            entry = Buffers(views, len(data) - sent)
+            entry.sent = sent
+        else:
+            views, size = as_views(data)
+            self._check_open()
+            if not size:
+                if close:
+                    self.close()
+                return
+            entry = Buffers(views, size)
+        if close:
+            entry.detach()
+            self._submit(entry)
+            self.close()
+        else:
+            self._submit(entry)
+            self._await_sent(entry, timeout)
+
+    def send_nowait(self, data: Buffer | Sequence[Buffer]) -> None:
+        """Send without ever blocking: what the kernel does not take now is kept and sent by the engine.
+
+        Raises:
+            WouldBlock: more than ``max_send_queue`` bytes would be kept. Nothing of ``data`` was sent or kept.
+        """
+        views, size = as_views(data)
+        self._check_open()
+        if not size:
+            return
+        entry = Buffers(views, size)
+        if self._kept + size > self.max_send_queue:
+            text = f"{size} bytes, and {self._kept} wait already: at most max_send_queue={self.max_send_queue} allowed"
+            raise WouldBlock(text, self, "max_send_queue", self.max_send_queue)
+        if self._clear:
+            self._push(entry)
+        if entry.left:
+            entry.detach()
+            entry.kept = True
+            self._kept += entry.left
+            self._submit(entry)
+
+    def send_file(
+        self, file: BinaryIO | int, offset: int = 0, count: int | None = None, *, timeout: Timeout = INHERIT
+    ) -> int:
+        """Send ``count`` bytes (default: the rest) of a regular file from ``offset`` on, by sendfile, and return how
+        many.
+
+        The file's position neither matters nor moves. It is fewer than ``count`` if the file is shorter. The file stays
+        the caller's.
+        """
+        self._check_open()
+        fd = file if isinstance(file, int) else file.fileno()
+        if offset < 0 or (count is not None and count < 0):
+            raise ValueError(f"offset={offset!r}, count={count!r}: 0 or more expected")
+        rest = max(0, os.fstat(fd).st_size - offset)
+        entry = FileSegment(fd, offset, rest if count is None else min(count, rest))
+        self._submit(entry)
+        self._await_sent(entry, timeout)
+        return entry.sent
+
+    def shutdown_write(self, *, timeout: Timeout = INHERIT) -> None:
+        """Send FIN once what was sent before is out; receiving goes on. Later sends raise ``ConnectionClosed``."""
+        entry = Fin(self._shutdown)
+        self._submit(entry)
+        self._fin = True
+        self._clear = False
+        self._await_sent(entry, timeout)
+
+    def _push(self, entry: Outgoing) -> None:
+        """Let the entry make one system call."""
+        try:
+            self.bytes_sent += entry.push(self._fd)
+        except BlockingIOError:
+            self._writable = False
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _stop_clear(self) -> None:
+        self._clear = False
+        self._writable = False
+
+    def _submit(self, entry: Outgoing) -> None:
+        """Put the entry in the queue and push as far as it goes."""
+        self._check_open()
+        if self._fin:
+            raise ConnectionClosed("shutdown_write was called: nothing can be sent", self, self._drop_reason)
+        if self._out is None:
+            self._out = deque()
+        self._out.append(entry)
+        self._queued += entry.left
+        self._clear = False
+        if self._writable and len(self._out) == 1:
+            self._flush()
+
+    def _await_sent(self, entry: Outgoing, timeout: Timeout) -> None:
+        """Block until the entry is finished (a pipe: empty)."""
+        if not entry.left:
+            return
+        if timeout is INHERIT:
+            timeout = self.send_timeout
+        if timeout is not None:
+            entry.deadline = monotonic() + timeout
+            if entry.deadline < self._armed:
+                self._poller.arm(self, entry.deadline)
+        entry.waiter = getcurrent()
+        try:
+            while entry.left and self._state is OPEN:
+                if self._poller.hub.switch() is TIMED_OUT:
+                    text = f"the peer took {entry.sent} of {entry.sent + entry.left} bytes in {timeout} s"
+                    raise OperationTimeout(text, self, "send", timeout or 0.0, entry.sent)
+        except BaseException:
+            self._withdraw(entry)
+            raise
+        finally:
+            entry.waiter = None
+            entry.deadline = inf
+        if entry.left:
+            raise self._closed_error()
+
+    def _withdraw(self, entry: Outgoing) -> None:
+        """Take an entry out again if nothing of it was sent; else let the engine finish it."""
+        if not entry.left or entry.withdrawn or self._out is None or entry not in self._out:
+            return
+        if entry.sent or isinstance(entry, Pipe | Fin):
+            try:
+                entry.detach()
+            except OSError as error:  # no descriptor is left to go on with: the peer must see that it was cut short
+                self._fail(error)
+            entry.withdrawn = True
+        else:
+            self._out.remove(entry)
+            self._queued -= entry.left
+            entry.discard()
+            self._sent_all()
+
+    def _wind_up(self) -> None:
+        for entry in list(self._out or ()):
+            if entry.waiter is not None:
+                self._withdraw(entry)
+            entry.finish()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Push the queue until the socket is full. Never raises, never blocks."""
+        out = self._out
+        if not out or self._fd < 0:
+            return
+        for _ in range(PUSHES):
+            entry = out[0]
+            if entry.stalled or not self._writable:
+                return
+            before = entry.left
+            try:
+                if before:
+                    self.bytes_sent += entry.push(self._fd)
+            except BlockingIOError:
+                self._writable = False
+                return
+            except Exception as error:  # not only OSError: a view may have been released by its owner
+                self._fail(error)
+                return
+            self._queued -= before - entry.left
+            if entry.kept:
+                self._kept -= before - entry.left
+            if self._linger_due != inf:
+                self._extend_linger()
+            if entry.finished:
+                out.popleft()
+                entry.discard()
+            if not entry.left:
+                self._wake_sender(entry)
+            if not out:
+                self._sent_all()
+                return
+        self._poller.call_soon(self._flush)
+
+    def _sent_all(self) -> None:
+        if not self._out:
+            self._out = None
+            self._queued = self._kept = 0
+            if self._state is OPEN:
+                self._clear = self._writable and not self._fin
+            elif self._state is CLOSING:
+                self._close_further()
+
+    def _on_writable(self) -> None:
+        if self._out:
+            self._flush()
+        elif self._state is OPEN:
+            self._clear = not self._fin
