@@ -15,8 +15,10 @@ lifecycle       a connection's fields and states, and how it closes
 receiving       the downcalls that read
 sending         the downcalls that write
 connection      one connection: both of them, and what needs both
+upcalls         what a server calls, and the verdicts
+turns           what a server does with a connection that is ready
 acceptor        takes connections out of the kernel's queue
-server          the upcalls, the turn, start, drain, stop
+server          options; start, drain, stop
 stream_server   takes the place of ``gevent.server.StreamServer``
 ==============  ===================================================================================
 """
@@ -37,9 +39,10 @@ from greensock.errors import (
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
-from greensock.server import DROP, OK, POSTPONE, Server, Verdict
+from greensock.server import Server
 from greensock.stats import ConnectionStatistics, ServerStatistics
 from greensock.stream_server import SocketConnection, StreamServer
+from greensock.upcalls import DROP, OK, POSTPONE, Verdict
 from greensock.version import __version__
 
 __all__ = [
