@@ -15,6 +15,7 @@ lifecycle       a connection's fields and states, and how it closes
 receiving       the downcalls that read
 sending         the downcalls that write
 connection      one connection: both of them, and what needs both
+client          ``connect``: connections of one's own
 upcalls         what a server calls, and the verdicts
 turns           what a server does with a connection that is ready
 acceptor        takes connections out of the kernel's queue
@@ -23,8 +24,10 @@ stream_server   takes the place of ``gevent.server.StreamServer``
 ==============  ===================================================================================
 """
 
+from greensock.client import connect
 from greensock.connection import Connection
 from greensock.errors import (
+    ConnectFailed,
     ConnectionBusy,
     ConnectionClosed,
     ConnectionLost,
@@ -49,6 +52,7 @@ __all__ = [
     "DROP",
     "OK",
     "POSTPONE",
+    "ConnectFailed",
     "Connection",
     "ConnectionBusy",
     "ConnectionClosed",
@@ -74,4 +78,5 @@ __all__ = [
     "Verdict",
     "WouldBlock",
     "__version__",
+    "connect",
 ]

@@ -5,6 +5,7 @@ whose fault                     exception                                   also
 ==============================  ==========================================  ==========================
 we closed the connection        :class:`ConnectionClosed`                   ``ConnectionError``
 the peer or the network         :class:`ConnectionLost`                     ``ConnectionError``
+-- from the beginning           :class:`ConnectFailed`                      ``ConnectionError``
 the peer stopped half way       :class:`IncompleteMessage`                  ``EOFError``
 the peer broke the protocol     :class:`ProtocolError`                      ``ValueError``
 a limit was crossed             :class:`LimitExceeded` (and the next two)
@@ -26,6 +27,7 @@ import errno
 from typing import Any
 
 __all__ = [
+    "ConnectFailed",
     "ConnectionBusy",
     "ConnectionClosed",
     "ConnectionLost",
@@ -103,6 +105,17 @@ class ConnectionLost(GreensockError, ConnectionError):
     """The peer or the network broke it; ``__cause__`` is the ``OSError``. The connection is of no more use."""
 
     drop_reason = DropReason.LOST
+
+
+class ConnectFailed(GreensockError, ConnectionError):
+    """The connection never stood: no such name, refused, no route. ``__cause__`` is what the system said.
+
+    ``address`` is the one that ``connect`` was given.
+    """
+
+    def __init__(self, message: str, connection: Any = None, address: Any = None) -> None:
+        super().__init__(message, connection)
+        self.address = address
 
 
 class IncompleteMessage(GreensockError, EOFError):

@@ -10,6 +10,7 @@ import pytest
 import greensock
 from greensock import errors
 from greensock.errors import (
+    ConnectFailed,
     ConnectionBusy,
     ConnectionClosed,
     ConnectionLost,
@@ -28,6 +29,7 @@ TABLE = [
     (GreensockError, Exception, DropReason.ERROR),
     (ConnectionClosed, ConnectionError, DropReason.CLOSED),
     (ConnectionLost, ConnectionError, DropReason.LOST),
+    (ConnectFailed, ConnectionError, DropReason.ERROR),
     (IncompleteMessage, EOFError, DropReason.INCOMPLETE),
     (ProtocolError, ValueError, DropReason.PROTOCOL),
     (LimitExceeded, Exception, DropReason.ERROR),

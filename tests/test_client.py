@@ -1,0 +1,194 @@
+"""``connect``: every way to write an address, every way to fail, and nothing left open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+
+import gevent
+import pytest
+from conftest import PATIENCE, wait_until
+
+from greensock import ConnectFailed, Connection, OperationTimeout, Server, connect
+from greensock import client as client_module
+from greensock.poller import get_poller
+
+
+class Echo(Server):
+    def connection_recv(self, conn, data):
+        conn.send(data)
+
+
+def exchange(conn):
+    conn.send(b"ping")
+    assert conn.read_exactly(4, timeout=PATIENCE) == b"ping"
+    conn.abort()
+
+
+def open_descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda port: ("127.0.0.1", port),
+        lambda port: f"127.0.0.1:{port}",
+        lambda port: f"localhost:{port}",
+        lambda port: ("localhost", str(port)),
+    ],
+)
+def test_addresses(serve, write):
+    server = serve(Echo)
+    conn = connect(write(server.server_port), timeout=PATIENCE)
+    assert conn.address[:2] == ("127.0.0.1", server.server_port)
+    assert conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert conn.server is None
+    exchange(conn)
+
+
+def test_ipv6(serve):
+    server = serve(Echo, ("::1", 0))
+    exchange(connect(f"[::1]:{server.server_port}", timeout=PATIENCE))
+    exchange(connect(("::1", server.server_port), timeout=PATIENCE))
+
+
+@pytest.mark.parametrize("write", [str, lambda path: f"unix:{path}", lambda path: path])
+def test_unix_socket(serve, tmp_path, write):
+    path = tmp_path / "socket"
+    serve(Echo, str(path))
+    conn = connect(write(path), timeout=PATIENCE)
+    assert conn.address == str(path)
+    exchange(conn)
+
+
+def test_the_class_of_the_connection_and_nagle(serve):
+    class Mine(Connection):
+        pass
+
+    conn = connect(serve(Echo).address, connection_class=Mine, no_delay=False)
+    assert type(conn) is Mine
+    assert not conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    exchange(conn)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nowhere", ":80", "host:", "host:0", "host:65536", "host:x", ("", 80), 80, None]
+)
+def test_what_is_no_address(address):
+    with pytest.raises(ValueError, match="expected"):
+        connect(address)
+
+
+def test_refused():
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        address = sock.getsockname()
+    before = open_descriptors()
+    with pytest.raises(ConnectFailed, match="refused") as caught:
+        connect(address, timeout=PATIENCE)
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    assert caught.value.address == address
+    assert open_descriptors() == before
+    assert not get_poller().endpoints
+
+
+def test_no_such_unix_socket(tmp_path):
+    with pytest.raises(ConnectFailed, match="No such file") as caught:
+        connect(tmp_path / "none")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_no_such_name(monkeypatch):
+    def fail(*arguments):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(client_module, "getaddrinfo", fail)
+    with pytest.raises(ConnectFailed, match=r"'nowhere\.invalid' cannot be resolved") as caught:
+        connect("nowhere.invalid:80")
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+def test_the_next_address_is_tried(serve, monkeypatch):
+    server = serve(Echo)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        refuses = sock.getsockname()
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (refuses, server.address)]
+    monkeypatch.setattr(client_module, "getaddrinfo", lambda *arguments: found)
+    exchange(connect("both.invalid:80"))
+    found.pop()
+    with pytest.raises(ConnectFailed, match="refused"):
+        connect("both.invalid:80")
+
+
+def test_a_slow_resolver(monkeypatch):
+    monkeypatch.setattr(client_module, "getaddrinfo", lambda *arguments: gevent.sleep(PATIENCE))
+    with pytest.raises(OperationTimeout, match="not resolved within") as caught:
+        connect("slow.invalid:80", timeout=0.02)
+    assert (caught.value.operation, caught.value.seconds) == ("connect", 0.02)
+
+
+@contextlib.contextmanager
+def full_backlog(family, address):
+    """A listener whose queue has no room left, so that who connects has to wait."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(family))
+        listener.bind(address)
+        listener.listen(0)
+        while True:
+            filler = stack.enter_context(socket.socket(family))
+            filler.setblocking(False)
+            said = filler.connect_ex(listener.getsockname())
+            if said == errno.EAGAIN or (said == errno.EINPROGRESS and not stood(filler)):
+                break
+        yield listener
+
+
+def stood(sock):
+    deadline = gevent.Timeout(0.1, False)
+    with deadline:
+        gevent.socket.wait_write(sock.fileno())
+        return True
+    return False
+
+
+def test_a_deadline_while_the_peer_does_not_answer():
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        before = open_descriptors()
+        with pytest.raises(OperationTimeout, match=r"did not answer within 0\.05 s") as caught:
+            connect(listener.getsockname(), timeout=0.05)
+        assert caught.value.operation == "connect"
+        assert open_descriptors() == before
+
+
+def test_a_full_unix_backlog(tmp_path):
+    path = str(tmp_path / "socket")
+    with full_backlog(socket.AF_UNIX, path) as listener:
+        with pytest.raises(OperationTimeout, match="did not answer"):
+            connect(path, timeout=0.05)
+        waits = gevent.spawn(connect, path, timeout=PATIENCE)
+        gevent.sleep(0)
+        while not waits.ready():
+            accepted, _ = listener.accept()
+            accepted.close()
+            gevent.sleep(0.001)
+        waits.get().abort()
+
+
+def test_killed_while_it_connects():
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        before = open_descriptors()
+        waits = gevent.spawn(connect, listener.getsockname())
+        wait_until(lambda: get_poller().endpoints)
+        waits.kill()
+        assert open_descriptors() == before
+        assert not get_poller().endpoints
+
+
+def test_it_does_not_stop_the_others():
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        waits = gevent.spawn(connect, listener.getsockname())
+        wait_until(lambda: get_poller().endpoints)
+        assert not waits.ready()
+        waits.kill()
