@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import gevent
 from gevent.socket import getaddrinfo
 
+from greensock.address import port_number, split_address
 from greensock.connection import Connection
 from greensock.errors import ConnectFailed, ConnectionLost, OperationTimeout
 from greensock.outgoing import Outgoing
@@ -62,26 +63,16 @@ def connect(
 
 def _parse(address: Any) -> tuple[int, Any]:
     """Return AF_UNIX and the path, or AF_UNSPEC and host and port."""
-    if isinstance(address, os.PathLike):
-        return _socket.AF_UNIX, os.fspath(address)
-    if isinstance(address, str) and address.startswith("unix:"):
-        return _socket.AF_UNIX, address.removeprefix("unix:")
-    if isinstance(address, str) and "/" in address:
-        return _socket.AF_UNIX, address
-    if isinstance(address, str) and ":" in address:
-        host, _, port = address.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-    elif isinstance(address, tuple) and len(address) in (2, 4) and isinstance(address[0], str):
-        host, port = address[0], address[1]
-    else:
+    found = split_address(address)
+    if found is None:
         raise ValueError(f"address={address!r}: (host, port), 'host:port' or a path expected")
-    try:
-        number = int(port)
-    except (TypeError, ValueError):
-        number = -1
-    if not 1 <= number <= 65535 or not host:
+    family, target = found
+    if family == _socket.AF_UNIX:
+        return found
+    host, port = target[0], port_number(target[1])
+    if port < 1 or not host:
         raise ValueError(f"address={address!r}: a host, and a port from 1 to 65535 expected")
-    return _socket.AF_UNSPEC, (host, number)
+    return family, (host, port)
 
 
 def _resolve(target: tuple[str, int], address: Any, timeout: float | None, deadline: float) -> list[tuple[int, Any]]:
