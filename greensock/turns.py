@@ -142,8 +142,11 @@ class Turns(Upcalls):
             conn._received(len(data), self.recv_size)
             return self._read_turn(conn, data, self._on_recv(conn, data))
         conn._eof = True
-        conn._plain = False
-        self._peer_is_done(conn)
+        if self._on_eof is None:  # nothing is held: the connection was plain
+            conn._close(_PEER_CLOSED)
+        else:
+            conn._plain = False
+            self._peer_is_done(conn)
         return False
 
     def _rest(self, conn: Connection, again: bool) -> None:
