@@ -35,8 +35,8 @@ log = logging.getLogger("greensock.server")
 
 #: Seconds that one turn may take before the others get theirs.
 TURN_SECONDS = 0.005
-#: How many messages are cut between two looks at the clock.
-MESSAGES_PER_LOOK = 32
+#: How many messages are cut, or small reads made, between two looks at the clock.
+MESSAGES_PER_LOOK = READS_PER_LOOK = 32
 
 # How far a connection's upcalls have come: none was made; connection_new was; connection_eof was and kept it open;
 # connection_error was; all were.
@@ -138,6 +138,8 @@ class Turns(Upcalls):
         """Go on after a first read that found all it asked for, nothing, the end of input, or a peer that hung up."""
         if not conn._readable:
             return False  # the read found nothing
+        if len(data) == self.recv_size:
+            return self._flood(conn, data)
         if data:
             conn._received(len(data), self.recv_size)
             return self._read_turn(conn, data, self._on_recv(conn, data))
@@ -148,6 +150,31 @@ class Turns(Upcalls):
             conn._plain = False
             self._peer_is_done(conn)
         return False
+
+    def _flood(self, conn: Connection, data: bytes) -> bool:
+        """Read and call ``connection_recv`` while reads are full and nothing else is to be done; then go on as ever.
+
+        With small reads this is where a flood spends its time: 0.2 us a message less than in ``_read_turn``.
+        """
+        size, on_recv = self.recv_size, self._on_recv
+        reads, most = 0, max(1, self.turn_budget // size)
+        started = monotonic()
+        while len(data) == size:
+            conn.bytes_received += size
+            verdict = on_recv(conn, data)
+            reads += 1
+            if verdict is not None or not conn._plain:
+                return self._read_turn(conn, data, verdict)
+            if reads == most or (not reads % READS_PER_LOOK and monotonic() - started > TURN_SECONDS):
+                return self._finish_turn(conn, True)
+            try:
+                data = read(conn._fd, size)
+            except OSError as error:
+                self._nothing_read(conn, error)
+                return self._finish_turn(conn, True)
+        if conn._received(len(data), size):
+            return self._read_turn(conn, data, on_recv(conn, data))
+        return self._finish_turn(conn, True)
 
     def _rest(self, conn: Connection, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
