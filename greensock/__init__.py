@@ -42,6 +42,7 @@ from greensock.errors import (
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
+from greensock.options import Rule
 from greensock.server import Server
 from greensock.stats import ConnectionStatistics, ServerStatistics
 from greensock.stream_server import SocketConnection, StreamServer
@@ -70,6 +71,7 @@ __all__ = [
     "MessageTooLong",
     "OperationTimeout",
     "ProtocolError",
+    "Rule",
     "Server",
     "ServerStatistics",
     "SocketConnection",

@@ -3,58 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 from greensock.framing import Framer
 
-__all__ = ["OPTIONS", "checked"]
-
-Rule = tuple[Callable[[Any], bool], str]
+__all__ = ["OPTIONS", "Rule", "checked"]
 
 
-def _whole(least: int) -> Rule:
-    def fits(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an option may be: a test, and the words for what passes it."""
 
-    return fits, f"a whole number of at least {least}"
+    #: Whether a value is allowed.
+    fits: Callable[[Any], bool]
+    #: What is allowed, to stand before "expected".
+    allowed: str
+
+    def or_none(self) -> Rule:
+        """Return the rule that allows None too."""
+        return Rule(lambda value: value is None or self.fits(value), f"{self.allowed}, or None")
+
+    @classmethod
+    def whole(cls, least: int) -> Rule:
+        """Return the rule of a count, or of a number of bytes."""
+
+        def fits(value: Any) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+        return cls(fits, f"a whole number of at least {least}")
+
+    @classmethod
+    def seconds(cls, zero: bool = True) -> Rule:
+        """Return the rule of a time; ``zero`` says whether it may be none at all."""
+
+        def fits(value: Any) -> bool:
+            number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+            return number and (value > 0 or (zero and value == 0))
+
+        return cls(fits, "seconds, 0 or more" if zero else "seconds, more than 0")
+
+    @classmethod
+    def flag(cls) -> Rule:
+        """Return the rule of a switch."""
+        return cls(lambda value: isinstance(value, bool), "True or False")
+
+    @classmethod
+    def instance(cls, kind: type, allowed: str) -> Rule:
+        """Return the rule of an object of one class."""
+        return cls(lambda value: isinstance(value, kind), allowed)
 
 
-def _seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value >= 0
-
-
-def _or_none(rule: Rule) -> Rule:
-    return (lambda value: value is None or rule[0](value)), f"{rule[1]}, or None"
-
-
-_SECONDS: Rule = (_seconds, "seconds, 0 or more")
-_POSITIVE: Rule = (lambda value: _seconds(value) and value > 0, "seconds, more than 0")
-_FLAG: Rule = (lambda value: isinstance(value, bool), "True or False")
-
-#: What each option may be: a test, and what to say if it fails.
+#: What each option of a server may be.
 OPTIONS: Mapping[str, Rule] = {
-    "backlog": _whole(1),
-    "max_accept": _whole(1),
-    "max_connections": _or_none(_whole(1)),
-    "max_workers": _or_none(_whole(1)),
-    "recv_size": _whole(1),
-    "turn_budget": _whole(1),
-    "max_postponed": _whole(0),
-    "max_send_queue": _whole(0),
-    "idle_timeout": _or_none(_POSITIVE),
-    "recv_timeout": _or_none(_POSITIVE),
-    "send_timeout": _or_none(_POSITIVE),
-    "linger_timeout": _SECONDS,
-    "stop_timeout": _SECONDS,
-    "reuse_port": _FLAG,
-    "no_delay": _FLAG,
-    "keep_alive": _FLAG,
-    "framer": (lambda value: value is None or isinstance(value, Framer), "a framer (greensock.framing), or None"),
+    "backlog": Rule.whole(1),
+    "max_accept": Rule.whole(1),
+    "max_connections": Rule.whole(1).or_none(),
+    "max_workers": Rule.whole(1).or_none(),
+    "recv_size": Rule.whole(1),
+    "turn_budget": Rule.whole(1),
+    "max_postponed": Rule.whole(0),
+    "max_send_queue": Rule.whole(0),
+    "idle_timeout": Rule.seconds(zero=False).or_none(),
+    "recv_timeout": Rule.seconds(zero=False).or_none(),
+    "send_timeout": Rule.seconds(zero=False).or_none(),
+    "linger_timeout": Rule.seconds(),
+    "stop_timeout": Rule.seconds(),
+    "reuse_port": Rule.flag(),
+    "no_delay": Rule.flag(),
+    "keep_alive": Rule.flag(),
+    "framer": Rule.instance(Framer, "a framer (greensock.framing)").or_none(),
 }
 
 
-def checked(owner: object, given: Mapping[str, Any]) -> dict[str, Any]:
+def checked(owner: object, given: Mapping[str, Any], rules: Mapping[str, Rule] = OPTIONS) -> dict[str, Any]:
     """Return the keywords that were given, after checking them and the class attributes they override.
 
     Raises:
@@ -62,10 +85,10 @@ def checked(owner: object, given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a value is not allowed; the text names the option, the value and what is allowed.
     """
     for name in given:
-        if name not in OPTIONS:
-            raise TypeError(f"unknown option {name!r}: {', '.join(OPTIONS)} exist")
-    for name, (fits, allowed) in OPTIONS.items():
+        if name not in rules:
+            raise TypeError(f"unknown option {name!r}: {', '.join(rules)} exist")
+    for name, rule in rules.items():
         value = given[name] if name in given else getattr(owner, name)
-        if not fits(value):
-            raise ValueError(f"{name}={value!r}: {allowed} expected")
+        if not rule.fits(value):
+            raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
     return dict(given)

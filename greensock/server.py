@@ -11,6 +11,7 @@ import logging
 import socket as _socket
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from math import inf
 from time import monotonic
@@ -28,7 +29,7 @@ from greensock.connection import Connection
 from greensock.errors import DropReason
 from greensock.framing import Framer
 from greensock.lifecycle import OPEN
-from greensock.options import checked
+from greensock.options import OPTIONS, Rule, checked
 from greensock.poller import get_poller
 from greensock.stats import ServerStatistics
 from greensock.syscalls import close
@@ -91,9 +92,11 @@ class Server(Turns):
     framer: Framer | None = None
     #: The class of the connections.
     connection_class: ClassVar[type[Connection]] = Connection
+    #: What each option may be. A subclass with options of its own adds theirs.
+    option_rules: ClassVar[Mapping[str, Rule]] = OPTIONS
 
     def __init__(self, listener: Any, **options: Any) -> None:
-        for name, value in checked(self, options).items():
+        for name, value in checked(self, options, self.option_rules).items():
             setattr(self, name, value)
         self._listener: _socket.socket | None = None
         #: Where the server listens: the address as given until it is started, then the real one.

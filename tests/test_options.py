@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 
-from greensock import Lines, Server
+from greensock import Lines, Rule, Server
 from greensock.options import OPTIONS, checked
 
 FLAGS = {"reuse_port", "no_delay", "keep_alive"}
@@ -55,7 +55,7 @@ def test_what_is_not_allowed(name):
             with pytest.raises(ValueError, match=f"^{name}=") as caught:
                 make()
             assert str(caught.value).startswith(f"{name}={value!r}: ")
-            assert str(caught.value).endswith(f"{OPTIONS[name][1]} expected")
+            assert str(caught.value).endswith(f"{OPTIONS[name].allowed} expected")
 
 
 def test_a_keyword_overrides_the_class():
@@ -85,3 +85,15 @@ def test_an_attribute_that_is_no_option_cannot_be_given():
 def test_checked_returns_only_what_was_given():
     assert checked(Server(0), {"recv_size": 5}) == {"recv_size": 5}
     assert checked(Server(0), {}) == {}
+
+
+def test_a_subclass_adds_options_of_its_own():
+    class Spoken(Server):
+        language = "en"
+        option_rules = {**Server.option_rules, "language": Rule.instance(str, "a language")}
+
+    assert Spoken(0, language="fr", recv_size=1).language == "fr"
+    with pytest.raises(ValueError, match="language=5: a language expected"):
+        Spoken(0, language=5)
+    with pytest.raises(TypeError, match="unknown option 'language'"):
+        Server(0, language="en")
