@@ -8,6 +8,7 @@ import gevent
 
 from greensock import Connection, Server
 from loadtests.peers import common
+from loadtests.peers.greensock_main import run
 
 
 class Blocking(Server):
@@ -35,15 +36,5 @@ class Slow(Blocking):
             conn.send(data)
 
 
-def main() -> None:
-    options = common.options()
-    sock = common.listener(options)
-    kinds: dict[str, type[Server]] = {"echo": Echo, "sink": Sink, "slow": Slow}
-    server = kinds[options.mode](sock, recv_size=options.recv)
-    server.start()
-    common.announce(sock)
-    server.serve_forever()
-
-
 if __name__ == "__main__":
-    main()
+    run({"echo": Echo, "sink": Sink, "slow": Slow})
