@@ -17,8 +17,9 @@ from loadtests import tables
 from loadtests.experiments import PLANS, Case, Plan, Scale
 from loadtests.generator import Failed
 from loadtests.machine import Bystanders, commit, machine, versions
-from loadtests.process import GENERATOR_CORES, NAMES, SERVER_CORES, StartError, missing
+from loadtests.process import GENERATOR_CORES, SERVER_CORES, StartError
 from loadtests.progress import Display
+from loadtests.servers import NAMES, missing
 
 __all__ = ["main"]
 

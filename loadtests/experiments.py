@@ -13,7 +13,7 @@ from typing import Any
 
 from loadtests import measure
 from loadtests.measure import Values
-from loadtests.process import NAMES
+from loadtests.servers import NAMES
 
 __all__ = ["PLANS", "Case", "Plan", "Scale"]
 

@@ -14,8 +14,11 @@ BUILD = HERE / "build"
 FLAGS = ("-O2", "-std=c11", "-Wall", "-Wextra", "-pthread")
 
 
+HINT = "The traffic generator is written in C: install a compiler (Debian: apt install gcc libc6-dev)"
+
+
 class BuildError(RuntimeError):
-    """The compiler is missing or has refused the source; the message has what it said."""
+    """The compiler is missing or has refused the source; the message has what it said, and what to do."""
 
 
 def build(source: str) -> Path:
@@ -38,9 +41,9 @@ def compile_to(program: Path, path: Path, compiler: str) -> None:
     try:
         result = subprocess.run([compiler, *FLAGS, str(path), "-o", str(partial)], capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise BuildError(f"no C compiler: {compiler}") from error
+        raise BuildError(f"no C compiler: {compiler}\n{HINT}") from error
     if result.returncode != 0:
-        raise BuildError(f"{path.name}: {result.stderr}")
+        raise BuildError(f"{path.name}: {result.stderr}\n{HINT}")
     partial.replace(program)  # at once: another process may be building the same
     for stale in BUILD.glob(f"{path.stem}-*"):
         if stale != program:

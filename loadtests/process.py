@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import select
 import subprocess
@@ -15,7 +14,7 @@ from types import TracebackType
 
 from loadtests.native import build
 
-__all__ = ["GENERATOR_CORES", "NAMES", "SERVER_CORES", "Memory", "Peer", "StartError", "missing"]
+__all__ = ["GENERATOR_CORES", "ROOT", "SERVER_CORES", "Memory", "Peer", "StartError"]
 
 #: The server has the last core to itself where there are two; the generator and the bench have the others.
 CORES = sorted(os.sched_getaffinity(0))
@@ -24,31 +23,9 @@ GENERATOR_CORES = tuple(CORES[:-1]) or SERVER_CORES
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What each peer needs besides the standard library.
-NEEDS: dict[str, tuple[str, ...]] = {
-    "greensock_upcalls": ("gevent", "greensock"),
-    "greensock_blocking": ("gevent", "greensock"),
-    "gevent_streamserver": ("gevent",),
-    "asyncio_protocol": (),
-    "asyncio_streams": (),
-    "uvloop_protocol": ("uvloop",),
-    "uvloop_streams": ("uvloop",),
-    "trio_streams": ("trio",),
-    "epoll": (),
-}
-NAMES = tuple(NEEDS)
-
 
 class StartError(RuntimeError):
     """The server did not say that it listens; the message has what it wrote to stderr."""
-
-
-def missing(name: str) -> str | None:
-    """Return the module that a peer needs and that is not installed, or None."""
-    for module in NEEDS[name]:
-        if importlib.util.find_spec(module) is None:
-            return module
-    return None
 
 
 class Memory:
@@ -65,7 +42,9 @@ class Memory:
 
 
 class Peer:
-    """A server of ``loadtests/peers`` from start to end, as a context manager.
+    """A server from start to end, as a context manager: of ``loadtests/peers``, or what ``command`` starts.
+
+    It is told ``--bind 127.0.0.1:0`` and says ``listening on HOST:PORT`` once it is ready.
 
     Error handling: a server that does not listen within ``timeout`` seconds is ended, and :class:`StartError`
     raised.
@@ -84,6 +63,7 @@ class Peer:
         self._cores = cores
         self._timeout = timeout
         self._command = [*(command or self._default_command(name)), "--bind", "127.0.0.1:0", *arguments]
+        self._output: str | None = None
 
     @staticmethod
     def _default_command(name: str) -> list[str]:
@@ -97,38 +77,51 @@ class Peer:
         self._process = subprocess.Popen(
             self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
         )
-        os.sched_setaffinity(self._process.pid, self._cores)
-        line = self._first_line()
-        if not line.startswith("listening on "):
-            raise StartError(f"{self.name}: {line} {self.stop()}")
+        try:
+            os.sched_setaffinity(self._process.pid, self._cores)
+            line = self._first_line()
+            if not line.startswith("listening on "):
+                self.stop()
+                raise StartError(f"{self.name} did not start: {self.errors() or line or 'no answer'}")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         self.address = line.removeprefix("listening on ").strip()
         return self
 
     def _first_line(self) -> str:
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], self._timeout)
-        return self._process.stdout.readline().decode() if ready else "no answer"
+        return self._process.stdout.readline().decode() if ready else ""
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._errors.close()
 
     def stop(self, timeout: float = 10.0) -> str:
-        """End the process by its id (SIGTERM, then SIGKILL) and return the end of what it wrote to stderr."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
-        return self.errors()
+        """End the process by its id (SIGTERM, then SIGKILL) and return what it printed after where it listens."""
+        if self._output is None:
+            if self._process.poll() is None:
+                self._process.terminate()
+            try:
+                output, _ = self._process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                output, _ = self._process.communicate()
+            self._output = output.decode()
+        return self._output
 
     def errors(self, most: int = 2000) -> str:
         """Return the last ``most`` bytes of its stderr."""
         end = os.fstat(self._errors.fileno()).st_size
-        return os.pread(self._errors.fileno(), most, max(0, end - most)).decode(errors="replace")
+        return os.pread(self._errors.fileno(), most, max(0, end - most)).decode(errors="replace").strip()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._process.poll()
 
     @property
     def pid(self) -> int:

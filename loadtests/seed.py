@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import select
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from os import sched_setaffinity
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadtests import generator
 from loadtests.generator import Failed, Progress, Result
 from loadtests.native import BuildError, build
-from loadtests.process import GENERATOR_CORES, SERVER_CORES, StartError
+from loadtests.process import GENERATOR_CORES, Peer, StartError
+from loadtests.process import ROOT as ROOT
 from loadtests.progress import Display
 
 __all__ = ["main"]
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZE = 64
 #: Seconds that the sink may take to start, and to stop.
 PATIENCE = 20.0
@@ -37,67 +31,21 @@ PATIENCE = 20.0
 Report = Mapping[str, Any]
 
 
-class Sink:
-    """The server's process: where it listens, and what it reports when it is told to stop."""
+def report_of(sink: Peer) -> Report:
+    """End the sink by SIGTERM and return what it reports.
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: Any) -> None:
-        self._process = process
-        self._errors = errors
-        self.pid = process.pid
-        self.address = self._first_line().removeprefix("listening on ").strip()
-
-    def _first_line(self) -> str:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
-        line = self._process.stdout.readline().decode() if ready else ""
-        if not line.startswith("listening on "):
-            self._process.kill()
-            self._process.wait()
-            raise StartError(f"the sink did not start: {self.complaints() or line or 'no answer'}")
-        return line
-
-    def stop(self) -> Report:
-        """End it by SIGTERM and return its report.
-
-        Raises:
-            StartError: it did not end well, or reported nothing.
-        """
-        self._process.terminate()
-        try:
-            output, _ = self._process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise StartError(f"the sink did not stop within {PATIENCE:.0f} s of SIGTERM") from None
-        try:
-            report: Report = json.loads(output)
-        except ValueError:
-            text = f"the sink ended with {self._process.returncode} and without a report: {self.complaints()}"
-            raise StartError(text) from None
-        return report
-
-    def complaints(self) -> str:
-        """Return the end of what it wrote to stderr."""
-        self._errors.seek(0)
-        return str(self._errors.read().decode(errors="replace")[-2000:].strip())
+    Raises:
+        StartError: it reported nothing.
+    """
+    try:
+        report: Report = json.loads(sink.stop(PATIENCE))
+    except ValueError:
+        text = f"{sink.name} ended with {sink.returncode} and without a report: {sink.errors()}"
+        raise StartError(text) from None
+    return report
 
 
-@contextmanager
-def running(module: str) -> Iterator[Sink]:
-    """Run the sink; it is ended with the block, whatever happens in it."""
-    command = [sys.executable, "-m", module, "--bind", "127.0.0.1:0"]
-    # stderr is a file and not a pipe: a server that writes a traceback per connection must not block on it.
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors) as process,
-    ):
-        try:
-            sched_setaffinity(process.pid, SERVER_CORES)
-            yield Sink(process, errors)
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def drive(sink: Sink, options: argparse.Namespace, display: Display) -> Result:
+def drive(sink: Peer, options: argparse.Namespace, display: Display) -> Result:
     """Send all messages over all connections, and say how it goes."""
     total = options.connections * options.messages
 
@@ -188,13 +136,11 @@ def main(given: Sequence[str] | None = None) -> int:
     display.say(f"{options.connections:,} connections, {options.messages:,} messages of {SIZE} bytes on each")
     try:
         build("generator.c")  # not while the sink waits
-        with running(options.server) as sink:
+        command = [sys.executable, "-m", options.server]
+        with Peer("the sink", command=command, timeout=PATIENCE) as sink:
             result = drive(sink, options, display)
-            report = sink.stop()
-    except BuildError as error:
-        print(f"{error}\nThe traffic generator is written in C: install a compiler (Debian: apt install gcc libc6-dev)")
-        return 2
-    except (Failed, StartError) as error:
+            report = report_of(sink)
+    except (BuildError, Failed, StartError) as error:
         print(error)
         return 2
     print(table(result, report))
