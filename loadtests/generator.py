@@ -90,6 +90,11 @@ class Result:
         """The share of one core that the server used."""
         return self.server_cpu_ns / 1e9 / self.seconds if self.seconds else 0.0
 
+    @property
+    def generator_load(self) -> float:
+        """The cores that the generator used."""
+        return self.generator_cpu_ns / 1e9 / self.seconds if self.seconds else 0.0
+
 
 def parse_latency(fields: Mapping[str, Any]) -> Latency:
     histogram = tuple((float(top), int(count)) for top, count in fields["histogram"])
