@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from loadtests import tables
+from loadtests import results, tables
 from loadtests.experiments import PLANS, Case, Plan, Scale
 from loadtests.generator import Failed
 from loadtests.machine import Bystanders, commit, machine, versions
+from loadtests.native import BuildError, build
 from loadtests.process import GENERATOR_CORES, SERVER_CORES, StartError
 from loadtests.progress import Display
+from loadtests.results import Sample
 from loadtests.servers import NAMES, missing
 
 __all__ = ["main"]
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 #: A measured second is as short as this, and a round as single, with ``--quick``.
 QUICK = Scale(rounds=1, seconds=0.1, warmup=0.05, quick=True)
@@ -31,7 +30,6 @@ QUICK = Scale(rounds=1, seconds=0.1, warmup=0.05, quick=True)
 #: Cores that other processes may use before the report says so.
 QUIET = 0.1
 
-Sample = dict[str, Any]
 Step = tuple[int, Case, str]
 
 
@@ -40,40 +38,48 @@ def rotated(servers: Sequence[str], by: int) -> list[str]:
     return [*servers[by:], *servers[:by]]
 
 
+def steps(plan: Plan, servers: Sequence[str]) -> Iterator[Step]:
+    for number in range(plan.rounds):
+        for case in plan.cases:
+            for server in rotated([name for name in case.servers if name in servers], number):
+                yield number, case, server
+
+
+def estimated(steps: Iterable[Step]) -> float:
+    return sum(case.estimate for _, case, _ in steps)
+
+
 class Run:
     """One experiment under way: its steps, its samples, and how long each kind of step takes."""
 
-    def __init__(self, plan: Plan, servers: Sequence[str], display: Display) -> None:
+    def __init__(self, plan: Plan, servers: Sequence[str], display: Display, later: float) -> None:
         self._plan = plan
         self._servers = servers
         self._display = display
+        #: Seconds that the experiments after this one will take.
+        self._later = later
         self._took: dict[tuple[str, str], float] = {}
         self._broken: dict[str, str] = {}
-        self.samples: list[Sample] = []
+        self.samples: list[dict[str, Any]] = []
 
-    def steps(self) -> Iterator[Step]:
-        for number in range(self._plan.rounds):
-            for case in self._plan.cases:
-                for server in rotated([name for name in case.servers if name in self._servers], number):
-                    yield number, case, server
+    def _left(self, ahead: Iterable[Step]) -> float:
+        """Seconds to the end: what a step took before, or what was estimated as long as none of its kind was taken."""
+        return self._later + sum(self._took.get((case.label, server), case.estimate) for _, case, server in ahead)
 
-    def _left(self, steps: Iterable[Step]) -> float:
-        return sum(self._took.get((case.label, server), case.estimate) for _, case, server in steps)
-
-    def run(self) -> list[Sample]:
+    def run(self) -> list[dict[str, Any]]:
         """Take every step; a server that does not start is left out from then on."""
-        steps = list(self.steps())
-        for at, (number, case, server) in enumerate(steps):
+        ahead = list(steps(self._plan, self._servers))
+        for at, (number, case, server) in enumerate(ahead):
             if server in self._broken:
                 continue
             rounds = (number + 1, self._plan.rounds)
-            self._display.step(self._plan.name, rounds, case.label, server, self._left(steps[at:]))
+            self._display.step(self._plan.name, rounds, case.label, server, self._left(ahead[at:]))
             self._take(number, case, server)
         return self.samples
 
     def _take(self, number: int, case: Case, server: str) -> None:
         began, bystanders = time.monotonic(), Bystanders()
-        head: Sample = {"round": number, "case": case.label, "server": server, **case.parameters}
+        head = {"round": number, "case": case.label, "server": server, **case.parameters}
         try:
             sample = {**head, **case.measure(server)}
         except (StartError, Failed) as error:
@@ -82,8 +88,8 @@ class Run:
             sample = {**head, "error": str(error), "failed": 1}
         if sample["failed"] and "error" not in sample:
             self._display.say(f"{server}, {case.label}: {sample['failed']} failed {sample['failures']}")
-        self._took[case.label, server] = time.monotonic() - began
-        self.samples.append({**sample, "others": round(bystanders.cores(), 3)})
+        took = self._took[case.label, server] = time.monotonic() - began
+        self.samples.append({**sample, "took_seconds": round(took, 2), "others": round(bystanders.cores(), 3)})
 
 
 def installed(names: Iterable[str], display: Display) -> list[str]:
@@ -102,7 +108,7 @@ def taking_part(plan: Plan, servers: Iterable[str]) -> list[str]:
     return [name for name in servers if any(name in case.servers for case in plan.cases)]
 
 
-def document(plan: Plan, scale: Scale, samples: list[Sample], seconds: float) -> dict[str, Any]:
+def document(plan: Plan, scale: Scale, samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
     """Return what goes into the results file."""
     return {
         "experiment": plan.name,
@@ -119,51 +125,60 @@ def document(plan: Plan, scale: Scale, samples: list[Sample], seconds: float) ->
     }
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with a line for each sample, so that two results can be compared line by line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = ",\n".join("  " + json.dumps(sample) for sample in content["samples"])
-    head = json.dumps({**content, "samples": []}, indent=1)
-    path.write_text(head.replace('"samples": []', '"samples": [\n' + samples + "\n ]") + "\n")
-
-
-def warn_of_bystanders(samples: list[Sample]) -> None:
+def warn_of_bystanders(samples: Sequence[Sample]) -> None:
     others = median(sample["others"] for sample in samples)
     if others > QUIET:
         print(f"\nThe machine was not ours alone: others used {others:.2f} cores (median). Rates and latencies suffer.")
 
 
-def report(plan: Plan, samples: list[Sample]) -> None:
-    print(f"\n## {plan.title}\n")
-    print(tables.samples_table(samples))
-    if plan.name == "figures":
-        print("\n" + tables.figures_table(samples))
+def report(content: Mapping[str, Any]) -> None:
+    samples = content["samples"]
+    print(f"\n## {content['title']}\n\n{tables.samples_table(samples)}")
+    if content["experiment"] == "figures":
+        print(f"\n{tables.TABLES['targets'].make(content)}")
     if samples:
         warn_of_bystanders(samples)
 
 
-def experiment(name: str, scale: Scale, servers: Sequence[str], output: Path, display: Display) -> int:
-    """Run one experiment to its file and return how many exchanges failed."""
-    plan = PLANS[name](scale)
+def choose(plan: Plan, cases: str) -> Plan:
+    """Return the plan with those of its cases whose label contains the text."""
+    return replace(plan, cases=tuple(case for case in plan.cases if cases in case.label))
+
+
+def experiment(plan: Plan, scale: Scale, servers: Sequence[str], output: Path, display: Display, later: float) -> int:
+    """Run one experiment to its file and return how many exchanges failed; ``later`` seconds of others follow."""
     began = time.monotonic()
     if plan.prepare:
-        display.say(f"{name}: calibrating")
+        display.say(f"{plan.name}: calibrating")
         plan = replace(plan, parameters={**plan.parameters, **plan.prepare(taking_part(plan, servers))})
-    samples = Run(plan, servers, display).run()
+    samples = Run(plan, servers, display, later).run()
     display.close()
-    write(output / f"{name}.json", document(plan, scale, samples, time.monotonic() - began))
-    report(plan, samples)
+    content = document(plan, scale, samples, time.monotonic() - began)
+    results.write(output, content)
+    report(content)
     return sum(sample["failed"] for sample in samples)
+
+
+def at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not number >= least:
+            raise argparse.ArgumentTypeError(f"{text}: at least {least:g} expected")
+        return number
+
+    return parse
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description=__doc__)
     parser.add_argument("names", nargs="+", choices=[*PLANS, "all"], metavar="NAME", help=", ".join([*PLANS, "all"]))
-    quick = os.environ.get("QUICK", "") not in ("", "0")
-    parser.add_argument("--quick", action="store_true", default=quick, help="tiny: shows that it works (QUICK=1)")
-    parser.add_argument("--rounds", type=int, help="how often to measure everything")
-    parser.add_argument("--seconds", type=float, help="of each measurement")
+    parser.add_argument(
+        "--quick", action="store_true", default=results.is_quick(), help="tiny: shows that it works (QUICK=1)"
+    )
+    parser.add_argument("--rounds", type=at_least(1, int), help="how often to measure everything")
+    parser.add_argument("--seconds", type=at_least(0.01, float), help="of each measurement")
     parser.add_argument("--servers", help=f"only these, by commas: {', '.join(NAMES)}")
+    parser.add_argument("--cases", default="", metavar="TEXT", help="only those whose name contains TEXT")
     parser.add_argument("--output", type=Path, help="directory of the results")
     return parser.parse_args(given)
 
@@ -178,8 +193,17 @@ def chosen_servers(options: argparse.Namespace) -> list[str]:
     servers = options.servers.split(",") if options.servers else list(NAMES)
     unknown = set(servers) - set(NAMES)
     if unknown:
-        sys.exit(f"no such server: {', '.join(sorted(unknown))}")
+        sys.exit(f"no such server: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     return servers
+
+
+def chosen_plans(options: argparse.Namespace, scale: Scale) -> list[Plan]:
+    names = list(PLANS) if "all" in options.names else dict.fromkeys(options.names)
+    plans = [choose(PLANS[name](scale), options.cases) for name in names]
+    for plan in plans:
+        if not plan.cases:
+            sys.exit(f"{plan.name}: no case with {options.cases!r} in its name")
+    return plans
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -187,11 +211,19 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     scale = chosen_scale(options)
     display = Display()
+    plans = chosen_plans(options, scale)
     servers = installed(chosen_servers(options), display)
-    output = options.output or (RESULTS / "quick" if options.quick else RESULTS)
+    output = options.output or results.directory(options.quick)
     os.sched_setaffinity(0, GENERATOR_CORES)  # nothing of ours on the server's core
-    names = list(PLANS) if "all" in options.names else options.names
-    failed = sum(experiment(name, scale, servers, output, display) for name in names)
+    try:
+        build("generator.c")  # not while a server waits, and once
+    except BuildError as error:
+        print(error)
+        return 2
+    failed = 0
+    for at, plan in enumerate(plans):
+        later = sum(estimated(steps(other, servers)) for other in plans[at + 1 :])
+        failed += experiment(plan, scale, servers, output, display, later)
     if failed:
         print(f"\n{failed} exchanges failed: see the results")
     return 1 if failed else 0

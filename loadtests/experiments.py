@@ -12,26 +12,48 @@ from functools import partial
 from typing import Any
 
 from loadtests import measure
+from loadtests.generator import Failed
 from loadtests.measure import Values
+from loadtests.process import StartError
 from loadtests.servers import NAMES
 
 __all__ = ["PLANS", "Case", "Plan", "Scale"]
 
 
+#: Seconds per connection in four passes of a server that takes 25 us for a message.
+PASSES_SECONDS = 100e-6
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much to measure."""
+    """How much to measure. With these five rounds all experiments together take some 15 minutes."""
 
     rounds: int = 5
     #: Of each measurement.
-    seconds: float = 1.0
-    warmup: float = 0.3
+    seconds: float = 0.5
+    warmup: float = 0.15
     #: Tiny: to see that it works, not to measure.
     quick: bool = False
 
     def count(self, connections: int) -> int:
         """Return so many connections, or few if quick."""
         return min(connections, 200) if self.quick else connections
+
+    def counts(self, connections: Sequence[int]) -> list[int]:
+        """Return those that differ."""
+        return list(dict.fromkeys(self.count(each) for each in connections))
+
+    def timed(self, connections: int) -> Values:
+        """Return the generator's options for a measurement that lasts a time.
+
+        With many connections it lasts several passes of the slowest server over all of them: within a pass, a server
+        that first reads from all and then answers all seems to do now the one for nothing, now the other.
+        """
+        return {"seconds": max(self.seconds, self.count(connections) * PASSES_SECONDS), "warmup": self.warmup}
+
+    def estimate(self, connections: int) -> float:
+        """Seconds that such a measurement takes, from the server's start to its end."""
+        return sum(self.timed(connections).values()) + 0.3 + self.count(connections) / 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,62 +99,49 @@ SLOW_SERVERS = tuple(name for name in SERVERS if name != "epoll")
 
 COUNTS = (32, 128, 512, 1024, 2048, 8192, 19000)
 AT_A_TIME = (1, 64, 512, 2000)
+#: The descriptors of a process end at 20,000 on many machines.
+MOST = 19000
 #: Servers that accept a connection or fifty per pass over all that are ready take more than a minute: not waited for.
-RAMP_SECONDS = 15.0
+RAMP_SECONDS = 6.0
+
+
+def case(
+    kind: str,
+    connections: int,
+    scale: Scale,
+    mode: str,
+    measured: Callable[..., Values],
+    servers: tuple[str, ...] = SERVERS,
+    estimate: float = 0.0,
+    **options: Any,
+) -> Case:
+    """Return a case of ``connections``, or of few if quick; ``options`` are those of ``measured``."""
+    count = scale.count(connections)
+    return Case(
+        f"{kind} {connections}",
+        {"mode": mode, "connections": count},
+        partial(measured, connections=count, **options),
+        servers,
+        estimate or scale.estimate(connections),
+    )
 
 
 def echo_case(connections: int, scale: Scale, servers: tuple[str, ...] = SERVERS) -> Case:
-    count = scale.count(connections)
-    return Case(
-        f"echo {connections}",
-        {"mode": "pingpong", "connections": count},
-        partial(measure.pingpong, connections=count, seconds=scale.seconds, warmup=scale.warmup),
-        servers,
-        estimate=scale.seconds + scale.warmup + 0.2,
-    )
+    return case("echo", connections, scale, "pingpong", measure.pingpong, servers, **scale.timed(connections))
 
 
 def flood_case(connections: int, scale: Scale) -> Case:
-    count = scale.count(connections)
-    total = 20_000 if scale.quick else 500_000
-    return Case(
-        f"flood {connections}",
-        {"mode": "flood", "connections": count, "recv": 64},
-        partial(measure.flood, connections=count, total=total),
-        SERVERS,
-        estimate=1.0,
-    )
+    total = 20_000 if scale.quick else 200_000
+    estimate = 0.5 + connections / 8_000
+    return case("flood", connections, scale, "flood", measure.flood, estimate=estimate, total=total, recv=64)
 
 
 def shortlived_case(connections: int, scale: Scale, servers: tuple[str, ...] = SERVERS) -> Case:
-    count = scale.count(connections)
-    return Case(
-        f"shortlived {connections}",
-        {"mode": "shortlived", "connections": count},
-        partial(measure.shortlived, connections=count, seconds=scale.seconds, warmup=scale.warmup),
-        servers,
-        estimate=scale.seconds + scale.warmup + 0.2,
-    )
+    return case("shortlived", connections, scale, "shortlived", measure.shortlived, servers, **scale.timed(connections))
 
 
-def memory_case(connections: int, scale: Scale, servers: tuple[str, ...] = SERVERS) -> Case:
-    count = scale.count(connections)
-    return Case(
-        f"idle memory {connections}",
-        {"mode": "idle", "connections": count},
-        partial(measure.memory, connections=count),
-        servers,
-    )
-
-
-def blocked_case(connections: int, scale: Scale, mode: str, servers: tuple[str, ...]) -> Case:
-    count = scale.count(connections)
-    return Case(
-        f"blocked memory {connections}",
-        {"mode": "idle", "connections": count},
-        partial(measure.memory, connections=count, mode=mode),
-        servers,
-    )
+def memory_case(kind: str, scale: Scale, servers: tuple[str, ...] = SERVERS, mode: str = "echo") -> Case:
+    return case(f"{kind} memory", 15000, scale, "idle", measure.memory, servers, 1.2, serve=mode)
 
 
 def figures(scale: Scale) -> Plan:
@@ -142,7 +151,7 @@ def figures(scale: Scale) -> Plan:
         echo_case(64, scale, servers),
         echo_case(1000, scale, servers),
         shortlived_case(64, scale, servers),
-        memory_case(15000, scale, servers),
+        memory_case("idle", scale, servers),
         echo_case(15000, scale, servers),
     )
     return Plan("figures", "The figures aimed at", cases, scale.rounds, {"size": 64})
@@ -151,38 +160,33 @@ def figures(scale: Scale) -> Plan:
 def messages(scale: Scale) -> Plan:
     """The seed's second experiment: messages/s over the number of connections, ping-pong and flood."""
     scale = replace(scale, seconds=scale.seconds / 2)
-    cases = [echo_case(count, scale) for count in COUNTS] + [flood_case(count, scale) for count in COUNTS]
-    return Plan("messages", "Messages over connections", tuple(cases), scale.rounds, {"size": 64})
+    counts = scale.counts(COUNTS)
+    cases = [echo_case(count, scale) for count in counts] + [flood_case(count, scale) for count in counts]
+    return Plan("messages", "Messages over connections", tuple(cases), scale.rounds, {"size": 64, "recv": 64})
 
 
 def shortlived(scale: Scale) -> Plan:
     """Connect, one exchange, close."""
     scale = replace(scale, seconds=scale.seconds / 2)
-    cases = tuple(shortlived_case(count, scale) for count in AT_A_TIME)
+    cases = tuple(shortlived_case(count, scale) for count in scale.counts(AT_A_TIME))
     return Plan("shortlived", "Connect, exchange, close", cases, scale.rounds, {"size": 64})
 
 
 def memory(scale: Scale) -> Plan:
     """Resident memory of a connection that is idle, and of one that is blocked in a downcall."""
     cases = (
-        memory_case(15000, scale),
-        blocked_case(15000, scale, "held", ("greensock_upcalls",)),
-        blocked_case(15000, scale, "echo", BLOCKED),
+        memory_case("idle", scale),
+        memory_case("blocked", scale, ("greensock_upcalls",), "held"),
+        memory_case("blocked", scale, BLOCKED),
     )
     return Plan("memory", "Memory of a connection", cases, scale.rounds)
 
 
 def connections(scale: Scale) -> Plan:
     """The seed's first experiment: 19,000 connections opened while the open ones exchange messages."""
-    count, pending, seconds = scale.count(19000), 1024, RAMP_SECONDS
-    case = Case(
-        "ramp 19000",
-        {"mode": "ramp", "connections": count},
-        partial(measure.connections, connections=count, pending=pending, seconds=seconds),
-        SERVERS,
-        estimate=4.0,
-    )
-    return Plan("connections", "Connections over time", (case,), scale.rounds, {"pending": pending, "size": 64})
+    options = {"pending": 1024, "seconds": RAMP_SECONDS}
+    ramp = case("ramp", MOST, scale, "ramp", measure.connections, SERVERS, 5.0, **options)
+    return Plan("connections", "Connections over time", (ramp,), scale.rounds, {**options, "size": 64})
 
 
 class Offered:
@@ -195,55 +199,43 @@ class Offered:
 
     def calibrate(self, servers: Sequence[str]) -> Values:
         """Measure what each server sustains; return it by server."""
-        scale = self._scale
-        found = {
-            name: measure.pingpong(name, connections=self._connections, seconds=scale.seconds / 2, warmup=scale.warmup)[
-                "rate"
-            ]
-            for name in servers
-        }
+        found = {name: self._sustained(name) for name in servers}
         self.slowest = min((rate for rate in found.values() if rate), default=1000.0)
         return {"sustained": found, "slowest": self.slowest}
 
-    def measure(self, share: float, name: str, **options: Any) -> Values:
-        scale = self._scale
-        return measure.latency(
-            name,
-            connections=self._connections,
-            rate=self.slowest * share,
-            seconds=scale.seconds,
-            warmup=scale.warmup,
-            **options,
-        )
+    def _sustained(self, name: str) -> float | None:
+        try:
+            rate: float = measure.pingpong(name, connections=self._connections, **self._scale.timed(self._connections))[
+                "rate"
+            ]
+        except (StartError, Failed):
+            return None  # it is reported when its turn comes
+        return rate
+
+    def measure(self, name: str, *, share: float, **options: Any) -> Values:
+        return measure.latency(name, rate=self.slowest * share, **self._scale.timed(self._connections), **options)
 
 
-def latency_case(share: float, offered: Offered, connections: int) -> Case:
-    return Case(
-        f"latency at {share:.0%}",
-        {"mode": "openloop", "connections": connections, "share": share},
-        partial(offered.measure, share),
-        SERVERS,
-    )
+def latency_case(kind: str, share: float, offered: Offered, scale: Scale, **options: Any) -> Case:
+    made = case(kind, 1000, scale, "openloop", offered.measure, share=share, **options)
+    return replace(made, label=f"{kind} at {share:.0%}", parameters={**made.parameters, "share": share})
 
 
-def disturbed_case(offered: Offered, connections: int) -> Case:
-    """One connection in a hundred has an upcall that blocks 50 ms, and one further connection floods."""
-    share = 0.3
-    return Case(
-        f"disturbed at {share:.0%}",
-        {"mode": "openloop", "connections": connections, "share": share, "disturbed": True},
-        partial(offered.measure, share, mode="slow", mark_every=100, flooders=1, burst=1000),
-        SLOW_SERVERS,
-    )
+def disturbed_case(offered: Offered, scale: Scale) -> Case:
+    """One connection in a hundred has an upcall that blocks 50 ms, and one further connection floods.
+
+    At the lowest rate only: at the others the connections that block get more than they can answer.
+    """
+    options = {"serve": "slow", "mark_every": 100, "flooders": 1, "burst": 1000}
+    return replace(latency_case("disturbed", 0.3, offered, scale, **options), servers=SLOW_SERVERS)
 
 
 def latency(scale: Scale) -> Plan:
     """Latency at fixed rates, without coordinated omission."""
-    count = scale.count(1000)
-    offered = Offered(count, scale)
+    offered = Offered(scale.count(1000), scale)
     cases = (
-        *(latency_case(share, offered, count) for share in (0.3, 0.6, 0.9)),
-        disturbed_case(offered, count),
+        *(latency_case("latency", share, offered, scale) for share in (0.3, 0.6, 0.9)),
+        disturbed_case(offered, scale),
     )
     return Plan("latency", "Latency", cases, scale.rounds, {"size": 64}, offered.calibrate)
 

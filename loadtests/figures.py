@@ -6,14 +6,13 @@ median is compared with the target: the machine's drift from round to round canc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-__all__ = ["TARGETS", "Row", "Target", "assess", "is_of"]
+from loadtests.results import Sample, by_round, spread
 
-Sample = Mapping[str, Any]
+__all__ = ["TARGETS", "Row", "Target", "assess"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,34 +67,20 @@ class Row:
         return None if self.measured is None else self.measured <= self.most
 
 
-def is_of(sample: Sample, case: str, server: str) -> bool:
-    return bool(sample["case"] == case and sample["server"] == server and not sample["failed"])
-
-
-def values(samples: Iterable[Sample], case: str, server: str, value: str) -> dict[int, float]:
-    """Return what was measured, by round; a measurement in which anything failed does not count."""
-    return {
-        sample["round"]: sample[value]
-        for sample in samples
-        if is_of(sample, case, server) and sample.get(value) is not None
-    }
-
-
-def ratios(samples: Iterable[Sample], target: Target) -> list[float]:
-    samples = list(samples)
-    own = values(samples, target.case, target.server, target.value)
+def ratios(samples: Sequence[Sample], target: Target) -> list[float]:
+    own = by_round(samples, target.case, target.server, target.value)
     if target.rival is None:
         return list(own.values())
-    rival = values(samples, target.rival_case or target.case, target.rival, target.value)
+    rival = by_round(samples, target.rival_case or target.case, target.rival, target.value)
     return [own[number] / rival[number] for number in own if rival.get(number)]
 
 
 def row(target: Target, found: list[float]) -> Row:
-    measured = (median(found), min(found), max(found)) if found else (None, None, None)
+    measured = spread(found) if found else (None, None, None)
     return Row(target.title, target.unit, target.most, *measured)
 
 
-def growth_row(samples: list[Sample]) -> Row:
+def growth_row(samples: Sequence[Sample]) -> Row:
     """The growth from 64 to 15,000 connections is to be no worse than uvloop's: a target that is measured."""
     title = "the same growth, against uvloop Protocol's"
     own = ratios(samples, Target(title, "echo 15000", UPCALLS, CPU, 0, UPCALLS, "echo 64"))
@@ -104,7 +89,6 @@ def growth_row(samples: list[Sample]) -> Row:
     return row(Target(title, "", UPCALLS, CPU, most), own if rival else [])
 
 
-def assess(samples: Iterable[Sample]) -> list[Row]:
+def assess(samples: Sequence[Sample]) -> list[Row]:
     """Return a row for every target."""
-    samples = list(samples)
     return [*(row(target, ratios(samples, target)) for target in TARGETS), growth_row(samples)]

@@ -908,7 +908,7 @@ static bool too_many_failures(const struct snapshot *s)
 
 static void sleep_until(uint64_t until)
 {
-    static const uint64_t pause = 100000000; /* ns between two samples */
+    static const uint64_t pause = 50000000; /* ns between two samples */
     uint64_t time = now();
     uint64_t wait = until > time ? until - time : 0;
     struct timespec t = {.tv_nsec = (long)(wait < pause ? wait : pause)};

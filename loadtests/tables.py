@@ -1,16 +1,34 @@
-"""Tables in Markdown, made from the samples of an experiment alone."""
+"""``python -m loadtests.tables [NAME...]``: tables in Markdown, made from the results alone.
+
+With ``--write`` they go into the documents, between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from loadtests.figures import Row, assess, is_of
+from loadtests import results
+from loadtests.figures import Row, assess
+from loadtests.process import ROOT
+from loadtests.results import Sample, by_round, series
+from loadtests.servers import SERVERS
 
-__all__ = ["figures_table", "render", "samples_table"]
+__all__ = ["DOCUMENTS", "TABLES", "filled", "main", "samples_table"]
 
-Sample = Mapping[str, Any]
+#: Where tables are written between markers.
+DOCUMENTS = (ROOT / "README.md", ROOT / "loadtests" / "README.md")
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Content = Mapping[str, Any]
+
+
+# -- cells and rows
 
 
 def render(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -23,9 +41,10 @@ def render(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float | None, unit: str = "") -> str:
+    """Return it with three digits or so; a dash where there is none."""
     if value is None or value != value:
         return "-"
-    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 20 else 2
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 20 else 2
     return f"{value:,.{digits}f}{' ' + unit if unit else ''}"
 
 
@@ -33,34 +52,48 @@ def spread(found: Sequence[float]) -> str:
     """Median, and least to greatest."""
     if not found:
         return "-"
-    return f"{number(median(found))} ({number(min(found))}-{number(max(found))})"
+    middle, least, greatest = results.spread(found)
+    return f"{number(middle)} ({number(least)}-{number(greatest)})"
 
 
-def verdict(row: Row) -> str:
-    return {True: "met", False: "FALLS SHORT", None: "not measured"}[row.met]
-
-
-def figures_table(samples: Sequence[Sample]) -> str:
-    """The targets, what was measured, and whether they are met."""
-    rows = [
-        (
-            row.title,
-            number(row.most, row.unit),
-            number(row.measured, row.unit),
-            f"{number(row.least)}-{number(row.greatest)}",
-            verdict(row),
-        )
-        for row in assess(samples)
-    ]
-    return render(("figure", "at most", "median", "rounds", ""), rows)
+def compact(found: Sequence[float], scale: float = 1.0) -> str:
+    """Median, and how far the farthest round lies from it."""
+    if not found:
+        return "-"
+    middle, least, greatest = results.spread(found)
+    if not middle:
+        return number(middle)
+    return f"{number(middle * scale)} ±{max(greatest - middle, middle - least) / abs(middle):.0%}"
 
 
 def unique(samples: Iterable[Sample], name: str) -> list[str]:
     return list(dict.fromkeys(sample[name] for sample in samples))
 
 
-def found(samples: Iterable[Sample], case: str, server: str, value: str) -> list[float]:
-    return [sample[value] for sample in samples if is_of(sample, case, server) and sample.get(value) is not None]
+def in_order(samples: Iterable[Sample]) -> list[str]:
+    """Return the servers that took part, always in the same order."""
+    present = {sample["server"] for sample in samples}
+    return [name for name in SERVERS if name in present]
+
+
+def flatten(samples: Iterable[Sample]) -> list[Sample]:
+    """Lift the percentiles out of the latency."""
+    return [
+        {
+            **sample,
+            **(sample.get("latency") or {}),
+            **{f"marked_{name}": value for name, value in (sample.get("marked_latency") or {}).items()},
+        }
+        for sample in samples
+    ]
+
+
+def failed(samples: Iterable[Sample], server: str, case: str) -> str:
+    """How many exchanges failed; a round in which any did is in no other column."""
+    return str(sum(sample["failed"] for sample in samples if (sample["case"], sample["server"]) == (case, server)))
+
+
+# -- the table that every experiment prints
 
 
 #: value, heading: the columns of a table of samples, those that were measured.
@@ -76,17 +109,8 @@ COLUMNS = (
     ("p99_us", "p99, us"),
     ("p999_us", "p99.9, us"),
     ("max_us", "max, us"),
+    ("marked_p50_us", "p50 of the blocking, us"),
 )
-
-
-def flatten(samples: Iterable[Sample]) -> list[Sample]:
-    """Lift the percentiles out of the latency."""
-    return [{**sample, **(sample.get("latency") or {})} for sample in samples]
-
-
-def failed(samples: Iterable[Sample], case: str, server: str) -> str:
-    """How many exchanges failed; such a round is in no other column."""
-    return str(sum(sample["failed"] for sample in samples if (sample["case"], sample["server"]) == (case, server)))
 
 
 def samples_table(samples: Sequence[Sample]) -> str:
@@ -97,10 +121,209 @@ def samples_table(samples: Sequence[Sample]) -> str:
         [
             case,
             server,
-            *(spread(found(flat, case, server, value)) for value, _ in columns),
-            failed(flat, case, server),
+            *(spread([*by_round(flat, case, server, value).values()]) for value, _ in columns),
+            failed(flat, server, case),
         ]
         for case in unique(flat, "case")
         for server in unique((sample for sample in flat if sample["case"] == case), "server")
     ]
     return render(["case", "server", *(head for _, head in columns), "failed"], rows)
+
+
+# -- the tables of the documents
+
+
+def verdict(row: Row) -> str:
+    return {True: "met", False: "falls short", None: "not measured"}[row.met]
+
+
+def targets_table(content: Content) -> str:
+    """What was aimed at, what was measured, and whether it is met."""
+    rows = [
+        (
+            row.title,
+            number(row.most, row.unit),
+            number(row.measured, row.unit),
+            f"{number(row.least)}-{number(row.greatest)}",
+            verdict(row),
+        )
+        for row in assess(content["samples"])
+    ]
+    return render(("figure", "at most", "median", "rounds", ""), rows)
+
+
+def cases_table(cases: Mapping[str, tuple[str, str]], content: Content) -> str:
+    """A row a server, a column a case: ``cases`` has the title and the value of each."""
+    samples = content["samples"]
+    rows = [
+        [
+            SERVERS[server].title,
+            *(compact([*by_round(samples, case, server, value).values()]) for case, (_, value) in cases.items()),
+        ]
+        for server in in_order(samples)
+    ]
+    return render(["", *(title for title, _ in cases.values())], rows)
+
+
+FIGURES_CASES = {
+    "echo 64": ("echo, 64 connections, us", "server_us"),
+    "echo 1000": ("echo, 1,000 connections, us", "server_us"),
+    "echo 15000": ("echo, 15,000 connections, us", "server_us"),
+    "shortlived 64": ("connect + echo + close, 64 at a time, us", "server_us"),
+    "idle memory 15000": ("memory of an idle connection, kB", "kb"),
+}
+MEMORY_CASES = {
+    "idle memory 15000": ("idle, kB", "kb"),
+    "blocked memory 15000": ("blocked in a downcall, kB", "kb"),
+}
+
+
+def series_table(kind: str, value: str, scale: float, content: Content) -> str:
+    """A row a server, a column a number of connections."""
+    samples = content["samples"]
+    found = {server: dict(series(samples, kind, server, value)) for server in in_order(samples)}
+    counts = sorted({count for points in found.values() for count in points})
+    rows = [
+        [SERVERS[server].title, *(compact(points.get(count, []), scale) for count in counts)]
+        for server, points in found.items()
+        if points
+    ]
+    return render(["", *(f"{count:,}" for count in counts)], rows)
+
+
+def percentiles_table(kind: str, content: Content) -> str:
+    """Latency in milliseconds: the median of the rounds for each percentile."""
+    flat = [sample for sample in flatten(content["samples"]) if sample["case"].startswith(kind)]
+    values = {"p50_us": "p50", "p99_us": "p99", "p999_us": "p99.9", "max_us": "max"}
+    if any(sample.get("marked_p50_us") for sample in flat):
+        values["marked_p50_us"] = "p50 of the blocking"
+    rows = []
+    for case in unique(flat, "case"):
+        for server in in_order(sample for sample in flat if sample["case"] == case):
+            each = {value: [*by_round(flat, case, server, value).values()] for value in values}
+            cells = [compact(found, 1e-3) for found in each.values()]
+            rows.append([case.split()[-1], SERVERS[server].title, *cells, failed(flat, server, case)])
+    return render(["load", "", *(f"{head}, ms" for head in values.values()), "failed"], rows)
+
+
+def ramp_table(content: Content) -> str:
+    """How many connections were open after how long."""
+    samples = content["samples"]
+    values = ("opened", "open_seconds", "rate", "server_us")
+    rows = []
+    for case in unique(samples, "case"):
+        for server in in_order(samples):
+            cells = [compact([*by_round(samples, case, server, value).values()]) for value in values]
+            rows.append([SERVERS[server].title, *cells, failed(samples, server, case)])
+    heads = ("opened", "in seconds", "messages/s meanwhile", "server CPU, us per message", "failed")
+    return render(["", *heads], rows)
+
+
+def about(content: Content) -> str:
+    """Say when and on what it was measured."""
+    machine, versions = content["machine"], content["versions"]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return (
+        f"Measured on {content['date'][:10]}: {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
+        f"{packages}; commit {content['commit']}, {content['scale']['rounds']} rounds, "
+        f"{content['took_seconds'] / 60:.1f} minutes."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that a document may contain."""
+
+    #: Its results.
+    experiment: str
+    make: Callable[[Content], str]
+
+
+def of_series(experiment: str, kind: str, value: str, scale: float = 1.0) -> Table:
+    return Table(experiment, lambda content: series_table(kind, value, scale, content))
+
+
+#: By the name in the marker.
+TABLES: dict[str, Table] = {
+    "figures": Table("figures", lambda content: cases_table(FIGURES_CASES, content)),
+    "targets": Table("figures", targets_table),
+    "connections": Table("connections", ramp_table),
+    "flood-rate": of_series("messages", "flood", "rate", 1e-3),
+    "flood-cpu": of_series("messages", "flood", "server_us"),
+    "echo-rate": of_series("messages", "echo", "rate", 1e-3),
+    "echo-cpu": of_series("messages", "echo", "server_us"),
+    "shortlived-rate": of_series("shortlived", "shortlived", "rate"),
+    "shortlived-cpu": of_series("shortlived", "shortlived", "server_us"),
+    "memory": Table("memory", lambda content: cases_table(MEMORY_CASES, content)),
+    "latency": Table("latency", lambda content: percentiles_table("latency", content)),
+    "disturbed": Table("latency", lambda content: percentiles_table("disturbed", content)),
+    **{
+        f"{name}-about": Table(name, about)
+        for name in ("figures", "connections", "messages", "shortlived", "memory", "latency")
+    },
+}
+
+
+def table(name: str, path: Path) -> str:
+    """Return a table, or a sentence where its experiment has no results yet."""
+    content = results.load(path, TABLES[name].experiment)
+    if content is None:
+        return f"Not measured yet: `python -m loadtests.bench {TABLES[name].experiment}`."
+    return TABLES[name].make(content)
+
+
+def filled(text: str, path: Path) -> str:
+    """Return a document with every table between markers made anew from the results in ``path``.
+
+    Raises:
+        ValueError: a marker names no table, or has no end.
+    """
+
+    def fill(marked: re.Match[str]) -> str:
+        begin, name, end = marked.groups()
+        if name not in TABLES:
+            raise ValueError(f"no such table: {name}; there are {', '.join(TABLES)}")
+        return f"{begin}\n{table(name, path)}\n\n{end}"
+
+    done, count = MARKED.subn(fill, text)
+    if count != text.count("<!-- table:"):
+        raise ValueError("a marker is not as it should be: <!-- table: NAME --> and, below it, <!-- end --> expected")
+    return done
+
+
+def write(path: Path) -> None:
+    for document in DOCUMENTS:
+        old = document.read_text()
+        new = filled(old, path)
+        if new != old:
+            document.write_text(new)
+            print(f"{document.relative_to(ROOT)}: brought up to date")
+
+
+def named(names: Sequence[str]) -> list[str]:
+    """Return the tables of these names, or of the experiments of these names; all without any."""
+    experiments = {table.experiment for table in TABLES.values()}
+    unknown = set(names) - set(TABLES) - experiments
+    if unknown:
+        sys.exit(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join([*TABLES])}")
+    return [name for name, table in TABLES.items() if not names or name in names or table.experiment in names]
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Print tables, or bring the documents up to date."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.tables", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of a table or an experiment: {', '.join(TABLES)}")
+    parser.add_argument("--write", action="store_true", help="into the documents instead")
+    parser.add_argument("--results", type=Path, default=results.directory(results.is_quick()), metavar="DIRECTORY")
+    options = parser.parse_args(given)
+    names = named(options.names)
+    if options.write:
+        write(options.results)
+        return 0
+    for name in names:
+        print(f"{name}\n\n{table(name, options.results)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
