@@ -175,7 +175,7 @@ def shortlived(scale: Scale) -> Plan:
 def memory(scale: Scale) -> Plan:
     """Resident memory of a connection that is idle, and of one that is blocked in a downcall."""
     cases = (
-        memory_case("idle", scale),
+        memory_case("idle", scale, NAMES),
         memory_case("blocked", scale, ("greensock_upcalls",), "held"),
         memory_case("blocked", scale, BLOCKED),
     )
