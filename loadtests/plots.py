@@ -64,27 +64,31 @@ SEED_STYLES: dict[str, tuple[str, Style]] = {
 # -- what all charts share
 
 
-def figure(content: Content, width: float, height: float, what: str) -> Figure:
-    """Return an empty figure with its title, and below the panels ``what`` is drawn and where it was measured."""
+def figure(content: Content, width: float, height: float) -> Figure:
     drawn = Figure(figsize=(width, height), layout="constrained", dpi=110)
     drawn.suptitle(content["title"], fontsize=14, fontweight="bold")
-    rounds = content["scale"]["rounds"]
-    many = f"{rounds} rounds" if rounds > 1 else "1 round"
-    where = f"{content['machine']['cpu']}, Python {content['versions']['python']}, {content['date'][:10]}"
-    drawn.supxlabel(f"{many}; {what}. {where}", fontsize=9, color="#555555")
     return drawn
 
 
-def legend(drawn: Figure, servers: Iterable[str], markers: bool = True) -> None:
-    """Put the servers below all panels, where they cover nothing."""
+def note(content: Content, what: str) -> str:
+    """Return what is drawn, and where it was measured."""
+    rounds = content["scale"]["rounds"]
+    many = f"{rounds} rounds" if rounds > 1 else "1 round"
+    where = f"{content['machine']['cpu']}, Python {content['versions']['python']}, {content['date'][:10]}"
+    return f"{many}; {what}. {where}"
+
+
+def legend(drawn: Figure, content: Content, what: str, markers: bool = True) -> None:
+    """Put note and servers below all panels, where they cover nothing."""
     handles = []
-    for server in servers:
+    for server in in_order(content["samples"]):
         style = STYLES[server]
-        title, marker = SERVERS[server].title, style.marker if markers else ""
+        marker = style.marker if markers else ""
         line = Line2D([], [], color=style.colour, marker=marker, linestyle=style.line, linewidth=style.width)
-        line.set_label(title)
+        line.set_label(SERVERS[server].title)
         handles.append(line)
-    drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=10)
+    below = drawn.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, title=note(content, what))
+    below.get_title().set(fontsize=9, color="#555555")
 
 
 def dress(axes: Axes, title: str, x: str, y: str) -> None:
@@ -195,7 +199,7 @@ def draw_ramp(axes: Axes, server: str, ramps: Sequence[Sample]) -> None:
 def connections(content: Content) -> Figure:
     """The seed's first chart."""
     samples = content["samples"]
-    drawn = figure(content, 12.5, 6, "each of them thin, the median one thick")
+    drawn = figure(content, 12.5, 6)
     ours, seeds = drawn.subplots(1, 2, sharey=True)
     servers = in_order(samples)
     for server in servers:
@@ -208,16 +212,16 @@ def connections(content: Content) -> Figure:
     for axes in (ours, seeds):
         axes.set_xlim(left=0)
     thousands(ours)
-    legend(drawn, servers, markers=False)
+    legend(drawn, content, "each of them thin, the median one thick", markers=False)
     return drawn
 
 
-MEDIANS = "medians, bars from the least to the greatest"
+MEDIANS = "medians, lines from the least to the greatest"
 
 
 def messages(content: Content) -> Figure:
     """The seed's second chart, what it cost, and the same with answers."""
-    drawn = figure(content, 14, 9, MEDIANS)
+    drawn = figure(content, 14, 9)
     (flood, seeds, flood_cpu), (echo, left, echo_cpu) = drawn.subplots(2, 3)
     x, cost = "connections (logarithmic)", "server CPU per message, us (logarithmic)"
     curves(flood, content, "flood", "rate", 1e-6, "flood, read 64 bytes at a time", x, "million messages/s")
@@ -231,14 +235,14 @@ def messages(content: Content) -> Figure:
     curves(echo, content, "echo", "rate", 1e-3, "ping-pong: a message and its echo", x, "thousand messages/s")
     curves(echo_cpu, content, "echo", "server_us", 1, "ping-pong: what it costs", x, cost, log=True)
     draw_left(left, content, x)
-    legend(drawn, in_order(content["samples"]))
+    legend(drawn, content, MEDIANS)
     return drawn
 
 
 def draw_left(axes: Axes, content: Content, x: str) -> None:
     """Draw what is left of the rate when connections become many: the seed's claim is that it stays."""
     samples = content["samples"]
-    dress(axes, "ping-pong: what is left of the rate", x, "%")
+    dress(axes, "ping-pong: what is left", x, "% of the rate at the fewest connections")
     counts: set[float] = set()
     for server in in_order(samples):
         points = series(samples, "echo", server, "rate")
@@ -251,13 +255,13 @@ def draw_left(axes: Axes, content: Content, x: str) -> None:
 
 def shortlived(content: Content) -> Figure:
     """Short-lived connections: how many, and what each costs."""
-    drawn = figure(content, 12.5, 6, MEDIANS)
+    drawn = figure(content, 12.5, 6)
     rate, cpu = drawn.subplots(1, 2)
     x = "connections at a time (logarithmic)"
     curves(rate, content, "shortlived", "rate", 1e-3, "connect + echo + close", x, "thousand connections/s")
     cost = "server CPU per connection, us (logarithmic)"
     curves(cpu, content, "shortlived", "server_us", 1, "what each costs", x, cost, log=True)
-    legend(drawn, in_order(content["samples"]))
+    legend(drawn, content, MEDIANS)
     return drawn
 
 
@@ -278,13 +282,14 @@ def bar_panels(content: Content, panels: Mapping[str, tuple[str, str, str]], hei
     """Draw a panel a case: ``panels`` has title, axis and value of each."""
     samples = content["samples"]
     servers = in_order(samples)
-    drawn = figure(content, 3.0 * len(panels) + 2, height, MEDIANS.replace("bars", "lines"))
+    drawn = figure(content, 3.0 * len(panels) + 2, height)
     row = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (case, (title, x, value)) in zip(row, panels.items(), strict=True):
         dress(axes, title, x, "")
         found = {server: [*by_round(samples, case, server, value).values()] for server in servers}
         bars(axes, servers, found)
         axes.grid(False, axis="y")
+    drawn.supxlabel(note(content, MEDIANS), fontsize=9, color="#555555")
     return drawn
 
 
@@ -338,7 +343,7 @@ def draw_latency(axes: Axes, samples: Sequence[Sample], case: str) -> None:
 def latency(content: Content) -> Figure:
     """Percentiles of the latency, a panel a load."""
     samples = content["samples"]
-    drawn = figure(content, 13, 9.5, "the messages of all of them together")
+    drawn = figure(content, 13, 9.5)
     panels = drawn.subplots(2, 2, sharey=True)
     cases = list(dict.fromkeys(sample["case"] for sample in samples))
     for axes, case in zip(panels.flat, cases, strict=False):
@@ -349,7 +354,7 @@ def latency(content: Content) -> Figure:
         dress(axes, title, "% of the messages (logarithmic)", "took at most, ms (logarithmic)")
         draw_latency(axes, samples, case)
         plain_log(axes)
-    legend(drawn, in_order(samples), markers=False)
+    legend(drawn, content, "the messages of all of them together", markers=False)
     return drawn
 
 
