@@ -1,9 +1,10 @@
-# make run: the main job. make test: all checks. Both make .venv first.
+# make run: the main job. make test: all checks. make bench: every experiment, about 15 minutes (QUICK=1: under 3).
+# make load: Locust for a minute. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench clean
+.PHONY: run test bench load clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed
@@ -15,7 +16,11 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/installed-bench
-	$(BIN)/python -m loadtests.bench figures $(ARGS)
+	$(BIN)/python -m loadtests.bench all $(ARGS); status=$$?; \
+	$(BIN)/python -m loadtests.plots && $(BIN)/python -m loadtests.tables --write && exit $$status
+
+load: $(VENV)/installed-load
+	$(BIN)/python -m loadtests.load $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +35,10 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-bench: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	touch $@
+
+$(VENV)/installed-load: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[load]'
 	touch $@
 
 clean:

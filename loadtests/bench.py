@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from loadtests import results, tables
+from loadtests.arguments import at_least
 from loadtests.experiments import PLANS, Case, Plan, Scale
 from loadtests.generator import Failed
 from loadtests.machine import Bystanders, commit, machine, versions
@@ -157,16 +158,6 @@ def experiment(plan: Plan, scale: Scale, servers: Sequence[str], output: Path, d
     results.write(output, content)
     report(content)
     return sum(sample["failed"] for sample in samples)
-
-
-def at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        number = kind(text)
-        if not number >= least:
-            raise argparse.ArgumentTypeError(f"{text}: at least {least:g} expected")
-        return number
-
-    return parse
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:

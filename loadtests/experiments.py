@@ -20,8 +20,8 @@ from loadtests.servers import NAMES
 __all__ = ["PLANS", "Case", "Plan", "Scale"]
 
 
-#: Seconds per connection in four passes of a server that takes 25 us for a message.
-PASSES_SECONDS = 100e-6
+#: Seconds per connection in three passes of a server that takes 25 us for a message.
+PASSES_SECONDS = 75e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Scale:
     rounds: int = 5
     #: Of each measurement.
     seconds: float = 0.5
-    warmup: float = 0.15
+    warmup: float = 0.1
     #: Tiny: to see that it works, not to measure.
     quick: bool = False
 
@@ -140,8 +140,10 @@ def shortlived_case(connections: int, scale: Scale, servers: tuple[str, ...] = S
     return case("shortlived", connections, scale, "shortlived", measure.shortlived, servers, **scale.timed(connections))
 
 
-def memory_case(kind: str, scale: Scale, servers: tuple[str, ...] = SERVERS, mode: str = "echo") -> Case:
-    return case(f"{kind} memory", 15000, scale, "idle", measure.memory, servers, 1.2, serve=mode)
+def memory_case(
+    kind: str, connections: int, scale: Scale, servers: tuple[str, ...] = SERVERS, mode: str = "echo"
+) -> Case:
+    return case(f"{kind} memory", connections, scale, "idle", measure.memory, servers, 1.0, serve=mode)
 
 
 def figures(scale: Scale) -> Plan:
@@ -151,7 +153,7 @@ def figures(scale: Scale) -> Plan:
         echo_case(64, scale, servers),
         echo_case(1000, scale, servers),
         shortlived_case(64, scale, servers),
-        memory_case("idle", scale, servers),
+        memory_case("idle", 15000, scale, servers),
         echo_case(15000, scale, servers),
     )
     return Plan("figures", "The figures aimed at", cases, scale.rounds, {"size": 64})
@@ -175,9 +177,9 @@ def shortlived(scale: Scale) -> Plan:
 def memory(scale: Scale) -> Plan:
     """Resident memory of a connection that is idle, and of one that is blocked in a downcall."""
     cases = (
-        memory_case("idle", scale, NAMES),
-        memory_case("blocked", scale, ("greensock_upcalls",), "held"),
-        memory_case("blocked", scale, BLOCKED),
+        memory_case("idle", 10000, scale, NAMES),
+        memory_case("blocked", 10000, scale, ("greensock_upcalls",), "held"),
+        memory_case("blocked", 10000, scale, BLOCKED),
     )
     return Plan("memory", "Memory of a connection", cases, scale.rounds)
 

@@ -309,8 +309,8 @@ def figures(content: Content) -> Figure:
 def memory(content: Content) -> Figure:
     """A connection that is idle, and one that is blocked."""
     panels = {
-        "idle memory 15000": ("idle", "memory per connection, kB", "kb"),
-        "blocked memory 15000": ("blocked in a downcall", "memory per connection, kB", "kb"),
+        "idle memory 10000": ("idle", "memory per connection, kB", "kb"),
+        "blocked memory 10000": ("blocked in a downcall", "memory per connection, kB", "kb"),
     }
     return bar_panels(content, panels, 4.8)
 

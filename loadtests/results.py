@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["Sample", "by_round", "directory", "is_quick", "load", "of", "series", "spread", "write"]
+__all__ = ["RESULTS", "Sample", "by_round", "directory", "is_quick", "load", "of", "series", "spread", "write"]
 
 #: One measurement: numbers by name.
 Sample = Mapping[str, Any]

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadtests import generator
+from loadtests.arguments import at_least
 from loadtests.generator import Failed, Progress, Result
 from loadtests.native import BuildError, build
 from loadtests.process import GENERATOR_CORES, Peer, StartError
@@ -111,15 +112,9 @@ def table(result: Result, report: Report) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1 expected")
-    return number
-
-
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.seed", description=__doc__)
+    positive = at_least(1, int)
     parser.add_argument("--connections", type=positive, default=16 * 64, help="default: %(default)s")
     parser.add_argument("--messages", type=positive, default=4096, help="on each connection; default: %(default)s")
     parser.add_argument("--threads", type=positive, default=16, help="of the generator; default: %(default)s")

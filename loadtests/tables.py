@@ -173,8 +173,8 @@ FIGURES_CASES = {
     "idle memory 15000": ("memory of an idle connection, kB", "kb"),
 }
 MEMORY_CASES = {
-    "idle memory 15000": ("idle, kB", "kb"),
-    "blocked memory 15000": ("blocked in a downcall, kB", "kb"),
+    "idle memory 10000": ("idle, kB", "kb"),
+    "blocked memory 10000": ("blocked in a downcall, kB", "kb"),
 }
 
 

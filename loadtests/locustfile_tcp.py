@@ -1,0 +1,168 @@
+"""Users of the ``lines`` example for Locust: a plain socket each, and every reply checked.
+
+    python -m examples.lines --bind 127.0.0.1:5000
+    locust -f loadtests/locustfile_tcp.py --host 127.0.0.1:5000 -s 10
+
+``-s`` gives users the time to finish: without it Locust kills them within a request. ``python -m loadtests.load``
+starts the server, passes what is needed and ends both.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from socket import create_connection
+from typing import Any
+from uuid import uuid4
+
+import gevent
+from locust import User, between, events, task
+from locust.env import Environment
+from locust.stats import CSV_STATS_INTERVAL_SEC
+
+__all__ = ["LinesUser", "WrongReply"]
+
+#: Seconds that a reply may take.
+PATIENCE = 5.0
+#: Keys that one user uses.
+KEYS = 5
+
+
+class WrongReply(AssertionError):
+    """The server has answered something else than what it was told before."""
+
+
+class LinesUser(User):
+    """Keeps its own keys in the store, knows what must be in it, and checks it."""
+
+    host = "127.0.0.1:5000"
+    wait_time = between(0.01, 0.1)
+
+    #: Connected, and every line sent has its reply.
+    settled = False
+
+    def on_start(self) -> None:
+        self.connect()
+
+    def on_stop(self) -> None:
+        """Take leave, unless it is stopped within an exchange.
+
+        Locust ends a user that waits by killing its greenlet a moment later, when it may have begun a task again.
+        """
+        if self.settled:
+            self.quit()
+
+    def connect(self) -> None:
+        """Open a connection, and begin with keys of which the store can know nothing."""
+        host, _, port = str(self.host).rpartition(":")
+        self.mine = uuid4().hex[:12]
+        self.table: dict[str, str] = {}
+        self.sock = create_connection((host, int(port)), PATIENCE)
+        self.replies = self.sock.makefile("rb")
+        self.settled = True
+
+    def disconnect(self) -> None:
+        self.settled = False
+        self.replies.close()
+        self.sock.close()
+
+    @contextmanager
+    def exchange(self, name: str) -> Iterator[dict[str, Any]]:
+        """Count what the block does as one request; what fails in it as a failure, after which it starts anew."""
+        with self.environment.events.request.measure("lines", name) as request:
+            self.settled = False
+            yield request
+            self.settled = True
+        if request["exception"]:
+            self.disconnect()  # nobody knows to which line its next reply would belong
+            self.connect()
+
+    def ask(self, name: str, lines: Sequence[str], expected: Sequence[str]) -> None:
+        """Send lines in one go and check the reply to each."""
+        with self.exchange(name) as request:
+            self.sock.sendall("".join(f"{line}\n" for line in lines).encode())
+            for line, right in zip(lines, expected, strict=True):
+                reply = self.replies.readline()
+                request["response_length"] += len(reply)
+                self.check(line, reply, right)
+
+    def check(self, line: str, reply: bytes, right: str) -> None:
+        """Raise if the reply is not right; few words, because Locust counts failures by what they say."""
+        command = line.split()[0]
+        if not reply.endswith(b"\n"):
+            raise ConnectionError(f"{command}: the server closed the connection")
+        found = reply[:-1].decode()
+        if line == "KEYS":  # everybody's: look at ours
+            found = " ".join(word for word in found.split(" ") if word == "KEYS" or word.startswith(self.mine))
+        if found != right:
+            first, wanted = found.split(" ")[0][:20], right.split(" ")[0]
+            other = f"another {wanted}" if first == wanted else repr(first)
+            raise WrongReply(f"{command} was answered {other}, not {wanted!r} as it should")
+
+    def any_key(self) -> str:
+        return f"{self.mine}-{random.randrange(KEYS)}"
+
+    def put(self, key: str) -> str:
+        """Note a new value for the key and return the line that stores it."""
+        self.table[key] = f"{random.choice(('short', 'with some spaces in it', 'long' * 500))} {random.random()}"
+        return f"SET {key} {self.table[key]}"
+
+    def value(self, key: str) -> str:
+        return f"VALUE {self.table[key]}" if key in self.table else "NONE"
+
+    @task(10)
+    def get(self) -> None:
+        key = self.any_key()
+        self.ask("GET", [f"GET {key}"], [self.value(key)])
+
+    @task(5)
+    def set(self) -> None:
+        self.ask("SET", [self.put(self.any_key())], ["OK"])
+
+    @task(2)
+    def delete(self) -> None:
+        key = self.any_key()
+        right = "OK" if self.table.pop(key, None) is not None else "NONE"
+        self.ask("DEL", [f"DEL {key}"], [right])
+
+    @task(2)
+    def many_at_once(self) -> None:
+        """Send lines without waiting for the replies in between."""
+        key = self.any_key()
+        lines, expected = [], []
+        for _ in range(5):
+            lines += [self.put(key), f"GET {key}"]
+            expected += ["OK", self.value(key)]
+        self.ask("10 at once", lines, expected)
+
+    @task(1)
+    def keys(self) -> None:
+        self.ask("KEYS", ["KEYS"], [" ".join(["KEYS", *self.table])])
+
+    @task(1)
+    def nonsense(self) -> None:
+        self.ask("nonsense", ["HELLO there"], ["ERROR one of SET key value, GET key, DEL key, KEYS, QUIT expected"])
+
+    @task(1)
+    def come_back(self) -> None:
+        self.quit()
+        self.connect()
+
+    def quit(self) -> None:
+        """Take leave, and see the server close."""
+        with self.exchange("QUIT") as request:
+            self.sock.sendall(b"QUIT\n")
+            reply = self.replies.read()
+            request["response_length"] = len(reply)
+            self.check("QUIT", reply, "BYE")
+        self.disconnect()
+
+
+def complete_the_report(environment: Environment, **_: object) -> None:
+    """Give Locust, which writes its CSV once a second, the time to write what came last."""
+    if environment.parsed_options and environment.parsed_options.csv_prefix:
+        gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.2)
+
+
+events.quitting.add_listener(complete_the_report)
