@@ -53,7 +53,7 @@ class Scale:
 
     def estimate(self, connections: int) -> float:
         """Seconds that such a measurement takes, from the server's start to its end."""
-        return sum(self.timed(connections).values()) + 0.3 + self.count(connections) / 20_000
+        return sum(self.timed(connections).values()) + 0.12 + self.count(connections) / 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def echo_case(connections: int, scale: Scale, servers: tuple[str, ...] = SERVERS
 
 def flood_case(connections: int, scale: Scale) -> Case:
     total = 20_000 if scale.quick else 200_000
-    estimate = 0.5 + connections / 8_000
+    estimate = 0.3 + scale.count(connections) / 8_000
     return case("flood", connections, scale, "flood", measure.flood, estimate=estimate, total=total, recv=64)
 
 
@@ -143,7 +143,7 @@ def shortlived_case(connections: int, scale: Scale, servers: tuple[str, ...] = S
 def memory_case(
     kind: str, connections: int, scale: Scale, servers: tuple[str, ...] = SERVERS, mode: str = "echo"
 ) -> Case:
-    return case(f"{kind} memory", connections, scale, "idle", measure.memory, servers, 1.0, serve=mode)
+    return case(f"{kind} memory", connections, scale, "idle", measure.memory, servers, 0.8, serve=mode)
 
 
 def figures(scale: Scale) -> Plan:

@@ -153,9 +153,11 @@ class LinesUser(User):
         """Take leave, and see the server close."""
         with self.exchange("QUIT") as request:
             self.sock.sendall(b"QUIT\n")
-            reply = self.replies.read()
+            reply = self.replies.readline()
             request["response_length"] = len(reply)
             self.check("QUIT", reply, "BYE")
+            if self.replies.read():
+                raise WrongReply("QUIT was answered more than BYE")
         self.disconnect()
 
 

@@ -188,7 +188,7 @@ def series_table(kind: str, value: str, scale: float, content: Content) -> str:
         for server, points in found.items()
         if points
     ]
-    return render(["", *(f"{count:,}" for count in counts)], rows)
+    return render(["connections", *(f"{count:,}" for count in counts)], rows)
 
 
 def percentiles_table(kind: str, content: Content) -> str:
@@ -318,7 +318,10 @@ def main(given: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     names = named(options.names)
     if options.write:
-        write(options.results)
+        if results.is_quick():
+            print("a tiny run: the documents stay as they are")
+        else:
+            write(options.results)
         return 0
     for name in names:
         print(f"{name}\n\n{table(name, options.results)}\n")
