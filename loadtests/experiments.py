@@ -53,7 +53,7 @@ class Scale:
 
     def estimate(self, connections: int) -> float:
         """Seconds that such a measurement takes, from the server's start to its end."""
-        return sum(self.timed(connections).values()) + 0.12 + self.count(connections) / 16_000
+        return sum(self.timed(connections).values()) + 0.12 + self.count(connections) / 25_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ AT_A_TIME = (1, 64, 512, 2000)
 #: The descriptors of a process end at 20,000 on many machines.
 MOST = 19000
 #: Servers that accept a connection or fifty per pass over all that are ready take more than a minute: not waited for.
-RAMP_SECONDS = 6.0
+RAMP_SECONDS = 5.0
 
 
 def case(
@@ -132,7 +132,7 @@ def echo_case(connections: int, scale: Scale, servers: tuple[str, ...] = SERVERS
 
 def flood_case(connections: int, scale: Scale) -> Case:
     total = 20_000 if scale.quick else 200_000
-    estimate = 0.3 + scale.count(connections) / 8_000
+    estimate = 0.3 + scale.count(connections) / 11_000
     return case("flood", connections, scale, "flood", measure.flood, estimate=estimate, total=total, recv=64)
 
 
@@ -187,7 +187,7 @@ def memory(scale: Scale) -> Plan:
 def connections(scale: Scale) -> Plan:
     """The seed's first experiment: 19,000 connections opened while the open ones exchange messages."""
     options = {"pending": 1024, "seconds": RAMP_SECONDS}
-    ramp = case("ramp", MOST, scale, "ramp", measure.connections, SERVERS, 5.0, **options)
+    ramp = case("ramp", MOST, scale, "ramp", measure.connections, SERVERS, 4.5, **options)
     return Plan("connections", "Connections over time", (ramp,), scale.rounds, {**options, "size": 64})
 
 

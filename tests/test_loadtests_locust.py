@@ -1,0 +1,143 @@
+"""Locust against the lines example: in a process of its own, as ``make load`` runs it."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtests import load
+from loadtests.process import ROOT
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("locust") is None, reason="needs Locust: pip install -e '.[load]'"
+)
+
+TASKS = {"GET", "SET", "DEL", "KEYS", "10 at once", "nonsense", "QUIT"}
+
+WRONG_NOW_AND_THEN = """
+from gevent import monkey
+monkey.patch_all()
+from examples._main import run
+from examples.lines import Store
+
+class Wrong(Store):
+    asked = 0
+
+    def answer(self, line):
+        self.asked += 1
+        return b"VALUE of another" if self.asked == 20 else super().answer(line)
+
+if __name__ == "__main__":
+    run(Wrong, None)
+"""
+DIES = """
+from gevent import monkey
+monkey.patch_all()
+import os
+from examples._main import run
+from examples.lines import Store
+
+class Dies(Store):
+    asked = 0
+
+    def answer(self, line):
+        self.asked += 1
+        if self.asked == 50:
+            os._exit(3)
+        return super().answer(line)
+
+if __name__ == "__main__":
+    run(Dies, None)
+"""
+
+
+def run(output: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadtests.load", "--output", str(output), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def rows(output: Path) -> dict[str, dict[str, str]]:
+    with (output / "report_stats.csv").open(newline="") as lines:
+        return {row["Name"]: row for row in csv.DictReader(lines)}
+
+
+def errors(output: Path) -> str:
+    return (output / "report_failures.csv").read_text()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Give the name under which a program can be run as the server."""
+
+    def write(program: str) -> str:
+        (tmp_path / "another_server.py").write_text(program)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return "another_server"
+
+    return write
+
+
+def test_ten_seconds(tmp_path):
+    done = run(tmp_path, "--seconds", 10, "--users", 20)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = rows(tmp_path)
+    assert set(found) == TASKS | {"Aggregated"}
+    assert all(int(row["Failure Count"]) == 0 for row in found.values())
+    assert int(found["QUIT"]["Request Count"]) >= 20, "every user takes leave at the end"
+    requests = int(found["Aggregated"]["Request Count"])
+    assert requests > 1000
+    assert f"{requests:,} requests, 0 failed" in done.stdout
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+
+def test_several_processes(tmp_path):
+    done = run(tmp_path, "--seconds", 3, "--users", 10, "--processes", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(rows(tmp_path)["Aggregated"]["Request Count"]) > 0
+
+
+def test_a_wrong_reply_is_a_failure(tmp_path, server):
+    done = run(tmp_path, "--seconds", 3, "--users", 4, "--server", server(WRONG_NOW_AND_THEN))
+    assert done.returncode == 1
+    assert re.search(r"^WRONG: 1 of [\d,]+ requests failed$", done.stdout, re.MULTILINE), done.stdout
+    assert "was answered" in errors(tmp_path)
+
+
+def test_a_server_that_does_something_else(tmp_path):
+    done = run(tmp_path, "--seconds", 2, "--users", 2, "--server", "examples.echo")
+    assert done.returncode == 1
+    assert "WRONG: " in done.stdout
+    assert "GET was answered 'GET', not 'NONE' as it should" in errors(tmp_path)
+
+
+def test_a_server_that_dies(tmp_path, server):
+    done = run(tmp_path, "--seconds", 3, "--users", 4, "--server", server(DIES))
+    assert done.returncode == 1
+    assert "WRONG: the server ended before it was told to, with 3\n" in done.stdout
+    assert "the server closed the connection" in errors(tmp_path)
+
+
+def test_a_server_that_does_not_start(tmp_path):
+    done = run(tmp_path, "--server", "nosuch")
+    assert done.returncode == 2
+    assert re.search(r"^the server did not start: .*No module named nosuch$", done.stdout, re.MULTILINE)
+
+
+def test_without_locust(monkeypatch, capsys):
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    assert load.main([]) == 2
+    assert "pip install -e '.[load]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--users", "--processes"])
+def test_what_is_not_a_number_of_at_least_1(option, capsys):
+    for text in ("0", "-1", "x"):
+        with pytest.raises(SystemExit):
+            load.main([option, text])
+        assert option in capsys.readouterr().err
