@@ -177,10 +177,9 @@ def test_postpone_gives_the_bytes_back_in_front(serve, connect):
 
     server = serve(Whole)
     sock = connect(server)
-    for piece in (b"ab", b"cd", b"e\n"):
-        count = len(server.calls)
+    for count, piece in enumerate((b"ab", b"cd", b"e\n"), 1):
         sock.sendall(piece)
-        wait_until(lambda count=count: len(server.calls) > count)
+        wait_until(lambda count=count: [name for name, _ in server.calls].count("recv") == count)
     assert read_exactly(sock, 6) == b"ABCDE\n"
     assert [what for name, what in server.calls if name == "recv"] == [b"ab", b"abcd", b"abcde\n"]
     sock.sendall(b"f\n")
