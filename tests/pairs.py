@@ -1,0 +1,66 @@
+"""A connection by itself, and the plain socket of its peer."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+
+from conftest import PATIENCE
+
+from greensock import Connection
+from greensock.poller import get_poller
+
+
+def wrap(sock: socket.socket, linger: float = 0.5) -> Connection:
+    """Make a connection of a socket, which it takes over."""
+    sock.setblocking(False)
+    family, fd = sock.family, sock.detach()
+    conn = Connection(get_poller(), fd, family, "peer")
+    conn.linger_timeout = linger
+    get_poller().register(conn)
+    return conn
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the server's and the client's end of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    client.settimeout(PATIENCE)
+    return server, client
+
+
+def connected(kind: str) -> Iterator[tuple[Connection, socket.socket]]:
+    """Yield a connection ("unix" or "tcp") and the socket of its peer; both are closed afterwards."""
+    ours, theirs = socket.socketpair() if kind == "unix" else tcp_pair()
+    theirs.settimeout(PATIENCE)
+    conn = wrap(ours)
+    yield conn, theirs
+    theirs.close()
+    conn.abort()
+
+
+def reset(sock: socket.socket) -> None:
+    """Close with RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def read_exactly_fast(sock: socket.socket, count: int) -> bytes:
+    """Read at least that many bytes, in long pieces."""
+    pieces, size = [], 0
+    while size < count:
+        piece = sock.recv(1 << 20)
+        assert piece, f"the input ended after {size} of {count} bytes"
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def read_all_fast(sock: socket.socket) -> bytes:
+    """Read until the end of input, in long pieces."""
+    pieces = []
+    while piece := sock.recv(1 << 20):
+        pieces.append(piece)
+    return b"".join(pieces)

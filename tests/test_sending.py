@@ -1,0 +1,136 @@
+"""The sending downcalls and the send queue, each over a real socket pair or TCP connection."""
+
+from __future__ import annotations
+
+import os
+import struct
+
+import gevent
+import pytest
+from conftest import PATIENCE, read_all, read_exactly, wait_until
+from pairs import connected, read_exactly_fast
+
+from greensock import ConnectionClosed, DropReason, OperationTimeout, State, WouldBlock
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def pair(request):
+    """A connection and the socket of its peer."""
+    yield from connected(request.param)
+
+
+def test_forty_senders_each_whole(pair):
+    conn, peer = pair
+    texts = [bytes([65 + number % 26]) * 99_999 + b"\n" for number in range(40)]
+    senders = [gevent.spawn(conn.send, text) for text in texts]
+    data = b""
+    while len(data) < 40 * 100_000:
+        data += peer.recv(1 << 20)
+        gevent.sleep(0)
+    gevent.joinall(senders, raise_error=True)
+    assert [line + b"\n" for line in data.splitlines()] == texts
+
+
+def test_send_gathers_and_checks(pair):
+    conn, peer = pair
+    conn.send([b"a", bytearray(b"b"), memoryview(b"c"), b""])
+    conn.send(())
+    conn.send(b"")
+    conn.send(memoryview(struct.pack("2I", 1, 2)).cast("I"))
+    assert read_exactly(peer, 11) == b"abc" + struct.pack("2I", 1, 2)
+    conn.send([b"x"] * 3000)
+    assert read_exactly(peer, 3000) == b"x" * 3000
+    with pytest.raises(TypeError, match="encode"):
+        conn.send("text")
+    with pytest.raises(TypeError):
+        conn.send(5)
+
+
+def test_send_and_close(pair):
+    conn, peer = pair
+    text = b"x" * 3_000_000
+    conn.send(text, close=True)
+    with pytest.raises(ConnectionClosed):
+        conn.send(b"y")
+    assert len(read_all(peer)) == len(text)
+    peer.close()
+    assert conn.wait_closed(PATIENCE)
+    assert conn.drop_reason is DropReason.CLOSED
+
+
+def test_send_timeout_withdraws_or_completes(pair):
+    conn, peer = pair
+    first = b"a" * 10_000_000
+    with pytest.raises(OperationTimeout) as caught:
+        conn.send(bytearray(first), timeout=0.02)
+    assert 0 < caught.value.sent < len(first)
+    with pytest.raises(OperationTimeout) as caught:
+        conn.send(b"b" * 100, timeout=0.02)
+    assert caught.value.sent == 0
+    sending = gevent.spawn(conn.send, b"c")
+    data = read_exactly_fast(peer, len(first) + 1)
+    assert data.count(b"a") == len(first)
+    assert data[-1:] == b"c"
+    sending.get(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 1000])
+def test_send_nowait_is_bounded(pair, limit):
+    conn, peer = pair
+    conn.max_send_queue = 1 << 20
+    sent = 0
+    while not conn.statistics().bytes_queued:
+        conn.send_nowait(b"x" * 65536)
+        sent += 65536
+    queued = conn.statistics().bytes_queued
+    conn.max_send_queue = queued + limit
+    with pytest.raises(WouldBlock) as caught:
+        conn.send_nowait(b"y" * (limit + 1))
+    assert (caught.value.limit, caught.value.value) == ("max_send_queue", queued + limit)
+    conn.send_nowait(b"z" * limit)
+    assert conn.statistics().bytes_queued == queued + limit
+    data = read_exactly_fast(peer, sent + limit)
+    assert data == b"x" * sent + b"z" * limit
+    wait_until(lambda: conn.statistics().bytes_queued == 0)
+
+
+def test_nowait_and_blocking_sends_keep_their_order(pair):
+    conn, peer = pair
+    sending = gevent.spawn(conn.send, b"a" * 5_000_000)
+    gevent.sleep(0)
+    buffer = bytearray(b"b" * 10)
+    conn.send_nowait(buffer)
+    buffer[:] = b"!" * 10  # the caller may use it again
+    later = gevent.spawn(conn.send, b"c")
+    data = read_exactly_fast(peer, 5_000_011)
+    assert data.strip(b"a") == b"b" * 10 + b"c"
+    gevent.joinall([sending, later], raise_error=True)
+
+
+def test_send_file(pair, tmp_path):
+    conn, peer = pair
+    path = tmp_path / "file"
+    content = os.urandom(3_000_000)
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        sending = gevent.spawn(conn.send_file, file)
+        assert read_exactly_fast(peer, len(content)) == content
+        assert sending.get(timeout=PATIENCE) == len(content)
+        assert conn.send_file(file, 10, 5) == 5
+        assert conn.send_file(file, len(content) - 2, 100) == 2
+        assert conn.send_file(file, len(content)) == 0
+        assert read_exactly(peer, 7) == content[10:15] + content[-2:]
+        assert file.tell() == 0
+
+
+def test_shutdown_write(pair):
+    conn, peer = pair
+    conn.send_nowait(b"x" * 1_000_000)
+    shutting = gevent.spawn(conn.shutdown_write)
+    assert len(read_all(peer)) == 1_000_000
+    shutting.get(timeout=PATIENCE)
+    peer.sendall(b"answer")
+    assert conn.recv() == b"answer"
+    with pytest.raises(ConnectionClosed, match="shutdown_write"):
+        conn.send(b"x")
+    assert conn.state is State.OPEN
