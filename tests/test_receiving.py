@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import time
 
 import gevent
 import pytest
-from conftest import PATIENCE
-from pairs import connected
+from conftest import PATIENCE, wait_until
+from gevent.monkey import get_original
+from pairs import connected, read_all_fast
 
-from greensock import ConnectionBusy, IncompleteMessage, MessageTooLong, OperationTimeout
+from greensock import (
+    ConnectionBusy,
+    ConnectionClosed,
+    DropReason,
+    IncompleteMessage,
+    MessageTooLong,
+    OperationTimeout,
+    State,
+)
 
 
 @pytest.fixture(params=["unix", "tcp"])
 def pair(request):
     """A connection and the socket of its peer."""
     yield from connected(request.param)
+
+
+@pytest.fixture
+def tcp():
+    yield from connected("tcp")
+
+
+@pytest.fixture
+def unix():
+    yield from connected("unix")
 
 
 def test_recv(pair):
@@ -163,3 +184,163 @@ def test_two_readers_collide(pair):
         conn.recv()
     peer.sendall(b"x")
     assert first.get(timeout=PATIENCE) == b"x"
+
+
+# -- a short read that does not mean empty
+
+
+def until_told_of_urgent_data(conn):
+    """Wait until the kernel tells of it, so that the next read stops at the mark and leaves the rest."""
+    poll = get_original("select", "poll")()  # gevent's does not know of it
+    poll.register(conn.fileno(), select.POLLPRI)
+    wait_until(lambda: poll.poll(0))
+
+
+READERS = {
+    "recv": lambda conn, count: b"".join(conn.recv() for _ in range(2)),
+    "recv of few": lambda conn, count: b"".join(conn.recv(3) for _ in range(2)),
+    "recv_into": lambda conn, count: b"".join(into(conn) for _ in range(2)),
+    "read_exactly": lambda conn, count: conn.read_exactly(count),
+    "read_until": lambda conn, count: conn.read_until(b"f") + b"f",
+}
+
+
+def into(conn):
+    buffer = bytearray(100)
+    return bytes(buffer[: conn.recv_into(buffer)])
+
+
+@pytest.fixture(params=READERS)
+def reader(request):
+    return READERS[request.param]
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_a_read_that_stops_at_urgent_data_goes_on_after_it(tcp, reader, blocked):
+    conn, peer = tcp
+    if blocked:
+        reading = gevent.spawn(reader, conn, 6)
+        gevent.sleep(0)
+    # Nothing in between lets the engine run: it finds all of it there.
+    peer.sendall(b"abc")
+    peer.send(b"X", socket.MSG_OOB)
+    peer.sendall(b"def")
+    if not blocked:
+        until_told_of_urgent_data(conn)
+        reading = gevent.spawn(reader, conn, 6)
+    assert reading.get(timeout=PATIENCE) == b"abcdef"
+    peer.close()
+    assert conn.recv() == b""
+
+
+def test_urgent_data_that_comes_later_stops_nobody(tcp):
+    conn, peer = tcp
+    for number in range(3):
+        peer.sendall(b"abc")
+        assert conn.read_exactly(3) == b"abc"
+        peer.send(b"%d" % number, socket.MSG_OOB)
+        until_told_of_urgent_data(conn)
+        reading = gevent.spawn(conn.read_exactly, 3)
+        gevent.sleep(0)
+        peer.sendall(b"def")
+        assert reading.get(timeout=PATIENCE) == b"def"
+
+
+def pass_descriptor(sock, data):
+    """Send data together with the write end of a pipe, which the peer then alone holds; return the read end."""
+    read_end, write_end = os.pipe()
+    assert socket.send_fds(sock, [data], [write_end]) == len(data)
+    os.close(write_end)
+    return read_end
+
+
+def assert_not_held(read_end):
+    """The pipe's other end is open nowhere."""
+    os.set_blocking(read_end, False)
+    assert wait_until(lambda: is_over(read_end))
+    os.close(read_end)
+
+
+def is_over(read_end):
+    try:
+        return os.read(read_end, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_a_read_that_stops_at_passed_descriptors_goes_on_after_them(unix, reader, blocked):
+    conn, peer = unix
+    if blocked:
+        reading = gevent.spawn(reader, conn, 6)
+        gevent.sleep(0)
+    passed = pass_descriptor(peer, b"abc")
+    peer.sendall(b"def")
+    if not blocked:
+        gevent.sleep(0)  # the engine has its event
+        reading = gevent.spawn(reader, conn, 6)
+    assert reading.get(timeout=PATIENCE) == b"abcdef"
+    assert_not_held(passed)
+    peer.close()
+    assert conn.recv() == b""
+
+
+# -- a connection that closes gives out nothing more
+
+FLUSH = b"x" * 8_000_000
+RECEIVE = {
+    "recv": lambda conn: conn.recv(),
+    "recv of few": lambda conn: conn.recv(3),
+    "recv at once": lambda conn: conn.recv(timeout=0),
+    "recv_into": into,
+    "read_exactly": lambda conn: conn.read_exactly(2),
+    "read_until": lambda conn: conn.read_until(b"\n"),
+    "read_line": lambda conn: conn.read_line(),
+    "iteration": lambda conn: next(iter(conn)),
+}
+
+
+@pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
+@pytest.mark.parametrize("before", [b"", b"one\ntwo\nthree\n"], ids=["no stash", "a stash"])
+def test_what_comes_while_a_closing_connection_flushes_is_dropped(pair, receive, before):
+    conn, peer = pair
+    if before:
+        peer.sendall(before)
+        assert conn.read_line() == b"one"
+        assert conn.statistics().bytes_held
+    conn.max_send_queue = len(FLUSH)
+    conn.send_nowait(FLUSH)
+    conn.close()
+    assert conn.statistics().bytes_queued  # the peer reads nothing: it cannot finish
+    assert conn.statistics().bytes_held == 0
+    peer.sendall(b"late\nlate\n")
+    for _ in range(2):
+        with pytest.raises(ConnectionClosed) as caught:
+            receive(conn)
+        assert caught.value.connection is conn
+        gevent.sleep(0)  # the engine is told of what came
+    assert conn.state is State.CLOSING
+    assert len(read_all_fast(peer)) == len(FLUSH)
+    peer.close()
+    assert conn.wait_closed(PATIENCE)
+
+
+@pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
+def test_a_blocked_reader_is_woken_while_the_closing_connection_flushes(pair, receive):
+    conn, peer = pair
+    conn.max_send_queue = len(FLUSH)
+    conn.send_nowait(FLUSH)
+    if receive is RECEIVE["recv at once"]:
+        receive = RECEIVE["recv"]
+    reading = gevent.spawn(receive, conn)
+    wait_until(lambda: conn._reader is not None)
+    conn.close()
+    with pytest.raises(ConnectionClosed):
+        reading.get(timeout=PATIENCE)
+    assert conn.state is State.CLOSING
+    peer.sendall(b"late")  # the engine, which took the reader's place, drops it
+    assert len(read_all_fast(peer)) == len(FLUSH)
+    assert not conn.wait_closed(0)
+    peer.close()
+    assert conn.wait_closed(PATIENCE)
+    assert conn.drop_reason is DropReason.CLOSED
