@@ -323,3 +323,20 @@ def test_splice_to_itself_is_an_echo(splice):
     assert read_exactly_fast(splice.left, len(content)) == content
     splice.left.shutdown(socket.SHUT_WR)
     assert echoing.get(timeout=PATIENCE) == len(content)
+
+
+def test_splice_from_a_socket_that_passes_descriptors(splice):
+    ours, theirs = socket.socketpair()
+    source = wrap(ours)
+    moving = gevent.spawn(source.splice, splice.target)
+    read_end, write_end = os.pipe()
+    socket.send_fds(theirs, [b"abc"], [write_end])
+    os.close(write_end)
+    theirs.sendall(b"def")
+    theirs.shutdown(socket.SHUT_WR)
+    assert read_exactly(splice.right, 6) == b"abcdef"
+    assert moving.get(timeout=PATIENCE) == 6
+    assert os.read(read_end, 1) == b""
+    os.close(read_end)
+    theirs.close()
+    source.abort()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+import termios
+import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all
-from pairs import connected, read_all_fast, tcp_pair, wrap
+from conftest import PATIENCE, read_all, read_exactly, wait_until
+from pairs import connected, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State
-from greensock.lifecycle import TRANSITIONS
+from greensock.lifecycle import LINGER_BYTES, TRANSITIONS
 from greensock.poller import get_poller
 
 
@@ -53,7 +56,7 @@ def test_close_lingers_no_longer_than_linger_timeout(pair):
 
 def test_close_drains_within_bounds():
     ours, theirs = tcp_pair()
-    conn = wrap(ours, linger=5)
+    conn = wrap(ours, linger=60)
     conn.close()
 
     def flood():
@@ -83,9 +86,8 @@ def test_lost_connection():
     ours, theirs = tcp_pair()
     conn = wrap(ours)
     reading, sending = gevent.spawn(conn.recv), gevent.spawn(conn.send, b"x" * 50_000_000)
-    gevent.sleep(0.01)
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    theirs.close()
+    wait_until(lambda: conn._reader is not None and conn.statistics().bytes_queued)
+    reset(theirs)
     for greenlet in (reading, sending):
         with pytest.raises(ConnectionLost) as caught:
             greenlet.get(timeout=PATIENCE)
@@ -160,3 +162,95 @@ def test_after_a_fork_the_child_has_a_poller_of_its_own(pair):
     assert gevent.os.waitpid(child, 0)[1] == 0
     peer.sendall(b"x")
     assert conn.recv() == b"x"
+
+
+def free_input(conn):
+    """Return how many bytes wait to be read."""
+    return struct.unpack("i", fcntl.ioctl(conn.fileno(), termios.FIONREAD, b"\0" * 4))[0]
+
+
+@pytest.mark.parametrize(("short", "ends"), [(1, False), (0, True)])
+def test_a_closing_connection_drops_so_many_bytes_and_no_more(short, ends):
+    """Rule 10: at the limit and one below, with a peer that never sends FIN."""
+    ours, theirs = tcp_pair()
+    conn = wrap(ours, linger=60)
+    conn.close()
+    theirs.sendall(b"x" * (LINGER_BYTES - short))
+    if ends:
+        assert conn.wait_closed(PATIENCE)
+    else:
+        wait_until(lambda: not unacknowledged(theirs) and not free_input(conn))
+        assert conn.state is State.CLOSING
+        theirs.sendall(b"x")
+        assert conn.wait_closed(PATIENCE)
+    theirs.close()
+
+
+def unacknowledged(sock):
+    return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
+
+
+def test_a_peer_that_drips_does_not_hold_a_closing_connection(pair):
+    conn, peer = pair
+    conn.linger_timeout = 0.05
+
+    def drip():
+        while True:
+            peer.sendall(b"x")
+            gevent.sleep(0.001)
+
+    dripping = gevent.spawn(drip)
+    conn.close()
+    assert conn.wait_closed(PATIENCE)
+    dripping.kill()
+
+
+def test_a_peer_that_reads_nothing_is_reset_after_linger_timeout():
+    ours, theirs = tcp_pair()
+    conn = wrap(ours, linger=0.05)
+    conn.send(b"x" * 8_000_000, close=True)
+    assert conn.wait_closed(PATIENCE)
+    with pytest.raises(ConnectionResetError):  # it must see that the answer was cut short
+        read_all_fast(theirs)
+    theirs.close()
+
+
+def test_a_peer_that_reads_slowly_gets_all_of_it(pair):
+    conn, peer = pair
+    conn.linger_timeout = 0.5
+    conn.send(b"x" * 8_000_000, close=True)
+    started = time.monotonic()
+    for _ in range(8):
+        read_exactly(peer, 1_000_000)
+        gevent.sleep(0.08)  # each step is progress, all of them take longer than linger_timeout
+    assert time.monotonic() - started > conn.linger_timeout
+    assert peer.recv(1) == b""
+    peer.close()
+    assert conn.wait_closed(PATIENCE)
+
+
+@pytest.mark.parametrize("flushing", [False, True])
+def test_what_comes_while_closing_does_not_keep_the_engine_busy(pair, flushing):
+    conn, peer = pair
+    conn.linger_timeout = 60
+    conn.max_send_queue = 8_000_000
+    if flushing:
+        conn.send_nowait(b"x" * 8_000_000)
+    conn.close()
+    peer.sendall(b"late")
+    poller = get_poller()
+    passes = 0
+    run_calls = poller._run_calls
+
+    def count():
+        nonlocal passes
+        passes += 1
+        run_calls()
+
+    poller._run_calls = count
+    gevent.sleep(0.02)
+    del poller._run_calls
+    assert passes < 10
+    read_all_fast(peer)
+    peer.close()
+    assert conn.wait_closed(PATIENCE)
