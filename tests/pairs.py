@@ -64,3 +64,14 @@ def read_all_fast(sock: socket.socket) -> bytes:
     while piece := sock.recv(1 << 20):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def drain(sock):
+    """Read until the end, be it FIN or RST; return how many bytes."""
+    size = 0
+    try:
+        while piece := sock.recv(1 << 20):
+            size += len(piece)
+    except ConnectionResetError:
+        pass
+    return size

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import connected, read_exactly_fast
+from pairs import connected, drain, read_exactly_fast, tcp_pair, wrap
 
-from greensock import ConnectionClosed, DropReason, OperationTimeout, State, WouldBlock
+from greensock import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State, WouldBlock, outgoing
+from greensock.outgoing import Buffers
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -134,3 +136,125 @@ def test_shutdown_write(pair):
     with pytest.raises(ConnectionClosed, match="shutdown_write"):
         conn.send(b"x")
     assert conn.state is State.OPEN
+
+
+# -- an entry that cannot be sent
+
+
+def no_descriptor(fd):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_a_peer_sees_that_its_file_was_cut_short(tmp_path, monkeypatch):
+    ours, theirs = tcp_pair()
+    conn = wrap(ours)
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 8_000_000)
+    monkeypatch.setattr(outgoing.os, "dup", no_descriptor)
+    with path.open("rb") as file, pytest.raises(OperationTimeout):
+        conn.send_file(file, timeout=0.02)
+    with pytest.raises(ConnectionResetError):
+        read_all(theirs)
+    theirs.close()
+
+
+def test_no_descriptor_for_the_rest_of_a_file_resets(pair, tmp_path, monkeypatch):
+    conn, peer = pair
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 8_000_000)
+
+    with path.open("rb") as file:
+        monkeypatch.setattr(outgoing.os, "dup", no_descriptor)
+        with pytest.raises(OperationTimeout) as caught:
+            conn.send_file(file, timeout=0.02)
+        monkeypatch.undo()
+        assert 0 < caught.value.sent < 8_000_000
+        assert (conn.state, conn.drop_reason, conn.fileno()) == (State.CLOSED, DropReason.LOST, -1)
+        os.fstat(file.fileno())  # the caller's, as ever
+        with pytest.raises(ConnectionLost) as lost:
+            conn.send(b"x")
+        assert lost.value.__cause__.errno == errno.EMFILE
+    assert drain(peer) < 8_000_000
+
+
+def test_no_descriptor_for_the_rest_of_a_file_when_it_is_closed(pair, tmp_path, monkeypatch):
+    conn, _peer = pair
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 8_000_000)
+
+    with path.open("rb") as file:
+        sending = gevent.spawn(conn.send_file, file)
+        behind = gevent.spawn(conn.send, b"behind")
+        wait_until(lambda: len(conn._out or ()) == 2)
+        monkeypatch.setattr(outgoing.os, "dup", no_descriptor)
+        conn.close()
+        for greenlet in (sending, behind):
+            with pytest.raises(ConnectionClosed):
+                greenlet.get(timeout=PATIENCE)
+        os.fstat(file.fileno())
+    assert conn.state is State.CLOSED
+
+
+@pytest.mark.parametrize("closing", ["timeout", "close"])
+def test_the_rest_of_a_file_is_sent_though_the_caller_closed_it(pair, tmp_path, closing):
+    conn, peer = pair
+    path = tmp_path / "file"
+    content = os.urandom(8_000_000)
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        sending = gevent.spawn(conn.send_file, file, timeout=0.02 if closing == "timeout" else None)
+        wait_until(lambda: conn.statistics().bytes_queued)
+        if closing == "close":
+            conn.close()
+        with pytest.raises(OperationTimeout if closing == "timeout" else ConnectionClosed):
+            sending.get(timeout=PATIENCE)
+    assert read_exactly_fast(peer, len(content)) == content
+
+
+class Released(Buffers):
+    """Bytes whose owner takes them away before they are sent."""
+
+    def __init__(self):
+        super().__init__([memoryview(b"x" * 10)], 10)
+        self._views[0].release()
+
+
+def test_a_file_that_its_owner_closed_while_it_waited_resets(pair, tmp_path):
+    conn, peer = pair
+    ours, theirs = tcp_pair()
+    other = wrap(ours)
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 8_000_000)
+    fd = os.open(path, os.O_RDONLY)
+    sending = gevent.spawn(conn.send_file, fd)
+    wait_until(lambda: conn.statistics().bytes_queued)
+    os.close(fd)
+    draining = gevent.spawn(drain, peer)
+    with pytest.raises(ConnectionLost) as caught:
+        sending.get(timeout=PATIENCE)
+    assert caught.value.__cause__.errno == errno.EBADF
+    other.send(b"goes on")
+    assert read_exactly(theirs, 7) == b"goes on"
+    assert draining.get(timeout=PATIENCE) < 8_000_000
+    theirs.close()
+    other.abort()
+
+
+def test_bytes_that_went_away_while_they_waited_reset_their_connection_only(pair):
+    conn, peer = pair
+    ours, theirs = tcp_pair()
+    other = wrap(ours)
+    conn.max_send_queue = 8_000_000
+    conn.send_nowait(b"x" * 8_000_000)
+    conn._submit(Released())
+    behind, reading = gevent.spawn(conn.send, b"behind"), gevent.spawn(other.recv)
+    wait_until(lambda: len(conn._out) == 3 and other._reader is not None)
+    draining = gevent.spawn(drain, peer)
+    with pytest.raises(ConnectionLost) as caught:
+        behind.get(timeout=PATIENCE)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert draining.get(timeout=PATIENCE) <= 8_000_000
+    theirs.sendall(b"goes on")
+    assert reading.get(timeout=PATIENCE) == b"goes on"
+    theirs.close()
+    other.abort()
