@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ import time
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
+from pairs import drain
 
 from greensock import (
     DROP,
@@ -28,6 +30,7 @@ from greensock import (
     MessageTooLong,
     Server,
 )
+from greensock.poller import get_poller
 
 
 class Recorder(Server):
@@ -1107,3 +1110,250 @@ def test_bad_options(options, text):
         Server(("127.0.0.1", 0), **options)
     with pytest.raises(TypeError, match="unknown option 'bcklog'"):
         Server(("127.0.0.1", 0), bcklog=5)
+
+
+# -- POSTPONE and raw reads
+
+
+class Halves(Echo):
+    """Reads a line raw when told to, and postpones what does not end with a full stop."""
+
+    def connection_recv(self, conn, data):
+        Recorder.connection_recv(self, conn, data)
+        if data.startswith(b"line\n"):
+            conn.line = conn.read_line()
+            if not hasattr(conn, "postponed"):
+                conn.postponed = True
+                return POSTPONE
+        elif not data.endswith(b"."):
+            return POSTPONE
+        conn.send(b"<%s>" % data)
+        return None
+
+
+def recv_calls(server):
+    return [what for name, what in server.calls if name == "recv"]
+
+
+def test_postpone_does_not_hold_back_what_a_raw_read_left(serve, connect):
+    server = serve(Halves, recv_size=5)
+    sock = connect(server)
+    sock.sendall(b"line\nab\nc.")
+    # Nothing more is sent: the tail of the raw read comes at once, behind what was postponed.
+    wait_until(lambda: len(recv_calls(server)) >= 2)
+    assert recv_calls(server)[:2] == [b"line\n", b"line\nc."]
+    wait_until(lambda: server.connections[0]._reader is not None)
+    sock.sendall(b"d\n")
+    assert read_exactly(sock, 9) == b"<line\nc.>"
+
+
+def test_postpone_without_a_raw_read_waits_for_more(serve, connect):
+    server = serve(Halves)
+    other = connect(server)
+    sock = connect(server)
+    sock.sendall(b"ab")
+    wait_until(lambda: server.received() == b"ab")
+    for _ in range(20):  # the engine goes round; the postponed bytes do not
+        other.sendall(b".")
+        assert read_exactly(other, 3) == b"<.>"
+    assert recv_calls(server).count(b"ab") == 1
+    sock.sendall(b".")
+    assert read_exactly(sock, 5) == b"<ab.>"
+
+
+def test_unread_by_itself_waits_for_more_and_behind_a_raw_read_does_not(serve, connect):
+    class Unreads(Recorder):
+        recv_size = 5
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if data == b"raw: ":
+                conn.line = conn.read_line()
+                conn.unread(b"[")
+            elif not data.endswith(b"]"):
+                conn.unread(data)
+
+    server = serve(Unreads)
+    sock = connect(server)
+    sock.sendall(b"raw: \nx")
+    wait_until(lambda: len(recv_calls(server)) == 2)
+    assert recv_calls(server)[1] == b"[x"
+    sock.sendall(b"y]")
+    wait_until(lambda: len(recv_calls(server)) == 3)
+    assert recv_calls(server)[2] == b"[xy]"
+
+
+@pytest.mark.parametrize("way", ["POSTPONE", "unread", "framed"])
+@pytest.mark.parametrize(("limit", "extra"), [(0, 1), (1, 0), (1, 1), (1000, 0), (1000, 1)])
+def test_max_postponed_whichever_way(serve, connect, way, limit, extra):
+    class Never(Recorder):
+        framer = FixedSize(limit + extra) if way == "framed" else None
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if data == b"other":
+                conn.send(data)
+                return OK
+            if way != "unread":
+                return POSTPONE
+            conn.unread(data)
+            return OK
+
+    server = serve(Never, max_postponed=limit)
+    sock, other = connect(server), connect(server)
+    sock.sendall(b"x" * (limit + extra))
+    if extra:
+        wait_until(server.drops)
+        assert server.drops() == [DropReason.TOO_LONG]
+        (error,) = server.errors()
+        assert (error.limit, error.value) == ("max_postponed", limit)
+    else:
+        wait_until(lambda: server.received() == b"x" * limit)
+        wait_until(lambda: sum(conn.statistics().bytes_held for conn in server.connections) == limit)
+    if way != "framed":  # the others go on
+        other.sendall(b"other")
+        assert read_exactly(other, 5) == b"other"
+    if not extra:
+        assert not server.drops()
+
+
+# -- urgent data and passed descriptors, in upcalls
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_urgent_data_stops_no_upcall(serve, connect, framed):
+    server = serve(Recorder, framer=FixedSize(1) if framed else None)
+    sock = connect(server)
+    for number in range(3):
+        sock.sendall(b"abc")
+        sock.send(b"X", socket.MSG_OOB)
+        sock.sendall(b"def")
+        wait_until(lambda number=number: server.received() == b"abcdef" * (number + 1))
+    sock.shutdown(socket.SHUT_WR)
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.PEER_CLOSED]
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_passed_descriptors_stop_no_upcall_and_are_closed(serve, connect, tmp_path, framed):
+    server = serve(Recorder, str(tmp_path / "socket"), framer=FixedSize(1) if framed else None)
+    sock = connect(server)
+    for number in range(3):
+        read_end, write_end = os.pipe()
+        socket.send_fds(sock, [b"abc"], [write_end])
+        os.close(write_end)
+        sock.sendall(b"def")
+        wait_until(lambda number=number: server.received() == b"abcdef" * (number + 1))
+        assert os.read(read_end, 1) == b""  # its other end is held nowhere
+        os.close(read_end)
+    sock.shutdown(socket.SHUT_WR)
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.PEER_CLOSED]
+
+
+# -- when the engine refuses
+
+
+def refuse(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_adopt_that_is_refused_leaves_nothing(serve, monkeypatch):
+    server = serve(Echo)
+    ours, theirs = socket.socketpair()
+    fd = theirs.fileno()
+    with monkeypatch.context() as patch:
+        patch.setattr(get_poller(), "register", refuse)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            server.adopt(theirs)
+    assert theirs.fileno() == -1
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        os.fstat(fd)
+    assert ours.recv(1) == b""
+    ours.close()
+    assert (server.statistics().accepted, server.statistics().active) == (0, 0)
+    assert server.calls == server.connections == []
+    ours, theirs = socket.socketpair()
+    server.adopt(theirs)
+    ours.sendall(b"x")
+    assert read_exactly(ours, 1) == b"x"
+    ours.close()
+    wait_until(server.drops)
+
+
+def test_accepted_connection_that_is_refused_leaves_nothing(serve, connect, monkeypatch, caplog):
+    server = serve(Echo, max_connections=1)
+    first = connect(server)
+    wait_until(lambda: server.calls)
+    reset(first)
+    wait_until(lambda: server.statistics().active == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(get_poller(), "register", refuse)
+        assert drain(connect(server)) == 0
+    statistics = server.statistics()
+    assert (statistics.accepted, statistics.active, statistics.errors) == (1, 0, 1)
+    assert "could not be served" in caplog.text
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+
+
+class FailingListener:
+    """In the acceptor's place of the real one: accept() fails so many times, then goes on."""
+
+    def __init__(self, real, *errors):
+        self._real = real
+        self._errors = list(errors)
+        self.fileno = real.fileno
+        self.detach = real.detach
+
+    def _accept(self):
+        if self._errors:
+            number = self._errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return self._real._accept()
+
+
+def fail_to_accept(server, *errors):
+    server._acceptor._raw = FailingListener(server._acceptor._raw, *errors)
+
+
+def test_accepting_stops_loudly_and_starts_again(serve, connect, caplog):
+    """Rule 11: an error that nobody foresaw."""
+    server = serve(Echo)
+    fail_to_accept(server, errno.EBADF)
+    sock = connect(server)
+    sock.sendall(b"x")
+    wait_until(lambda: "has stopped" in caplog.text)
+    assert len([record for record in caplog.records if record.exc_info]) == 1
+    assert server.statistics().accepted == 0
+    server.start_accepting()
+    assert read_exactly(sock, 1) == b"x"
+    server.stop_accepting()
+    server.start_accepting()
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+
+
+def test_a_client_that_left_the_backlog_stops_nobody(serve, connect, caplog):
+    """Rule 11: ECONNABORTED and the like: go on."""
+    server = serve(Echo)
+    fail_to_accept(server, errno.ECONNABORTED, errno.EPROTO, errno.EINTR)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    assert server.statistics().accept_pauses == 0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_accepting_pauses_while_something_is_used_up(serve, connect, caplog, error):
+    """Rule 11."""
+    server = serve(Echo)
+    fail_to_accept(server, error, error)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    assert server.statistics().accept_pauses == 2
+    assert len(caplog.records) == 1  # rate-limited
