@@ -22,7 +22,7 @@ def test_callback_that_is_cut_short_loses_no_event(serve, connect, monkeypatch, 
     """Rule 1: a signal's exception can come up anywhere in the hub."""
     server = serve(Echo)
     socks = [connect(server) for _ in range(5)]
-    gevent.sleep(0.01)
+    wait_until(lambda: server.statistics().active == 5)
     poller = get_poller()
     run_crews, times = Poller._run_crews, []
 
@@ -120,7 +120,7 @@ class Echo(Server):
     def connection_recv(self, conn, data):
         conn.send(data)
 
-ready, pollers = threading.Barrier(3), []
+ready, done, pollers = threading.Barrier(3), threading.Event(), []
 
 def serve():
     server = Echo(("127.0.0.1", 0))
@@ -128,7 +128,8 @@ def serve():
     pollers.append(get_poller())
     ports.append(server.server_port)
     ready.wait()
-    gevent.sleep(0.5)
+    while not done.is_set():
+        gevent.sleep(0.001)
     server.stop()
     get_poller().close()
     gevent.get_hub().destroy(destroy_loop=True)
@@ -142,6 +143,7 @@ for port in ports:
     with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"x"
+done.set()
 for thread in threads:
     thread.join()
 assert len({id(poller) for poller in [*pollers, get_poller()]}) == 3
