@@ -340,3 +340,46 @@ def test_splice_from_a_socket_that_passes_descriptors(splice):
     os.close(read_end)
     theirs.close()
     source.abort()
+
+
+@pytest.mark.xfail(strict=True, reason="splice loses the stash when it cannot send it")
+@pytest.mark.parametrize("ending", ["timeout", "kill", "fin", "closed"])
+def test_splice_that_cannot_send_the_stash_leaves_it(splice, ending):
+    splice.source.unread(b"head")
+    if ending == "fin":
+        splice.target.shutdown_write()
+    elif ending == "closed":
+        splice.target.abort()
+    else:  # the target's peer reads nothing
+        splice.target.max_send_queue = 8_000_000
+        splice.target.send_nowait(b"x" * 8_000_000)
+    moving = gevent.spawn(splice.source.splice, splice.target, timeout=0.01 if ending == "timeout" else None)
+    if ending == "kill":
+        wait_until(lambda: len(splice.target._out or ()) == 2)
+        moving.kill()
+    else:
+        with pytest.raises(OperationTimeout if ending == "timeout" else ConnectionClosed):
+            moving.get(timeout=PATIENCE)
+    assert splice.source.recv(timeout=0) == b"head"
+
+
+@pytest.mark.xfail(strict=True, reason="the kernel's splice does not pass urgent data")
+def test_splice_goes_on_after_urgent_data(splice):
+    splice.start()
+    splice.left.sendall(b"abc")
+    splice.left.send(b"X", socket.MSG_OOB)
+    splice.left.sendall(b"def")
+    splice.right.settimeout(1.0)
+    assert read_exactly(splice.right, 6) == b"abcdef"
+    splice.left.shutdown(socket.SHUT_WR)
+    assert splice.moving.get(timeout=PATIENCE) == 6
+
+
+@pytest.mark.xfail(strict=True, reason="bytes_queued stays as it was when the connection broke")
+def test_nothing_is_queued_on_a_connection_that_was_reset(splice):
+    splice.stall()
+    reset(splice.right)
+    with pytest.raises(ConnectionLost):
+        splice.moving.get(timeout=PATIENCE)
+    assert splice.queued() == 0
+    splice.feeding.kill()

@@ -1761,3 +1761,16 @@ def test_an_error_of_the_network_out_of_an_upcall_is_no_traceback(serve, connect
     assert server.statistics().errors == 0
     assert dict(server.statistics().dropped) == {"LOST": 1}
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.xfail(strict=True, reason="the acceptor's greenlet ends and is not forgotten")
+def test_an_acceptor_that_is_refused_can_be_started_again(serve, connect, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(get_poller(), "register", refuse)
+        server = serve(Echo)
+        wait_until(lambda: "has stopped" in caplog.text, 1)
+    sock = connect(server)
+    sock.settimeout(1.0)
+    sock.sendall(b"x")
+    server.start_accepting()
+    assert read_exactly(sock, 1) == b"x"
