@@ -1688,7 +1688,7 @@ def test_a_client_that_leaves_while_its_upcall_is_blocked_hands_on_its_descripto
     stranger.close()
 
 
-def test_the_callback_survives_a_connection_that_another_one_ended(serve, connect):
+def test_the_callback_survives_a_connection_that_another_one_ended(serve, connect, capsys):
     """Rule 3: two events in one harvest; the greenlet woken by the first closes the second's connection."""
 
     class Pair(Recorder):
@@ -1706,6 +1706,7 @@ def test_the_callback_survives_a_connection_that_another_one_ended(serve, connec
     wait_until(lambda: len(server.drops()) == 4)
     assert server.statistics().errors == 0
     assert server.statistics().active == 0
+    assert not capsys.readouterr().err  # the callback was not cut short
 
 
 def test_downcalls_wake_while_every_worker_is_blocked(serve, connect):
@@ -1761,6 +1762,41 @@ def test_an_error_of_the_network_out_of_an_upcall_is_no_traceback(serve, connect
     assert server.statistics().errors == 0
     assert dict(server.statistics().dropped) == {"LOST": 1}
     assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("framer", [None, Lines()], ids=["plain", "framed"])
+def test_an_upcall_that_closed_gets_nothing_more(serve, connect, framer):
+    """Not from the stash, not from the framer, and not what comes while the answer is flushed."""
+    answer = b"x" * 8_000_000
+
+    class Closer(Recorder):
+        max_send_queue = len(answer)
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            conn.unread(b"put back\n")
+            conn.send_nowait(answer)
+            conn.close()
+            for receive in (conn.recv, conn.read_line, lambda: conn.read_exactly(1), lambda: next(iter(conn))):
+                go.wait()
+                try:
+                    self.calls.append(("got", receive()))
+                except ConnectionClosed as error:
+                    self.calls.append(("closed", error.reason))
+
+    go = gevent.event.Event()
+    server = serve(Closer, framer=framer)
+    sock = connect(server)
+    sock.sendall(b"one\ntwo\n")
+    wait_until(server.received)
+    sock.sendall(b"three\n")
+    assert read_exactly(sock, 1) == b"x"
+    go.set()
+    wait_until(server.drops)
+    read_exactly(sock, len(answer) - 1)
+    assert sock.recv(1) == b""
+    assert server.names() == ["new", "recv", "closed", "closed", "closed", "closed", "drop"]
+    assert server.drops() == [DropReason.CLOSED]
 
 
 @pytest.mark.xfail(strict=True, reason="the acceptor's greenlet ends and is not forgotten")
