@@ -75,3 +75,13 @@ def drain(sock):
     except ConnectionResetError:
         pass
     return size
+
+
+def let_engine_look() -> None:
+    """Return when the engine has been told of all that happened before: by an event that came after."""
+    ours, theirs = socket.socketpair()
+    conn = wrap(ours)
+    theirs.sendall(b"x")
+    assert conn.recv() == b"x"
+    theirs.close()
+    conn.abort()

@@ -11,7 +11,7 @@ import gevent
 import pytest
 from conftest import PATIENCE, wait_until
 from gevent.monkey import get_original
-from pairs import connected, read_all_fast
+from pairs import connected, let_engine_look, read_all_fast
 
 from greensock import (
     ConnectionBusy,
@@ -277,7 +277,7 @@ def test_a_read_that_stops_at_passed_descriptors_goes_on_after_them(unix, reader
     passed = pass_descriptor(peer, b"abc")
     peer.sendall(b"def")
     if not blocked:
-        gevent.sleep(0)  # the engine has its event
+        let_engine_look()
         reading = gevent.spawn(reader, conn, 6)
     assert reading.get(timeout=PATIENCE) == b"abcdef"
     assert_not_held(passed)
@@ -318,7 +318,7 @@ def test_what_comes_while_a_closing_connection_flushes_is_dropped(pair, receive,
         with pytest.raises(ConnectionClosed) as caught:
             receive(conn)
         assert caught.value.connection is conn
-        gevent.sleep(0)  # the engine is told of what came
+        let_engine_look()
     assert conn.state is State.CLOSING
     assert len(read_all_fast(peer)) == len(FLUSH)
     peer.close()

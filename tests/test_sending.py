@@ -71,9 +71,25 @@ def test_send_timeout_withdraws_or_completes(pair):
     assert caught.value.sent == 0
     sending = gevent.spawn(conn.send, b"c")
     data = read_exactly_fast(peer, len(first) + 1)
-    assert data.count(b"a") == len(first)
-    assert data[-1:] == b"c"
+    assert data == first + b"c"
     sending.get(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("thrown", [gevent.Timeout(0), gevent.GreenletExit()], ids=["Timeout", "GreenletExit"])
+def test_whatever_is_thrown_into_a_send_leaves_the_stream_whole(pair, thrown):
+    """Rule 8: a send of which nothing went out is withdrawn; one that has begun is finished by the engine."""
+    conn, peer = pair
+    begun = bytearray(b"a" * 8_000_000)
+    first, second, third = (gevent.spawn(conn.send, data) for data in (begun, b"b" * 100, b"c"))
+    wait_until(lambda: len(conn._out or ()) == 3)
+    for greenlet in (first, second):
+        greenlet.kill(thrown)
+    begun[:] = b"!" * len(begun)  # its owner may use it again
+    assert read_exactly_fast(peer, len(begun) + 1) == b"a" * len(begun) + b"c"
+    third.get(timeout=PATIENCE)
+    conn.send(b"usable")
+    assert read_exactly(peer, 6) == b"usable"
+    assert conn.statistics().bytes_queued == 0
 
 
 @pytest.mark.parametrize("limit", [0, 1, 1000])

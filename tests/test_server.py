@@ -1560,19 +1560,16 @@ def test_deadlines_that_move_cost_no_timer(serve, connect, timeouts):
                 conn.send(data)
 
     server = serve(Blocking if "recv_timeout" in timeouts else Echo, **timeouts)
-    socks = [connect(server) for _ in range(5)]
-    for sock in socks:
-        sock.sendall(b"x")
-        assert read_exactly(sock, 1) == b"x"
     poller = get_poller()
     poller.arm, poller._set_timer = arm, set_timer = Calls(poller.arm), Calls(poller._set_timer)
-    for _ in range(50):
+    socks = [connect(server) for _ in range(20)]
+    for _ in range(20):
         for sock in socks:
             sock.sendall(b"x")
             assert read_exactly(sock, 1) == b"x"
     del poller.arm, poller._set_timer
-    assert set_timer.count == 0
-    assert arm.count <= len(socks)
+    assert set_timer.count <= 2  # the first to be armed, and what an earlier test may have left
+    assert arm.count <= 2 * len(socks)
     assert len(poller._deadlines) <= 2 * len(socks) + 64
 
 
