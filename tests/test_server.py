@@ -1637,6 +1637,25 @@ def test_context_variables_are_fresh_whatever_the_turn_was(serve, connect, caplo
     assert seen == ["fresh"] * 4
 
 
+def test_context_variables_are_fresh_in_the_shortest_turn(serve, connect):
+    """Rule 14: one short read and one upcall that says nothing, in a server that overrides nothing else."""
+    variable = contextvars.ContextVar("variable", default=0)
+
+    class Bare(Server):
+        def connection_recv(self, conn, data):
+            conn.send(b"%d" % variable.get())
+            variable.set(variable.get() + 1)
+
+    server = serve(Bare)
+    socks = [connect(server) for _ in range(3)]
+    for _ in range(3):
+        for sock in socks:
+            sock.sendall(b"x")
+        for sock in socks:
+            assert read_exactly(sock, 1) == b"0"
+    assert server.statistics().workers == 1
+
+
 def send_for_ever(conn):
     while True:
         conn.send(b"x" * 65536)
