@@ -803,6 +803,7 @@ def test_drain_closes_idle_and_waits_for_the_busy(serve, connect):
     wait_until(server.received)
     assert server.drain(0.05) is False
     assert read_all(idle) == b""
+    idle.close()  # or it would linger
     with pytest.raises(ConnectionRefusedError):
         connect(server)
     go.set()
