@@ -100,8 +100,8 @@ class Acceptor:
     def _run(self) -> None:
         poller = get_poller()
         endpoint = Endpoint(poller, self._raw.fileno())
-        poller.register(endpoint)
         try:
+            poller.register(endpoint)
             while True:
                 while not endpoint._readable:
                     endpoint._wait_readable()

@@ -11,7 +11,7 @@ from typing import Any
 
 from greensock.errors import DropReason
 from greensock.lifecycle import CLOSING, INHERIT, OPEN, Timeout
-from greensock.outgoing import Pipe
+from greensock.outgoing import Buffers, Pipe
 from greensock.poller import TIMED_OUT
 from greensock.receiving import Receiving
 from greensock.sending import Sending
@@ -49,9 +49,7 @@ class Connection(Receiving, Sending):
         self._hold_decoder()
         moved = 0
         if self._stash:
-            data = self._take(len(self._stash) if count is None else count)
-            Connection.send(other, data, timeout=timeout)
-            moved = len(data)
+            moved = self._send_stash(other, count, timeout)
         if count is not None and moved >= count:
             return moved
         pipe = Pipe(self._wake_reader)
@@ -71,14 +69,30 @@ class Connection(Receiving, Sending):
                 pipe.discard()
         return moved
 
+    def _send_stash(self, other: Connection, count: int | None, timeout: Timeout) -> int:
+        """Send what is in the stash, or ``count`` bytes of it; it stays there if nothing of it goes out."""
+        fresh = self._fresh
+        data = self._take(len(self._stash) if count is None else count)
+        entry = Buffers([memoryview(data)], len(data))
+        try:
+            other._submit(entry)
+            other._await_sent(entry, timeout)
+        except BaseException:
+            if not entry.sent and self._state is OPEN:
+                self._stash = data + self._stash
+                self._fresh, self._plain = fresh, False
+            raise
+        return len(data)
+
     def _pull(self, pipe: Pipe, other: Connection, count: float, timeout: Timeout) -> int:
         """Fill the pipe with what is there, waiting for the first byte; 0 at the end of input."""
         deadline = inf
         while True:
             other._check_connected()  # its end wakes us too
             if self._readable and self._reader is None:
+                size = int(min(count, 1 << 20))
                 try:
-                    pulled = pipe.pull(self._fd, int(min(count, 1 << 20)))
+                    pulled = pipe.pull(self._fd, size, self._thorough)
                 except BlockingIOError:
                     self._found_empty()
                 except OSError as error:

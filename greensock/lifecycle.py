@@ -324,6 +324,7 @@ class Lifecycle(Endpoint):
                 self._wake_sender(entry)
                 entry.discard()
             self._out = None
+            self._queued = self._kept = 0
         if self._events is not None:
             for event in self._events.values():
                 event.set()

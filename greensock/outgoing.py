@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from greensock.poller import Waiter
-from greensock.syscalls import close, write, writev
+from greensock.syscalls import close, read, write, writev
 
 __all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Pipe", "as_views"]
 
@@ -20,6 +20,9 @@ __all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Pipe", "as_vi
 MAX_BUFFERS = 1024
 #: How many bytes of a file or pipe one ``push`` moves at the most, so that one fast peer does not hold the hub.
 MAX_PUSH = 1 << 20
+
+#: How many bytes an empty pipe takes whole.
+PIPE_BUF = 4096
 
 #: What can be sent: any object with the buffer protocol.
 Buffer = bytes | bytearray | memoryview
@@ -159,10 +162,18 @@ class Pipe(Outgoing):
     def stalled(self) -> bool:
         return self._open and not self.left
 
-    def pull(self, fd: int, count: int) -> int:
-        """Move up to ``count`` bytes from the socket ``fd`` into the pipe; 0 at the end of input."""
+    def pull(self, fd: int, count: int, thorough: bool) -> int:
+        """Move up to ``count`` bytes from the socket ``fd`` into the pipe, which is empty; 0 at the end of input.
+
+        The kernel's splice does not get past TCP's urgent data and says EAGAIN there; ``thorough`` looks for more.
+        """
         assert self._ends is not None
-        moved = os.splice(fd, self._ends[1], min(count, MAX_PUSH), flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        try:
+            moved = os.splice(fd, self._ends[1], min(count, MAX_PUSH), flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            if not thorough:
+                raise
+            moved = write(self._ends[1], read(fd, min(count, PIPE_BUF)))
         self.left += moved
         return moved
 

@@ -342,7 +342,6 @@ def test_splice_from_a_socket_that_passes_descriptors(splice):
     source.abort()
 
 
-@pytest.mark.xfail(strict=True, reason="splice loses the stash when it cannot send it")
 @pytest.mark.parametrize("ending", ["timeout", "kill", "fin", "closed"])
 def test_splice_that_cannot_send_the_stash_leaves_it(splice, ending):
     splice.source.unread(b"head")
@@ -363,7 +362,6 @@ def test_splice_that_cannot_send_the_stash_leaves_it(splice, ending):
     assert splice.source.recv(timeout=0) == b"head"
 
 
-@pytest.mark.xfail(strict=True, reason="the kernel's splice does not pass urgent data")
 def test_splice_goes_on_after_urgent_data(splice):
     splice.start()
     splice.left.sendall(b"abc")
@@ -375,7 +373,6 @@ def test_splice_goes_on_after_urgent_data(splice):
     assert splice.moving.get(timeout=PATIENCE) == 6
 
 
-@pytest.mark.xfail(strict=True, reason="bytes_queued stays as it was when the connection broke")
 def test_nothing_is_queued_on_a_connection_that_was_reset(splice):
     splice.stall()
     reset(splice.right)

@@ -1815,7 +1815,6 @@ def test_an_upcall_that_closed_gets_nothing_more(serve, connect, framer):
     assert server.drops() == [DropReason.CLOSED]
 
 
-@pytest.mark.xfail(strict=True, reason="the acceptor's greenlet ends and is not forgotten")
 def test_an_acceptor_that_is_refused_can_be_started_again(serve, connect, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(get_poller(), "register", refuse)
