@@ -98,6 +98,8 @@ def listen(family: int, address: Any, backlog: int, reuse_port: bool = False) ->
 
 def _remove_stale(path: str) -> None:
     """Remove the socket file that a server left behind; one that is served stays."""
+    if os.fsencode(path)[:1] == b"\0":
+        return  # an abstract name ends with its socket
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return

@@ -18,7 +18,7 @@ from gevent.socket import getaddrinfo
 
 from greensock.address import port_number, split_address
 from greensock.connection import Connection
-from greensock.errors import ConnectFailed, ConnectionLost, OperationTimeout
+from greensock.errors import ConnectFailed, OperationTimeout
 from greensock.outgoing import Outgoing
 from greensock.poller import get_poller
 from greensock.syscalls import RawSocket, borrow_socket, close
@@ -51,7 +51,7 @@ def connect(
     deadline = inf if timeout is None else monotonic() + timeout
     family, target = _parse(address)
     if family == _socket.AF_UNIX:
-        return _attempt(connection_class, family, target, target, timeout, deadline, no_delay)
+        return _attempt(connection_class, family, target, address, timeout, deadline, no_delay)
     failure: ConnectFailed | None = None
     for family, sockaddr in _resolve(target, address, timeout, deadline):
         try:
@@ -83,7 +83,7 @@ def _resolve(target: tuple[str, int], address: Any, timeout: float | None, deadl
             _socket.inet_pton(family, host)
         except OSError:
             continue
-        return [(family, target)]
+        return [(family, (*target, *address[2:]) if isinstance(address, tuple) else target)]
     late = OperationTimeout(f"{host!r} was not resolved within {timeout} s", None, "connect", timeout or 0.0)
     try:
         with gevent.Timeout(None if deadline == inf else max(0.0, deadline - monotonic()), late):
@@ -114,7 +114,7 @@ def _attempt(
     except OperationTimeout:
         conn.abort()
         raise late from None
-    except ConnectionLost as error:
+    except OSError as error:  # ConnectionLost, or what a SocketConnection raises in its place
         cause = error.__cause__ or error
         raise _failed(address, sockaddr, cause) from cause
     except BaseException:
@@ -144,16 +144,20 @@ def _begin(
     fd = sock.detach()
     try:
         conn = kind(get_poller(), fd, family, sockaddr)
-        conn._poller.register(conn)
     except BaseException:
         close(fd)
+        raise
+    try:
+        conn._watch()
+    except BaseException:
+        conn.abort()
         raise
     return conn
 
 
 def _failed(address: Any, sockaddr: Any, error: BaseException) -> ConnectFailed:
     reason = getattr(error, "strerror", None) or str(error)
-    where = repr(address) if address == sockaddr else f"{address!r} ({sockaddr[0]})"
+    where = repr(address) if address == sockaddr or isinstance(sockaddr, str) else f"{address!r} ({sockaddr[0]})"
     return ConnectFailed(f"cannot connect to {where}: {reason}", address=address)
 
 
@@ -169,7 +173,11 @@ class _Established(Outgoing):
     def push(self, fd: int) -> int:
         with borrow_socket(fd, self._family) as sock:
             error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-        if error:
-            raise OSError(error, os.strerror(error))
+            if error:
+                raise OSError(error, os.strerror(error))
+            try:
+                sock.getpeername()
+            except OSError:  # ENOTCONN: woken by an event of whoever had the descriptor before
+                raise BlockingIOError from None
         self.left = 0
         return 0

@@ -166,9 +166,9 @@ class WouldBlock(LimitExceeded, BlockingIOError):
 class OperationTimeout(GreensockError, TimeoutError):
     """A blocking call ran out of time; the connection stays usable.
 
-    ``operation`` is the name of the call, ``seconds`` what it was given. After a ``send`` that timed out nothing
-    of the data was sent if ``sent`` is 0; otherwise the engine goes on sending the rest, so that the stream stays
-    whole.
+    ``operation`` is ``"recv"``, ``"send"`` or ``"connect"``, ``seconds`` what the call was given. After a ``send`` that
+    timed out nothing of the data was sent if ``sent`` is 0; otherwise the engine goes on sending the rest, so that the
+    stream stays whole.
     """
 
     def __init__(
@@ -179,7 +179,8 @@ class OperationTimeout(GreensockError, TimeoutError):
         self.seconds = seconds
         self.sent = sent
         self.errno = errno.ETIMEDOUT
-        self.drop_reason = DropReason.SEND_TIMEOUT if operation == "send" else DropReason.RECV_TIMEOUT
+        reasons = {"send": DropReason.SEND_TIMEOUT, "connect": DropReason.ERROR}
+        self.drop_reason = reasons.get(operation, DropReason.RECV_TIMEOUT)  # connect: no fault of the peer we serve
 
 
 class ConnectionBusy(GreensockError, RuntimeError):

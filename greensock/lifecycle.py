@@ -16,7 +16,8 @@ import socket as _socket
 from collections import deque
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gevent.event import Event
 
@@ -71,6 +72,9 @@ Timeout = float | None | _Inherit
 
 #: What a lingering close reads and drops at the most before it gives up on the peer.
 LINGER_BYTES = 1 << 20
+
+
+_Mine = TypeVar("_Mine", bound="Lifecycle")
 
 
 class Lifecycle(Endpoint):
@@ -179,6 +183,14 @@ class Lifecycle(Endpoint):
 
     # -- closing
 
+    def __enter__(self: _Mine) -> _Mine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close: what was sent is flushed, then FIN, then input is dropped until the peer's FIN; never blocks.
 
@@ -204,6 +216,10 @@ class Lifecycle(Endpoint):
         if self._state is not OPEN or self._eof or (self._thorough and peer_has_hung_up(self._fd)):
             return True
         return self._event("hangup").wait(timeout)
+
+    def _watch(self) -> None:
+        """Have the engine watch it from now on."""
+        self._poller.register(self)
 
     def _event(self, name: str) -> Event:
         if self._events is None:

@@ -117,7 +117,6 @@ class FileSegment(Outgoing):
 
     def detach(self) -> None:
         self._file = os.dup(self._file)
-        self.deadline = inf
 
     def discard(self) -> None:
         if self.withdrawn:
@@ -202,7 +201,7 @@ def as_views(data: Any) -> tuple[list[memoryview], int]:
     """Return the buffers of ``data`` as views of bytes, the empty ones left out, and how many bytes they are.
 
     Raises:
-        TypeError: ``data`` is neither a buffer nor an iterable of buffers.
+        TypeError: ``data`` is neither a buffer (contiguous) nor a list or tuple of buffers.
     """
     buffers: Iterable[Any] = data if isinstance(data, list | tuple) else (data,)
     views = []
@@ -211,7 +210,7 @@ def as_views(data: Any) -> tuple[list[memoryview], int]:
             raise TypeError("cannot send str: encode it, or send bytes")
         view = memoryview(buffer)
         if view.nbytes:
-            views.append(view if view.format == "B" and view.ndim == 1 else view.cast("B"))
+            views.append(view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B"))
     return views, sum(map(len, views))
 
 

@@ -12,7 +12,7 @@ Invariants:
 
 - One poller per hub, so per thread; made anew after a fork. (The child shares the parent's epoll set: it must neither
   harvest it nor change it.)
-- All waking happens in the hub, in the poller's callback. The callback never raises: libev would stop the watcher.
+- All waking happens in the hub, in the poller's callbacks. They never raise: libev would stop the watcher.
 - Between ``epoll_wait`` and the handling of an event user code may run, and may close the descriptor or have it reused.
   So an event is looked up when its time has come, and a spurious one is harmless: whoever it wakes looks again.
 - The watcher runs only while there is an endpoint, so that a program with nothing to wait for ends as it would without.
@@ -37,6 +37,7 @@ from greenlet import getcurrent
 from greensock.syscalls import (
     EVENT_DATA,
     EVENT_HANGUP,
+    EVENT_INPUT,
     EVENT_READ,
     EVENT_UNSURE,
     EVENT_WRITE,
@@ -46,10 +47,13 @@ from greensock.syscalls import (
 )
 from greensock.workers import Workers
 
-__all__ = ["TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
+__all__ = ["PASS_SECONDS", "TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
 
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
+
+#: Seconds for which a greenlet may go on receiving without a wait before the others get their turn.
+PASS_SECONDS = 0.005
 
 #: What a wait returns when its time ran out.
 TIMED_OUT = object()
@@ -96,20 +100,13 @@ class Endpoint:
         """Do what is due and return when to look again, in seconds of ``time.monotonic``. In the hub."""
         return inf
 
-    def _wait_readable(self, deadline: float = inf) -> bool:
-        """Block the calling greenlet until the endpoint may be readable; False when ``deadline`` passed.
-
-        It may return early. The caller has checked that nobody else waits.
-        """
-        if deadline < self._armed:
-            self._poller.arm(self, deadline)
-        me = getcurrent()
-        self._reader = me
+    def _wait_readable(self) -> None:
+        """Block the calling greenlet until the endpoint may be readable. It may return early."""
+        self._reader = getcurrent()
         try:
-            return self._poller.hub.switch() is not TIMED_OUT
+            self._poller.hub.switch()
         finally:
-            if self._reader is me:
-                self._reader = None
+            self._reader = None
 
 
 class Poller:
@@ -123,9 +120,12 @@ class Poller:
         self.crews: list[Workers] = []
         self._epoll = new_epoll()
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
+        self._next_pass: Any = hub.loop.timer(0.0)
         self._calls: deque[Callable[[], object]] = deque()
         self._active = False
         self._scheduled = False
+        #: When the callback began last, in seconds of ``time.monotonic``.
+        self.passed = 0.0
         self._deadlines: list[tuple[float, int, Endpoint]] = []
         self._serial = count()
         self._timer: Any = None
@@ -164,6 +164,7 @@ class Poller:
         """Give up the epoll set and the watchers."""
         self._watcher.stop()
         self._watcher.close()
+        self._next_pass.close()
         self._disarm()
         self._epoll.close()
         _all_pollers.discard(self)
@@ -185,6 +186,15 @@ class Poller:
         """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
         self.call_soon(partial(endpoint._ready.append, endpoint))
 
+    def pause(self, endpoint: Endpoint) -> None:
+        """Let others run before the endpoint is read again: it becomes readable again in the next pass."""
+        endpoint._readable = False
+        self.call_soon(partial(self._resume, endpoint))
+
+    def _resume(self, endpoint: Endpoint) -> None:
+        if self.endpoints.get(endpoint._fd) is endpoint:
+            self._tell(endpoint, EVENT_INPUT)
+
     def schedule(self) -> None:
         """See to it that the callback runs soon, if it is not running."""
         if not self._active and not self._scheduled:
@@ -196,6 +206,7 @@ class Poller:
             return
         self._active = True
         self._scheduled = False
+        self.passed = monotonic()
         try:
             self._run_calls()
             self._harvest()
@@ -205,7 +216,9 @@ class Poller:
         finally:
             self._active = False
         if self._calls or any(crew.ready and crew.can_run for crew in self.crews):
-            self.schedule()
+            self._scheduled = True
+            # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors.
+            self._next_pass.start(self._on_events, update=False)
 
     def _run_calls(self) -> None:
         calls = self._calls
@@ -275,9 +288,7 @@ class Poller:
             self._armed_count += 1
         endpoint._armed = when
         heapq.heappush(self._deadlines, (when, next(self._serial), endpoint))
-        if len(self._deadlines) > 2 * self._armed_count + 64:
-            self._deadlines = [entry for entry in self._deadlines if entry[2]._armed == entry[0]]
-            heapq.heapify(self._deadlines)
+        self._forget_void()
         if when < self._timer_due:
             self._set_timer(when)
 
@@ -286,6 +297,13 @@ class Poller:
         if endpoint._armed != inf:
             endpoint._armed = inf
             self._armed_count -= 1
+            self._forget_void()
+
+    def _forget_void(self) -> None:
+        """Let go of void entries, which hold closed connections, once they are most of the heap."""
+        if len(self._deadlines) > 2 * self._armed_count + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2]._armed == entry[0]]
+            heapq.heapify(self._deadlines)
 
     def _set_timer(self, when: float) -> None:
         self._disarm()
@@ -340,12 +358,18 @@ def _after_fork_in_child() -> None:
 def _abandon(poller: Poller) -> None:
     """Let go of a parent's poller in the child: its connections are the parent's."""
     poller._watcher.stop()
+    poller._next_pass.stop()
     poller._disarm()
     poller._epoll.close()
     poller._deadlines.clear()
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for endpoint in list(poller.endpoints.values()):
         fd, endpoint._fd = endpoint._fd, -1
-        close(fd)
+        if type(endpoint) is Endpoint:  # a listener: its socket object closes the descriptor, once
+            os.dup2(null, fd, inheritable=False)
+        else:
+            close(fd)
+    close(null)
     poller.endpoints.clear()
     poller.crews.clear()
 

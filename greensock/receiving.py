@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 from greensock.errors import ConnectionBusy, IncompleteMessage, MessageTooLong, OperationTimeout
 from greensock.lifecycle import INHERIT, OPEN, Lifecycle, Timeout
 from greensock.outgoing import Buffer
-from greensock.poller import TIMED_OUT
+from greensock.poller import PASS_SECONDS, TIMED_OUT
 from greensock.syscalls import borrow_socket, read, readv
 
 __all__ = ["Receiving"]
@@ -137,6 +137,8 @@ class Receiving(Lifecycle):
                     count = len(data)
                     if count < size and not self._thorough:
                         self._readable = False
+                    elif count == size and monotonic() - self._poller.passed > PASS_SECONDS:
+                        self._poller.pause(self)  # a peer that floods: others first
                     if not count:
                         self._end_of_input()
                     self.bytes_received += count
@@ -218,7 +220,6 @@ class Receiving(Lifecycle):
             if timeout <= 0 or deadline <= monotonic():
                 self._look_now(timeout)
                 return deadline
-            self._read_deadline = deadline
             if deadline < self._armed:
                 self._poller.arm(self, deadline)
         hub = self._poller.hub
@@ -226,6 +227,7 @@ class Receiving(Lifecycle):
         if me is hub:
             hub.switch()  # raises gevent's own error for a call that would block the hub
         self._reader = me
+        self._read_deadline = deadline  # not before: without a reader to wake it would come due for ever
         try:
             # Not hub.switch(), which first looks in vain for an attribute of the greenlet: 0.15 us.
             answer = _switch(hub)

@@ -81,7 +81,8 @@ class Sending(Lifecycle):
         """Send without ever blocking: what the kernel does not take now is kept and sent by the engine.
 
         Raises:
-            WouldBlock: more than ``max_send_queue`` bytes would be kept. Nothing of ``data`` was sent or kept.
+            WouldBlock: ``data`` and what is kept already are more than ``max_send_queue`` bytes. Nothing of ``data``
+                was sent or kept.
         """
         views, size = as_views(data)
         self._check_open()

@@ -8,8 +8,9 @@ descriptor is closed and ``connection_drop`` has returned.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import socket as _socket
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -40,6 +41,8 @@ __all__ = ["Server"]
 log = logging.getLogger("greensock.server")
 
 
+#: What ``serve_forever`` watches for.
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds that a worker may take to end after it was killed by ``stop``.
 KILL_SECONDS = 1.0
 
@@ -63,11 +66,11 @@ class Server(Turns):
     max_connections: int | None = None
     #: How many upcalls may be blocked at the same time; more wait for a worker. None: no bound.
     max_workers: int | None = 10_000
-    #: Bytes of one read, and so the longest ``data`` of ``connection_recv``.
+    #: Bytes of one read, and so the longest ``data`` of ``connection_recv`` but for what was held back before.
     recv_size: int = 65536
     #: Bytes that one turn may read before the others get theirs. (A turn also ends after 5 ms.)
     turn_budget: int = 262_144
-    #: Bytes that POSTPONE and ``unread`` may hold back for one connection.
+    #: Bytes that POSTPONE, and ``unread`` in upcalls without a framer, may hold back for one connection.
     max_postponed: int = 65536
     #: Bytes that ``send_nowait`` may hold for one connection.
     max_send_queue: int = 1 << 20
@@ -115,6 +118,7 @@ class Server(Turns):
         self._gone_received = 0
         self._gone_sent = 0
         self._draining = False
+        self._pid = os.getpid()  # a child that was forked must leave the path alone
         self._changed = Event()
         self._stopped = Event()
         self._stopped.set()
@@ -157,8 +161,11 @@ class Server(Turns):
         if self._listener is None:
             self._listener = listen(self.family, self.address, self.backlog, self.reuse_port)
             self.address = self._listener.getsockname()
+        elif not self._listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
+            self._listener.listen(self.backlog)
         self._tune(self._listener)
         self._prepare_turns(get_poller(), self.max_workers)
+        self._pid = os.getpid()
         self._stopped.clear()
         self._draining = False
         self._acceptor = Acceptor(self._listener, self._on_accepted, self._permits, self.max_accept)
@@ -179,8 +186,10 @@ class Server(Turns):
         """Stop accepting, close the listener, and let the connections end; True if all did within ``timeout`` seconds.
 
         A connection that waits for its peer with nothing half received is closed at once (flushed and lingered). One
-        whose upcall runs, or that has part of a message, may go on.
+        whose upcall runs, or that has part of a message, may go on; so may every one in the blocking style, whose
+        ``handle`` can look at ``draining``.
         """
+        self._check_thread("drain")
         self._close_listener()
         self._draining = True
         if not self.started:
@@ -211,6 +220,7 @@ class Server(Turns):
 
         Waits up to a second for the upcalls to end.
         """
+        self._check_thread("abort")
         self._close_listener()
         if not self.started:
             return
@@ -220,13 +230,15 @@ class Server(Turns):
         poller, crew = get_poller(), self._crew
         deadline = monotonic() + KILL_SECONDS
         poller.call_soon(partial(crew.kill, GreenletExit("the server was aborted"), getcurrent()))
-        while self._alive > self._own() and (left := deadline - monotonic()) > 0:
-            self._changed.clear()
-            self._changed.wait(min(left, 0.1))
-        if self._alive > self._own():
-            log.error("%d upcalls did not end when they were killed", self._alive - self._own())
-        poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
-        self._stopped.set()
+        try:
+            while self._alive > self._own() and (left := deadline - monotonic()) > 0:
+                self._changed.clear()
+                self._changed.wait(min(left, 0.1))
+            if self._alive > self._own():
+                log.error("%d upcalls did not end when they were killed", self._alive - self._own())
+        finally:  # whoever waits may be killed: two upcalls that abort at once kill each other
+            poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
+            self._stopped.set()
 
     def serve_forever(self) -> None:
         """Start, and block until the server stops. SIGINT and SIGTERM drain, then stop; a second one aborts."""
@@ -237,6 +249,8 @@ class Server(Turns):
         finally:
             for watcher in watchers:
                 watcher.cancel()
+            if watchers:
+                _give_back_signals()
             self.stop()
 
     def __enter__(self) -> Server:
@@ -258,8 +272,8 @@ class Server(Turns):
         """
         if hasattr(sock, "do_handshake"):
             raise TypeError(f"adopt({sock!r}): a plain socket expected, not a TLS one")
-        if not self.started:
-            raise ValueError("adopt: the server is not started")
+        if not self.started or self._draining:
+            raise ValueError("adopt: the server is not started, or is about to stop")
         try:
             peer = sock.getpeername()
         except OSError as error:
@@ -303,15 +317,16 @@ class Server(Turns):
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
 
     def _close_listener(self) -> None:
+        # Both are taken first: closing the acceptor blocks, and meanwhile another greenlet may come here too.
         acceptor, self._acceptor = self._acceptor, None
+        listener, self._listener = self._listener, None
         if acceptor is not None:
             self._pauses += acceptor.pauses
             acceptor.close()
-        elif self._listener is not None:
-            self._listener.close()
-        if self._listener is not None and self.family == _socket.AF_UNIX:
+        elif listener is not None:
+            listener.close()
+        if listener is not None and self.family == _socket.AF_UNIX and self._pid == os.getpid():
             _unlink(self.address)
-        self._listener = None
 
     def _close_idle(self) -> None:
         for conn in self._mine():
@@ -319,15 +334,19 @@ class Server(Turns):
             if waits and not conn._held():
                 conn._close(DropReason.STOPPED)
 
+    def _check_thread(self, call: str) -> None:
+        if self.started and get_poller() is not self._poller:
+            raise RuntimeError(f"{call}: the server was started in another thread")
+
     def _own(self) -> int:
         """1 if this is called in one of our own upcalls, whose connection cannot end before."""
         return 1 if self.started and getcurrent() in self._crew else 0
 
     def _watch_signals(self) -> list[Any]:
         hub = gevent.get_hub()
-        if hub.threadpool is None or not hub.main_hub:
+        if not hub.main_hub:
             return []
-        return [gevent.signal_handler(number, self._on_signal) for number in (2, 15)]
+        return [gevent.signal_handler(number, self._on_signal) for number in SIGNALS]
 
     def _on_signal(self) -> None:
         if self._draining:
@@ -391,13 +410,21 @@ class Server(Turns):
         return f"<{type(self).__name__} at {self.address!r} {'started' if self.started else 'stopped'}>"
 
 
-def _unlink(path: Any) -> None:
-    import os
+def _give_back_signals() -> None:
+    """Put Python's handlers back where libev, with its last watcher gone, left the system's default."""
+    with open("/proc/self/status") as status:
+        caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))
+    for number in SIGNALS:
+        handler = signal.getsignal(number)
+        if handler is not None and not caught >> (number - 1) & 1:
+            signal.signal(number, handler)
 
+
+def _unlink(path: Any) -> None:
     try:
         os.unlink(path)
-    except OSError:
-        pass  # somebody removed it, or it is an abstract name
+    except (OSError, ValueError):
+        pass  # somebody removed it, or it is an abstract name, which holds a NUL
 
 
 _warned = False
@@ -405,7 +432,7 @@ _warned = False
 
 def _warn_if_unpatched() -> None:
     global _warned
-    if not _warned and not is_module_patched("socket") and "gevent.monkey" in sys.modules:
+    if not _warned and not is_module_patched("socket"):
         _warned = True
         log.warning(
             "the standard library is not monkey-patched: greensock's own calls cooperate, but an upcall that blocks in "

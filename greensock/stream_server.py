@@ -15,8 +15,9 @@ Invariants of a :class:`SocketConnection`:
 
 What a program could notice: ``sendall`` calls of several greenlets go out whole, one after the other; one that was cut
 short (by a timeout, a kill) is finished by the engine; ``close()`` with unread input ends with FIN, not RST (but
-SO_LINGER is obeyed); ``MSG_DONTWAIT`` does not wait; ``isinstance(conn, socket.socket)`` is False; and a connection
-that has waited and is never closed (a server with a ``do_close`` of its own) is not closed by garbage collection.
+SO_LINGER is obeyed), and so ends a duplicate in a child process too (``linger_timeout = 0`` closes as sockets do);
+``MSG_DONTWAIT`` does not wait; ``isinstance(conn, socket.socket)`` is False; and a connection that has waited and is
+never closed (a server with a ``do_close`` of its own) is not closed by garbage collection.
 """
 
 from __future__ import annotations
@@ -468,8 +469,9 @@ class SocketConnection(Connection):
                     self.linger_timeout = 0.0  # what close() does is then the kernel's to do
 
     def dup(self) -> _GeventSocket:
-        """Return a gevent socket on a duplicate of the descriptor."""
+        """Return a gevent socket on a duplicate of the descriptor. ``close()`` sends no FIN then, as with sockets."""
         self._check_open()
+        self.linger_timeout = 0.0
         sock = _GeventSocket(self.family, self.type, self.proto, fileno=os.dup(self._fd))
         sock.settimeout(self.gettimeout())
         return sock

@@ -20,6 +20,7 @@ from gevent.monkey import get_original
 __all__ = [
     "EVENT_DATA",
     "EVENT_HANGUP",
+    "EVENT_INPUT",
     "EVENT_READ",
     "EVENT_UNSURE",
     "EVENT_WRITE",
@@ -51,6 +52,7 @@ close = get_original("os", "close")  # gevent's lingers until the next pass of t
 
 #: Every connection is registered once for these, edge-triggered.
 INTEREST: int = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
+EVENT_INPUT: int = select.EPOLLIN
 EVENT_READ: int = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 #: What is told of a connection on which data came: it can be read, and written as ever.
 EVENT_DATA: int = select.EPOLLIN | select.EPOLLOUT

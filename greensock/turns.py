@@ -38,6 +38,9 @@ TURN_SECONDS = 0.005
 #: How many messages are cut, or small reads made, between two looks at the clock.
 MESSAGES_PER_LOOK = READS_PER_LOOK = 32
 
+#: The upcalls that may return POSTPONE; after the last data it means that the message stays incomplete.
+MAY_POSTPONE = ("connection_recv", "connection_eof")
+
 # How far a connection's upcalls have come: none was made; connection_new was; connection_eof was and kept it open;
 # connection_error was; all were.
 _NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
@@ -307,15 +310,15 @@ class Turns(Upcalls):
 
     def _peer_is_done(self, conn: Connection) -> None:
         if conn._stage == _HALF_OPEN:
-            # Any event of our sending comes with the peer's FIN in its mask: look whether this one is more than that.
-            if both_sides_are_down(conn._fd):
-                conn._probe()
-                conn._close(_PEER_CLOSED)
+            self._look_for_more_than_eof(conn)
             return
         conn._stage = _HALF_OPEN
         if self._on_eof is not None:
             verdict = self._on_eof(conn)
-            if verdict is OK or conn._state is not OPEN:
+            if conn._state is not OPEN:
+                return
+            if verdict is OK:
+                self._look_for_more_than_eof(conn)  # what came while the upcall ran comes only once
                 return
             self._obey(conn, verdict, "connection_eof")
         if conn._held():
@@ -324,14 +327,20 @@ class Turns(Upcalls):
             raise IncompleteMessage(f"the input ended {len(partial)} bytes into a message", conn, partial)
         conn._close(_PEER_CLOSED)
 
+    def _look_for_more_than_eof(self, conn: Connection) -> None:
+        """Close a half-open connection that is broken: every event of our sending has the peer's FIN in its mask."""
+        if both_sides_are_down(conn._fd):
+            conn._probe()
+            conn._close(_PEER_CLOSED)
+
     def _obey(self, conn: Connection, verdict: object, upcall: str, data: bytes = b"") -> bool:
         """Act on a verdict; True if it is DROP."""
         if verdict is None or verdict is OK:
             return False
         if verdict is DROP:
             return True
-        if verdict is not POSTPONE or upcall not in ("connection_recv", "connection_eof"):
-            allowed = "OK, None, POSTPONE or DROP" if upcall == "connection_recv" else "OK, None or DROP"
+        if verdict is not POSTPONE or upcall not in MAY_POSTPONE:
+            allowed = "OK, None or DROP" if upcall not in MAY_POSTPONE else "OK, None, POSTPONE or DROP"
             raise TypeError(f"{upcall} returned {verdict!r}: {allowed} expected")
         if conn._state is not OPEN:
             return False
