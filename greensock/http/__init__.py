@@ -1,0 +1,73 @@
+"""greensock.http: HTTP/1.1 on greensock's public names.
+
+The layers, lowest first; each imports only what stands above it, and of greensock what it exports:
+
+==============  ===================================================================================
+errors          why a message was refused, and whose fault it is
+limits          how much of a message is taken
+syntax          the small grammar of fields, targets and chunks
+headers         the fields of a head or of trailers
+hopbyhop        which fields a proxy passes on
+target          a request's target and its authority
+events          what a parser tells
+inbox           the bytes that were fed and not yet taken
+lines           sections of lines: found whole, then lexed
+framing         which body a head announces
+body            bodies: by length, in chunks, until close
+parser          bytes in, events out
+writer          the reverse
+==============  ===================================================================================
+"""
+
+from greensock.http.errors import BadMessage, BadRequest, BadResponse, Reason
+from greensock.http.events import (
+    END_OF_INPUT,
+    NEED_DATA,
+    SWITCHED,
+    Data,
+    EndOfMessage,
+    RequestHead,
+    ResponseHead,
+    Signal,
+)
+from greensock.http.headers import Headers
+from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
+from greensock.http.limits import Limits
+from greensock.http.parser import RequestParser, ResponseParser
+from greensock.http.writer import (
+    LAST_CHUNK,
+    format_date,
+    phrase_of,
+    write_chunk,
+    write_last_chunk,
+    write_request_head,
+    write_response_head,
+)
+
+__all__ = [
+    "END_OF_INPUT",
+    "LAST_CHUNK",
+    "NEED_DATA",
+    "SWITCHED",
+    "BadMessage",
+    "BadRequest",
+    "BadResponse",
+    "Data",
+    "EndOfMessage",
+    "Headers",
+    "Limits",
+    "Reason",
+    "RequestHead",
+    "RequestParser",
+    "ResponseHead",
+    "ResponseParser",
+    "Signal",
+    "end_to_end",
+    "end_to_end_trailers",
+    "format_date",
+    "phrase_of",
+    "write_chunk",
+    "write_last_chunk",
+    "write_request_head",
+    "write_response_head",
+]

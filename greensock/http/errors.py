@@ -1,0 +1,144 @@
+"""What can be wrong with a message of HTTP, told apart by whose fault it is.
+
+A client's message raises :class:`BadRequest`, a server's :class:`BadResponse`; ``reason`` says in one token what was
+wrong, and ``status`` what to answer. Errors of the program itself (a field that would split the message, two lengths)
+are ``ValueError`` and stand in no table.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from greensock import ProtocolError
+
+__all__ = ["BadMessage", "BadRequest", "BadResponse", "Reason"]
+
+
+class Reason(enum.Enum):
+    """Why a message was refused; the value is a token for logs and metrics."""
+
+    # -- the request line, the status line
+
+    #: The first line is not ``method SP target SP version`` (RFC 9112 section 3).
+    REQUEST_LINE = "request-line"
+    #: A method that the lexer does not know (RFC 9110 section 15.6.2).
+    UNKNOWN_METHOD = "unknown-method"
+    #: A target that is malformed, or not of a form that goes with the method (RFC 9112 section 3.2).
+    TARGET = "target"
+    #: Longer than ``max_target`` (RFC 9110 section 15.5.15).
+    TARGET_TOO_LONG = "target-too-long"
+    #: A version other than 1.0 and 1.1 (RFC 9110 section 15.6.6).
+    VERSION = "version"
+    #: A request without a version, or with 0.9.
+    HTTP_0_9 = "http-0.9"
+    #: The first line is not ``version SP status [SP phrase]`` (RFC 9112 section 4).
+    STATUS_LINE = "status-line"
+
+    # -- lines and fields
+
+    #: LF without CR before it (RFC 9112 section 2.2).
+    BARE_LF = "bare-lf"
+    #: CR without LF after it (RFC 9112 section 2.2).
+    BARE_CR = "bare-cr"
+    #: A zero byte (RFC 9110 section 5.5).
+    NUL = "nul"
+    #: A line that is no field: its name, the colon, or a byte of its value (RFC 9112 section 5).
+    FIELD = "field"
+    #: A field continued on the next line (RFC 9112 section 5.2).
+    OBS_FOLD = "obs-fold"
+    #: More than ``max_head`` bytes (RFC 6585 section 5).
+    HEAD_TOO_LARGE = "head-too-large"
+    #: More than ``max_fields`` fields (RFC 6585 section 5).
+    TOO_MANY_FIELDS = "too-many-fields"
+
+    # -- Host
+
+    #: HTTP/1.1 without Host (RFC 9112 section 3.2).
+    HOST_MISSING = "host-missing"
+    #: Host twice (RFC 9112 section 3.2).
+    HOST_REPEATED = "host-repeated"
+    #: A Host that is empty, or no ``name[:port]`` (RFC 9112 section 3.2).
+    HOST_MALFORMED = "host-malformed"
+    #: The target names another authority than Host.
+    HOST_MISMATCH = "host-mismatch"
+
+    # -- the length of the body
+
+    #: A Content-Length that is not 1 to 18 digits (RFC 9110 section 8.6).
+    CONTENT_LENGTH = "content-length"
+    #: Content-Length twice, even if both say the same.
+    CONTENT_LENGTH_REPEATED = "content-length-repeated"
+    #: Both of them (RFC 9112 section 6.3).
+    CONTENT_LENGTH_AND_TRANSFER_ENCODING = "content-length-and-transfer-encoding"
+    #: A Transfer-Encoding in HTTP/1.0 (RFC 9112 section 6.1).
+    TRANSFER_ENCODING_IN_1_0 = "transfer-encoding-in-1.0"
+    #: A Transfer-Encoding that does not end with one ``chunked``, or is malformed (RFC 9112 section 6.3).
+    TRANSFER_ENCODING = "transfer-encoding"
+    #: A transfer coding besides ``chunked`` (RFC 9112 section 6.1).
+    UNKNOWN_CODING = "unknown-coding"
+    #: CONNECT with a body (RFC 9110 section 9.3.6).
+    CONNECT_WITH_BODY = "connect-with-body"
+    #: More than ``max_body`` bytes (RFC 9110 section 15.5.14).
+    BODY_TOO_LARGE = "body-too-large"
+
+    # -- chunks and trailers
+
+    #: A chunk size that is not 1 to 16 hexadecimal digits (RFC 9112 section 7.1).
+    CHUNK_SIZE = "chunk-size"
+    #: A chunk extension that is malformed or too long, or too many of them (RFC 9112 section 7.1.1).
+    CHUNK_EXTENSION = "chunk-extension"
+    #: No CRLF where the chunk's data must end (RFC 9112 section 7.1).
+    CHUNK_END = "chunk-end"
+    #: A trailer that would change framing or routing (RFC 9110 section 6.5.1).
+    FORBIDDEN_TRAILER = "forbidden-trailer"
+    #: More than ``max_trailers`` bytes of trailers (RFC 6585 section 5).
+    TRAILERS_TOO_LARGE = "trailers-too-large"
+
+    # -- the exchange
+
+    #: The input ended inside a message (RFC 9112 section 8).
+    INCOMPLETE = "incomplete"
+    #: The input ended before the first byte of the answer.
+    NO_RESPONSE = "no-response"
+    #: Bytes came that no request asked for (RFC 9112 section 6.3, at its end).
+    TRAILING_DATA = "trailing-data"
+    #: More than ``max_interim`` answers 1xx.
+    TOO_MANY_INTERIM = "too-many-interim"
+    #: 101 though no Upgrade was sent (RFC 9110 section 7.8).
+    UNEXPECTED_SWITCH = "unexpected-switch"
+
+
+#: What to answer to a request, where it is not 400.
+STATUSES = {
+    Reason.UNKNOWN_METHOD: 501,
+    Reason.TARGET_TOO_LONG: 414,
+    Reason.VERSION: 505,
+    Reason.HEAD_TOO_LARGE: 431,
+    Reason.TOO_MANY_FIELDS: 431,
+    Reason.TRAILERS_TOO_LARGE: 431,
+    Reason.UNKNOWN_CODING: 501,
+    Reason.BODY_TOO_LARGE: 413,
+}
+
+
+class BadMessage(ProtocolError):
+    """A message that is refused; raised as one of the next two. The connection must be closed."""
+
+    def __init__(self, message: str, reason: Reason, connection: Any = None, status: int = 400) -> None:
+        super().__init__(message, connection, status)
+        self.reason = reason
+
+
+class BadRequest(BadMessage):
+    """The client's fault: answer ``status`` and close."""
+
+    def __init__(self, message: str, reason: Reason, connection: Any = None) -> None:
+        super().__init__(message, reason, connection, STATUSES.get(reason, 400))
+
+
+class BadResponse(BadMessage):
+    """The server's fault: close the connection to it; a gateway answers ``status``, which is 502."""
+
+    def __init__(self, message: str, reason: Reason, connection: Any = None) -> None:
+        super().__init__(message, reason, connection, 502)

@@ -1,0 +1,68 @@
+"""Which fields a proxy passes on (RFC 9110 section 7.6.1)."""
+
+from __future__ import annotations
+
+from greensock.http.headers import Headers
+
+__all__ = ["end_to_end", "end_to_end_trailers"]
+
+#: Dropped whether ``Connection`` names them or not.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+#: Never dropped because ``Connection`` names them: a client could list away what the next server relies on.
+END_TO_END = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"content-encoding",
+        b"content-length",
+        b"content-range",
+        b"content-type",
+        b"cookie",
+        b"forwarded",
+        b"host",
+        b"set-cookie",
+        b"via",
+    }
+)
+
+
+def end_to_end(headers: Headers, keep: frozenset[bytes] = frozenset()) -> Headers:
+    """Return the fields to pass on: those of a request or of an answer.
+
+    Dropped are ``Connection``, the fields it names, and the fields that always belong to one hop. A name in
+    ``Connection`` that belongs to the message (Host, Content-Length, Cookie, X-Forwarded-* and their like) is ignored.
+    Call it before adding fields of your own, so that the peer can't list those away.
+
+    ``keep`` are lower-case names to keep all the same: ``upgrade`` for a tunnel, ``trailer`` where trailers are passed
+    on, ``proxy-authorization`` for a proxy that does not use it. ``Connection`` itself can't be kept: write it anew.
+    """
+    drop = HOP_BY_HOP
+    if (named := headers.tokens(b"connection")) and named not in ([b"close"], [b"keep-alive"]):
+        drop = drop.union(name for name in named if not _belongs_to_the_message(name))
+    if keep:
+        drop = drop - keep | {b"connection"}
+    return Headers.of_raw([pair for pair in headers.raw if pair[0].lower() not in drop])
+
+
+def end_to_end_trailers(trailers: Headers, head: Headers) -> Headers:
+    """Return the trailers to pass on; ``head`` are the fields of the message's head, which may name some of them."""
+    named = head.tokens(b"connection") + trailers.tokens(b"connection")
+    drop = HOP_BY_HOP.union(name for name in named if not _belongs_to_the_message(name))
+    return Headers.of_raw([pair for pair in trailers.raw if pair[0].lower() not in drop])
+
+
+def _belongs_to_the_message(name: bytes) -> bool:
+    return name in END_TO_END or name.startswith(b"x-forwarded-")
