@@ -74,13 +74,15 @@ class UntilCloseReader(BodyReader):
         self._total = 0
 
     def read(self, inbox: Inbox) -> Data | EndOfMessage | Signal:
-        data = inbox.take(inbox.pending)
-        if not data:
+        pending = inbox.pending
+        if self._most is not None and pending > self._most - self._total:
+            pending = self._most - self._total
+            if not pending:
+                raise BadMessage(f"a body of more than max_body={self._most} bytes", Reason.BODY_TOO_LARGE)
+        if not pending:
             return EndOfMessage() if inbox.ended else NEED_DATA
-        self._total += len(data)
-        if self._most is not None and self._total > self._most:
-            raise BadMessage(f"a body of more than max_body={self._most} bytes", Reason.BODY_TOO_LARGE)
-        return Data(data)
+        self._total += pending
+        return Data(inbox.take(pending))
 
 
 class _Step(enum.Enum):
@@ -144,7 +146,8 @@ class ChunkedReader(BodyReader):
             return False
         match = _size(data, start, end if end >= 0 else start + most + 2)
         if match is None:
-            raise BadMessage(f"a chunk begins with {data[start : start + 20]!r}", Reason.CHUNK_SIZE)
+            line = data[start:end] if end >= 0 else data[start : start + most]
+            raise BadMessage(f"a chunk's size is {line[:40]!r}", Reason.CHUNK_SIZE)
         if match.end() != end:
             self._check_extensions(data[match.end() : end] if end >= 0 else None)
         size = int(match.group(), 16)
@@ -188,7 +191,7 @@ class ChunkedReader(BodyReader):
             self._step = _SIZE
             return True
         if found and found != b"\r":
-            raise BadMessage(f"a chunk's data are followed by {found!r} and not by CRLF", Reason.CHUNK_END)
+            raise BadMessage("a chunk's data are not followed by CRLF", Reason.CHUNK_END)
         return False
 
     def _read_trailers(self, inbox: Inbox) -> bool:

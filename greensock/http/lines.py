@@ -24,6 +24,7 @@ _VIOLATIONS = {
     10: (Reason.BARE_LF, "LF without CR"),
     13: (Reason.BARE_CR, "CR without LF"),
 }
+_fold = re.compile(rb"\r\n[ \t]").search
 _trailing_space = re.compile(rb"(?<=[^\s])[ \t]+(?=\r\n)").sub
 
 _REASONS = (
@@ -32,7 +33,6 @@ _REASONS = (
     ("Duplicate Content-Length", Reason.CONTENT_LENGTH_REPEATED),
     ("Content-Length", Reason.CONTENT_LENGTH),
     ("Transfer-Encoding", Reason.TRANSFER_ENCODING),
-    ("Unexpected whitespace after header value", Reason.OBS_FOLD),
 )
 
 
@@ -100,8 +100,11 @@ def _overlong_line(line: bytes, most: int) -> BadMessage:
     return BadMessage(f"a request line of more than {most} bytes", Reason.TARGET_TOO_LONG)
 
 
-def reason_of(error: HttpParserError) -> Reason:
-    """Return the reason that the lexer's words stand for."""
+def reason_of(error: HttpParserError, section: bytes) -> Reason:
+    """Return the reason that the lexer's words stand for; ``section`` is what it was given, from the first line on."""
+    fold = _fold(section)
+    if fold is not None:
+        return Reason.OBS_FOLD if fold.start() > section.find(b"\r\n") else Reason.FIELD
     text = str(error)
     return next((reason for part, reason in _REASONS if part in text), Reason.FIELD)
 
@@ -122,10 +125,11 @@ def lex_trailers(section: bytes) -> list[tuple[bytes, bytes]]:
         BadMessage: a line of it is no field.
     """
     record = Record()
+    section = tidy(b"GET / HTTP/1.1\r\n" + section)
     try:
-        HttpRequestParser(record).feed_data(tidy(b"GET / HTTP/1.1\r\n" + section))
+        HttpRequestParser(record).feed_data(section)
     except HttpParserUpgrade:
         pass  # a trailer can't upgrade
     except HttpParserError as error:
-        raise BadMessage(f"trailers: {error}", reason_of(error)) from None
+        raise BadMessage(f"trailers: {error}", reason_of(error, section)) from None
     return record.fields

@@ -248,13 +248,13 @@ class RequestParser(_Parser):
         except HttpParserUpgrade:
             pass  # whether it is taken up is not decided here
         except HttpParserError as error:
-            raise self._refusal(error, line) from None
+            raise self._refusal(error, head, line) from None
         method, target = lexer.get_method(), record.target
         record.target = b""
         version = "1.1"
         if line != b"%b %b HTTP/1.1" % (method, target):
             if line != b"%b %b HTTP/1.0" % (method, target):
-                raise self._refusal(None, line)
+                raise self._refusal(None, head, line)
             version = "1.0"
         if b"#" in target or len(target) > self._limits.max_target:
             raise self._refusal_of_target(target)
@@ -297,7 +297,7 @@ class RequestParser(_Parser):
         else:
             self._state = _END
 
-    def _refusal(self, error: HttpParserError | None, line: bytes) -> BadMessage:
+    def _refusal(self, error: HttpParserError | None, head: bytes, line: bytes) -> BadMessage:
         """Return what is wrong with a whole head that the lexer refused, or that it took for another than it is."""
         inbox = self._inbox
         early = self._early_refusal(end_of_section(inbox))
@@ -316,7 +316,7 @@ class RequestParser(_Parser):
             return BadMessage(f"the method {line.split()[0][:40]!r} is not known", Reason.UNKNOWN_METHOD)
         if isinstance(error, HttpParserInvalidURLError) or error is None:
             return self._refusal_of_target(match.group(1))
-        return BadMessage(f"fields: {error}", reason_of(error))
+        return BadMessage(f"fields: {error}", reason_of(error, head))
 
     def _refusal_of_target(self, target: bytes) -> BadMessage:
         most = self._limits.max_target
@@ -424,9 +424,8 @@ class ResponseParser(_Parser):
 
     def _early_refusal(self, end: int) -> BadMessage | None:
         inbox = self._inbox
-        begin = inbox.data[inbox.start : inbox.start + 5]
-        if not b"HTTP/".startswith(begin):
-            return BadMessage(f"an answer begins with {begin!r}", Reason.STATUS_LINE)
+        if not b"HTTP/".startswith(inbox.data[inbox.start : inbox.start + 5]):
+            return BadMessage("an answer does not begin with HTTP/", Reason.STATUS_LINE)
         return early_refusal(inbox, end, self._limits.max_head, Reason.HEAD_TOO_LARGE)
 
     def _lex(self, head: bytes) -> ResponseHead:
@@ -463,11 +462,11 @@ class ResponseParser(_Parser):
         first, crlf, rest = head[:-4].partition(b"\r\n")
         mended = first + crlf + _space_before_colon(rb"\1", _fold(b" ", rest)) + b"\r\n\r\n"
         if rest[:1] in (b" ", b"\t") or mended == head:
-            raise BadMessage(f"fields: {error}", reason_of(error))
+            raise BadMessage(f"fields: {error}", reason_of(error, head))
         try:
             self._feed_lexer(tidy(mended))
         except HttpParserError as second:
-            raise BadMessage(f"fields: {second}", reason_of(second)) from None
+            raise BadMessage(f"fields: {second}", reason_of(second, mended)) from None
 
     def _go_on(
         self, status: int, phrase: bytes, version: str, headers: Headers, length: int | None, is_chunked: bool
