@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from gevent import monkey
 
 import greensock
+import greensock.http
 from greensock import syscalls
 from greensock.options import OPTIONS
 
@@ -34,13 +36,13 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
-def layers() -> list[list[str]]:
-    """Return the rows of the table in ``greensock/__init__.py``, lowest first."""
-    _, table, _ = re.split(r"^=+  =+$", greensock.__doc__, flags=re.MULTILINE)
+def layers(package: ModuleType) -> list[list[str]]:
+    """Return the rows of the table in a package's ``__init__.py``, lowest first."""
+    _, table, _ = re.split(r"^=+  =+$", package.__doc__, flags=re.MULTILINE)
     return [row.split("  ")[0].split(", ") for row in table.strip().splitlines()]
 
 
-LAYERS = layers()
+LAYERS = layers(greensock)
 
 
 def is_for_types_only(node: ast.AST) -> bool:
@@ -110,20 +112,53 @@ def test_programs_import_public_names_only():
             assert name == "" or name in greensock.__all__, path
 
 
+# -- greensock.http, which stands on what greensock exports
+
+
+HTTP = PACKAGE / "http"
+HTTP_MODULES = sorted(path.stem for path in HTTP.glob("*.py"))
+HTTP_LAYERS = layers(greensock.http)
+#: Bytes in, events out: no I/O of any kind.
+HTTP_PURE = {name for row in HTTP_LAYERS[: HTTP_LAYERS.index(["writer"]) + 1] for name in row}
+
+
+def test_the_table_of_http_names_every_module_once():
+    named = [name for row in HTTP_LAYERS for name in row]
+    assert sorted(named) == [name for name in HTTP_MODULES if name != "__init__"]
+
+
+@pytest.mark.parametrize("row", range(len(HTTP_LAYERS)), ids=lambda row: HTTP_LAYERS[row][0])
+def test_imports_of_http_go_one_way(row):
+    above = {f"greensock.http.{name}" for names in HTTP_LAYERS[:row] for name in names}
+    for importer in HTTP_LAYERS[row]:
+        for module, name in of_greensock(HTTP / f"{importer}.py"):
+            if module == "greensock":
+                assert name in greensock.__all__, f"http.{importer} imports {name}, which greensock does not export"
+            else:
+                assert module in above, f"http.{importer} imports {module}, which does not stand above it"
+                assert name in (exported(HTTP / f"{module.rpartition('.')[2]}.py") or []), f"http.{importer}: {name}"
+
+
+def test_pure_modules_of_http_know_neither_clock_nor_socket():
+    for name in HTTP_PURE:
+        found = {module.split(".")[0] for module, _ in imports(tree(HTTP / f"{name}.py"))}
+        assert not found & {"gevent", "greenlet", "socket", "time", "os", "select", "logging"}, name
+
+
 # -- what is exported
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", [*MODULES, *(f"http.{name}" for name in HTTP_MODULES)])
 def test_all_is_true(name):
-    module = importlib.import_module(f"greensock.{name}" if name != "__init__" else "greensock")
+    module = importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))
     if name == "version":
         return
-    assert module.__all__ == exported(PACKAGE / f"{name}.py")
+    assert module.__all__ == exported(Path(module.__file__))
     assert len(set(module.__all__)) == len(module.__all__)
     for public in module.__all__:
         assert hasattr(module, public), public
-        home = getattr(getattr(module, public), "__module__", module.__name__)
-        assert name == "__init__" or not home.startswith("greensock") or home == module.__name__, public
+        home = getattr(getattr(module, public), "__module__", None) or module.__name__
+        assert name.endswith("__init__") or not home.startswith("greensock") or home == module.__name__, public
 
 
 def defined(path: Path) -> set[str]:
@@ -157,8 +192,8 @@ def test_what_modules_take_from_each_other_is_exported():
 
 
 def public_members() -> Iterator[tuple[str, object]]:
-    for name in LIBRARY:
-        module = importlib.import_module(f"greensock.{name}" if name != "__init__" else "greensock")
+    for name in [*LIBRARY, *(f"http.{name}" for name in HTTP_MODULES)]:
+        module = importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))
         yield module.__name__, module
         for public in getattr(module, "__all__", ()):
             value = getattr(module, public)
@@ -197,7 +232,9 @@ def test_every_option_is_documented_in_place_and_checked():
     assert [name for name in found if name not in ("connection_class", "option_rules")] == list(OPTIONS)
 
 
-@pytest.mark.parametrize("kind", [greensock.Verdict, greensock.State, greensock.DropReason])
+@pytest.mark.parametrize(
+    "kind", [greensock.Verdict, greensock.State, greensock.DropReason, greensock.http.Reason, greensock.http.Signal]
+)
 def test_every_member_of_an_enum_is_documented_in_place(kind):
     found, bare = attributes_without_comment(kind)
     assert not bare
@@ -207,9 +244,10 @@ def test_every_member_of_an_enum_is_documented_in_place(kind):
 # -- what importing does not do
 
 
-@pytest.mark.parametrize("name", LIBRARY)
+@pytest.mark.parametrize("name", [*LIBRARY, *(f"http.{name}" for name in HTTP_MODULES)])
 def test_the_library_neither_patches_nor_prints_nor_configures_logging(name):
-    calls = [ast.unparse(node.func) for node in ast.walk(tree(PACKAGE / f"{name}.py")) if isinstance(node, ast.Call)]
+    path = PACKAGE / f"{name.replace('.', '/')}.py"
+    calls = [ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     found = [call for call in calls if re.search(r"(^|\.)(patch_\w+|print|basicConfig|addHandler|setLevel)$", call)]
     assert not found
 
@@ -226,9 +264,9 @@ def test_importing_changes_nothing():
     program = """if True:
         import importlib, logging, pkgutil, sys, threading
         import greensock
-        for module in pkgutil.iter_modules(greensock.__path__):
-            if module.name != "__main__":
-                importlib.import_module(f"greensock.{module.name}")
+        for module in pkgutil.walk_packages(greensock.__path__, "greensock."):
+            if not module.name.endswith(".__main__"):
+                importlib.import_module(module.name)
         from gevent import monkey
         assert not monkey.saved, monkey.saved
         assert not logging.getLogger().handlers
