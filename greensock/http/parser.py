@@ -424,9 +424,10 @@ class ResponseParser(_Parser):
 
     def _early_refusal(self, end: int) -> BadMessage | None:
         inbox = self._inbox
-        if not b"HTTP/".startswith(inbox.data[inbox.start : inbox.start + 5]):
+        most = self._limits.max_head
+        if not b"HTTP/".startswith(inbox.data[inbox.start : inbox.start + min(5, most)]):
             return BadMessage("an answer does not begin with HTTP/", Reason.STATUS_LINE)
-        return early_refusal(inbox, end, self._limits.max_head, Reason.HEAD_TOO_LARGE)
+        return early_refusal(inbox, end, most, Reason.HEAD_TOO_LARGE)
 
     def _lex(self, head: bytes) -> ResponseHead:
         line = head[: head.find(b"\r\n")]
