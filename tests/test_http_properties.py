@@ -71,6 +71,7 @@ anything = st.one_of(st.binary(max_size=200), mutated("requests"), mutated("resp
 places = st.lists(st.integers(0, 1000), max_size=6)
 
 
+@settings(deadline=None)
 @given(anything, places, st.booleans())
 def test_any_bytes_as_requests(data, places, eof):
     whole = play(RequestParser(), [data], eof=eof)
@@ -78,6 +79,7 @@ def test_any_bytes_as_requests(data, places, eof):
     assert play(RequestParser(), [data[place : place + 1] for place in range(len(data))], eof=eof) == whole
 
 
+@settings(deadline=None)
 @given(anything, places, st.booleans(), st.sampled_from(["GET", "HEAD", "CONNECT"]), st.booleans())
 def test_any_bytes_as_an_answer(data, places, eof, method, upgrade):
     whole = play(answering(method, upgrade=upgrade), [data], eof=eof)
@@ -97,6 +99,7 @@ TIGHT = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(anything, places, st.booleans(), TIGHT)
 def test_tight_limits_do_not_depend_on_the_split(data, places, eof, limits):
     for make in (lambda: RequestParser(limits)), (lambda: answering(limits=limits)):
@@ -153,7 +156,7 @@ def with_framing_of_h11(message):
     return message
 
 
-@settings(max_examples=400)
+@settings(deadline=None)
 @given(st.one_of(mutated("requests"), st.sampled_from(SOURCES["requests"])))
 def test_against_h11(data):
     """Where h11 takes a request, ours is the same or refused for a listed reason; where it refuses, so do we."""
@@ -201,6 +204,7 @@ def outcome(events, framing, pieces, trailers):
     assert events[-1] == {"end": expected}
 
 
+@settings(deadline=None)
 @given(METHODS, st.text(visible[:94].replace("#", ""), max_size=40), fields, st.data())
 def test_a_request_that_was_written_is_read(method, path, fields, data):
     framing = data.draw(st.sampled_from(["none", "length", "chunked"]))
@@ -215,6 +219,7 @@ def test_a_request_that_was_written_is_read(method, path, fields, data):
     outcome(events, framing, body, trailers)
 
 
+@settings(deadline=None)
 @given(st.integers(200, 999), st.none() | value, fields, st.data())
 def test_an_answer_that_was_written_is_read(status, phrase, fields, data):
     assume(status not in (204, 304))

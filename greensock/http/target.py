@@ -11,7 +11,7 @@ from greensock.http.syntax import is_authority
 __all__ = ["authority_of", "check_host"]
 
 _absolute = re.compile(rb"(https?)://([^/?]*)(?:[/?].*)?", re.IGNORECASE).fullmatch
-_DEFAULT_PORTS = {b"http": b"80", b"https": b"443"}
+_DEFAULT_PORTS = {b"http": 80, b"https": 443}
 
 
 def authority_of(method: bytes, target: bytes, host: bytes | None) -> bytes:
@@ -62,8 +62,8 @@ def _is_sound(authority: bytes) -> bool:
     return match is not None and int(match.group(2) or 0) < 65536
 
 
-def _canonical(scheme: bytes, authority: bytes) -> tuple[bytes, bytes]:
+def _canonical(scheme: bytes, authority: bytes) -> tuple[bytes, int]:
     host, colon, port = authority.lower().rpartition(b":")
     if not colon or port.endswith(b"]"):
         host, port = authority.lower(), b""
-    return host, port.lstrip(b"0") or _DEFAULT_PORTS[scheme]
+    return host, int(port) if port else _DEFAULT_PORTS[scheme]
