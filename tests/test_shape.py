@@ -18,6 +18,7 @@ from gevent import monkey
 import greensock
 import greensock.http
 from greensock import syscalls
+from greensock.http.parser import State
 from greensock.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,7 +234,8 @@ def test_every_option_is_documented_in_place_and_checked():
 
 
 @pytest.mark.parametrize(
-    "kind", [greensock.Verdict, greensock.State, greensock.DropReason, greensock.http.Reason, greensock.http.Signal]
+    "kind",
+    [greensock.Verdict, greensock.State, greensock.DropReason, greensock.http.Reason, greensock.http.Signal, State],
 )
 def test_every_member_of_an_enum_is_documented_in_place(kind):
     found, bare = attributes_without_comment(kind)

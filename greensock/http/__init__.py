@@ -2,21 +2,23 @@
 
 The layers, lowest first; each imports only what stands above it, and of greensock what it exports:
 
-==============  ===================================================================================
-errors          why a message was refused, and whose fault it is
-limits          how much of a message is taken
-syntax          the small grammar of fields, targets and chunks
-headers         the fields of a head or of trailers
-hopbyhop        which fields a proxy passes on
-target          a request's target and its authority
-events          what a parser tells
-inbox           the bytes that were fed and not yet taken
-lines           sections of lines: found whole, then lexed
-framing         which body a head announces
-body            bodies: by length, in chunks, until close
-parser          bytes in, events out
-writer          the reverse
-==============  ===================================================================================
+===============  ===================================================================================
+errors           why a message was refused, and whose fault it is
+limits           how much of a message is taken
+syntax           the small grammar of fields, targets and chunks
+headers          the fields of a head or of trailers
+hopbyhop         which fields a proxy passes on
+target           a request's target and its authority
+events           what a parser tells
+inbox            the bytes that were fed and not yet taken
+lines            sections of lines: found whole, then lexed
+framing          which body a head announces
+body             bodies: by length, in chunks, until close
+parser           bytes in, events out: what both parsers have in common
+request_parser   what a server reads
+response_parser  what a client or a gateway reads
+writer           the reverse
+===============  ===================================================================================
 """
 
 from greensock.http.errors import BadMessage, BadRequest, BadResponse, Reason
@@ -33,7 +35,8 @@ from greensock.http.events import (
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
-from greensock.http.parser import RequestParser, ResponseParser
+from greensock.http.request_parser import RequestParser
+from greensock.http.response_parser import ResponseParser
 from greensock.http.writer import (
     LAST_CHUNK,
     format_date,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["Limits"]
+__all__ = ["DEFAULT_LIMITS", "Limits"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,3 +40,7 @@ class Limits:
             least = 1 if field.name in ("max_target", "max_head") else 0
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{field.name}={value!r}: a whole number of at least {least} expected")
+
+
+#: What a parser takes that was told nothing.
+DEFAULT_LIMITS = Limits()
