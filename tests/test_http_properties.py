@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import h11
+import httptools
 from http_messages import answering, cases, play, text
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -48,13 +49,15 @@ PIECES = st.sampled_from(
         b"|"
     )
 )
-SOURCES = {folder: [data for _, data, _ in cases(folder) if len(data) < 600] for folder in ("requests", "responses")}
+REQUESTS, RESPONSES = (
+    [data for _, data, _ in cases(folder) if len(data) < 600] for folder in ("requests", "responses")
+)
 
 
 @st.composite
-def mutated(draw, folder):
-    """A file of the corpus with a few edits."""
-    data = draw(st.sampled_from(SOURCES[folder]))
+def mutated(draw, sources):
+    """One of the sources with a few edits."""
+    data = draw(st.sampled_from(sources))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         end = min(len(data), start + draw(st.integers(0, 3)))
@@ -67,7 +70,7 @@ def cut(data, places):
     return [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
 
 
-anything = st.one_of(st.binary(max_size=200), mutated("requests"), mutated("responses"))
+anything = st.one_of(st.binary(max_size=200), mutated(REQUESTS), mutated(RESPONSES))
 places = st.lists(st.integers(0, 1000), max_size=6)
 
 
@@ -157,7 +160,7 @@ def with_framing_of_h11(message):
 
 
 @settings(deadline=None)
-@given(st.one_of(mutated("requests"), st.sampled_from(SOURCES["requests"])))
+@given(st.one_of(mutated(REQUESTS), st.sampled_from(REQUESTS)))
 def test_against_h11(data):
     """Where h11 takes a request, ours is the same or refused for a listed reason; where it refuses, so do we."""
     theirs, ours = by_h11(data), by_us(data)
@@ -170,6 +173,58 @@ def test_against_h11(data):
     else:
         assert ours is not None
         assert with_framing_of_h11(ours) == with_framing_of_h11(theirs)
+
+
+# -- llhttp, whose decoding of chunks is not used
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKS = [
+    data[len(CHUNKED) :]
+    for name, data, _ in cases("requests")
+    if name.startswith("chunked") and data.startswith(CHUNKED)
+]
+
+
+class Recorder:
+    def __init__(self):
+        self.body, self.fields, self.ends = b"", [], 0
+
+    def on_header(self, name, value):
+        if not self.ends:
+            self.fields.append([text(name), text(value).rstrip(" \t")])
+
+    def on_body(self, piece):
+        if not self.ends:
+            self.body += piece
+
+    def on_message_complete(self):
+        self.ends += 1
+
+
+def by_llhttp(data):
+    """Return body and trailers of the first request as llhttp reads them, None if it refuses or wants more."""
+    recorder = Recorder()
+    try:
+        httptools.HttpRequestParser(recorder).feed_data(data)
+    except httptools.HttpParserError:
+        pass  # perhaps behind the first
+    return (text(recorder.body), recorder.fields[2:]) if recorder.ends else None
+
+
+@settings(deadline=None)
+@given(mutated(CHUNKS))
+def test_chunks_against_llhttp(body):
+    """What we decode, llhttp decodes to the same; it takes no white space among the extensions."""
+    events, _ = play(RequestParser(), [CHUNKED + body])
+    ended = next((place for place, event in enumerate(events) if "end" in event), None)
+    if ended is None:
+        return
+    theirs = by_llhttp(CHUNKED + body)
+    if theirs is None:
+        assert b" " in body or b"\t" in body
+    else:
+        told = "".join(event["body"] for event in events[1:ended])
+        assert theirs == (told, events[ended]["end"] or [])
 
 
 # -- what is written is read back
