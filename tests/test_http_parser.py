@@ -328,3 +328,13 @@ def test_an_upgrade_that_the_server_accepts():
     assert parser.next_event().upgrade == [b"y/1", b"z"]
     assert isinstance(parser.next_event(), EndOfMessage)
     assert parser.take_rest() == b"raw"
+
+
+def test_what_events_look_like():
+    parser, server = RequestParser(), answering()
+    parser.feed(CHUNKED + b"3\r\nabc\r\n0\r\nX: y\r\n\r\n")
+    told = [repr(parser.next_event()) for _ in range(4)]
+    assert told[0].startswith("<RequestHead POST b'/' 1.1 Headers([(b'Host', b'a')")
+    assert told[1:] == ["<Data 3 bytes>", "<EndOfMessage Headers([(b'X', b'y')])>", "<Signal.NEED_DATA: 'need-data'>"]
+    server.feed(OK)
+    assert repr(server.next_event()).startswith("<ResponseHead 200 b'OK' 1.1 Headers([")

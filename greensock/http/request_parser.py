@@ -135,7 +135,7 @@ class RequestParser(MessageParser):
             if line != b"%b %b HTTP/1.0" % (method, target):
                 raise self._refusal(None, head, line)
             version = "1.0"
-        if b"#" in target or len(target) > self._limits.max_target:
+        if target.find(b"#") >= 0 or len(target) > self._limits.max_target:
             raise self._refusal_of_target(target)
         fields, index = self._checked_fields()
         host = index.get(b"host")
