@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import http.client
 import json
 import select
 import socket
@@ -233,4 +234,22 @@ def test_chat_drops_a_slow_reader_and_nobody_else_waits():
             assert others == {b"* guest2 has left\n"}
             with pytest.raises(ConnectionResetError):
                 read_all(slow)
+        example.stop()
+
+
+def test_hello_http():
+    with running("hello_http") as example:
+
+        def ask(path: str, body: bytes | None = None) -> tuple[int, bytes]:
+            client = http.client.HTTPConnection(*example.address, timeout=PATIENCE)
+            client.request("GET" if body is None else "POST", path, body)
+            answer = client.getresponse()
+            data = answer.read()
+            client.close()
+            return answer.status, data
+
+        assert ask("/") == (200, b"hello, 127.0.0.1\n")
+        assert ask("/countdown") == (200, b"3\n2\n1\n")
+        assert ask("/", b"x" * 5000) == (200, b'{"bytes": 5000}')
+        assert ask("/none") == (404, b"Not Found\n")
         example.stop()

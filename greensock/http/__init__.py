@@ -18,6 +18,9 @@ parser           bytes in, events out: what both parsers have in common
 request_parser   what a server reads
 response_parser  what a client or a gateway reads
 writer           the reverse
+request          a request as the program sees it
+response         an answer as the program gives it
+server           one request after the other, each answered
 ===============  ===================================================================================
 """
 
@@ -35,8 +38,11 @@ from greensock.http.events import (
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
+from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
+from greensock.http.response import FileBody, HTTPError, Response
 from greensock.http.response_parser import ResponseParser
+from greensock.http.server import HTTPConnection, HTTPServer
 from greensock.http.writer import (
     LAST_CHUNK,
     format_date,
@@ -57,11 +63,18 @@ __all__ = [
     "BadResponse",
     "Data",
     "EndOfMessage",
+    "FileBody",
+    "HTTPConnection",
+    "HTTPError",
+    "HTTPServer",
     "Headers",
     "Limits",
     "Reason",
+    "Request",
+    "RequestBody",
     "RequestHead",
     "RequestParser",
+    "Response",
     "ResponseHead",
     "ResponseParser",
     "Signal",

@@ -134,11 +134,14 @@ def write_response_head(
     phrase: bytes | None = None,
     content_length: int | None = None,
     chunked: bool = False,
+    own: frozenset[bytes] = _FRAMING,
+    extra: bytes = b"",
 ) -> bytes:
     """Return the head of an HTTP/1.1 answer. Without a length the body, if it may have one, ends with the connection.
 
     On answers to HEAD and on 304 the length is that of the body which is not sent. To an HTTP/1.0 client nothing may be
-    sent in chunks: the caller's to see to (RFC 9112 section 6.1).
+    sent in chunks: the caller's to see to (RFC 9112 section 6.1). Fields whose lower-case names are ``own`` are left
+    out; ``extra`` are lines of the caller's own, which are not checked.
 
     Raises:
         ValueError: a status that is not 100 to 999, a phrase that would split the message, two framings, or a length on
@@ -154,7 +157,7 @@ def write_response_head(
         line = b"HTTP/1.1 %d %b\r\n" % (status, phrase)
     if (status < 200 or status == 204) and (chunked or content_length is not None):
         raise ValueError(f"status {status} has no body, and so no length (RFC 9110 section 8.6)")
-    return b"".join((line, *_lines(headers), _framing(content_length, chunked)))
+    return b"".join((line, *_lines(headers, own), extra, _framing(content_length, chunked)))
 
 
 def write_chunk(data: bytes | memoryview) -> list[bytes | memoryview]:
@@ -179,8 +182,8 @@ def write_last_chunk(trailers: Headers | None = None) -> bytes:
     return b"".join((b"0\r\n", *_lines(trailers), b"\r\n"))
 
 
-def _lines(headers: Headers) -> list[bytes]:
-    return [b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in _FRAMING]
+def _lines(headers: Headers, without: frozenset[bytes] = _FRAMING) -> list[bytes]:
+    return [b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in without]
 
 
 def _framing(content_length: int | None, chunked: bool) -> bytes:

@@ -1,0 +1,33 @@
+"""Says hello over HTTP, counts the bytes of an upload, and streams a countdown."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import time
+from collections.abc import Iterator
+
+from examples._main import run
+from greensock.http import HTTPError, HTTPServer, Request, Response
+
+
+class Hello(HTTPServer):
+    def handle_request(self, request: Request) -> Response:
+        if request.method == "POST":
+            size = sum(map(len, request.body))  # streams: the upload may be larger than memory
+            return Response.json({"bytes": size})
+        if request.path == "/":
+            return Response(f"hello, {request.client_address[0]}\n")
+        if request.path == "/countdown":
+            return Response(countdown(3), content_type="text/plain")
+        raise HTTPError(404)
+
+
+def countdown(start: int) -> Iterator[bytes]:
+    for number in range(start, 0, -1):
+        yield b"%d\n" % number
+        time.sleep(0.1)  # patched: only this client waits
+
+
+if __name__ == "__main__":
+    run(Hello, __doc__)

@@ -1,0 +1,230 @@
+"""A request as the program sees it: the head, and a body that streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+from urllib.parse import unquote
+
+from greensock import Connection, OperationTimeout
+from greensock.http.errors import BadRequest, Reason
+from greensock.http.events import Data, EndOfMessage, RequestHead
+from greensock.http.headers import Headers
+from greensock.http.request_parser import RequestParser
+
+__all__ = ["NO_BODY", "Request", "RequestBody"]
+
+#: What ``read_all`` holds in memory if it is not told otherwise, in bytes.
+MAX_IN_MEMORY = 1 << 20
+#: Seconds of waiting for a body that are not held against its sender's rate.
+RATE_GRACE = 10.0
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class RequestBody:
+    """The body of a request, read as it comes; never more than one piece of input is held.
+
+    ``100 Continue`` goes out at the first read, if the client waits for it. Everything that reads may raise
+
+    - ``BadRequest``: the body's framing is broken, it ended early or it is longer than a limit (the client's fault);
+    - ``OperationTimeout``: nothing came for ``timeout`` seconds, or less than ``min_rate`` bytes a second;
+    - ``ConnectionLost``: the client went away.
+
+    Left to itself, each of them becomes the right answer, and the connection is closed.
+    """
+
+    __slots__ = (
+        "_conn",
+        "_ended",
+        "_expects",
+        "_min_rate",
+        "_parser",
+        "_rest",
+        "_timeout",
+        "_waited",
+        "received",
+        "trailers",
+    )
+
+    def __init__(
+        self, conn: Connection, parser: RequestParser, head: RequestHead, timeout: float | None, min_rate: float
+    ) -> None:
+        self._conn = conn
+        self._parser = parser
+        self._timeout = timeout
+        self._min_rate = min_rate
+        self._expects = head.expects_continue
+        self._ended = False
+        self._rest: bytes | memoryview = b""
+        self._waited = 0.0
+        #: Bytes of the body that came so far.
+        self.received = 0
+        #: The fields after a chunked body, once it was read to its end; None if there were none.
+        self.trailers: Headers | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was read to its end."""
+        return self._ended and not self._rest
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the client still waits for 100 before it sends the body."""
+        return self._expects
+
+    def read(self, max_bytes: int = 65536) -> bytes:
+        """Return what is there, at most ``max_bytes`` bytes, waiting for the first; ``b""`` at the end."""
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes!r}: at least 1 expected")
+        piece = self._rest or self._next()
+        if len(piece) > max_bytes:
+            piece, self._rest = piece[:max_bytes], memoryview(piece)[max_bytes:]
+        else:
+            self._rest = b""
+        return bytes(piece)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Go through the body, piece by piece as it comes."""
+        while piece := self.read():
+            yield piece
+
+    def read_all(self, max_bytes: int = MAX_IN_MEMORY) -> bytes:
+        """Return all of it.
+
+        Raises:
+            BadRequest: it is longer than ``max_bytes`` (status 413).
+        """
+        pieces, size = [], 0
+        while piece := self.read():
+            size += len(piece)
+            if size > max_bytes:
+                raise BadRequest(f"a body of more than {max_bytes} bytes", Reason.BODY_TOO_LARGE, self._conn)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def discard(self, max_bytes: int, seconds: float) -> bool:
+        """Read and drop what is left, within these bounds; True if that was all. (RFC 9112 section 9.3)"""
+        deadline = monotonic() + seconds
+        self._rest = b""
+        left = max_bytes
+        while not self._ended:
+            if left <= 0 or (seconds and monotonic() >= deadline):
+                return False
+            try:
+                left -= len(self._next(max(0.0, deadline - monotonic())))
+            except OperationTimeout:
+                return False
+        return True
+
+    def _next(self, timeout: float | None = None) -> bytes | memoryview:
+        """Return the next piece; empty at the end."""
+        if self._ended:
+            return b""
+        while True:
+            event = self._parser.next_event()
+            if type(event) is Data:
+                self.received += len(event.data)
+                self._expects = False
+                return event.data
+            if type(event) is EndOfMessage:
+                self._ended = True
+                self.trailers = event.trailers
+                return b""
+            self._feed(self._timeout if timeout is None else timeout)
+
+    def _feed(self, timeout: float | None) -> None:
+        if self._expects:
+            self._expects = False
+            self._conn.send(CONTINUE)
+        began = monotonic()
+        data = self._conn.recv(timeout=timeout)
+        self._waited += monotonic() - began
+        if not data:
+            self._parser.feed_eof()
+            return
+        self._parser.feed(data)
+        late = self._waited - RATE_GRACE
+        if late > 0 and self.received + len(data) < late * self._min_rate:
+            text = f"the body comes at less than {self._min_rate} bytes a second"
+            raise OperationTimeout(text, self._conn, "recv", self._waited)
+
+
+class _NoBody(RequestBody):
+    """The body of a request that has none. One serves all: nothing in it ever changes."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self._ended = True
+        self._expects = False
+        self._rest = b""
+        self.received = 0
+        self.trailers = None
+
+
+NO_BODY = _NoBody()
+
+
+class Request:
+    """One request. ``body`` streams; ``trailers`` are there once it was read to its end."""
+
+    __slots__ = ("__dict__", "_path", "body", "connection", "head", "headers", "method", "scheme", "target", "version")
+
+    def __init__(self, conn: Connection, head: RequestHead, body: RequestBody, scheme: str = "http") -> None:
+        self.head = head
+        #: ``GET``, ``POST``, ...; in the case it came in.
+        self.method = head.method
+        #: What was asked for, byte for byte as it came.
+        self.target = head.target
+        #: ``1.1`` or ``1.0``.
+        self.version = head.version
+        #: The fields, :class:`Headers`.
+        self.headers = head.headers
+        #: The body, :class:`RequestBody`; empty if there is none.
+        self.body = body
+        #: The connection it came on.
+        self.connection = conn
+        #: ``http``.
+        self.scheme = scheme
+
+    @property
+    def raw_path(self) -> bytes:
+        """The target's path, not decoded; ``*`` for OPTIONS."""
+        target = self.target
+        if not target.startswith((b"/", b"*")):  # an absolute URI
+            target = b"/" + target.split(b"://", 1)[-1].partition(b"/")[2]
+        return target.partition(b"?")[0]
+
+    @property
+    def path(self) -> str:
+        """The target's path, percent-decoded as UTF-8."""
+        return unquote(self.raw_path.decode("latin-1"))
+
+    @property
+    def query(self) -> str:
+        """What follows the ``?``, not decoded; empty if there is none."""
+        return self.target.partition(b"?")[2].decode("latin-1")
+
+    @property
+    def host(self) -> str:
+        """The authority it is for, ``name[:port]``: the target's, or Host's; empty in HTTP/1.0 without."""
+        return self.head.authority.decode("latin-1")
+
+    @property
+    def client_address(self) -> Any:
+        """The peer's socket address: ``(host, port)``."""
+        return self.connection.address
+
+    @property
+    def trailers(self) -> Headers | None:
+        """The fields after a chunked body, once it was read; None if there were none."""
+        return self.body.trailers
+
+    def wait_disconnect(self, timeout: float | None = None) -> bool:
+        """Block until the client has left; False if ``timeout`` seconds passed first. For answers that take long."""
+        return self.connection.wait_disconnect(timeout)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.target!r} from {self.client_address!r}>"
