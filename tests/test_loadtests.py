@@ -41,7 +41,7 @@ def succeed(module: str, *arguments: object) -> str:
 def tiny(tmp_path_factory) -> Path:
     """The results of a tiny run of every experiment."""
     path = tmp_path_factory.mktemp("results")
-    succeed("bench", "all", "--quick", "--seconds", 0.05, "--servers", ",".join(FEW), "--output", path)
+    succeed("bench", "all", "--quick", "--seconds", 0.1, "--servers", ",".join(FEW), "--output", path)
     return path
 
 
@@ -54,13 +54,13 @@ def test_a_tiny_run_of(name, tiny):
     plan = PLANS[name](QUICK)
     expected = {(case.label, server) for case in plan.cases for server in case.servers if server in FEW}
     assert {(sample["case"], sample["server"]) for sample in content["samples"]} == expected
-    assert sum(sample["failed"] for sample in content["samples"]) == 0
+    assert not [sample for sample in content["samples"] if sample["failed"]]
     assert content["machine"]["cores"] > 0
     assert content["versions"]["greensock"]
     assert content["scale"]["quick"] is True
     for sample in content["samples"]:
         assert sample["took_seconds"] > 0
-        assert sample["mode"] == "idle" or sample["messages"] > 0
+        assert sample["mode"] == "idle" or sample["messages"] > 0, sample
 
 
 def test_every_server_takes_part(tmp_path):
