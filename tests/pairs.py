@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import gevent
 from conftest import PATIENCE
 
 from greensock import Connection
@@ -85,3 +88,27 @@ def let_engine_look() -> None:
     assert conn.recv() == b"x"
     theirs.close()
     conn.abort()
+
+
+class Flood:
+    """In the place of ``read``: a peer that always has more to say, for so many seconds of our CPU; then the end."""
+
+    def __init__(self, seconds: float = 0.3) -> None:
+        self._end = time.thread_time() + seconds
+
+    def __call__(self, fd: int, size: int) -> bytes:
+        return bytes(size) if time.thread_time() < self._end else b""
+
+
+def longest_between_ticks(done: Callable[[], Any], every: float = 0.01) -> float:
+    """Tick until it is done; return the longest that anything else ran between two ticks, in seconds of CPU.
+
+    Of CPU, so that a busy machine makes no difference.
+    """
+    longest, before = 0.0, time.thread_time()
+    while not done():
+        gevent.sleep(every)
+        now = time.thread_time()
+        longest = max(longest, now - before)
+        before = now
+    return longest

@@ -8,9 +8,10 @@ import socket
 import gevent
 import pytest
 from conftest import PATIENCE, read_exactly, wait_until
-from pairs import read_all_fast, read_exactly_fast, reset, tcp_pair, wrap
+from pairs import Flood, longest_between_ticks, read_all_fast, read_exactly_fast, reset, tcp_pair, wrap
 
 from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, State
+from greensock.outgoing import Pipe
 
 
 @pytest.mark.parametrize("count", [None, 1_000_000])
@@ -380,3 +381,26 @@ def test_nothing_is_queued_on_a_connection_that_was_reset(splice):
         splice.moving.get(timeout=PATIENCE)
     assert splice.queued() == 0
     splice.feeding.kill()
+
+
+def test_splice_from_a_peer_that_floods_does_not_hold_up_timers(splice, monkeypatch):
+    """Rule 5: a source that is never empty, and a target that is never full."""
+    flood = Flood()
+
+    def pull(pipe, fd, count, thorough):
+        moved = os.write(pipe._ends[1], flood(fd, 4096))
+        pipe.left += moved
+        return moved
+
+    def push(pipe, fd):
+        moved = len(os.read(pipe._ends[0], pipe.left))
+        pipe.left -= moved
+        pipe.sent += moved
+        return moved
+
+    monkeypatch.setattr(Pipe, "pull", pull)
+    monkeypatch.setattr(Pipe, "push", push)
+    moving = splice.start()
+    splice.left.sendall(b"x")
+    assert longest_between_ticks(moving.ready) < 0.1
+    assert moving.get() > 4096

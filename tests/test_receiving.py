@@ -6,12 +6,13 @@ import os
 import select
 import socket
 import time
+from math import inf
 
 import gevent
 import pytest
 from conftest import PATIENCE, wait_until
 from gevent.monkey import get_original
-from pairs import connected, let_engine_look, read_all_fast
+from pairs import Flood, connected, let_engine_look, longest_between_ticks, read_all_fast
 
 from greensock import (
     ConnectionBusy,
@@ -21,6 +22,8 @@ from greensock import (
     MessageTooLong,
     OperationTimeout,
     State,
+    receiving,
+    sending,
 )
 
 
@@ -344,3 +347,51 @@ def test_a_blocked_reader_is_woken_while_the_closing_connection_flushes(pair, re
     peer.close()
     assert conn.wait_closed(PATIENCE)
     assert conn.drop_reason is DropReason.CLOSED
+
+
+# -- others go on
+
+
+def test_a_read_that_is_refused_in_the_hub_leaves_no_deadline(pair):
+    conn, peer = pair
+    caught = []
+
+    def in_the_hub():
+        try:
+            conn.recv(timeout=0.01)
+        except gevent.exceptions.BlockingSwitchOutError as error:
+            caught.append(error)
+
+    gevent.get_hub().loop.run_callback(in_the_hub)
+    wait_until(lambda: caught)
+    assert conn._on_deadline(time.monotonic() + PATIENCE) == inf  # or the hub would look at it for ever
+    gevent.sleep(0.02)
+    peer.sendall(b"x")
+    assert conn.recv() == b"x"
+
+
+def read_on(conn):
+    while conn.read_exactly(1024):
+        pass
+
+
+def echo(conn):
+    while data := conn.recv():
+        conn.send(data)
+
+
+def read_few(conn):
+    while conn.recv(100):
+        pass
+
+
+@pytest.mark.parametrize("loop", [read_on, read_few, echo])
+def test_a_peer_that_floods_a_loop_of_reads_does_not_hold_up_timers(pair, monkeypatch, loop):
+    """Rule 5, in the blocking style: nothing in the loop ever has to wait."""
+    conn, peer = pair
+    peer.sendall(b"x")
+    monkeypatch.setattr(receiving, "read", Flood())
+    monkeypatch.setattr(sending, "write", lambda fd, data: len(data))
+    looping = gevent.spawn(loop, conn)
+    assert longest_between_ticks(looping.ready) < 0.1
+    looping.get()
