@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import gevent
 import pytest
 from conftest import PATIENCE, greenlets, read_exactly, wait_until
+from pairs import longest_between_ticks
 
 from greensock import Server
 from greensock.poller import Poller, get_poller
@@ -232,3 +234,23 @@ def test_unpatched_program_is_told_once():
 def test_events_need_an_endpoint_to_keep_the_loop_alive():
     with pytest.raises(gevent.exceptions.LoopExit):
         gevent.event.Event().wait()
+
+
+def test_timers_fire_in_time_beside_a_flood_of_work(serve, connect):
+    """Rule 5: what is left of a turn goes through the loop, timers and all, and not through its callbacks only."""
+
+    class Busy(Server):
+        recv_size = 1000
+        turn_budget = 5000
+        done = 0
+
+        def connection_recv(self, conn, data):
+            end = time.thread_time() + 0.001
+            while time.thread_time() < end:
+                pass
+            self.done += len(data)
+
+    server = serve(Busy)
+    sock = connect(server)
+    sock.sendall(bytes(400_000))
+    assert longest_between_ticks(lambda: server.done == 400_000) < 0.1
