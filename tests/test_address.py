@@ -133,3 +133,12 @@ def test_a_file_that_is_no_socket_stays(tmp_path):
     with pytest.raises(OSError, match="precious"):
         listen(socket.AF_UNIX, str(path), 5)
     assert path.read_text() == "data"
+
+
+def test_an_abstract_name_is_nobodys_file():
+    name = f"\0greensock-test-{os.getpid()}"
+    for _ in range(2):
+        with listen(socket.AF_UNIX, name, 5) as sock:
+            assert sock.getsockname() == name.encode()
+            with pytest.raises(OSError, match="in use"):
+                listen(socket.AF_UNIX, name, 5)

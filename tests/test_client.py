@@ -6,14 +6,17 @@ import contextlib
 import errno
 import os
 import socket
+from functools import partial
 
 import gevent
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, read_all, wait_until
+from pairs import let_engine_look
 
-from greensock import ConnectFailed, Connection, OperationTimeout, Server, connect
+from greensock import ConnectFailed, Connection, OperationTimeout, Server, SocketConnection, State, connect
 from greensock import client as client_module
 from greensock.poller import get_poller
+from greensock.syscalls import EVENT_DATA
 
 
 class Echo(Server):
@@ -192,3 +195,85 @@ def test_it_does_not_stop_the_others():
         wait_until(lambda: get_poller().endpoints)
         assert not waits.ready()
         waits.kill()
+
+
+def test_an_event_of_whoever_had_the_descriptor_before_connects_nothing():
+    """Rule 3."""
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        waits = gevent.spawn(connect, listener.getsockname(), timeout=0.2)
+        (conn,) = wait_until(lambda: list(get_poller().endpoints.values()))
+        for _ in range(3):
+            get_poller().call_soon(partial(get_poller()._tell, conn, EVENT_DATA))
+            let_engine_look()
+            assert not waits.ready()
+        with pytest.raises(OperationTimeout, match="did not answer"):
+            waits.get()
+
+
+def test_a_connection_like_a_socket(serve, tmp_path):
+    server = serve(Echo)
+    conn = connect(server.address, timeout=PATIENCE, connection_class=SocketConnection)
+    conn.settimeout(PATIENCE)
+    conn.sendall(b"ping")
+    assert conn.recv(4) == b"ping"
+    conn.close()
+    before = open_descriptors()
+    server.stop()
+    with pytest.raises(ConnectFailed, match="refused"):
+        connect(server.address, timeout=PATIENCE, connection_class=SocketConnection)
+    with pytest.raises(ConnectFailed, match="No such file"):
+        connect(tmp_path / "none", connection_class=SocketConnection)
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        with pytest.raises(OperationTimeout, match="did not answer"):
+            connect(listener.getsockname(), timeout=0.05, connection_class=SocketConnection)
+    wait_until(lambda: open_descriptors() < before)  # the server's listener, and nothing else
+
+
+def test_an_abstract_unix_socket(serve):
+    server = serve(Echo, f"unix:\0greensock-test-{os.getpid()}")
+    exchange(connect(f"unix:\0greensock-test-{os.getpid()}", timeout=PATIENCE))
+    server.stop()
+    with pytest.raises(ConnectFailed, match="refused"):
+        connect(f"unix:\0greensock-test-{os.getpid()}")
+
+
+def test_the_scope_of_an_ipv6_address_is_kept(serve):
+    server = serve(Echo, ("::1", 0))
+    loopback = socket.if_nametoindex("lo")
+    conn = connect(("::1", server.server_port, 0, loopback), timeout=PATIENCE)
+    assert conn.address == ("::1", server.server_port, 0, loopback)
+    exchange(conn)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_leaving_the_block_closes(serve, raises):
+    server = serve(Echo)
+    with contextlib.suppress(KeyError), connect(server.address, timeout=PATIENCE) as conn:
+        conn.send(b"ping")
+        assert conn.read_exactly(4, timeout=PATIENCE) == b"ping"
+        if raises:
+            raise KeyError
+    assert conn.state is not State.OPEN
+    assert conn.wait_closed(PATIENCE)
+    wait_until(lambda: server.statistics().dropped == {"PEER_CLOSED": 1})
+
+
+def test_a_path_that_fails_is_named_as_it_was_given(tmp_path):
+    with pytest.raises(ConnectFailed) as caught:
+        connect(tmp_path / "none")
+    assert caught.value.address == tmp_path / "none"
+
+
+def test_a_timeout_that_leaves_an_upcall_is_no_fault_of_its_peer(serve, connect):
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+
+        class Proxy(Server):
+            def connection_recv(self, conn, data):
+                client_module.connect(listener.getsockname(), timeout=0.02)
+
+        server = serve(Proxy)
+        sock = connect(server)
+        sock.sendall(b"x")
+        assert read_all(sock) == b""
+        wait_until(lambda: server.statistics().dropped)
+        assert server.statistics().dropped == {"ERROR": 1}

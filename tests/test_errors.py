@@ -80,6 +80,7 @@ def test_a_timeout_says_of_what():
     assert (error.operation, error.seconds, error.sent, error.errno) == ("send", 1.5, 10, errno.ETIMEDOUT)
     assert error.drop_reason is DropReason.SEND_TIMEOUT
     assert OperationTimeout("x", None, "recv", 1.5).drop_reason is DropReason.RECV_TIMEOUT
+    assert OperationTimeout("x", None, "connect", 1.5).drop_reason is DropReason.ERROR  # not the served peer's
 
 
 def test_every_drop_reason_is_told_apart():

@@ -48,6 +48,16 @@ def test_send_gathers_and_checks(pair):
         conn.send(5)
 
 
+def test_a_view_with_gaps_is_refused_and_nothing_else_happens(pair):
+    conn, peer = pair
+    with pytest.raises(TypeError, match="contiguous"):
+        conn.send(memoryview(b"abcdef")[::2])
+    with pytest.raises(TypeError, match="contiguous"):
+        conn.send_nowait([b"x", memoryview(b"abcdef")[::-1]])
+    conn.send(memoryview(b"abcdef")[2:4])
+    assert read_exactly(peer, 2) == b"cd"
+
+
 def test_send_and_close(pair):
     conn, peer = pair
     text = b"x" * 3_000_000
