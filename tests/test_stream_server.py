@@ -21,6 +21,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -1146,6 +1147,35 @@ def test_dup(run: Run) -> None:
     outcome(result)
 
 
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_duplicate_outlives_its_connection(run: Run, unread: bool) -> None:
+    def handle(conn: Any) -> Any:
+        other = conn.dup()
+        if not unread:
+            assert conn.recv(10) == b"hello"
+        gevent.spawn(late, other)
+        return None
+
+    def late(other: Any) -> None:
+        go.wait()
+        with other:
+            if unread:
+                assert other.recv(10) == b"hello"
+            other.sendall(b"from the duplicate")
+
+    go = gevent.event.Event()
+    client, result = run(handle)
+    client.sendall(b"hello")
+    outcome(result)
+    wait_until(lambda: run.conns[0].fileno() == -1)
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+    client.settimeout(PATIENCE)
+    go.set()
+    assert read_all(client) == b"from the duplicate"
+
+
 def test_it_can_be_upgraded_to_tls(run: Run, certificate: tuple[str, str]) -> None:
     def handle(conn: Any) -> Any:
         assert conn.recv(100) == b"STARTTLS\n"
@@ -1314,6 +1344,22 @@ class TestInTheHub:
         assert isinstance(error, AssertionError)
         assert str(error) == "Impossible to call blocking function in the event loop callback"
         assert client.recv(1) == b""
+
+    def test_a_deadline_that_nobody_waits_for(self, ours: Run) -> None:
+        def handle(conn: Any) -> Any:
+            conn.settimeout(0.01)
+            with pytest.raises(BlockingSwitchOutError):
+                conn.recv(1)
+            return conn, conn._on_deadline(time.monotonic() + PATIENCE)
+
+        ours.kind = type("Keeps", (StreamServer,), {"do_close": lambda *args: None})
+        client, result = ours(handle, spawn=None)
+        conn, due = outcome(result)
+        assert due == inf  # or the hub would look at it for ever
+        gevent.sleep(0.02)
+        client.sendall(b"x")
+        assert conn.recv(1) == b"x"
+        conn.close()
 
     def test_a_send_that_blocks_is_refused(self, run: Run) -> None:
         def handle(conn: Any) -> None:
