@@ -223,9 +223,11 @@ def test_a_connection_like_a_socket(serve, tmp_path):
         connect(server.address, timeout=PATIENCE, connection_class=SocketConnection)
     with pytest.raises(ConnectFailed, match="No such file"):
         connect(tmp_path / "none", connection_class=SocketConnection)
-    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
-        with pytest.raises(OperationTimeout, match="did not answer"):
-            connect(listener.getsockname(), timeout=0.05, connection_class=SocketConnection)
+    with (
+        full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener,
+        pytest.raises(OperationTimeout, match="did not answer"),
+    ):
+        connect(listener.getsockname(), timeout=0.05, connection_class=SocketConnection)
     wait_until(lambda: open_descriptors() < before)  # the server's listener, and nothing else
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import errno
+import gc
 import logging
 import os
 import socket
@@ -11,13 +12,15 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import suppress
 from itertools import pairwise
 
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import drain
+from gevent.monkey import get_original
+from pairs import drain, let_engine_look
 
 from greensock import (
     DROP,
@@ -1825,3 +1828,322 @@ def test_an_acceptor_that_is_refused_can_be_started_again(serve, connect, monkey
     sock.sendall(b"x")
     server.start_accepting()
     assert read_exactly(sock, 1) == b"x"
+
+
+# -- several that stop it, and where from
+
+
+def silent(caplog, capsys):
+    """Whether nothing was told of a failure, be it in the log or by gevent."""
+    return not [record for record in caplog.records if record.exc_info] and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["abort", "stop"])
+def test_two_upcalls_that_stop_it_at_once(serve, connect, caplog, capsys, how):
+    class Quitter(Recorder):
+        stop_timeout = 0.05
+
+        def connection_recv(self, conn, data):
+            getattr(self, how)()
+
+    server = serve(Quitter)
+    serving = gevent.spawn(server.serve_forever)
+    socks = [connect(server), connect(server)]
+    wait_until(lambda: server.statistics().active == 2)
+    for sock in socks:
+        sock.sendall(b"x")
+    serving.get(timeout=PATIENCE)
+    wait_until(lambda: len(server.drops()) == 2)
+    assert not server.started
+    assert server.statistics().active == 0
+    assert silent(caplog, capsys)
+
+
+@pytest.mark.parametrize("how", ["abort", "stop", "drain"])
+def test_two_greenlets_that_stop_it_at_once(serve, connect, caplog, capsys, how):
+    server = serve(Echo)
+    connect(server)
+    wait_until(lambda: server.statistics().active == 1)
+    stopping = [gevent.spawn(getattr(server, how)) for _ in range(2)]
+    wait_until(lambda: server.draining)
+    for sock in list(server.connections):
+        sock.abort()
+    gevent.joinall(stopping, timeout=PATIENCE, raise_error=True)
+    assert all(greenlet.dead for greenlet in stopping)
+    assert server.drops() in ([DropReason.STOPPED], [DropReason.CLOSED])
+    assert silent(caplog, capsys)
+
+
+def test_an_abort_that_is_cut_short_has_stopped_it(serve, connect, caplog, capsys):
+    class Stubborn(Recorder):
+        def handle(self, conn):
+            self.calls.append(("handle", conn))
+            while not go.is_set():
+                with suppress(gevent.GreenletExit):
+                    go.wait()
+
+    go = gevent.event.Event()
+    server = serve(Stubborn)
+    serving = gevent.spawn(server.serve_forever)
+    connect(server)
+    wait_until(lambda: "handle" in server.names())
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
+        server.abort()
+    assert not server.started
+    serving.get(timeout=PATIENCE)
+    go.set()
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.STOPPED]
+    assert silent(caplog, capsys)
+
+
+@pytest.mark.parametrize("call", ["drain", "abort", "stop"])
+def test_another_thread_may_not_stop_it(serve, connect, call):
+    def elsewhere():
+        try:
+            outcome.append(getattr(server, call)())
+        except BaseException as error:
+            outcome.append(error)
+        finally:
+            get_poller().close()
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    outcome = []
+    server = serve(Echo)
+    sock = connect(server)
+    wait_until(lambda: server.statistics().active == 1)
+    get_original("_thread", "start_new_thread")(elsewhere, ())
+    (error,) = wait_until(lambda: outcome)
+    assert isinstance(error, RuntimeError)
+    assert str(error) == f"{'drain' if call == 'stop' else call}: the server was started in another thread"
+    assert server.started
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    late = connect(server)
+    late.sendall(b"x")
+    assert read_exactly(late, 1) == b"x"
+
+
+FORKED = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os, socket, sys
+from greensock import Server
+
+class Echo(Server):
+    def connection_recv(self, conn, data):
+        conn.send(data)
+
+def talk():
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(path)
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+
+path = sys.argv[1]
+parent = os.getpid()
+try:
+    with Echo(path) as server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        talk()
+        if child := os.fork():
+            assert os.waitpid(child, 0)[1] == 0
+            assert os.path.exists(path)
+            talk()
+        else:
+            # The lowest free numbers: among them are those that the fork closed.
+            fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(20)]
+except RuntimeError:  # what it is told that it cannot stop the server
+    assert os.getpid() != parent
+if os.getpid() != parent:
+    for fd in fds:
+        os.fstat(fd)
+    os._exit(0)
+assert not os.path.exists(path)
+print("ended")
+"""
+
+
+def test_a_forked_child_that_leaves_the_block_takes_nothing_away(tmp_path):
+    """Neither a descriptor that has become somebody else's in the child, nor the path that the parent serves."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(tmp_path / "socket")],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ended\n"
+
+
+SIGNALS_GIVEN_BACK = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os, signal, time
+from greensock import Server
+
+caught = []
+signal.signal(signal.SIGTERM, lambda *args: caught.append(args[0]))
+for number in range(2):
+    server = Server(("127.0.0.1", 0))
+    gevent.spawn(server.stop)
+    server.serve_forever()
+    gevent.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        caught.append(signal.SIGINT)
+assert caught == 2 * [signal.SIGTERM, signal.SIGINT], caught
+print("ended")
+"""
+
+
+def test_serve_forever_gives_the_signals_back():
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS_GIVEN_BACK], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
+# -- connections that end in every way, and sockets that come in every state
+
+
+def test_half_open_that_is_reset_while_its_upcall_runs(serve, connect):
+    """The event of it comes only once, and comes then."""
+    go = gevent.event.Event()
+
+    class Half(Recorder):
+        def connection_eof(self, conn):
+            self.calls.append(("eof", conn))
+            go.wait()
+            return OK
+
+    server = serve(Half)
+    sock = connect(server)
+    sock.shutdown(socket.SHUT_WR)
+    wait_until(lambda: "eof" in server.names())
+    fd = server.connections[0].fileno()
+    reset(sock)
+    wait_until(lambda: syscalls.both_sides_are_down(fd))
+    let_engine_look()
+    go.set()
+    wait_until(server.drops)
+    wait_until(lambda: server.statistics().active == 0)
+    assert server.names() == ["new", "eof", "error", "drop"]
+    assert server.drops() == [DropReason.LOST]
+
+
+def test_half_open_whose_peer_closes_entirely(serve, connect, tmp_path):
+    """A Unix peer says both with one event."""
+
+    class Half(Recorder):
+        def connection_eof(self, conn):
+            self.calls.append(("eof", conn))
+            return OK
+
+    server = serve(Half, str(tmp_path / "socket"))
+    sock = connect(server)
+    wait_until(lambda: "new" in server.names())
+    sock.close()
+    wait_until(server.drops)
+    wait_until(lambda: server.statistics().active == 0)
+    assert server.names() == ["new", "eof", "drop"]
+    assert server.drops() == [DropReason.PEER_CLOSED]
+
+
+def test_half_open_stays_so_when_its_peer_does(serve, connect):
+    class Half(Recorder):
+        def connection_eof(self, conn):
+            self.calls.append(("eof", conn))
+            return OK
+
+    server = serve(Half)
+    sock = connect(server)
+    sock.shutdown(socket.SHUT_WR)
+    wait_until(lambda: "eof" in server.names())
+    let_engine_look()
+    (conn,) = server.connections
+    conn.send(b"still here", close=True)
+    assert read_all(sock) == b"still here"
+    wait_until(server.drops)
+    assert server.drops() == [DropReason.CLOSED]
+
+
+def test_connections_that_ended_are_not_held_until_their_idle_timeout(serve, connect):
+    alive = weakref.WeakSet()
+
+    class Remember(Recorder):
+        def connection_new(self, conn):
+            alive.add(conn)
+
+        def connection_drop(self, conn):
+            pass
+
+    server = serve(Remember, idle_timeout=3600.0)
+    socks = [connect(server) for _ in range(300)]
+    wait_until(lambda: server.statistics().active == 300)
+    assert len(alive) == 300
+    for sock in socks:
+        sock.close()
+    wait_until(lambda: server.statistics().active == 0)
+    gc.collect()
+    assert len(alive) <= 70  # the heap may have as many void entries
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_an_abstract_unix_socket(serve, bound):
+    name = f"\0greensock-test-{os.getpid()}"
+    listener = f"unix:{name}"
+    for _ in range(2):
+        if bound:
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(name)
+            listener.listen()
+        server = serve(Echo, listener)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(name)
+            sock.sendall(b"x")
+            assert read_exactly(sock, 1) == b"x"
+            assert server.server_port is None
+        server.stop()
+        assert not server.started
+        with socket.socket(socket.AF_UNIX) as sock, pytest.raises(ConnectionRefusedError):
+            sock.connect(name)
+
+
+def test_a_bound_socket_that_does_not_listen_yet(serve, connect, caplog):
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = serve(Echo, listener)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("when", ["before", "draining", "after"])
+def test_adopt_when_nobody_would_serve_it(serve, connect, when):
+    go = gevent.event.Event()
+
+    class Slow(Recorder):
+        def connection_new(self, conn):
+            super().connection_new(conn)
+            go.wait()
+
+    server = serve(Slow) if when != "before" else Slow(("127.0.0.1", 0))
+    if when == "draining":
+        connect(server)
+        wait_until(lambda: server.calls)
+        draining = gevent.spawn(server.drain, PATIENCE)
+        wait_until(lambda: server.draining)
+    elif when == "after":
+        server.stop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with pytest.raises(ValueError, match="not started, or is about to stop"):
+            server.adopt(theirs)
+        theirs.sendall(b"mine")
+        assert read_exactly(ours, 4) == b"mine"
+    if when == "draining":
+        go.set()
+        assert draining.get(timeout=PATIENCE)
