@@ -32,6 +32,7 @@ def test_the_program_in_the_readme_runs(connect):
             sock.sendall(b"bob\n")
             sock.sendall(b"hello")
             assert read_exactly(sock, 10) == b"bob: HELLO"
+            sock.close()  # or the program would wait for it
         finally:
             process.terminate()
         assert process.wait(PATIENCE) == 0

@@ -203,6 +203,7 @@ def test_chat():
             assert read_until(ann, b"left\n") == b"* guest3 is here\n* guest3 has left\n"
         ann.sendall(b"alone\n")
         assert read_until(ann, b"\n") == b"guest1: alone\n"
+        ann.close()  # or the program would wait for it
         example.stop()
 
 
@@ -234,6 +235,7 @@ def test_chat_drops_a_slow_reader_and_nobody_else_waits():
             assert others == {b"* guest2 has left\n"}
             with pytest.raises(ConnectionResetError):
                 read_all(slow)
+        ann.close()  # or the program would wait for it
         example.stop()
 
 

@@ -810,6 +810,7 @@ def test_drain_closes_idle_and_waits_for_the_busy(serve, connect):
     go.set()
     draining = gevent.spawn(server.drain, PATIENCE)
     assert read_all(busy) == b"done"
+    busy.close()
     assert draining.get() is True
     assert server.drops() == [DropReason.STOPPED, DropReason.STOPPED]
 
@@ -1020,10 +1021,10 @@ for _ in range(3):
 for client in clients:
     client.connect(server.address)
 before = time.process_time()
-gevent.sleep(1)
+gevent.sleep(0.3)
 used = time.process_time() - before
 assert server.statistics().accept_pauses > 1, server.statistics()
-assert used < 0.2, used
+assert used < 0.1, used
 for fd in taken:
     os.close(fd)
 for client in clients:
@@ -1862,15 +1863,14 @@ def test_two_upcalls_that_stop_it_at_once(serve, connect, caplog, capsys, how):
 @pytest.mark.parametrize("how", ["abort", "stop", "drain"])
 def test_two_greenlets_that_stop_it_at_once(serve, connect, caplog, capsys, how):
     server = serve(Echo)
-    connect(server)
+    sock = connect(server)
     wait_until(lambda: server.statistics().active == 1)
     stopping = [gevent.spawn(getattr(server, how)) for _ in range(2)]
     wait_until(lambda: server.draining)
-    for sock in list(server.connections):
-        sock.abort()
+    sock.close()
     gevent.joinall(stopping, timeout=PATIENCE, raise_error=True)
     assert all(greenlet.dead for greenlet in stopping)
-    assert server.drops() in ([DropReason.STOPPED], [DropReason.CLOSED])
+    assert server.drops() == [DropReason.STOPPED]
     assert silent(caplog, capsys)
 
 
@@ -2132,7 +2132,7 @@ def test_adopt_when_nobody_would_serve_it(serve, connect, when):
 
     server = serve(Slow) if when != "before" else Slow(("127.0.0.1", 0))
     if when == "draining":
-        connect(server)
+        sock = connect(server)
         wait_until(lambda: server.calls)
         draining = gevent.spawn(server.drain, PATIENCE)
         wait_until(lambda: server.draining)
@@ -2145,5 +2145,6 @@ def test_adopt_when_nobody_would_serve_it(serve, connect, when):
         theirs.sendall(b"mine")
         assert read_exactly(ours, 4) == b"mine"
     if when == "draining":
+        sock.close()
         go.set()
         assert draining.get(timeout=PATIENCE)
