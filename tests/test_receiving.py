@@ -358,14 +358,14 @@ def test_a_read_that_is_refused_in_the_hub_leaves_no_deadline(pair):
 
     def in_the_hub():
         try:
-            conn.recv(timeout=0.01)
+            conn.recv(timeout=0.1)
         except gevent.exceptions.BlockingSwitchOutError as error:
             caught.append(error)
 
     gevent.get_hub().loop.run_callback(in_the_hub)
     wait_until(lambda: caught)
     assert conn._on_deadline(time.monotonic() + PATIENCE) == inf  # or the hub would look at it for ever
-    gevent.sleep(0.02)
+    gevent.sleep(0.11)
     peer.sendall(b"x")
     assert conn.recv() == b"x"
 
