@@ -74,10 +74,11 @@ def no_leak() -> Iterator[None]:
     gevent.sleep(0)
     before, green_before = descriptors(), {id(found) for found in greenlets()}
     yield
-    deadline = time.monotonic() + 5
+    deadline, pause = time.monotonic() + 5, 0.0
     while time.monotonic() < deadline:
         gc.collect()
-        gevent.sleep(0.005)
+        gevent.sleep(pause)
+        pause = 0.005
         leaked = {fd: what for fd, what in descriptors().items() if before.get(fd) != what}
         green = [found for found in greenlets() if id(found) not in green_before]
         if not leaked and not green and not poller.endpoints and not poller.crews:

@@ -93,7 +93,7 @@ def let_engine_look() -> None:
 class Flood:
     """In the place of ``read``: a peer that always has more to say, for so many seconds of our CPU; then the end."""
 
-    def __init__(self, seconds: float = 0.3) -> None:
+    def __init__(self, seconds: float = 0.2) -> None:
         self._end = time.thread_time() + seconds
 
     def __call__(self, fd: int, size: int) -> bytes:

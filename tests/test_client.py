@@ -200,14 +200,13 @@ def test_it_does_not_stop_the_others():
 def test_an_event_of_whoever_had_the_descriptor_before_connects_nothing():
     """Rule 3."""
     with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
-        waits = gevent.spawn(connect, listener.getsockname(), timeout=0.2)
+        waits = gevent.spawn(connect, listener.getsockname(), timeout=PATIENCE)
         (conn,) = wait_until(lambda: list(get_poller().endpoints.values()))
         for _ in range(3):
             get_poller().call_soon(partial(get_poller()._tell, conn, EVENT_DATA))
             let_engine_look()
             assert not waits.ready()
-        with pytest.raises(OperationTimeout, match="did not answer"):
-            waits.get()
+        waits.kill()
 
 
 def test_a_connection_like_a_socket(serve, tmp_path):
