@@ -53,7 +53,7 @@ class Receiving(Lifecycle):
         while True:
             if self._readable and self._reader is None:
                 try:
-                    return self._received(readv(self._fd, [view]), len(view))
+                    return self._took(readv(self._fd, [view]), len(view))
                 except BlockingIOError:
                     self._found_empty()
                 except OSError as error:
@@ -137,7 +137,7 @@ class Receiving(Lifecycle):
                     count = len(data)
                     if count < size and not self._thorough:
                         self._readable = False
-                    elif count == size and monotonic() - self._poller.passed > PASS_SECONDS:
+                    elif count and monotonic() - self._poller.passed > PASS_SECONDS:
                         self._poller.pause(self)  # a peer that floods: others first
                     if not count:
                         self._end_of_input()
@@ -154,6 +154,17 @@ class Receiving(Lifecycle):
     def _received(self, count: int, size: int) -> int:
         if count < size and not self._thorough:
             self._readable = False
+        if not count:
+            self._end_of_input()
+        self.bytes_received += count
+        return count
+
+    def _took(self, count: int, size: int) -> int:
+        """Note what a downcall has read, and have it wait before the next read if the peer floods."""
+        if count < size and not self._thorough:
+            self._readable = False
+        elif count and monotonic() - self._poller.passed > PASS_SECONDS:
+            self._poller.pause(self)  # others first
         if not count:
             self._end_of_input()
         self.bytes_received += count

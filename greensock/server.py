@@ -127,8 +127,8 @@ class Server(Turns):
 
     @property
     def started(self) -> bool:
-        """Whether the server was started and has not stopped."""
-        return not self._stopped.is_set()
+        """Whether the server was started and has not stopped. A forked child's copy never is: it is the parent's."""
+        return not self._stopped.is_set() and self._pid == os.getpid()
 
     @property
     def draining(self) -> bool:

@@ -90,7 +90,7 @@ class SocketConnection(Connection):
                 except BlockingIOError:
                     self._found_empty()
                 else:
-                    self._received(len(data), bufsize)
+                    self._took(len(data), bufsize)
                     return data
             deadline = self._await_input(INHERIT, deadline)
 
@@ -113,7 +113,7 @@ class SocketConnection(Connection):
         while True:
             if self._readable and self._reader is None:
                 try:
-                    return self._received(readv(self._fd, [view]), len(view))
+                    return self._took(readv(self._fd, [view]), len(view))
                 except BlockingIOError:
                     self._found_empty()
             deadline = self._await_input(INHERIT, deadline)

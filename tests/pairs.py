@@ -93,11 +93,12 @@ def let_engine_look() -> None:
 class Flood:
     """In the place of ``read``: a peer that always has more to say, for so many seconds of our CPU; then the end."""
 
-    def __init__(self, seconds: float = 0.2) -> None:
+    def __init__(self, seconds: float = 0.2, short: int = 0) -> None:
+        self._short = short
         self._end = time.thread_time() + seconds
 
     def __call__(self, fd: int, size: int) -> bytes:
-        return bytes(size) if time.thread_time() < self._end else b""
+        return bytes(size - self._short) if time.thread_time() < self._end else b""
 
 
 def longest_between_ticks(done: Callable[[], Any], every: float = 0.01) -> float:

@@ -34,7 +34,9 @@ import gevent.ssl
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
+from pairs import Flood, longest_between_ticks
 
+from greensock import stream_server
 from greensock.connection import Connection
 from greensock.poller import get_poller
 from greensock.stream_server import SocketConnection, StreamServer
@@ -1144,6 +1146,28 @@ def test_dup(run: Run) -> None:
         run.kind = type("Short", (StreamServer,), {"linger_timeout": 0})
     client, result = run(handle)
     client.sendall(b"twice")
+    outcome(result)
+
+
+FLOODED = {
+    "recv": lambda conn: conn.recv(1000),
+    "recv_into": lambda conn: conn.recv_into(bytearray(1000)),
+    "makefile": lambda conn: conn.makefile("rb").read(10_000),
+}
+
+
+@pytest.mark.parametrize("name", FLOODED)
+def test_a_peer_that_floods_does_not_hold_up_timers(ours: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def handle(conn: Any) -> None:
+        while FLOODED[name](conn):
+            pass
+
+    flood = Flood()
+    monkeypatch.setattr(stream_server, "read", flood)
+    monkeypatch.setattr(stream_server, "readv", lambda fd, views: len(flood(fd, len(views[0]))))
+    client, result = ours(handle)
+    client.sendall(b"x")
+    assert longest_between_ticks(result.ready) < 0.1
     outcome(result)
 
 
