@@ -7,13 +7,12 @@ bytes from one connection to another, the deadlines, and looking at it.
 from __future__ import annotations
 
 from math import inf
-from time import monotonic
 from typing import Any
 
 from greensock.errors import DropReason
 from greensock.lifecycle import CLOSING, INHERIT, OPEN, Timeout
 from greensock.outgoing import Buffers, Pipe
-from greensock.poller import PASS_SECONDS, TIMED_OUT
+from greensock.poller import TIMED_OUT
 from greensock.receiving import Receiving
 from greensock.sending import Sending
 from greensock.stats import ConnectionStatistics
@@ -101,8 +100,8 @@ class Connection(Receiving, Sending):
                 else:
                     if not pulled:
                         self._end_of_input()
-                    elif monotonic() - self._poller.passed > PASS_SECONDS:
-                        self._poller.pause(self)  # a peer that floods: others first
+                    else:
+                        self._poller.pause_if_late(self)
                     self.bytes_received += pulled
                     other._queued += pulled
                     return pulled

@@ -47,13 +47,13 @@ from greensock.syscalls import (
 )
 from greensock.workers import Workers
 
-__all__ = ["PASS_SECONDS", "TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
+__all__ = ["TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
 
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
 
 #: Seconds for which a greenlet may go on receiving without a wait before the others get their turn.
-PASS_SECONDS = 0.005
+SLICE_SECONDS = 0.005
 
 #: What a wait returns when its time ran out.
 TIMED_OUT = object()
@@ -124,8 +124,7 @@ class Poller:
         self._calls: deque[Callable[[], object]] = deque()
         self._active = False
         self._scheduled = False
-        #: When the callback began last, in seconds of ``time.monotonic``.
-        self.passed = 0.0
+        self._since = 0.0  # when the callback began, or a greenlet had to pause
         self._deadlines: list[tuple[float, int, Endpoint]] = []
         self._serial = count()
         self._timer: Any = None
@@ -186,10 +185,16 @@ class Poller:
         """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
         self.call_soon(partial(endpoint._ready.append, endpoint))
 
-    def pause(self, endpoint: Endpoint) -> None:
-        """Let others run before the endpoint is read again: it becomes readable again in the next pass."""
-        endpoint._readable = False
-        self.call_soon(partial(self._resume, endpoint))
+    def pause_if_late(self, endpoint: Endpoint) -> None:
+        """Let others run before a peer that floods is read again: it becomes readable again in the next pass.
+
+        Called by the greenlet that reads. Whoever runs next has its own time.
+        """
+        now = monotonic()
+        if now - self._since > SLICE_SECONDS:
+            self._since = now
+            endpoint._readable = False
+            self.call_soon(partial(self._resume, endpoint))
 
     def _resume(self, endpoint: Endpoint) -> None:
         if self.endpoints.get(endpoint._fd) is endpoint:
@@ -206,7 +211,7 @@ class Poller:
             return
         self._active = True
         self._scheduled = False
-        self.passed = monotonic()
+        self._since = monotonic()
         try:
             self._run_calls()
             self._harvest()
