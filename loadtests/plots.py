@@ -216,6 +216,8 @@ def connections(content: Content) -> Figure:
     return drawn
 
 
+#: Where the chart of what is left of the rate ends, in %.
+MOST_LEFT = 150
 MEDIANS = "medians, lines from the least to the greatest"
 
 
@@ -248,9 +250,23 @@ def draw_left(axes: Axes, content: Content, x: str) -> None:
         points = series(samples, "echo", server, "rate")
         counts.update(count for count, _ in points)
         medians = [(count, spread(values)[0]) for count, values in points]
-        plot(axes, STYLES[server], [(c, 100 * y / medians[0][1]) for c, y in medians], marker=STYLES[server].marker)
+        shares = [(count, 100 * middle / medians[0][1]) for count, middle in medians]
+        inside = [point for point in shares if point[1] <= MOST_LEFT]
+        plot(axes, STYLES[server], inside, marker=STYLES[server].marker)
+        outside = ", ".join(f"{share:.0f} % at {count:,.0f}" for count, share in shares if share > MOST_LEFT)
+        if outside:
+            axes.text(
+                0.5,
+                0.97,
+                f"off the chart: {SERVERS[server].title}, {outside}",
+                ha="center",
+                va="top",
+                size="small",
+                color=STYLES[server].colour,
+                transform=axes.transAxes,
+            )
     connections_axis(axes, counts)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, MOST_LEFT)
 
 
 def shortlived(content: Content) -> Figure:
