@@ -2,26 +2,27 @@
 
 The layers, lowest first; each imports only what stands above it:
 
-==============  ===================================================================================
-errors          every exception, told apart by whose fault it is; why a connection ended
-framing         framers: cut a stream into messages (no I/O)
-options, stats  what a server can be told; what it counted
-address         how addresses are written
-syscalls        the system calls of the hot path
-workers         the pool of parked greenlets in which upcalls run
-poller          the engine: one epoll set per hub, wake-ups, deadlines
-outgoing        what waits to be sent on a connection
-lifecycle       a connection's fields and states, and how it closes
-receiving       the downcalls that read
-sending         the downcalls that write
-connection      one connection: both of them, and what needs both
-client          ``connect``: connections of one's own
-upcalls         what a server calls, and the verdicts
-turns           what a server does with a connection that is ready
-acceptor        takes connections out of the kernel's queue
-server          options; start, drain, stop
-stream_server   takes the place of ``gevent.server.StreamServer``
-==============  ===================================================================================
+=================  ===================================================================================
+errors             every exception, told apart by whose fault it is; why a connection ended
+framing            framers: cut a stream into messages (no I/O)
+options, stats     what a server can be told; what it counted
+address            how addresses are written
+syscalls           the system calls of the hot path
+workers            the pool of parked greenlets in which upcalls run
+poller             the engine: one epoll set per hub, wake-ups, deadlines
+outgoing           what waits to be sent on a connection
+lifecycle          a connection's fields and states, and how it closes
+receiving          the downcalls that read
+sending            the downcalls that write
+connection         one connection: both of them, and what needs both
+client             ``connect``: connections of one's own
+upcalls            what a server calls, and the verdicts
+turns              what a server does with a connection that is ready
+acceptor           takes connections out of the kernel's queue
+server             options; start, drain, stop
+socket_connection  a connection with the methods of a socket
+stream_server      takes the place of ``gevent.server.StreamServer``
+=================  ===================================================================================
 """
 
 from greensock.client import connect
@@ -44,8 +45,9 @@ from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Line
 from greensock.lifecycle import State
 from greensock.options import Rule
 from greensock.server import Server
+from greensock.socket_connection import SocketConnection
 from greensock.stats import ConnectionStatistics, ServerStatistics
-from greensock.stream_server import SocketConnection, StreamServer
+from greensock.stream_server import StreamServer
 from greensock.upcalls import DROP, OK, POSTPONE, Verdict
 from greensock.version import __version__
 

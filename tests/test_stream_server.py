@@ -36,10 +36,11 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
 from pairs import Flood, longest_between_ticks
 
-from greensock import stream_server
+from greensock import socket_connection
 from greensock.connection import Connection
 from greensock.poller import get_poller
-from greensock.stream_server import SocketConnection, StreamServer
+from greensock.socket_connection import SocketConnection
+from greensock.stream_server import StreamServer
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -1163,8 +1164,8 @@ def test_a_peer_that_floods_does_not_hold_up_timers(ours: Run, monkeypatch: pyte
             pass
 
     flood = Flood()
-    monkeypatch.setattr(stream_server, "read", flood)
-    monkeypatch.setattr(stream_server, "readv", lambda fd, views: len(flood(fd, len(views[0]))))
+    monkeypatch.setattr(socket_connection, "read", flood)
+    monkeypatch.setattr(socket_connection, "readv", lambda fd, views: len(flood(fd, len(views[0]))))
     client, result = ours(handle)
     client.sendall(b"x")
     assert longest_between_ticks(result.ready) < 0.1
@@ -1424,7 +1425,7 @@ def test_a_listener_of_the_standard_library() -> None:
     """In a process without monkey-patching."""
     program = """
 import socket, sys
-from greensock.stream_server import StreamServer, SocketConnection
+from greensock import StreamServer, SocketConnection
 import gevent
 listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen(); listener.setblocking(False)
 def handle(conn, address):
