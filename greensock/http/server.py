@@ -222,6 +222,11 @@ class HTTPServer(Server):
             parser.next_event()  # its end
         request = Request(conn, head, body)
         keep = head.keep_alive and (self.max_requests is None or conn.requests < self.max_requests)
+        return self._respond(request, keep)
+
+    def _respond(self, request: Request, keep: bool) -> bool:
+        """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
+        head = request.head
         try:
             if head.method in self.refused_methods:
                 raise HTTPError(405, headers=[("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")])
@@ -267,13 +272,18 @@ class HTTPServer(Server):
         finally:
             if self._on_done is not None:
                 self._on_done(request, response, conn.bytes_sent - before)
+        return self._end_exchange(request, keep)
+
+    def _end_exchange(self, request: Request, keep: bool) -> bool:
+        """Drop what is left of the body, or close; True if the connection goes on."""
+        body = request.body
         if keep and body is not NO_BODY and not body.is_ended:
             try:
                 keep = body.discard(DISCARD_BYTES, DISCARD_SECONDS)
             except BadRequest:
                 keep = False  # it was answered: there is nothing more to say
         if not keep:
-            conn.close()
+            request.connection.close()
         return keep
 
     def _can_discard(self, request: Request) -> bool:
@@ -339,15 +349,18 @@ class HTTPServer(Server):
         return keep
 
     def _head(self, response: Response, length: int | None, chunked: bool, option: bytes) -> bytes:
+        headers, status = response.headers, response.status
+        if status == 204:
+            length, chunked = None, False
+        extra = option if headers.get_raw(b"date") is not None else self._date_line() + option
+        return write_response_head(status, headers, content_length=length, chunked=chunked, own=OWN_FIELDS, extra=extra)
+
+    def _date_line(self) -> bytes:
         now = time()
         if int(now) != self._second:
             self._second = int(now)
             self._date = b"Date: %b\r\n" % format_date(now)
-        headers, status = response.headers, response.status
-        if status == 204:
-            length, chunked = None, False
-        extra = option if headers.get_raw(b"date") is not None else self._date + option
-        return write_response_head(status, headers, content_length=length, chunked=chunked, own=OWN_FIELDS, extra=extra)
+        return self._date
 
 
 def _connection_option(version: str, keep: bool) -> bytes:
