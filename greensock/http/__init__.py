@@ -21,6 +21,9 @@ writer           the reverse
 request          a request as the program sees it
 response         an answer as the program gives it
 server           one request after the other, each answered
+wsgi_input       what a WSGI application is given
+wsgi_answer      one call of it, and the answer's way out
+wsgi             takes the place of ``gevent.pywsgi.WSGIServer``
 ===============  ===================================================================================
 """
 
@@ -52,6 +55,7 @@ from greensock.http.writer import (
     write_request_head,
     write_response_head,
 )
+from greensock.http.wsgi import WSGIServer
 
 __all__ = [
     "END_OF_INPUT",
@@ -78,6 +82,7 @@ __all__ = [
     "ResponseHead",
     "ResponseParser",
     "Signal",
+    "WSGIServer",
     "end_to_end",
     "end_to_end_trailers",
     "format_date",
