@@ -4,4 +4,7 @@ echo    the upcalls at their shortest
 lines   a key-value store over lines, in the blocking style
 chat    one sends, all receive; who reads too slowly is dropped, and nobody waits for him
 sink    takes messages of 64 bytes and says how many a second: the server of ``make run``
+
+hello_http   a web server
+wsgi_app     a Flask application
 """

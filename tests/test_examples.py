@@ -255,3 +255,24 @@ def test_hello_http():
         assert ask("/", b"x" * 5000) == (200, b'{"bytes": 5000}')
         assert ask("/none") == (404, b"Not Found\n")
         example.stop()
+
+
+def test_wsgi_app():
+    with running("wsgi_app") as example:
+
+        def ask(method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+            client = http.client.HTTPConnection(*example.address, timeout=PATIENCE)
+            form = {"Content-Type": "application/x-www-form-urlencoded"} if method == "POST" else {}
+            client.request(method, path, body, form)
+            answer = client.getresponse()
+            data = answer.read()
+            client.close()
+            return answer.status, data
+
+        assert ask("POST", "/", b"note=first") == (201, b'{"number":1}\n')
+        assert ask("POST", "/", b"note=second") == (201, b'{"number":2}\n')
+        assert ask("GET", "/") == (200, b'{"notes":["first","second"],"you":"127.0.0.1"}\n')
+        assert ask("GET", "/export") == (200, b"1. first\n2. second\n")
+        assert ask("PUT", "/upload", b"x" * 1_000_000) == (200, b'{"bytes":1000000}\n')
+        assert ask("POST", "/")[0] == 400
+        example.stop()
