@@ -3,16 +3,45 @@
 A client's message raises :class:`BadRequest`, a server's :class:`BadResponse`; ``reason`` says in one token what was
 wrong, and ``status`` what to answer. Errors of the program itself (a field that would split the message, two lengths)
 are ``ValueError`` and stand in no table.
+
+What becomes of a request that a client makes:
+
+===============================  =======================  ======  ==================================
+whose fault                      exception                status  of greensock
+===============================  =======================  ======  ==================================
+the server broke the protocol    :class:`BadResponse`     502     ``ProtocolError``
+the server reset, or refused     none of its own          502     ``ConnectionLost, ConnectFailed``
+the server was slow              :class:`PhaseTimeout`    504     ``OperationTimeout``
+-- and held all connections      :class:`QueueTimeout`    503     ``OperationTimeout``
+we ask more than it can take     :class:`QueueFull`       503     ``LimitExceeded``
+we closed the client             none of its own                  ``ConnectionClosed``
+===============================  =======================  ======  ==================================
+
+``status`` is what a gateway answers if nothing of the answer has gone out yet.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import Any, ClassVar
 
-from greensock import ProtocolError
+from greensock import LimitExceeded, OperationTimeout, ProtocolError
 
-__all__ = ["BadMessage", "BadRequest", "BadResponse", "Reason"]
+__all__ = [
+    "BadMessage",
+    "BadRequest",
+    "BadResponse",
+    "BodyTimeout",
+    "ConnectTimeout",
+    "HeadTimeout",
+    "Phase",
+    "PhaseTimeout",
+    "QueueFull",
+    "QueueTimeout",
+    "Reason",
+    "SendTimeout",
+    "TotalTimeout",
+]
 
 
 class Reason(enum.Enum):
@@ -142,3 +171,83 @@ class BadResponse(BadMessage):
 
     def __init__(self, message: str, reason: Reason, connection: Any = None) -> None:
         super().__init__(message, reason, connection, 502)
+
+
+class Phase(enum.Enum):
+    """What a request was doing when its time ran out; the value is a token for logs and metrics."""
+
+    #: Waiting for a connection that others use.
+    QUEUE = "queue"
+    #: Resolving the name and connecting.
+    CONNECT = "connect"
+    #: Waiting for the server to take a piece of the request.
+    SEND = "send"
+    #: Waiting for the head of the final answer, once the request was out.
+    HEAD = "head"
+    #: Waiting for more of the answer's body.
+    BODY = "body"
+    #: All of it, from the call to the last byte of the body.
+    TOTAL = "total"
+
+
+class PhaseTimeout(OperationTimeout):
+    """A request took too long; raised as one of the next six. Its connection was given up.
+
+    ``phase`` says what it was doing, ``seconds`` how long it was allowed to; ``status`` is what a gateway answers.
+    """
+
+    phase: ClassVar[Phase]
+    _did: ClassVar[str]
+    status = 504
+
+    def __init__(self, seconds: float, connection: Any = None) -> None:
+        super().__init__(f"{self._did} {seconds} s", connection, self.phase.value, seconds)
+
+
+class QueueTimeout(PhaseTimeout):
+    """Every connection that the origin may have was in use all the time."""
+
+    phase = Phase.QUEUE
+    _did = "no connection became free within"
+    status = 503
+
+
+class ConnectTimeout(PhaseTimeout):
+    """The server could not be reached in time. Nothing was sent."""
+
+    phase = Phase.CONNECT
+    _did = "not connected within"
+
+
+class SendTimeout(PhaseTimeout):
+    """The server did not take a piece of the request."""
+
+    phase = Phase.SEND
+    _did = "the server took nothing for"
+
+
+class HeadTimeout(PhaseTimeout):
+    """The head of the final answer was not there in time."""
+
+    phase = Phase.HEAD
+    _did = "no answer within"
+
+
+class BodyTimeout(PhaseTimeout):
+    """Nothing more came of an answer's body."""
+
+    phase = Phase.BODY
+    _did = "nothing more of the answer came for"
+
+
+class TotalTimeout(PhaseTimeout):
+    """The request and its answer took too long, whatever they were doing."""
+
+    phase = Phase.TOTAL
+    _did = "request and answer took more than"
+
+
+class QueueFull(LimitExceeded):
+    """As many requests wait for a connection to the origin as may. ``status`` is what a gateway answers."""
+
+    status = 503
