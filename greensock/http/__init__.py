@@ -18,16 +18,39 @@ parser           bytes in, events out: what both parsers have in common
 request_parser   what a server reads
 response_parser  what a client or a gateway reads
 writer           the reverse
+origin           where a URL leads
+pool             which connection a request of a client gets
 request          a request as the program sees it
 response         an answer as the program gives it
 server           one request after the other, each answered
 wsgi_input       what a WSGI application is given
 wsgi_answer      one call of it, and the answer's way out
 wsgi             takes the place of ``gevent.pywsgi.WSGIServer``
+deadlines        how long the phases of a client's request may take
+payload          what a client sends behind the head
+links            the connections of a client: made, lent, taken back
+exchange         one request on a connection, and the head of its answer
+client           blocking calls over kept connections
 ===============  ===================================================================================
 """
 
-from greensock.http.errors import BadMessage, BadRequest, BadResponse, Reason
+from greensock.http.client import ClientResponse, HTTPClient
+from greensock.http.deadlines import Timeouts
+from greensock.http.errors import (
+    BadMessage,
+    BadRequest,
+    BadResponse,
+    BodyTimeout,
+    ConnectTimeout,
+    HeadTimeout,
+    Phase,
+    PhaseTimeout,
+    QueueFull,
+    QueueTimeout,
+    Reason,
+    SendTimeout,
+    TotalTimeout,
+)
 from greensock.http.events import (
     END_OF_INPUT,
     NEED_DATA,
@@ -41,6 +64,7 @@ from greensock.http.events import (
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
+from greensock.http.pool import PoolStatistics
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
@@ -65,14 +89,24 @@ __all__ = [
     "BadMessage",
     "BadRequest",
     "BadResponse",
+    "BodyTimeout",
+    "ClientResponse",
+    "ConnectTimeout",
     "Data",
     "EndOfMessage",
     "FileBody",
+    "HTTPClient",
     "HTTPConnection",
     "HTTPError",
     "HTTPServer",
+    "HeadTimeout",
     "Headers",
     "Limits",
+    "Phase",
+    "PhaseTimeout",
+    "PoolStatistics",
+    "QueueFull",
+    "QueueTimeout",
     "Reason",
     "Request",
     "RequestBody",
@@ -81,7 +115,10 @@ __all__ = [
     "Response",
     "ResponseHead",
     "ResponseParser",
+    "SendTimeout",
     "Signal",
+    "Timeouts",
+    "TotalTimeout",
     "WSGIServer",
     "end_to_end",
     "end_to_end_trailers",

@@ -1,0 +1,265 @@
+"""The connections of a client: it does what the pool decides.
+
+A request holds a :class:`Lease` while it holds a slot of the pool; a lease ends once, whatever happens, and with it the
+slot goes back. Idle connections are closed by a timer of the hub's, so that they cost no greenlet; it runs only while
+there are some. All of it belongs to one hub: a client is used in the thread it was first used in.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import weakref
+from time import monotonic
+from typing import Any
+
+from gevent import get_hub
+from gevent.event import Event
+from gevent.monkey import get_original
+
+from greensock import Connection, ConnectionClosed, OperationTimeout, State, connect
+from greensock.http.deadlines import Deadlines
+from greensock.http.errors import ConnectTimeout, PhaseTimeout, QueueFull, QueueTimeout
+from greensock.http.limits import Limits
+from greensock.http.origin import Origin
+from greensock.http.pool import Action, Decision, Pool
+from greensock.http.response_parser import ResponseParser
+
+__all__ = ["ClientConnection", "Lease", "Links"]
+
+_new_poll = get_original("select", "poll")
+_READABLE: int = select.POLLIN | select.POLLRDHUP
+
+_all_links: weakref.WeakSet[Links] = weakref.WeakSet()
+
+
+class ClientConnection(Connection):
+    """A connection to a server."""
+
+    __slots__ = ("_probe", "parser", "requests")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.linger_timeout = 0.0  # whoever closes has had the whole answer, or gives it up
+        #: What its answers go through.
+        self.parser: ResponseParser
+        #: How many requests it was lent for.
+        self.requests = 0
+        self._probe: Any = None
+
+    def is_quiet(self) -> bool:
+        """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
+        if self.state is not State.OPEN:
+            return False
+        if self._probe is None:
+            self._probe = _new_poll()
+            self._probe.register(self.fileno(), _READABLE)
+        return not self._probe.poll(0)
+
+
+class _Waiter:
+    """A request that waits for a slot."""
+
+    __slots__ = ("connection", "event", "granted")
+
+    def __init__(self) -> None:
+        self.event = Event()
+        self.granted = False
+        self.connection: ClientConnection | None = None
+
+
+class Lease:
+    """A slot, and the connection in it. ``end`` and ``give_up`` end it; only the first of them counts."""
+
+    __slots__ = ("_links", "_origin", "connection", "is_reused")
+
+    def __init__(self, links: Links, origin: Origin) -> None:
+        self._links: Links | None = links
+        self._origin = origin
+        #: What is lent; None while it is being made.
+        self.connection: ClientConnection | None = None
+        #: Whether another request was made on it before.
+        self.is_reused = False
+
+    def end(self, reusable: bool) -> None:
+        """Give the slot back, with the connection if it may be used again; else that is closed."""
+        links, self._links = self._links, None
+        if links is None:
+            return
+        conn, self.connection = self.connection, None
+        if conn is not None and not reusable:
+            conn.close()
+            conn = None
+        links.give_back(self._origin, conn)
+
+    def give_up(self) -> None:
+        """Reset the connection and give the slot back."""
+        if self.connection is not None and self._links is not None:
+            self.connection.abort()
+        self.end(False)
+
+    def detach(self) -> ClientConnection:
+        """Give the slot back and the connection out, which is the caller's from then on."""
+        conn, self.connection = self.connection, None
+        if conn is None:
+            raise RuntimeError("the connection was given back before")
+        self.end(False)
+        return conn
+
+    def renew(self, deadlines: Deadlines) -> ClientConnection:
+        """Put a fresh connection in the place of one that died."""
+        if self._links is None:
+            raise RuntimeError("the slot was given back before")
+        if self.connection is not None:
+            self.connection.abort()
+            self.connection = None
+        self.is_reused = False
+        self.connection = self._links.connect(self._origin, deadlines)
+        return self.connection
+
+
+class Links:
+    """All connections of one client."""
+
+    def __init__(self, pool: Pool[ClientConnection, _Waiter], limits: Limits, max_waiting: int) -> None:
+        self.pool = pool
+        self.closed = False
+        self._limits = limits
+        self._max_waiting = max_waiting
+        self._hub: Any = None
+        self._timer: Any = None
+        _all_links.add(self)
+
+    def lease(self, origin: Origin, deadlines: Deadlines) -> Lease:
+        """Lend a connection that stands, as far as can be known; wait for it or make it if need be.
+
+        Raises:
+            QueueFull, QueueTimeout: there is none free.
+            ConnectFailed, ConnectTimeout: there is none to be had.
+            ConnectionClosed: the client was closed.
+        """
+        self._check_usable()
+        waiter = _Waiter()
+        decision = self.pool.ask(origin, waiter, monotonic())
+        self._carry_out(decision)
+        conn = decision.connection
+        if decision.action is Action.REFUSE:
+            text = f"{self._max_waiting} requests wait for {origin} already: at most max_waiting allowed"
+            raise QueueFull(text, None, "max_waiting", self._max_waiting)
+        if decision.action is Action.WAIT:
+            conn = self._wait(origin, waiter, deadlines)
+        lease = Lease(self, origin)
+        try:
+            while conn is not None and not conn.is_quiet():
+                conn.close()
+                conn = None
+                decision = self.pool.replace(origin, monotonic())
+                self._carry_out(decision)
+                conn = decision.connection
+            if conn is not None:
+                lease.is_reused = True
+                lease.connection = conn
+            else:
+                lease.connection = self.connect(origin, deadlines)
+        except BaseException:
+            lease.give_up()
+            raise
+        return lease
+
+    def connect(self, origin: Origin, deadlines: Deadlines) -> ClientConnection:
+        """Make a connection."""
+        seconds = deadlines.timeouts.connect
+        try:
+            left = deadlines.left(deadlines.due(seconds), ConnectTimeout, seconds)
+            conn = connect(origin.address, timeout=left, connection_class=ClientConnection)
+        except PhaseTimeout:
+            raise
+        except OperationTimeout as error:
+            raise deadlines.late(ConnectTimeout, seconds) from error
+        conn.parser = ResponseParser(self._limits)
+        return conn
+
+    def give_back(self, origin: Origin, conn: ClientConnection | None) -> None:
+        """Take a slot back."""
+        if conn is not None and self.closed:
+            conn.close()
+            conn = None
+        self._carry_out(self.pool.give_back(origin, conn, monotonic()))
+        if self._timer is None and conn is not None:
+            self._arm()
+
+    def close(self) -> None:
+        """Close what is idle; send away who waits; what is lent is closed when it comes back."""
+        self.closed = True
+        for conn in self.pool.drop_idle():
+            conn.close()
+        for waiter in self.pool.drop_waiters():
+            waiter.event.set()
+        self._disarm()
+
+    def forget(self) -> None:
+        """Let go of a parent's connections in the child of a fork: their descriptors are gone."""
+        self.pool.reset()
+        self._disarm()
+
+    def _check_usable(self) -> None:
+        if self.closed:
+            raise ConnectionClosed("the client is closed")
+        hub = get_hub()
+        if self._hub is not hub:
+            if self._hub is not None:
+                raise RuntimeError("the client was first used in another thread: one a thread is needed")
+            self._hub = hub
+
+    def _wait(self, origin: Origin, waiter: _Waiter, deadlines: Deadlines) -> ClientConnection | None:
+        seconds = deadlines.timeouts.queue
+        try:
+            waiter.event.wait(deadlines.left(deadlines.due(seconds), QueueTimeout, seconds))
+        except BaseException:
+            if not self.pool.leave(origin, waiter) and waiter.granted:
+                self.give_back(origin, waiter.connection)
+            raise
+        if not waiter.granted:
+            if self.closed:
+                raise ConnectionClosed("the client was closed")
+            self.pool.leave(origin, waiter)
+            raise deadlines.late(QueueTimeout, seconds)
+        return waiter.connection
+
+    def _carry_out(self, decision: Decision[ClientConnection, _Waiter]) -> None:
+        for conn in decision.close:
+            conn.close()
+        for grant in decision.wake:
+            grant.waiter.granted = True
+            grant.waiter.connection = grant.connection
+            grant.waiter.event.set()
+
+    # -- growing old
+
+    def _arm(self) -> None:
+        due = self.pool.next_expiry()
+        if due is None:
+            return
+        # Not the loop's own reference: a program with nothing else to wait for may end.
+        self._timer = get_hub().loop.timer(max(0.0, due - monotonic()), ref=False)
+        self._timer.start(self._on_timer, update=True)
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _on_timer(self) -> None:
+        self._disarm()
+        for conn in self.pool.expire(monotonic()):
+            conn.close()
+        self._arm()
+
+
+def _after_fork_in_child() -> None:
+    for links in list(_all_links):
+        links.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
