@@ -151,6 +151,8 @@ class Site(HTTPServer):
     def handle_request(self, request):
         if request.path == "/echo":
             return Response(request.body.read_all(1 << 24), headers={"X-Framing": framing(request)})
+        if request.path == "/mirror":
+            return Response(iter(request.body))
         if request.path == "/trailers":
             body = request.body.read_all()
             return Response(f"{body!r} {plain_fields(request.trailers)}")
@@ -736,6 +738,90 @@ def test_a_server_that_closes_while_the_request_goes_out(raw, client):
     assert mine.statistics() == NOTHING
 
 
+def test_an_answer_made_of_the_request_while_it_goes_out(site, client):
+    """More than all buffers on the way hold: with either side waiting for the other it would stand still."""
+    mine = client(timeouts=Timeouts(send=PATIENCE, body=PATIENCE))
+    closed = []
+
+    def body():
+        try:
+            for _ in range(20):
+                yield LONG
+        finally:
+            closed.append(1)
+
+    with mine.post(site.url + "/mirror", body()) as answer:
+        assert mine.statistics().used == 1
+        assert sum(map(len, answer)) == 20 * len(LONG)
+    assert closed == [1]
+    assert mine.statistics() == IDLE_ONE
+
+
+@pytest.mark.parametrize("how", ["close", "forget", "read"])
+def test_giving_up_an_answer_ends_the_sending(site, client, how):
+    mine = client()
+    closed = Event()
+
+    def body():
+        try:
+            yield b"x" * 100_000
+            gevent.sleep(PATIENCE)
+        finally:
+            closed.set()
+
+    answer = mine.post(site.url + "/mirror", body(), timeouts=Timeouts(body=0.05))
+    if how == "close":
+        answer.close()
+    elif how == "read":
+        with pytest.raises(BodyTimeout):
+            answer.read_all()
+    else:
+        with pytest.warns(ResourceWarning):
+            del answer
+    assert closed.wait(1)
+    assert mine.statistics() == NOTHING
+
+
+def test_a_body_that_fails_behind_the_head_of_the_answer(site, client):
+    mine = client()
+    asked = Event()
+
+    def body():
+        yield b"x"
+        asked.wait()
+        raise ZeroDivisionError
+
+    answer = mine.post(site.url + "/mirror", body())
+    assert answer.read() == b"x"
+    asked.set()
+    with pytest.raises(ZeroDivisionError):
+        answer.read()
+    assert mine.statistics() == NOTHING
+
+
+def test_a_whole_answer_ends_the_sending(raw, client):
+    """Nobody reads on whatever the status is."""
+    mine = client()
+    sent: list[int] = []
+    answer = mine.put(raw(early_with(OK)).url, endless(sent))
+    assert answer.read_all() == b"ok"
+    assert answer.is_ended
+    wait_until(lambda: mine.statistics() == NOTHING)
+    gevent.sleep(0.01)
+    count = len(sent)
+    gevent.sleep(0.01)
+    assert len(sent) == count
+
+
+def early_with(answer):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(answer)
+        drain(sock)
+
+    return script
+
+
 # -- stale connections, and the one free retry
 
 
@@ -1124,6 +1210,25 @@ def test_another_thread_is_told_off(site, client):
 
     gevent.get_hub().threadpool.apply(ask)
     assert caught == [1]
+
+
+def test_the_child_of_a_fork_makes_its_own_connections(site, client):
+    mine = client()
+    mine.get(site.url + "/").read_all()
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            assert mine.statistics() == NOTHING
+            answer = mine.get(site.url + "/", timeout=PATIENCE)
+            code = 0 if answer.status == 200 and not answer.is_reused else 2
+        finally:
+            os._exit(code)
+    wait_until(lambda: site.statistics().accepted == 2)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert mine.statistics() == IDLE_ONE
+    assert mine.get(site.url + "/").is_reused
 
 
 def test_200_greenlets_share_8_connections(site, client):

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
-from greensock import Connection, OperationTimeout, Rule, __version__
+from greensock import Connection, ConnectionClosed, OperationTimeout, Rule, __version__
 from greensock.http.deadlines import Deadlines, Timeouts
 from greensock.http.errors import BadResponse, BodyTimeout, Reason
 from greensock.http.events import Data, EndOfMessage, ResponseHead, Signal
@@ -59,10 +59,11 @@ class ClientResponse:
 
     __slots__ = (
         "__weakref__",
+        "_closes",
         "_conn",
         "_deadlines",
+        "_exchange",
         "_lease",
-        "_may_keep",
         "_parser",
         "_rest",
         "head",
@@ -73,14 +74,17 @@ class ClientResponse:
         "trailers",
     )
 
-    def __init__(self, lease: Lease, head: ResponseHead, deadlines: Deadlines, may_keep: bool) -> None:
+    def __init__(
+        self, lease: Lease, head: ResponseHead, exchange: Exchange, deadlines: Deadlines, closes: bool
+    ) -> None:
         conn = lease.connection
         assert conn is not None
         self._lease: Lease | None = lease
         self._conn = conn
         self._parser = conn.parser
+        self._exchange = exchange
         self._deadlines = deadlines
-        self._may_keep = may_keep
+        self._closes = closes
         self._rest: bytes | memoryview = b""
         #: All of the head: ``phrase``, ``version``, ``content_length``, ``is_switch`` and more.
         self.head = head
@@ -155,6 +159,7 @@ class ClientResponse:
         self._rest = b""
         lease, self._lease = self._lease, None
         if lease is not None:
+            self._exchange.stop()
             lease.give_up()
 
     def __enter__(self) -> ClientResponse:
@@ -206,8 +211,10 @@ class ClientResponse:
                     break
                 else:
                     self._feed()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if self._exchange.failure is not None and isinstance(error, ConnectionClosed):
+                raise self._exchange.failure from None
             raise
         return b""
 
@@ -227,7 +234,8 @@ class ClientResponse:
         self.trailers = end.trailers
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.end(self._may_keep and self._parser.is_reusable)
+            self._exchange.stop()
+            lease.end(self._exchange.is_sent and not self._closes and self._parser.is_reusable)
 
 
 class HTTPClient:
@@ -309,9 +317,10 @@ class HTTPClient:
         ``body`` is bytes; ``str``, sent as UTF-8; a binary file, sent by sendfile from its position to its end (which
         neither moves nor closes it); a :class:`FileBody`, which is closed; or an iterable of bytes, sent as it comes:
         with a Content-Length if the fields have one, else in chunks, with the ``trailers`` behind it (fields, or what
-        returns them). An iterable with a ``close`` method is closed whatever happens. If the final answer comes before
-        the body is out, sending stops. With ``expect_continue`` the body waits for 100, for ``timeouts.expect`` seconds
-        at the most.
+        returns them). An iterable with a ``close`` method is closed whatever happens. Whatever is not bytes, and more
+        than 16 KiB, is sent by a greenlet of its own. If the answer comes before the body is out, sending stops if the
+        status is 300 or above, else with the end of the answer. With ``expect_continue`` the body waits for 100, for
+        ``timeouts.expect`` seconds at the most.
 
         ``on_interim`` is called with each head 1xx. ``timeouts`` takes the place of the client's, ``timeout`` (seconds)
         that of its ``total``.
@@ -335,8 +344,9 @@ class HTTPClient:
             call = Call(method, destination.target if target is None else target, fields, payload, trailers, on_interim)
             lease = self._links.lease(destination.origin if address is None else origin_at(address), deadlines)
             return self._call(call, lease, deadlines)
-        finally:
+        except BaseException:
             payload.close()
+            raise
 
     def get(self, url: str, **options: Any) -> ClientResponse:
         """Make a GET request; see :meth:`request`."""
@@ -414,7 +424,10 @@ class HTTPClient:
                     raise
                 exchange = Exchange(call, lease.renew(deadlines), deadlines)
                 head = exchange.run()
-            return ClientResponse(lease, head, deadlines, exchange.is_sent and not call.closes)
+            answer = ClientResponse(lease, head, exchange, deadlines, call.closes)
+            if not exchange.hand_over():
+                call.payload.close()
         except BaseException:
             lease.give_up()
             raise
+        return answer

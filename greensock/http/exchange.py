@@ -1,26 +1,26 @@
 """One request on a connection, and the head of its answer.
 
-A short request goes out in one write, and only then the answer is looked for. While a long one goes out a greenlet
-listens, because the answer may come first (RFC 9112 section 9.3: it is then usually a refusal): sending stops, be it in
-the middle of a wait, and the answer is the result; the connection ends with it. The body's own code always runs in the
-greenlet that made the request.
+A short request goes out in one write, and only then the answer is looked for. A long one is sent by a greenlet of its
+own while the caller's listens, because the answer may come first. What happens then depends on it: a refusal or
+redirection (300 and above) means that nobody wants the rest, and sending stops (RFC 9112 section 9.3); any other answer
+may be made of what we send, so both go on until the answer ends, and with it the sending.
 
-A server that refuses a body often closes at once, and its reset overtakes us: the next send fails although the answer
-is there. So a second descriptor is kept while a long body goes out, through which what had come before the reset is
-read.
+A server that refuses a body often closes at once, and its reset overtakes us: a send fails although the answer is
+there. So a second descriptor is kept until the head is there, through which what had come before the reset is read.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import gevent
-from gevent import get_hub, getcurrent
 from gevent.event import Event
+from greenlet import GreenletExit
 
-from greensock import ConnectionLost, GreensockError, OperationTimeout
+from greensock import ConnectionClosed, ConnectionLost, OperationTimeout
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import BadResponse, HeadTimeout, Reason, SendTimeout
 from greensock.http.events import ResponseHead
@@ -104,22 +104,20 @@ class Call:
         return self.method in IDEMPOTENT and self.payload.is_replayable and not self.is_upgrade
 
 
-class _Answered(BaseException):
-    """Thrown into a send that waits when there is no more need of it. Never leaves this module."""
-
-
 class Exchange:
-    """Makes one call on a connection. It neither closes nor gives back."""
+    """Makes one call on a connection. It resets that if sending fails, but neither closes it nor gives it back."""
 
     __slots__ = (
-        "_blocked",
+        "_begun",
         "_call",
+        "_closes",
         "_conn",
         "_deadlines",
-        "_failure",
         "_heard",
         "_interim",
-        "_main",
+        "_sender",
+        "_sent_at",
+        "failure",
         "head",
         "is_heard",
         "is_sent",
@@ -130,10 +128,13 @@ class Exchange:
         self._conn = conn
         self._deadlines = deadlines
         self._interim: list[ResponseHead] = []
-        self._failure: GreensockError | None = None
-        self._blocked = False
-        self._main: Any = None
-        self._heard: Event | None = None
+        self._sender: gevent.Greenlet[..., None] | None = None
+        self._begun = False
+        self._closes = False
+        self._heard = Event()  # set whenever something came while a long body goes out
+        self._sent_at: float | None = None
+        #: What went wrong while a body was sent.
+        self.failure: BaseException | None = None
         #: The head of the final answer, once it is there.
         self.head: ResponseHead | None = None
         #: Whether the request went out whole.
@@ -149,8 +150,13 @@ class Exchange:
             return error.reason is Reason.NO_RESPONSE
         return isinstance(error, ConnectionLost)
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether a body is still going out."""
+        return self._sender is not None and not self._sender.dead
+
     def run(self) -> ResponseHead:
-        """Send the request and return the head of the final answer.
+        """Send the request and return the head of the final answer; the body may still go out then.
 
         Raises:
             PhaseTimeout: of sending, of the head, or of all.
@@ -163,35 +169,52 @@ class Exchange:
         length = payload.length
         if length == 0:
             self._send_short(call.head)
-        elif length is not None and len(payload.data) == length and length <= JOINED and not call.expects:
-            self._send_short(call.head + payload.data)
-        elif not call.expects:
-            self._send_long(call.head)
-        else:
+        elif call.expects:
             self._send_short(call.head)
             self.is_sent = False
+            self._sent_at = None
             if self._may_continue():
-                self._send_long(b"")
+                return self._run_long(b"")
+        elif length is not None and len(payload.data) == length and length <= JOINED:
+            self._send_short(call.head + payload.data)
+        else:
+            return self._run_long(call.head)
         return self.head or self._wait_head()
+
+    def stop(self) -> None:
+        """Send no more. Does not block."""
+        if self._sender is not None and not self._sender.dead:
+            self._sender.kill(block=False)
+
+    def hand_over(self) -> bool:
+        """Have the sender close the body when it is done; False if it is done, or never began."""
+        if not self.is_sending or not self._begun:
+            self.stop()
+            return False
+        self._closes = True
+        return True
 
     # -- hearing
 
     def _wait_head(self) -> ResponseHead:
-        seconds = self._deadlines.timeouts.head
-        due = self._deadlines.due(seconds)
-        while True:
-            left = self._deadlines.left(due, HeadTimeout, seconds, self._conn)
+        deadlines, seconds = self._deadlines, self._deadlines.timeouts.head
+        while self.head is None:
+            sent_at = self._sent_at
+            due = deadlines.due(seconds)
+            if sent_at is not None and seconds is not None:
+                due = min(sent_at + seconds, deadlines.total_due)
+            left = deadlines.left(due, HeadTimeout, seconds, self._conn)
             try:
                 self._hear(left)
             except OperationTimeout:
-                raise self._deadlines.late(HeadTimeout, seconds, self._conn) from None
+                if sent_at is not None or monotonic() >= deadlines.total_due:
+                    raise deadlines.late(HeadTimeout, seconds, self._conn) from None
             except BadResponse:
                 self._tell()
                 raise
             if self._interim:
                 self._tell()
-            if self.head is not None:
-                return self.head
+        return self.head
 
     def _may_continue(self) -> bool:
         """Wait for 100, but not for ever; False if the final answer came instead."""
@@ -223,12 +246,15 @@ class Exchange:
         self._take()
 
     def _take(self) -> None:
-        next_event = self._conn.parser.next_event
-        while type(head := next_event()) is ResponseHead:
-            if not head.is_interim:
-                self.head = head
-                return
-            self._interim.append(head)
+        try:
+            next_event = self._conn.parser.next_event
+            while type(head := next_event()) is ResponseHead:
+                if not head.is_interim:
+                    self.head = head
+                    return
+                self._interim.append(head)
+        finally:
+            self._heard.set()
 
     def _tell(self) -> None:
         interim, self._interim = self._interim, []
@@ -246,114 +272,93 @@ class Exchange:
         except OperationTimeout:
             raise self._deadlines.late(SendTimeout, seconds, self._conn) from None
         self.is_sent = True
+        self._sent_at = monotonic()
 
-    def _send_long(self, head: bytes) -> None:
-        """Send the body, with the head before it if there is one, until it is out or the answer is there."""
-        self._main = getcurrent()
-        self._heard = Event()
+    def _run_long(self, first: bytes) -> ResponseHead:
+        """Send the body, behind the head if that did not go out before, and listen meanwhile."""
         spare = os.dup(self._conn.fileno())
-        listener = gevent.spawn(self._listen)
+        self._sender = gevent.spawn(self._send_all, first)
         try:
-            try:
-                self._send_pieces(head)
-            except ConnectionLost as error:
-                if error.connection is not self._conn:
-                    raise  # the body's own
-                self._failure = error
-            if self.head is None and isinstance(self._failure, ConnectionLost):
-                self._salvage(spare)
+            head = self._wait_head()
+        except BaseException as error:
+            self._sender.kill()
+            if self.failure is not None and isinstance(error, ConnectionClosed):
+                raise self.failure from None
+            if not isinstance(error, ConnectionLost) or error.connection is not self._conn:
+                raise
+            self._salvage(spare)
+            if self.head is None:
+                raise
+            return self.head
         finally:
             os.close(spare)
-            listener.kill()
-        self._tell()
-        if self.head is None and self._failure is not None:
-            raise self._failure
+        if head.status >= 300:
+            self._sender.kill()
+        return head
 
-    def _send_pieces(self, head: bytes) -> None:
+    def _send_all(self, first: bytes) -> None:
+        """Send head and body, in a greenlet. What goes wrong is told the listener, whose wait ends."""
+        self._begun = True
+        try:
+            self._send_pieces(first)
+        except GreenletExit:
+            pass
+        except BaseException as error:
+            if not isinstance(error, ConnectionLost) or error.connection is not self._conn:
+                self.failure = error
+                self._conn.abort()
+        finally:
+            if self._closes:
+                self._call.payload.close()
+
+    def _send_pieces(self, first: bytes) -> None:
         payload, conn = self._call.payload, self._conn
         chunked = payload.length is None
         unbroken = 0
         for piece in payload.pieces():
             if isinstance(piece, Segment):
-                if (head and not self._push(conn.send, head)) or not self._push(self._send_segment, piece):
-                    return
+                if first:
+                    self._push(conn.send, first)
+                self._push(self._send_segment, piece)
                 unbroken += piece.size
             else:
                 buffers = write_chunk(piece) if chunked else [piece]
-                if not self._push(conn.send, [head, *buffers] if head else buffers):
-                    return
+                self._push(conn.send, [first, *buffers] if first else buffers)
                 unbroken += len(piece)
-            head = b""
+            first = b""
             if unbroken >= BREATH:
                 unbroken = 0
                 gevent.sleep(0)
-            if self._interim:
-                self._tell()
         if chunked:
             trailers = self._call.trailers
             last = write_last_chunk(trailers() if callable(trailers) else trailers)
-            if not self._push(conn.send, head + last):
-                return
+            self._push(conn.send, first + last)
         self.is_sent = True
+        self._sent_at = monotonic()
 
     def _send_segment(self, piece: Segment, timeout: float | None) -> None:
         if self._conn.send_file(piece.file, piece.offset, piece.size, timeout=timeout) < piece.size:
             raise ValueError(f"{piece.file!r} has shrunk while it was sent")
 
-    def _push(self, send: Callable[..., object], data: Any) -> bool:
-        """Send a piece; False if there is no more need of it."""
+    def _push(self, send: Callable[..., object], data: Any) -> None:
+        """Send a piece, after the listener has taken what is there: it may be a refusal."""
         conn, deadlines = self._conn, self._deadlines
         seconds = deadlines.timeouts.send
-        if not self._answered and not conn.is_quiet():
-            self._let_listen(deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn))
-        if self._answered:
-            return False
+        if self.head is None and not conn.is_quiet():
+            self._heard.clear()
+            self._heard.wait(deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn))
         left = deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn)
-        self._blocked = True
         try:
             send(data, timeout=left)
-        except _Answered:
-            return False
         except OperationTimeout:
             raise deadlines.late(SendTimeout, seconds, conn) from None
-        finally:
-            self._blocked = False
-        return not self._answered
-
-    @property
-    def _answered(self) -> bool:
-        return self.head is not None or self._failure is not None
-
-    # -- listening while a long body goes out
-
-    def _let_listen(self, timeout: float | None) -> None:
-        """Have the listener take what is there."""
-        heard = self._heard
-        if heard is not None:
-            heard.clear()
-            heard.wait(timeout)
-
-    def _listen(self) -> None:
-        """Read until the final answer's head or a failure, and have sending stop then."""
-        try:
-            while self.head is None:
-                self._hear(None)
-                if self._heard is not None:
-                    self._heard.set()
-        except GreensockError as error:
-            self._failure = error
-            if self._heard is not None:
-                self._heard.set()
-        get_hub().loop.run_callback(self._interrupt)
-
-    def _interrupt(self) -> None:
-        """Stop a send that waits. In the hub: so who is in a send at all is in its wait."""
-        if self._blocked:
-            self._blocked = False
-            self._main.throw(_Answered)
 
     def _salvage(self, spare: int) -> None:
-        """Read what had come before the connection broke."""
+        """Read what had come before the connection broke.
+
+        Raises:
+            BadResponse: it is no answer.
+        """
         left = SALVAGED
         try:
             while left > 0 and (data := os.read(spare, min(left, 65536))):
@@ -364,6 +369,4 @@ class Exchange:
                     self._take()
         except OSError:
             pass  # that was all
-        except BadResponse as error:
-            self._failure = error
-
+        self._tell()
