@@ -813,6 +813,42 @@ def test_a_whole_answer_ends_the_sending(raw, client):
     assert len(sent) == count
 
 
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 302 Found\r\nContent-Length: 9\r\n\r\n", b"HTTP/1.1 413 Content Too Large\r\n\r\n"]
+)
+def test_a_refusal_ends_the_sending_before_its_own_end(raw, client, head):
+    mine = client()
+    closed = Event()
+
+    def body():
+        try:
+            yield b"x"
+            gevent.sleep(PATIENCE)
+        finally:
+            closed.set()
+
+    answer = mine.put(raw(early_with(head)).url, body())
+    assert closed.is_set()
+    assert not answer.is_ended
+    answer.close()
+
+
+def test_a_whole_answer_does_not_wait_for_the_body(raw, client):
+    mine = client()
+    closed = Event()
+
+    def body():
+        try:
+            yield b"x"
+            gevent.sleep(PATIENCE)
+        finally:
+            closed.set()
+
+    assert mine.put(raw(early_with(OK)).url, body()).read_all() == b"ok"
+    assert closed.wait(1)
+    assert mine.statistics() == NOTHING
+
+
 def early_with(answer):
     def script(server, sock, number):
         server.head(sock)
@@ -1064,8 +1100,19 @@ def test_nobody_is_there(client):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         url = "http://{}:{}/".format(*sock.getsockname())
     mine = client()
+    body = io.BufferedReader(io.BytesIO())
+    closed = []
+
+    class Body(list):
+        def close(self):
+            closed.append(1)
+
     with pytest.raises(ConnectFailed, match="refused"):
-        mine.get(url)
+        mine.put(url, Body([b"x"]))
+    assert closed == [1]
+    with pytest.raises(ConnectFailed, match="refused"):
+        mine.put(url, body)
+    assert not body.closed, "a file stays the caller's"
     assert mine.statistics() == NOTHING
 
 
@@ -1195,6 +1242,17 @@ def test_idle_connections_grow_old_without_anybody_asking(site, client):
     mine.get(site.url + "/")
     mine.close_idle()
     assert mine.statistics() == NOTHING
+
+
+def test_the_younger_ones_grow_old_after_the_older(site, client):
+    mine = client(idle_timeout=0.1)
+    first = mine.get(site.url + "/stream?3")
+    mine.get(site.url + "/")
+    gevent.sleep(0.05)
+    first.read_all()
+    assert mine.statistics().idle == 2
+    wait_until(lambda: mine.statistics().idle == 1)
+    wait_until(lambda: mine.statistics() == NOTHING)
 
 
 def test_another_thread_is_told_off(site, client):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from math import inf
+from time import monotonic
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from greensock.http import PoolStatistics, Timeouts
+from greensock.http import BodyTimeout, HeadTimeout, PoolStatistics, Timeouts, TotalTimeout
+from greensock.http.deadlines import Deadlines
 from greensock.http.origin import Origin, origin_at, parse_url
 from greensock.http.pool import Action, Pool
 
@@ -370,3 +373,24 @@ def test_timeouts_are_seconds(name, value):
     with pytest.raises(ValueError, match=f"{name}="):
         Timeouts(**{name: value})
     Timeouts(**{name: None})
+
+
+def test_no_time_is_left():
+    """Whoever always has something to say must not be waited for at all then: the wait would succeed."""
+    deadlines = Deadlines(Timeouts(), None)
+    assert deadlines.due(None) == inf
+    assert deadlines.left(inf, HeadTimeout, None) is None
+    assert 4 < deadlines.left(deadlines.due(5), HeadTimeout, 5) <= 5
+    with pytest.raises(BodyTimeout) as caught:
+        deadlines.left(monotonic(), BodyTimeout, 5)
+    assert caught.value.seconds == 5
+
+
+def test_the_error_says_which_time_was_over():
+    deadlines = Deadlines(Timeouts(total=60), 1e-9)
+    assert deadlines.due(5) == deadlines.due(None) == deadlines.total_due
+    with pytest.raises(TotalTimeout) as caught:
+        deadlines.left(deadlines.due(5), BodyTimeout, 5)
+    assert caught.value.seconds == 1e-9
+    late = Deadlines(Timeouts(total=60), None).late(HeadTimeout, 5)
+    assert (type(late), late.seconds) == (HeadTimeout, 5)
