@@ -19,6 +19,7 @@ import greensock
 import greensock.http
 from greensock import syscalls
 from greensock.http.parser import State
+from greensock.http.pool import Action
 from greensock.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,7 +237,16 @@ def test_every_option_is_documented_in_place_and_checked():
 
 @pytest.mark.parametrize(
     "kind",
-    [greensock.Verdict, greensock.State, greensock.DropReason, greensock.http.Reason, greensock.http.Signal, State],
+    [
+        greensock.Verdict,
+        greensock.State,
+        greensock.DropReason,
+        greensock.http.Phase,
+        greensock.http.Reason,
+        greensock.http.Signal,
+        Action,
+        State,
+    ],
 )
 def test_every_member_of_an_enum_is_documented_in_place(kind):
     found, bare = attributes_without_comment(kind)

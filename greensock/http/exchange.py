@@ -131,7 +131,7 @@ class Exchange:
         self._sender: gevent.Greenlet[..., None] | None = None
         self._begun = False
         self._closes = False
-        self._heard = Event()  # set whenever something came while a long body goes out
+        self._heard: Event | None = None  # while a long body goes out: set whenever something came
         self._sent_at: float | None = None
         #: What went wrong while a body was sent.
         self.failure: BaseException | None = None
@@ -254,7 +254,8 @@ class Exchange:
                     return
                 self._interim.append(head)
         finally:
-            self._heard.set()
+            if self._heard is not None:
+                self._heard.set()
 
     def _tell(self) -> None:
         interim, self._interim = self._interim, []
@@ -276,6 +277,7 @@ class Exchange:
 
     def _run_long(self, first: bytes) -> ResponseHead:
         """Send the body, behind the head if that did not go out before, and listen meanwhile."""
+        self._heard = Event()
         spare = os.dup(self._conn.fileno())
         self._sender = gevent.spawn(self._send_all, first)
         try:
@@ -344,7 +346,7 @@ class Exchange:
         """Send a piece, after the listener has taken what is there: it may be a refusal."""
         conn, deadlines = self._conn, self._deadlines
         seconds = deadlines.timeouts.send
-        if self.head is None and not conn.is_quiet():
+        if self._heard is not None and self.head is None and not conn.is_quiet():
             self._heard.clear()
             self._heard.wait(deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn))
         left = deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn)

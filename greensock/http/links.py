@@ -58,12 +58,12 @@ class ClientConnection(Connection):
 
 
 class _Waiter:
-    """A request that waits for a slot."""
+    """A request that may have to wait for a slot."""
 
     __slots__ = ("connection", "event", "granted")
 
     def __init__(self) -> None:
-        self.event = Event()
+        self.event: Event | None = None  # made when it has to
         self.granted = False
         self.connection: ClientConnection | None = None
 
@@ -194,7 +194,7 @@ class Links:
         for conn in self.pool.drop_idle():
             conn.close()
         for waiter in self.pool.drop_waiters():
-            waiter.event.set()
+            _wake(waiter)
         self._disarm()
 
     def forget(self) -> None:
@@ -213,6 +213,7 @@ class Links:
 
     def _wait(self, origin: Origin, waiter: _Waiter, deadlines: Deadlines) -> ClientConnection | None:
         seconds = deadlines.timeouts.queue
+        waiter.event = Event()
         try:
             waiter.event.wait(deadlines.left(deadlines.due(seconds), QueueTimeout, seconds))
         except BaseException:
@@ -232,7 +233,7 @@ class Links:
         for grant in decision.wake:
             grant.waiter.granted = True
             grant.waiter.connection = grant.connection
-            grant.waiter.event.set()
+            _wake(grant.waiter)
 
     # -- growing old
 
@@ -255,6 +256,11 @@ class Links:
         for conn in self.pool.expire(monotonic()):
             conn.close()
         self._arm()
+
+
+def _wake(waiter: _Waiter) -> None:
+    if waiter.event is not None:
+        waiter.event.set()
 
 
 def _after_fork_in_child() -> None:
