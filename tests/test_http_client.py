@@ -590,7 +590,7 @@ def test_interim_answers_do_not_prolong_the_wait(raw, client):
     began = time.monotonic()
     with pytest.raises(HeadTimeout):
         client(timeouts=Timeouts(head=0.2)).get(raw(trickle).url)
-    assert time.monotonic() - began < 0.4
+    assert time.monotonic() - began < 0.6  # each of them anew: at least 0.65
 
 
 def test_100_is_waited_for_and_the_body_sent_then(raw, client):
