@@ -6,6 +6,7 @@ import io
 import json
 import mimetypes
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
@@ -18,15 +19,33 @@ Fields = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
 
 class FileBody:
-    """``count`` bytes of an open file from ``offset`` on, sent by sendfile; the file is closed when that is over."""
+    """``count`` bytes of an open file from ``offset`` on, sent by sendfile; the file is closed when that is over.
+
+    ``count`` is what the file has if it has less.
+
+    Raises:
+        ValueError: a negative ``offset`` or ``count``, or no regular file: of a pipe nobody knows how long it is.
+    """
 
     __slots__ = ("count", "file", "offset")
 
     def __init__(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> None:
-        rest = max(0, os.fstat(file.fileno()).st_size - offset)
+        if offset < 0 or (count is not None and count < 0):
+            raise ValueError(f"offset={offset!r}, count={count!r}: 0 or more expected")
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{file!r}: a regular file expected")
+        rest = max(0, status.st_size - offset)
+        #: The open file; its position neither matters nor moves.
         self.file = file
+        #: Where to begin, in bytes.
         self.offset = offset
+        #: How many bytes are sent.
         self.count = rest if count is None else min(count, rest)
+
+    def read_all(self) -> bytes:
+        """Return the bytes; fewer than ``count`` if the file has shrunk."""
+        return os.pread(self.file.fileno(), self.count, self.offset)
 
     def close(self) -> None:
         """Close the file."""
@@ -38,10 +57,14 @@ class Response:
 
     ``body`` is ``bytes``; ``str``, sent as UTF-8; or an iterable of ``bytes``, sent as it comes: with a Content-Length
     if the fields have one, else in chunks (to a client that speaks 1.0: until close). An iterable with a ``close``
-    method is closed whatever happens. Content-Length, Transfer-Encoding, Connection and Date are the server's to write;
-    of these only a Content-Length for an iterable is looked at.
+    method is closed whatever happens. If it fails before its first piece the answer becomes 500; later, or if it gives
+    more or less than its Content-Length, the connection is reset.
 
-    ``content_type`` is what Content-Type gets if the fields have none; None for no such field.
+    Content-Length, Transfer-Encoding, Connection and Keep-Alive are the server's to write; of these are looked at: a
+    Content-Length for an iterable, or beside an empty body in the answer to HEAD and in 304; and ``Connection: close``.
+    Date is added if the fields have none.
+
+    ``headers`` are copied. ``content_type`` is what Content-Type gets if the fields have none; None for no such field.
 
     Raises:
         ValueError: a status that is no final one (200 to 999), or a field that would split the message.
@@ -65,7 +88,9 @@ class Response:
             content_type = content_type or "text/plain; charset=utf-8"
         elif type(body) is not bytes:
             body = _as_body(body)
-        if type(headers) is not Headers:
+        if isinstance(headers, Headers):
+            headers = headers.copy()
+        else:
             headers = Headers(headers.items() if isinstance(headers, Mapping) else headers)
         #: 200 to 999.
         self.status = status
@@ -93,7 +118,12 @@ class Response:
         """Return an answer whose body is a file, or a part of it, sent by sendfile.
 
         ``file`` is a path, or an open binary file, which is closed afterwards. The type is told from the name. What the
-        file has grown by since is not sent; if it has shrunk the connection is aborted.
+        file has grown by since is not sent; if it has shrunk the connection is reset. A part is sent as it is asked
+        for: ``status`` 206 and Content-Range are the program's.
+
+        Raises:
+            OSError: it can't be opened.
+            ValueError: see :class:`FileBody`.
         """
         opened = file if isinstance(file, io.BufferedReader) else open(file, "rb")  # noqa: SIM115  # the body closes it
         kind, coding = mimetypes.guess_type(str(opened.name))
@@ -109,7 +139,7 @@ class Response:
 
 
 def _as_body(body: Any) -> bytes | FileBody | Iterable[bytes]:
-    if isinstance(body, bytearray | memoryview):
+    if isinstance(body, bytes | bytearray | memoryview):
         return bytes(body)
     if not isinstance(body, FileBody) and not hasattr(body, "__iter__"):
         raise TypeError(f"body={type(body).__name__}: bytes, str, a file or an iterable of bytes expected")
