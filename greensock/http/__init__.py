@@ -22,6 +22,7 @@ origin           where a URL leads
 pool             which connection a request of a client gets
 request          a request as the program sees it
 response         an answer as the program gives it
+stats            what a server counted
 server           one request after the other, each answered
 wsgi_input       what a WSGI application is given
 wsgi_answer      one call of it, and the answer's way out
@@ -70,6 +71,7 @@ from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
 from greensock.http.response_parser import ResponseParser
 from greensock.http.server import HTTPConnection, HTTPServer
+from greensock.http.stats import HTTPStatistics
 from greensock.http.writer import (
     LAST_CHUNK,
     format_date,
@@ -100,6 +102,7 @@ __all__ = [
     "HTTPError",
     "HTTPServer",
     "HeadTimeout",
+    "HTTPStatistics",
     "Headers",
     "Limits",
     "Phase",

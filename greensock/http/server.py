@@ -1,13 +1,17 @@
 """The HTTP/1.1 server: one request after the other on each connection, each answered by ``handle_request``.
 
-It is written in upcalls: a connection that waits for its next request, or for the rest of a head, holds no greenlet and
-no parser; from the head on, the request's worker may block in ``handle_request``. Pipelined requests are answered in
-order: the parser does not look at a request before the one in front of it is answered. Invariants:
+It is written in upcalls: a connection that waits for its next request holds no greenlet and no parser, one that waits
+for the rest of a head no greenlet; from the head on, the request's worker may block in ``handle_request``. Pipelined
+requests are answered in order: the parser does not look at a request before the one in front of it is answered.
+Invariants:
 
 - Every request whose head was taken gets exactly one final answer, or its connection is closed.
-- After a refusal, and wherever the next request's beginning is in doubt, the connection closes, with a linger, so that
-  the answer arrives (RFC 9112 section 9.6).
-- An answer that cannot be finished ends with a reset, never with what looks like its end.
+- A refusal is counted and logged once. After it, and wherever the next request's beginning is in doubt, the connection
+  closes, with a linger, so that the answer arrives (RFC 9112 section 9.6).
+- An answer that cannot be finished ends with a reset, never with what looks like its end. Until its head is out, what
+  goes wrong still becomes an answer with an error status.
+- Whatever becomes of an answer, its body is closed.
+- A connection that always has more to be read or written lets the others have their turn every ``TURN_SECONDS``.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
 from time import monotonic, time
 from typing import Any, ClassVar
 
@@ -27,6 +32,7 @@ from greensock import (
     OperationTimeout,
     Rule,
     Server,
+    ServerStatistics,
     State,
 )
 from greensock.http.errors import BadRequest
@@ -36,22 +42,30 @@ from greensock.http.limits import Limits
 from greensock.http.request import NO_BODY, Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
-from greensock.http.writer import format_date, write_chunk, write_last_chunk, write_response_head
+from greensock.http.stats import HTTPStatistics
+from greensock.http.writer import LAST_CHUNK, format_date, write_chunk, write_response_head
 
 __all__ = ["HTTPConnection", "HTTPServer"]
 
 log = logging.getLogger("greensock.server")
 
-#: Up to so many bytes a body is joined with its head: one copy is cheaper than gathering.
+#: Up to so many bytes a body, or a piece of it, is joined with what goes around it: one copy is cheaper than gathering.
 JOINED = 16384
+#: Of a longer one so many bytes are sent at a time, and ``send_timeout`` is for each of them.
+SLICE = 262_144
 #: An unread body is read and dropped if it is no longer than so many bytes, and comes within so many seconds.
 DISCARD_BYTES, DISCARD_SECONDS = 65536, 1.0
-#: How many pipelined requests are answered before others get their turn.
-REQUESTS_PER_TURN = 32
-#: Statuses of answers that have no body.
-BODILESS = frozenset({204, 304})
+#: Seconds after which others get their turn: pipelined requests and long answers may never have to wait by themselves.
+TURN_SECONDS = 0.005
+#: How many parsers wait for their next connection. Each may hold as much as was read last, ``recv_size``. One is in use
+#: for each request that is being answered, so one in all if ``handle_request`` does not block.
+MAX_SPARE = 64
+#: Statuses of answers that have no body (RFC 9110 sections 15.3.5, 15.3.6, 15.4.5).
+BODILESS = frozenset({204, 205, 304})
 #: Fields of an answer that are the server's to write.
 OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
+#: What 405 says is allowed, unless it is refused.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
@@ -64,16 +78,22 @@ class HTTPConnection(Connection):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._parser: RequestParser | None = None
+        self._parser: RequestParser | None = None  # while it holds part of a head
         #: How many requests came so far.
         self.requests = 0
+
+    def _held(self) -> int:
+        """Count part of a head as held: a server that drains lets such a connection go on."""
+        parser = self._parser
+        return super()._held() + (parser.pending if parser is not None else 0)
 
 
 class HTTPServer(Server):
     """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block.
 
-    Options are those of :class:`Server` and the ones below. ``refused`` counts the requests that were refused, by
-    reason.
+    Options are those of :class:`Server` and the ones below. A request that breaks the protocol or crosses a limit is
+    refused: answered with the status that is due, counted in ``refused``, logged (level INFO), and its connection is
+    closed.
     """
 
     #: Seconds that a kept connection may wait for its next request.
@@ -82,9 +102,9 @@ class HTTPServer(Server):
     head_timeout: float = 10.0
     #: Seconds that may pass without a byte of a body that is being read.
     body_timeout: float = 60.0
-    #: Bytes a second that a body must come with, after the first 10 s of waiting for it.
+    #: Bytes a second that a body must come with, after the first 10 s of waiting for it. 0: no such bound.
     min_body_rate: int = 256
-    #: Seconds that a client may take to read a piece of an answer.
+    #: Seconds that a client may take to read 256 KiB of an answer, or a piece of it if that is shorter.
     send_timeout: float | None = 60.0
     #: Requests that one connection may make. None: no bound.
     max_requests: int | None = None
@@ -106,8 +126,10 @@ class HTTPServer(Server):
 
     def __init__(self, listener: Any, **options: Any) -> None:
         super().__init__(listener, **options)
-        #: How many requests were refused, by reason.
+        #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
         self.refused: Counter[str] = Counter()
+        self._requests = 0
+        self._statuses: Counter[int] = Counter()
         self._spare: list[RequestParser] = []
         # Connections with part of a head, and until when it must be whole: in this order, for all wait equally long.
         self._heads: dict[HTTPConnection, float] = {}
@@ -130,9 +152,23 @@ class HTTPServer(Server):
         """An answer is out, or was cut short; ``sent`` are the bytes that were given to the kernel. For access logs."""
 
     def request_refused(self, conn: Connection, refusal: BadRequest | HTTPError) -> Response:
-        """Return the answer to a request that never became one; the connection is closed after it."""
-        status = refusal.status if isinstance(refusal, BadRequest) else refusal.response.status
-        return Response(f"{refusal}\n", status or 400)
+        """Return the answer to a request that is refused; the connection is closed after it.
+
+        The body must be bytes or text. What ``refusal`` says may quote what the client sent.
+        """
+        if isinstance(refusal, HTTPError):
+            return refusal.response
+        return Response(f"{refusal}\n", refusal.status or 400)
+
+    def statistics(self) -> HTTPStatistics:
+        """Return a snapshot of the counters."""
+        base = super().statistics()
+        return HTTPStatistics(
+            **{field.name: getattr(base, field.name) for field in fields(ServerStatistics)},
+            requests=self._requests,
+            refused=dict(self.refused),
+            statuses=dict(self._statuses),
+        )
 
     # -- upcalls
 
@@ -140,10 +176,25 @@ class HTTPServer(Server):
         """Feed the parser, and answer the requests that are whole."""
         parser = conn._parser
         if parser is None:
-            parser = conn._parser = self._spare.pop() if self._spare else RequestParser(self.limits)
+            parser = self._spare.pop() if self._spare else RequestParser(self.limits)
+        else:
+            conn._parser = None
         parser.feed(data)
         try:
             self._take_requests(conn, parser)
+        except BadRequest as refusal:
+            if refusal.connection is not None:
+                raise  # not the parser's
+            self._refuse(conn, refusal, refusal.reason.value)
+
+    def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
+        """Refuse the head of which only a part came: the client may have closed its sending half only."""
+        parser = conn._parser
+        if parser is None:
+            return
+        parser.feed_eof()
+        try:
+            parser.next_event()
         except BadRequest as refusal:
             self._refuse(conn, refusal, refusal.reason.value)
 
@@ -162,26 +213,23 @@ class HTTPServer(Server):
     # -- heads
 
     def _take_requests(self, conn: HTTPConnection, parser: RequestParser) -> None:
-        served = 0
-        while True:
-            event = parser.next_event()
-            if type(event) is RequestHead:
-                if self._heads:
-                    self._heads.pop(conn, None)
-                if not self._exchange(conn, parser, event):
-                    return
-                if not parser.pending:
-                    break
-                served += 1
-                if served % REQUESTS_PER_TURN == 0:
-                    gevent.sleep(0)
-            else:
-                break
-        if parser.pending:
+        """Answer the requests that are whole, and keep the parser if it holds part of one more."""
+        began = 0.0
+        while type(event := parser.next_event()) is RequestHead:
+            if self._heads:
+                self._heads.pop(conn, None)
+            if not self._exchange(conn, parser, event):
+                return
+            if not parser.pending:
+                if len(self._spare) < MAX_SPARE:
+                    self._spare.append(parser)
+                return
+            began = _let_others_run(began)
+            if conn.state is not State.OPEN:
+                return
+        conn._parser = parser
+        if parser.pending:  # else only an empty line came, which may come once before a request
             self._await_head(conn)
-        else:
-            conn._parser = None
-            self._spare.append(parser)
 
     def _await_head(self, conn: HTTPConnection) -> None:
         self._heads.setdefault(conn, monotonic() + self.head_timeout)
@@ -190,31 +238,55 @@ class HTTPServer(Server):
 
     def _watch_heads(self) -> None:
         """End the connections whose heads take too long."""
+        began = monotonic()
         while self._heads:
             conn, deadline = next(iter(self._heads.items()))
             left = deadline - monotonic()
             if left > 0:
                 gevent.sleep(left)
+                began = monotonic()
                 continue
             del self._heads[conn]
             if conn.state is State.OPEN:
                 late = HTTPError(408, f"the head of a request took more than {self.head_timeout} s")
                 self._refuse(conn, late, "head-timeout")
+            began = _let_others_run(began)
         self._watch = None
 
+    # -- refusals
+
     def _refuse(self, conn: HTTPConnection, refusal: BadRequest | HTTPError, reason: str) -> None:
-        """Answer a request that never became one, without blocking, and close."""
+        """Answer a request that never became one, without blocking, and close. Never raises."""
+        try:
+            response = self._refusal(conn, refusal, reason)
+            body = response.body
+            if not isinstance(body, bytes):
+                _close(body)
+                body = b""
+            conn.send(self._head(response, len(body), False, CLOSE) + body, close=True)
+        except (ConnectionClosed, ConnectionLost):
+            pass  # it has left: there is nobody to tell
+        except Exception:
+            self._failed_program("the answer to a refused request of %r failed", conn)
+            conn.close()
+
+    def _refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> Response:
+        """Count and log a refusal; return the answer."""
         self.refused[reason] += 1
         log.info("refused a request from %s: %s (%s)", conn.address, refusal, reason)
-        response = self.request_refused(conn, refusal)
-        body = response.body if isinstance(response.body, bytes) else b""
-        conn.send(self._head(response, len(body), False, CLOSE) + body, close=True)
+        return self.request_refused(conn, refusal)
+
+    def _failed_program(self, text: str, *about: object) -> None:
+        """Count and log what the program failed at."""
+        self._errors += 1
+        log.exception(text, *about)
 
     # -- one request and its answer
 
     def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
         """Answer one request; True if the connection goes on."""
         conn.requests += 1
+        self._requests += 1
         if head.is_chunked or head.content_length:
             body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
         else:
@@ -228,139 +300,234 @@ class HTTPServer(Server):
         """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
         head = request.head
         try:
-            if head.method in self.refused_methods:
-                raise HTTPError(405, headers=[("Allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")])
+            if head.method in self.refused_methods or head.headers.get_raw(b"expect") is not None:
+                refused = self._refusal_of(conn, head)
+                if refused is not None:
+                    return self._answer(request, refused, False)
             response = self.handle_request(request)
             if not isinstance(response, Response):
                 raise TypeError(f"handle_request returned {response!r}: a Response expected")
         except BaseException as error:
             response = self._error_response(request, error)
-            keep = keep and isinstance(error, HTTPError) and head.method not in self.refused_methods
+            keep = keep and isinstance(error, HTTPError)
         return self._answer(request, response, keep)
+
+    def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
+        """Return the answer to a request that is sound and yet not for the program."""
+        if head.method in self.refused_methods:
+            allowed = ", ".join(method for method in METHODS if method not in self.refused_methods)
+            return self._refusal(conn, HTTPError(405, headers=[("Allow", allowed)]), "method")
+        expected = head.headers.tokens(b"expect")
+        if head.version == "1.0" or set(expected) <= {b"100-continue"}:
+            return None  # RFC 9110 section 10.1.1
+        return self._refusal(conn, HTTPError(417), "expectation")
 
     def _error_response(self, request: Request, error: BaseException) -> Response:
         """Return the answer to what ``handle_request`` raised, or raise it again if there is none to give."""
+        conn = request.connection
         if isinstance(error, HTTPError):
             return error.response
-        if isinstance(error, BadRequest):
-            self.refused[error.reason.value] += 1
-            return self.request_refused(request.connection, error)
-        if isinstance(error, OperationTimeout) and error.connection is request.connection:
-            self.refused["body-timeout"] += 1
-            return HTTPError(408, str(error)).response
-        if isinstance(error, ConnectionLost | ConnectionClosed) and error.connection is request.connection:
-            raise error
-        if not isinstance(error, Exception):
-            raise error  # killed, or a timeout of gevent's that nobody caught
+        if getattr(error, "connection", None) is conn:
+            if isinstance(error, BadRequest):
+                return self._refusal(conn, error, error.reason.value)
+            if isinstance(error, OperationTimeout) and error.operation == "recv":
+                return self._refusal(conn, HTTPError(408, str(error)), "body-timeout")
+            if isinstance(error, ConnectionLost | ConnectionClosed | OperationTimeout):
+                raise error
+        if not isinstance(error, Exception | gevent.Timeout):
+            raise error  # killed
         self._errors += 1
         log.error("%r failed", request, exc_info=error)
         return HTTPError(500).response
 
     def _answer(self, request: Request, response: Response, keep: bool) -> bool:
         """Send the answer; True if the connection goes on."""
-        conn = request.connection
-        body = request.body
+        conn, body = request.connection, request.body
         if body is not NO_BODY and not body.is_ended:
             keep = keep and self._can_discard(request)
         keep = keep and not self._draining
         before = conn.bytes_sent
         try:
             keep = self._send(request, response, keep)
-        except BaseException:
-            conn.abort()  # whoever reads must see that it was cut short
-            raise
+        except BaseException as error:
+            response, keep = self._send_error(request, response, error), False
         finally:
-            if self._on_done is not None:
-                self._on_done(request, response, conn.bytes_sent - before)
+            self._finish(request, response, conn.bytes_sent - before)
         return self._end_exchange(request, keep)
 
     def _end_exchange(self, request: Request, keep: bool) -> bool:
         """Drop what is left of the body, or close; True if the connection goes on."""
         body = request.body
         if keep and body is not NO_BODY and not body.is_ended:
-            try:
-                keep = body.discard(DISCARD_BYTES, DISCARD_SECONDS)
-            except BadRequest:
-                keep = False  # it was answered: there is nothing more to say
+            keep = self._discard(request)
         if not keep:
             request.connection.close()
         return keep
 
+    def _send_error(self, request: Request, failed: Response, error: BaseException) -> Response:
+        """Answer with an error in the place of an answer whose sending failed, and return it; or reset and raise."""
+        conn = request.connection
+        try:
+            if request.is_answered:
+                raise error
+            response = self._error_response(request, error)
+            self._send(request, response, False)
+        except BaseException:
+            if conn.state is State.OPEN:
+                conn.abort()  # whoever reads must see that it was cut short
+            raise
+        self._close_body(request, failed)
+        return response
+
+    def _finish(self, request: Request, response: Response, sent: int) -> None:
+        """Let go of the answer, and tell the program."""
+        if type(response.body) is not bytes:
+            self._close_body(request, response)
+        if self._on_done is not None:
+            try:
+                self._on_done(request, response, sent)
+            except Exception:
+                self._failed_program("request_done failed for %r", request)
+
+    def _close_body(self, request: Request, response: Response) -> None:
+        try:
+            _close(response.body)
+        except Exception:
+            self._failed_program("the body of the answer to %r could not be closed", request)
+
     def _can_discard(self, request: Request) -> bool:
         """Whether what is left of the body is surely little enough to be read and dropped."""
-        if request.body.is_awaited:
-            return False  # the client may send it or not
+        body = request.body
+        if body.is_awaited or body.is_broken:
+            return False  # the client may send it or not; there is no end to be found
         length = request.head.content_length
-        return length is None or length - request.body.received <= DISCARD_BYTES
+        return length is None or length - body.received <= DISCARD_BYTES
+
+    def _discard(self, request: Request) -> bool:
+        """Drop what is left of the body after the answer; False if that is too much."""
+        try:
+            return request.body.discard(DISCARD_BYTES, DISCARD_SECONDS)
+        except BadRequest as refusal:  # an answer was given: there is nothing more to say to the client
+            self._refusal(request.connection, refusal, refusal.reason.value)
+            return False
+
+    # -- writing
 
     def _send(self, request: Request, response: Response, keep: bool) -> bool:
         """Write head and body; return whether the connection may go on."""
-        conn, body, status = request.connection, response.body, response.status
-        bodiless = status in BODILESS or request.method == "HEAD"
-        said = response.headers.get_raw(b"connection")
-        if said is not None and b"close" in response.headers.tokens(b"connection"):
-            keep = False
-        option = _connection_option(request.version, keep)
-        if isinstance(body, bytes):
-            length: int | None = len(body)
-            if bodiless and not body:  # made for HEAD: what GET would have is in the fields, or not known
-                length = _declared_length(response.headers)
-            head = self._head(response, length, False, option)
-            if bodiless or not body:
-                conn.send(head)
-            elif len(body) <= JOINED:
-                conn.send(head + body)
-            else:
-                conn.send([head, body])
-            return keep
-        if isinstance(body, FileBody):
-            try:
-                conn.send(self._head(response, body.count, False, option))
-                if not bodiless and conn.send_file(body.file, body.offset, body.count) < body.count:
-                    raise OSError(f"{body.file!r} has shrunk while it was sent")
-            finally:
-                body.close()
-            return keep
-        return self._send_pieces(request, response, body, keep, bodiless)
+        conn, body = request.connection, response.body
+        bodiless = request.method == "HEAD" or response.status in BODILESS
+        if response.headers.get_raw(b"connection") is not None:
+            keep = keep and b"close" not in response.headers.tokens(b"connection")
+        if not isinstance(body, bytes):
+            send = self._send_file if isinstance(body, FileBody) else self._send_pieces
+            return send(request, response, keep, bodiless)
+        length: int | None = len(body)
+        if bodiless and not body:  # made for HEAD: what GET would have is in the fields, or not known
+            length = _declared_length(response.headers)
+        head = self._head(response, length, False, _connection_option(request.version, keep))
+        request.is_answered = True
+        if bodiless or not body:
+            conn.send(head)
+        else:
+            self._send_piece(request, head, body)
+        return keep
 
-    def _send_pieces(
-        self, request: Request, response: Response, body: Iterable[bytes], keep: bool, bodiless: bool
-    ) -> bool:
-        """Write a body that comes piece by piece."""
-        conn = request.connection
+    def _send_file(self, request: Request, response: Response, keep: bool, bodiless: bool) -> bool:
+        """Write a file."""
+        conn, body = request.connection, response.body
+        assert isinstance(body, FileBody)
+        data = body.read_all() if body.count <= JOINED and not bodiless else b""
+        if data and len(data) < body.count:
+            raise _has_shrunk(body)
+        head = self._head(response, body.count, False, _connection_option(request.version, keep))
+        request.is_answered = True
+        conn.send(head + data)
+        if bodiless or data:
+            return keep
+        sent, began = 0, monotonic()
+        while sent < body.count:
+            count = min(SLICE, body.count - sent)
+            if conn.send_file(body.file, body.offset + sent, count) < count:
+                raise _has_shrunk(body)
+            sent += count
+            began = _let_others_run(began)
+        return keep
+
+    def _send_pieces(self, request: Request, response: Response, keep: bool, bodiless: bool) -> bool:
+        """Write a body that comes piece by piece; of the first, nothing is sent before it is there."""
+        conn, body = request.connection, response.body
+        assert not isinstance(body, bytes | FileBody)
         length = _declared_length(response.headers)
         chunked = length is None and request.version == "1.1"
         keep = keep and (chunked or length is not None or bodiless)
         option = _connection_option(request.version, keep)
-        head: bytes | None = self._head(response, length, chunked, option)
-        try:
-            if not bodiless:
-                for piece in _pieces(body, length):
-                    framed = write_chunk(piece) if chunked else [piece]
-                    conn.send([head, *framed] if head is not None else framed)
-                    head = None
-            last = write_last_chunk() if chunked and not bodiless else b""
-            if head is not None or last:
-                conn.send((head or b"") + last)
-        finally:
-            close = getattr(body, "close", None)
-            if close is not None:
-                close()
+        pieces = iter(()) if bodiless else _pieces(body, length)
+        first = next(pieces, None)  # if this fails it is not too late for an answer
+        head = self._head(response, length, chunked, option)
+        request.is_answered = True
+        request.body.stop_awaiting()
+        if first is None:
+            conn.send(head + LAST_CHUNK if chunked and not bodiless else head)
+            return keep
+        self._send_piece(request, head, first, chunked)
+        began = monotonic()
+        for piece in pieces:
+            self._send_piece(request, b"", piece, chunked)
+            began = _let_others_run(began)
+        if chunked:
+            conn.send(LAST_CHUNK)
         return keep
 
+    def _send_piece(self, request: Request, head: bytes, piece: bytes, chunked: bool = False) -> None:
+        """Write a piece of a body behind ``head``, which may be empty: in one go if it is short."""
+        conn = request.connection
+        if len(piece) <= JOINED:
+            conn.send(b"%b%x\r\n%b\r\n" % (head, len(piece), piece) if chunked else head + piece)
+            return
+        size, _, end = write_chunk(piece) if chunked else (b"", piece, b"")
+        view = memoryview(piece)
+        conn.send([head, size, view[:SLICE]])
+        began = monotonic()
+        for start in range(SLICE, len(piece), SLICE):
+            conn.send(view[start : start + SLICE])
+            began = _let_others_run(began)
+        if end:
+            conn.send(end)
+
     def _head(self, response: Response, length: int | None, chunked: bool, option: bytes) -> bytes:
+        """Return the head of a final answer."""
         headers, status = response.headers, response.status
+        self._statuses[status] += 1
         if status == 204:
             length, chunked = None, False
+        elif status == 205:  # no body, and yet its length must be told (RFC 9110 section 15.3.6)
+            length, chunked = 0, False
         extra = option if headers.get_raw(b"date") is not None else self._date_line() + option
         return write_response_head(status, headers, content_length=length, chunked=chunked, own=OWN_FIELDS, extra=extra)
 
     def _date_line(self) -> bytes:
+        """Return the Date of this second, as a line."""
         now = time()
         if int(now) != self._second:
             self._second = int(now)
             self._date = b"Date: %b\r\n" % format_date(now)
         return self._date
+
+
+def _let_others_run(since: float) -> float:
+    """Let others run if this has gone on for a turn; return since when it goes on. 0.0: it begins now."""
+    now = monotonic()
+    if not since or now - since < TURN_SECONDS:
+        return since or now
+    hub = gevent.get_hub()
+    # Not sleep(0): gevent runs up to 50 of those before it looks at its descriptors.
+    timer = hub.loop.timer(0.0)
+    try:
+        hub.wait(timer)
+    finally:
+        timer.close()
+    return monotonic()
 
 
 def _connection_option(version: str, keep: bool) -> bytes:
@@ -393,8 +560,10 @@ def _pieces(body: Iterable[bytes], length: int | None) -> Iterator[bytes]:
     """
     sent = 0
     for piece in body:
-        if not isinstance(piece, bytes):
-            raise TypeError(f"a body of {type(piece).__name__}: an iterable of bytes expected")
+        if type(piece) is not bytes:
+            if not isinstance(piece, bytes | bytearray | memoryview):
+                raise TypeError(f"a piece of a body is {type(piece).__name__}: bytes expected")
+            piece = bytes(piece)
         if piece:
             sent += len(piece)
             if length is not None and sent > length:
@@ -402,3 +571,13 @@ def _pieces(body: Iterable[bytes], length: int | None) -> Iterator[bytes]:
             yield piece
     if length is not None and sent < length:
         raise ValueError(f"the body has {sent} bytes, its Content-Length says {length}")
+
+
+def _close(body: object) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
+def _has_shrunk(body: FileBody) -> OSError:
+    return OSError(f"{body.file!r} has shrunk since its answer was made")
