@@ -298,7 +298,7 @@ class HTTPServer(Server):
 
     def _respond(self, request: Request, keep: bool) -> bool:
         """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
-        head = request.head
+        conn, head = request.connection, request.head
         try:
             if head.method in self.refused_methods or head.headers.get_raw(b"expect") is not None:
                 refused = self._refusal_of(conn, head)
