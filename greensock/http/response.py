@@ -90,6 +90,8 @@ class Response:
             body = _as_body(body)
         if isinstance(headers, Headers):
             headers = headers.copy()
+        elif isinstance(headers, list | tuple):  # an ABC is slow to ask
+            headers = Headers(headers)
         else:
             headers = Headers(headers.items() if isinstance(headers, Mapping) else headers)
         #: 200 to 999.

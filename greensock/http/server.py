@@ -64,6 +64,8 @@ MAX_SPARE = 64
 BODILESS = frozenset({204, 205, 304})
 #: Fields of an answer that are the server's to write.
 OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
+#: Fields of an answer that ask for something, or stand in the place of the server's.
+LOOKED_AT = OWN_FIELDS | {b"date"}
 #: What 405 says is allowed, unless it is refused.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 
@@ -293,7 +295,10 @@ class HTTPServer(Server):
             body = NO_BODY
             parser.next_event()  # its end
         request = Request(conn, head, body)
-        keep = head.keep_alive and (self.max_requests is None or conn.requests < self.max_requests)
+        fields = head.headers
+        keep = head.version == "1.1" if fields.get_raw(b"connection") is None else head.keep_alive
+        if self.max_requests is not None and conn.requests >= self.max_requests:
+            keep = False
         return self._respond(request, keep)
 
     def _respond(self, request: Request, keep: bool) -> bool:
@@ -352,7 +357,8 @@ class HTTPServer(Server):
         except BaseException as error:
             response, keep = self._send_error(request, response, error), False
         finally:
-            self._finish(request, response, conn.bytes_sent - before)
+            if self._on_done is not None or type(response.body) is not bytes:
+                self._finish(request, response, conn.bytes_sent - before)
         return self._end_exchange(request, keep)
 
     def _end_exchange(self, request: Request, keep: bool) -> bool:
@@ -417,18 +423,25 @@ class HTTPServer(Server):
         """Write head and body; return whether the connection may go on."""
         conn, body = request.connection, response.body
         bodiless = request.method == "HEAD" or response.status in BODILESS
-        if response.headers.get_raw(b"connection") is not None:
-            keep = keep and b"close" not in response.headers.tokens(b"connection")
+        plain = True
+        for name, _ in response.headers.raw:
+            if name.lower() in LOOKED_AT:
+                plain = False
+                keep = keep and b"close" not in response.headers.tokens(b"connection")
+                break
         if not isinstance(body, bytes):
             send = self._send_file if isinstance(body, FileBody) else self._send_pieces
             return send(request, response, keep, bodiless)
         length: int | None = len(body)
         if bodiless and not body:  # made for HEAD: what GET would have is in the fields, or not known
             length = _declared_length(response.headers)
-        head = self._head(response, length, False, _connection_option(request.version, keep))
+        option = b"" if keep and request.version == "1.1" else _connection_option(request.version, keep)
+        head = self._head(response, length, False, option, plain)
         request.is_answered = True
-        if bodiless or not body:
+        if bodiless:
             conn.send(head)
+        elif len(body) <= JOINED:
+            conn.send(head + body)
         else:
             self._send_piece(request, head, body)
         return keep
@@ -495,15 +508,17 @@ class HTTPServer(Server):
         if end:
             conn.send(end)
 
-    def _head(self, response: Response, length: int | None, chunked: bool, option: bytes) -> bytes:
-        """Return the head of a final answer."""
+    def _head(
+        self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False
+    ) -> bytes:
+        """Return the head of a final answer; ``plain`` says that none of its fields are LOOKED_AT."""
         headers, status = response.headers, response.status
         self._statuses[status] += 1
         if status == 204:
             length, chunked = None, False
         elif status == 205:  # no body, and yet its length must be told (RFC 9110 section 15.3.6)
             length, chunked = 0, False
-        extra = option if headers.get_raw(b"date") is not None else self._date_line() + option
+        extra = self._date_line() + option if plain or headers.get_raw(b"date") is None else option
         return write_response_head(status, headers, content_length=length, chunked=chunked, own=OWN_FIELDS, extra=extra)
 
     def _date_line(self) -> bytes:
