@@ -139,6 +139,7 @@ class HTTPServer(Server):
         self._on_done = self.request_done if type(self).request_done is not HTTPServer.request_done else None
         self._second = 0
         self._date = b""
+        self._starts: dict[int, bytes] = {}
 
     # -- what to override
 
@@ -512,21 +513,33 @@ class HTTPServer(Server):
         self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False
     ) -> bytes:
         """Return the head of a final answer; ``plain`` says that none of its fields are LOOKED_AT."""
+        date = self._date_line()
         headers, status = response.headers, response.status
         self._statuses[status] += 1
+        start = self._starts.get(status) or self._start(status)
+        if plain and length is not None and status not in BODILESS:  # the common case: nothing is left to be checked
+            lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw])
+            return b"%b%b%bContent-Length: %d\r\n\r\n" % (start, lines, option, length)
         if status == 204:
             length, chunked = None, False
         elif status == 205:  # no body, and yet its length must be told (RFC 9110 section 15.3.6)
             length, chunked = 0, False
-        extra = self._date_line() + option if plain or headers.get_raw(b"date") is None else option
+        extra = option if headers.get_raw(b"date") is not None else date + option
         return write_response_head(status, headers, content_length=length, chunked=chunked, own=OWN_FIELDS, extra=extra)
+
+    def _start(self, status: int) -> bytes:
+        """Return the status line and Date, which are the same for a second."""
+        start = write_response_head(status, Headers(), extra=self._date).removesuffix(b"\r\n")
+        self._starts[status] = start
+        return start
 
     def _date_line(self) -> bytes:
         """Return the Date of this second, as a line."""
-        now = time()
-        if int(now) != self._second:
-            self._second = int(now)
-            self._date = b"Date: %b\r\n" % format_date(now)
+        second = int(time())
+        if second != self._second:
+            self._second = second
+            self._date = b"Date: %b\r\n" % format_date(second)
+            self._starts.clear()
         return self._date
 
 
