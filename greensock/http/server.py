@@ -509,9 +509,7 @@ class HTTPServer(Server):
         if end:
             conn.send(end)
 
-    def _head(
-        self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False
-    ) -> bytes:
+    def _head(self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False) -> bytes:
         """Return the head of a final answer; ``plain`` says that none of its fields are LOOKED_AT."""
         date = self._date_line()
         headers, status = response.headers, response.status
