@@ -13,13 +13,16 @@ from greensock.http import HTTPError, HTTPServer, Request, Response
 
 class Hello(HTTPServer):
     def handle_request(self, request: Request) -> Response:
-        if request.method == "POST":
-            size = sum(map(len, request.body))  # streams: the upload may be larger than memory
-            return Response.json({"bytes": size})
-        if request.path == "/":
-            return Response(f"hello, {request.client_address[0]}\n")
-        if request.path == "/countdown":
-            return Response(countdown(3), content_type="text/plain")
+        match request.method, request.path:
+            case "GET" | "HEAD", "/":
+                return Response(f"hello, {request.client_address[0]}\n")
+            case "POST", "/":
+                size = sum(map(len, request.body))  # streams: the upload may be larger than memory
+                return Response.json({"bytes": size})
+            case "GET" | "HEAD", "/countdown":
+                return Response(countdown(3), content_type="text/plain")
+            case _, "/" | "/countdown":
+                raise HTTPError(405, headers={"Allow": "GET, HEAD, POST" if request.path == "/" else "GET, HEAD"})
         raise HTTPError(404)
 
 

@@ -253,6 +253,8 @@ def test_hello_http():
         assert ask("/") == (200, b"hello, 127.0.0.1\n")
         assert ask("/countdown") == (200, b"3\n2\n1\n")
         assert ask("/", b"x" * 5000) == (200, b'{"bytes": 5000}')
+        assert ask("/countdown", b"x") == (405, b"Method Not Allowed\n")
+        assert ask("/nothing") == (404, b"Not Found\n")
         assert ask("/none") == (404, b"Not Found\n")
         example.stop()
 

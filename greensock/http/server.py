@@ -300,16 +300,16 @@ class HTTPServer(Server):
         keep = head.version == "1.1" if fields.get_raw(b"connection") is None else head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:
             keep = False
+        refused = None
+        if head.method in self.refused_methods or fields.get_raw(b"expect") is not None:
+            refused = self._refusal_of(conn, head)
+        if refused is not None:
+            return self._answer(request, refused, False)
         return self._respond(request, keep)
 
     def _respond(self, request: Request, keep: bool) -> bool:
         """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
-        conn, head = request.connection, request.head
         try:
-            if head.method in self.refused_methods or head.headers.get_raw(b"expect") is not None:
-                refused = self._refusal_of(conn, head)
-                if refused is not None:
-                    return self._answer(request, refused, False)
             response = self.handle_request(request)
             if not isinstance(response, Response):
                 raise TypeError(f"handle_request returned {response!r}: a Response expected")
