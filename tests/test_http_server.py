@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from contextlib import suppress
+from itertools import count
 
 import gevent
 import pytest
@@ -82,6 +83,8 @@ def test_1_0_closes_unless_asked(site, connect):
     answer = ask(connect(site[0]), "GET /hello HTTP/1.0\nConnection: keep-alive\n\nGET /pieces HTTP/1.0\n\n")
     assert "Connection: keep-alive" in answer
     assert answer.endswith("Connection: close\n\nonetwo")
+    answer = ask(connect(site[0]), "GET /pieces HTTP/1.0\nConnection: keep-alive\n\n")
+    assert answer.endswith("Connection: close\n\nonetwo"), "only the close tells where it ends"
 
 
 def test_head_204_and_pieces(site):
@@ -253,7 +256,18 @@ def test_empty_lines_between_requests(site):
 def test_no_second_empty_line_however_it_comes(site):
     site[1].sendall(b"\r\n")
     wait_until(lambda: site[0].statistics().bytes_received == 2)
+    assert not site[0]._heads, "an empty line is no head that could be late"
     assert statuses(ask(site[1], "\n" + LAST)) == [400]
+
+
+def test_the_date_is_of_this_second(answering, monkeypatch):
+    now = [784111777.9]
+    monkeypatch.setattr(module, "time", lambda: now[0])
+    _, sock = answering(lambda request: Response(b"", headers={} if request.path == "/" else {"Keep-Alive": "1"}))
+    for second, path in (37, "/"), (38, "/"), (39, "/other"), (40, "/"), (41, "/other"):
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        assert f"\r\nDate: Sun, 06 Nov 1994 08:49:{second} GMT\r\n".encode() in sock.recv(1000)
+        now[0] += 1
 
 
 # -- statuses and methods without a body
@@ -522,22 +536,44 @@ def test_a_file_that_grows_is_sent_as_it_was(answering, tmp_path):
     assert ask(answering(answer)[1], LAST).endswith("Content-Length: 5\n\n56789")
 
 
-def test_long_answers_leave_others_their_turn(serve, connect, monkeypatch):
-    """An endless answer to a client that is never too slow; nothing of it waits by itself."""
-    monkeypatch.setattr(HTTPServer.connection_class, "send", lambda self, data, close=False, timeout=None: None)
+@pytest.mark.parametrize("way", ["pieces", "bytes", "file"])
+def test_long_answers_leave_others_their_turn(serve, connect, monkeypatch, tmp_path, way):
+    """To a client that is never too slow, so that nothing of the answer waits by itself; for a second of our CPU."""
+    path = tmp_path / "file"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    others, turns = [], []
 
-    def endless():
-        while not stop:
-            yield b"x"
+    def look():
+        if others or time.thread_time() > end:
+            turns.append(len(others))
+            raise ConnectionLost("that is enough")
 
-    stop = []
-    server = serve(Any)
-    server.answer = lambda request: Response(endless())
+    class Connection(HTTPServer.connection_class):
+        def send(self, data, close=False, timeout=None):
+            look()
+
+        def send_file(self, file, offset, count):
+            look()
+            return count
+
+    class Long(HTTPServer):
+        connection_class = Connection
+
+        def handle_request(self, request):
+            if way == "bytes":
+                return Response(LARGE)
+            return Response.file(path) if way == "file" else Response(b"x" for _ in count())
+
+    server = serve(Long)
+    monkeypatch.setattr(module, "SLICE", 1)
+    end = time.thread_time() + 1.0
     sock = connect(server)
     sock.sendall(GET.replace("\n", "\r\n").encode())
-    wait_until(lambda: server.statistics().requests)  # we had our turn
-    gevent.sleep(0.02)
-    stop.append(True)
+    wait_until(lambda: server.statistics().requests)
+    others.append("had their turn")
+    wait_until(lambda: turns)
+    assert turns == [1]
 
 
 def test_a_flood_of_pipelined_requests_leaves_others_their_turn(answering, connect):
@@ -625,6 +661,16 @@ def test_a_broken_body_that_the_program_forgives_closes(answering):
 def test_how_much_is_dropped(site, size):
     answer = ask(site[1], post("/unread", size, "x" * size) + LAST)
     assert statuses(answer) == ([200, 200] if size == 65536 else [200])
+
+
+def test_only_what_is_left_of_a_body_counts(answering):
+    def most(request):
+        left = request.head.content_length or 0
+        while left > 10:
+            left -= len(request.body.read(left - 10))
+        return Response(b"x")
+
+    assert statuses(ask(answering(most)[1], post("/", 99_999, "x" * 99_999) + LAST)) == [200, 200]
 
 
 def test_an_endless_unread_body_ends_the_connection(site):
@@ -851,6 +897,16 @@ def test_an_error_of_another_connection_is_500(answering, caplog):
         raise ConnectionLost("not this one")
 
     assert statuses(ask(answering(answer)[1], LAST)) == [500]
+
+
+def test_a_client_that_does_not_read_what_the_program_sends_is_not_408(answering, caplog):
+    server, sock = answering(lambda request: request.connection.send(LARGE * 20, timeout=0.05))
+    sock.sendall(GET.replace("\n", "\r\n").encode())
+    wait_until(lambda: server.statistics().dropped)
+    assert server.statistics().dropped == {"SEND_TIMEOUT": 1}
+    assert not server.refused
+    assert not caplog.records
+    reset(sock)
 
 
 def test_a_program_may_end_the_connection_itself(answering):
