@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import PATIENCE, read_exactly
 
 from greensock import Connection, Server
+from greensock.http import HTTPClient
 from greensock.options import OPTIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_program_in_the_readme_runs(connect):
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    program = program.replace('("127.0.0.1", 5000)).serve_forever()', '("127.0.0.1", 0))')
-    name = re.search(r"class (\w+)\(Server\)", program).group(1)
-    program = program.replace(f"\n{name}(", f"\nserver = {name}(")
-    program += "\nserver.start(); print(server.server_port, flush=True); server.serve_forever()\n"
+@contextmanager
+def running(program: str) -> Iterator[tuple[str, int]]:
+    """Run a program of the README on a free port; give its address."""
+    start = re.search(r"(\w+)\(\(\"127.0.0.1\", \d+\)\)\.serve_forever\(\)\n$", program)
+    program = program[: start.start()]
+    program += f"server = {start[1]}(('127.0.0.1', 0))\n"
+    program += "server.start(); print(server.server_port, flush=True); server.serve_forever()\n"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         try:
-
-            class Address:
-                address = ("127.0.0.1", int(process.stdout.readline()))
-
-            sock = connect(Address)
-            assert read_exactly(sock, 6) == b"name? "
-            sock.sendall(b"bob\n")
-            sock.sendall(b"hello")
-            assert read_exactly(sock, 10) == b"bob: HELLO"
-            sock.close()  # or the program would wait for it
+            yield "127.0.0.1", int(process.stdout.readline())
         finally:
             process.terminate()
         assert process.wait(PATIENCE) == 0
+
+
+def test_the_first_program_in_the_readme_runs():
+    with running(PROGRAMS[0]) as address, socket.create_connection(address, PATIENCE) as sock:
+        assert read_exactly(sock, 6) == b"name? "
+        sock.sendall(b"bob\n")
+        sock.sendall(b"hello")
+        assert read_exactly(sock, 10) == b"bob: HELLO"
+
+
+def test_the_second_program_in_the_readme_runs():
+    with running(PROGRAMS[1]) as (host, port), HTTPClient() as client:
+        with client.get(f"http://{host}:{port}/") as answer:
+            assert answer.read_all() == b"hello, 127.0.0.1"
+        with client.post(f"http://{host}:{port}/", body=b"x" * 100_000) as answer:
+            assert answer.read_all() == b'{"bytes": 100000}'
 
 
 def test_what_the_readme_names_exists():

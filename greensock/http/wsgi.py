@@ -245,8 +245,6 @@ class WSGIServer(HTTPServer):
     # -- one request
 
     def _respond(self, request: Request, keep: bool) -> bool:
-        if request.method in self.refused_methods:
-            return super()._respond(request, keep)
         conn = request.connection
         started, before = time(), conn.bytes_sent
         answer = Answer(self, request, keep)

@@ -245,7 +245,9 @@ class Answer:
             lines.append(KEEP_ALIVE)
         lines.append(framing)
         self.keep = keep
-        self.is_begun = True
+        self.is_begun = request.is_answered = True
+        request.body.stop_awaiting()
+        server._statuses[code] += 1
         return b"".join(lines)
 
 
