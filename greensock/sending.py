@@ -159,7 +159,7 @@ class Sending(Lifecycle):
             return
         if timeout is INHERIT:
             timeout = self.send_timeout
-        if timeout is not None:
+        if timeout is not None and self._state is OPEN:  # the first push may have found it broken
             entry.deadline = monotonic() + timeout
             if entry.deadline < self._armed:
                 self._poller.arm(self, entry.deadline)

@@ -69,9 +69,10 @@ def greenlets() -> list[greenlet]:
 
 @pytest.fixture(autouse=True)
 def no_leak() -> Iterator[None]:
-    """Fail a test that leaves a descriptor, a greenlet or an endpoint behind."""
-    poller = get_poller()
+    """Fail a test that leaves a descriptor, a greenlet, a watcher, an endpoint or a deadline behind."""
+    poller, loop = get_poller(), gevent.get_hub().loop
     gevent.sleep(0)
+    watchers = loop.activecnt
     before, green_before = descriptors(), {id(found) for found in greenlets()}
     yield
     deadline, pause = time.monotonic() + 5, 0.0
@@ -81,9 +82,11 @@ def no_leak() -> Iterator[None]:
         pause = 0.005
         leaked = {fd: what for fd, what in descriptors().items() if before.get(fd) != what}
         green = [found for found in greenlets() if id(found) not in green_before]
-        if not leaked and not green and not poller.endpoints and not poller.crews:
+        more = loop.activecnt - watchers
+        if not (leaked or green or more > 0 or poller.endpoints or poller.crews or poller._armed_count):
             return
-    pytest.fail(f"left behind: {leaked} {green} {poller.endpoints} {poller.crews}")
+    armed = poller._armed_count
+    pytest.fail(f"left behind: {leaked} {green} {more} watchers {poller.endpoints} {poller.crews} {armed} deadlines")
 
 
 @pytest.fixture
