@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.util
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,9 +42,17 @@ def command(address: str, options: argparse.Namespace) -> list[str]:
         "--exit-code-on-error": 1,
     }
     if options.processes > 1:
-        settings["--processes"] = options.processes
+        port = free_port()  # Locust's own choice, 5557 on every address, would keep a second run out
+        settings |= {"--processes": options.processes, "--master-bind-host": "127.0.0.1"}
+        settings |= {"--master-bind-port": port, "--master-port": port}
     words = [str(word) for setting in settings.items() for word in setting]
     return [sys.executable, "-m", "locust", "--headless", "--only-summary", *words]
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
 
 
 def counted(output: Path) -> tuple[int, int]:

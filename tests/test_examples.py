@@ -108,7 +108,8 @@ def test_help_and_a_bad_address(name):
     bad = run("--bind", "127.0.0.1:http")
     assert bad.returncode == 2
     assert "port 'http' is not a number" in bad.stderr
-    assert "Traceback" not in bad.stderr
+    # On Python 3.10 logging and gevent may complain of each other when the interpreter ends; that comes last.
+    assert "Traceback" not in bad.stderr.partition("Exception ignored in")[0]
 
 
 # -- each
