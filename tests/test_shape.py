@@ -17,6 +17,7 @@ from gevent import monkey
 
 import greensock
 import greensock.http
+import greensock.http.proxy
 from greensock import syscalls
 from greensock.http.parser import State
 from greensock.http.pool import Action
@@ -120,6 +121,11 @@ def test_programs_import_public_names_only():
 
 HTTP = PACKAGE / "http"
 HTTP_MODULES = sorted(path.stem for path in HTTP.glob("*.py"))
+PROXY = HTTP / "proxy"
+PROXY_MODULES = sorted(path.stem for path in PROXY.glob("*.py"))
+PROXY_LAYERS = layers(greensock.http.proxy)
+#: All modules of both, as they are imported behind ``greensock.``.
+ALL_HTTP_MODULES = [*(f"http.{name}" for name in HTTP_MODULES), *(f"http.proxy.{name}" for name in PROXY_MODULES)]
 HTTP_LAYERS = layers(greensock.http)
 #: Bytes in, events out: no I/O of any kind.
 HTTP_PURE = {name for row in HTTP_LAYERS[: HTTP_LAYERS.index(["writer"]) + 1] for name in row}
@@ -127,15 +133,37 @@ HTTP_PURE = {name for row in HTTP_LAYERS[: HTTP_LAYERS.index(["writer"]) + 1] fo
 
 def test_the_table_of_http_names_every_module_once():
     named = [name for row in HTTP_LAYERS for name in row]
-    assert sorted(named) == [name for name in HTTP_MODULES if name != "__init__"]
+    assert sorted(named) == sorted([*(name for name in HTTP_MODULES if name != "__init__"), "proxy"])
+
+
+def test_the_table_of_the_proxy_names_every_module_once():
+    named = [name for row in PROXY_LAYERS for name in row]
+    assert sorted(named) == [name for name in PROXY_MODULES if name != "__init__"]
+
+
+@pytest.mark.parametrize("row", range(len(PROXY_LAYERS)), ids=lambda row: PROXY_LAYERS[row][0])
+def test_imports_of_the_proxy_go_one_way(row):
+    above = {f"greensock.http.proxy.{name}" for names in PROXY_LAYERS[:row] for name in names}
+    above |= {f"greensock.http.{name}" for names in HTTP_LAYERS[: HTTP_LAYERS.index(["proxy"])] for name in names}
+    for importer in PROXY_LAYERS[row]:
+        for module, name in of_greensock(PROXY / f"{importer}.py"):
+            if module == "greensock":
+                assert name in greensock.__all__, f"proxy.{importer} imports {name}, which greensock does not export"
+            else:
+                assert module in above, f"proxy.{importer} imports {module}, which does not stand above it"
+                source = PACKAGE / f"{module.removeprefix('greensock.').replace('.', '/')}.py"
+                assert name in (exported(source) or []), f"proxy.{importer}: {name}"
 
 
 @pytest.mark.parametrize("row", range(len(HTTP_LAYERS)), ids=lambda row: HTTP_LAYERS[row][0])
 def test_imports_of_http_go_one_way(row):
     above = {f"greensock.http.{name}" for names in HTTP_LAYERS[:row] for name in names}
     for importer in HTTP_LAYERS[row]:
-        for module, name in of_greensock(HTTP / f"{importer}.py"):
-            if module == "greensock":
+        path = HTTP / f"{importer}.py" if importer != "proxy" else PROXY / "__init__.py"
+        for module, name in of_greensock(path):
+            if importer == "proxy":
+                assert module.startswith("greensock.http.proxy.")
+            elif module == "greensock":
                 assert name in greensock.__all__, f"http.{importer} imports {name}, which greensock does not export"
             else:
                 assert module in above, f"http.{importer} imports {module}, which does not stand above it"
@@ -151,7 +179,7 @@ def test_pure_modules_of_http_know_neither_clock_nor_socket():
 # -- what is exported
 
 
-@pytest.mark.parametrize("name", [*MODULES, *(f"http.{name}" for name in HTTP_MODULES)])
+@pytest.mark.parametrize("name", [*MODULES, *ALL_HTTP_MODULES])
 def test_all_is_true(name):
     module = importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))
     if name == "version":
@@ -195,7 +223,7 @@ def test_what_modules_take_from_each_other_is_exported():
 
 
 def public_members() -> Iterator[tuple[str, object]]:
-    for name in [*LIBRARY, *(f"http.{name}" for name in HTTP_MODULES)]:
+    for name in [*LIBRARY, *ALL_HTTP_MODULES]:
         module = importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))
         yield module.__name__, module
         for public in getattr(module, "__all__", ()):
@@ -257,7 +285,7 @@ def test_every_member_of_an_enum_is_documented_in_place(kind):
 # -- what importing does not do
 
 
-@pytest.mark.parametrize("name", [*LIBRARY, *(f"http.{name}" for name in HTTP_MODULES)])
+@pytest.mark.parametrize("name", [*LIBRARY, *ALL_HTTP_MODULES])
 def test_the_library_neither_patches_nor_prints_nor_configures_logging(name):
     path = PACKAGE / f"{name.replace('.', '/')}.py"
     calls = [ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]

@@ -32,6 +32,7 @@ payload          what a client sends behind the head
 links            the connections of a client: made, lent, taken back
 exchange         one request on a connection, and the head of its answer
 client           blocking calls over kept connections
+proxy            the reverse proxy: a package with layers of its own
 ===============  ===================================================================================
 """
 
@@ -66,6 +67,7 @@ from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
 from greensock.http.pool import PoolStatistics
+from greensock.http.proxy import Record
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
@@ -111,6 +113,7 @@ __all__ = [
     "QueueFull",
     "QueueTimeout",
     "Reason",
+    "Record",
     "Request",
     "RequestBody",
     "RequestHead",
