@@ -267,9 +267,8 @@ class Exchange:
 
     def _send_short(self, data: bytes) -> None:
         seconds = self._deadlines.timeouts.send
-        left = self._deadlines.left(self._deadlines.due(seconds), SendTimeout, seconds, self._conn)
         try:
-            self._conn.send(data, timeout=left)
+            self._conn.send(data, timeout=self._deadlines.within(seconds, SendTimeout, self._conn))
         except OperationTimeout:
             raise self._deadlines.late(SendTimeout, seconds, self._conn) from None
         self.is_sent = True
@@ -348,10 +347,9 @@ class Exchange:
         seconds = deadlines.timeouts.send
         if self._heard is not None and self.head is None and not conn.is_quiet():
             self._heard.clear()
-            self._heard.wait(deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn))
-        left = deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn)
+            self._heard.wait(deadlines.within(seconds, SendTimeout, conn))
         try:
-            send(data, timeout=left)
+            send(data, timeout=deadlines.within(seconds, SendTimeout, conn))
         except OperationTimeout:
             raise deadlines.late(SendTimeout, seconds, conn) from None
 
