@@ -67,7 +67,7 @@ from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
 from greensock.http.pool import PoolStatistics
-from greensock.http.proxy import Record
+from greensock.http.proxy import Forwarder, Forwarding, Networks, Record
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
@@ -99,6 +99,8 @@ __all__ = [
     "Data",
     "EndOfMessage",
     "FileBody",
+    "Forwarder",
+    "Forwarding",
     "HTTPClient",
     "HTTPConnection",
     "HTTPError",
@@ -107,6 +109,7 @@ __all__ = [
     "HeadTimeout",
     "Headers",
     "Limits",
+    "Networks",
     "Phase",
     "PhaseTimeout",
     "PoolStatistics",

@@ -4,10 +4,14 @@ The layers, lowest first; each imports only what stands above it, of ``greensock
 there, and of greensock what it exports:
 
 ==============  ====================================================================================
+networks        addresses as text, and networks that hold them
+forwarded       who the client is, and which fields are passed on
 record          what is known of one request when it is over
 ==============  ====================================================================================
 """
 
+from greensock.http.proxy.forwarded import Forwarder, Forwarding
+from greensock.http.proxy.networks import Networks
 from greensock.http.proxy.record import Record
 
-__all__ = ["Record"]
+__all__ = ["Forwarder", "Forwarding", "Networks", "Record"]
