@@ -4,10 +4,26 @@ The layers, lowest first; each imports only what stands above it, of ``greensock
 there, and of greensock what it exports:
 
 ==============  ====================================================================================
+balance         which server of a group a request goes to
+health          what is known of one server: from requests, and from checks
+budget          how many requests may be sent a second time
 record          what is known of one request when it is over
 ==============  ====================================================================================
 """
 
+from greensock.http.proxy.balance import Balancer, Candidate, balancer_of
+from greensock.http.proxy.budget import RetryBudget
+from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.record import Record
 
-__all__ = ["Record"]
+__all__ = [
+    "Balancer",
+    "Candidate",
+    "Health",
+    "HealthOptions",
+    "HealthStatistics",
+    "Record",
+    "RetryBudget",
+    "Standing",
+    "balancer_of",
+]
