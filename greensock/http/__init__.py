@@ -68,6 +68,17 @@ from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
 from greensock.http.pool import PoolStatistics
 from greensock.http.proxy import Forwarder, Forwarding, Networks, Record
+from greensock.http.proxy import (
+    Balancer,
+    Candidate,
+    Health,
+    HealthOptions,
+    HealthStatistics,
+    Record,
+    RetryBudget,
+    Standing,
+    balancer_of,
+)
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
@@ -93,7 +104,9 @@ __all__ = [
     "BadMessage",
     "BadRequest",
     "BadResponse",
+    "Balancer",
     "BodyTimeout",
+    "Candidate",
     "ClientResponse",
     "ConnectTimeout",
     "Data",
@@ -108,6 +121,9 @@ __all__ = [
     "HTTPStatistics",
     "HeadTimeout",
     "Headers",
+    "Health",
+    "HealthOptions",
+    "HealthStatistics",
     "Limits",
     "Networks",
     "Phase",
@@ -124,11 +140,14 @@ __all__ = [
     "Response",
     "ResponseHead",
     "ResponseParser",
+    "RetryBudget",
     "SendTimeout",
     "Signal",
+    "Standing",
     "Timeouts",
     "TotalTimeout",
     "WSGIServer",
+    "balancer_of",
     "end_to_end",
     "end_to_end_trailers",
     "format_date",

@@ -6,6 +6,9 @@ there, and of greensock what it exports:
 ==============  ====================================================================================
 networks        addresses as text, and networks that hold them
 forwarded       who the client is, and which fields are passed on
+balance         which server of a group a request goes to
+health          what is known of one server: from requests, and from checks
+budget          how many requests may be sent a second time
 record          what is known of one request when it is over
 ==============  ====================================================================================
 """
@@ -15,3 +18,19 @@ from greensock.http.proxy.networks import Networks
 from greensock.http.proxy.record import Record
 
 __all__ = ["Forwarder", "Forwarding", "Networks", "Record"]
+from greensock.http.proxy.balance import Balancer, Candidate, balancer_of
+from greensock.http.proxy.budget import RetryBudget
+from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics, Standing
+from greensock.http.proxy.record import Record
+
+__all__ = [
+    "Balancer",
+    "Candidate",
+    "Health",
+    "HealthOptions",
+    "HealthStatistics",
+    "Record",
+    "RetryBudget",
+    "Standing",
+    "balancer_of",
+]
