@@ -67,7 +67,21 @@ from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
 from greensock.http.pool import PoolStatistics
-from greensock.http.proxy import Record
+from greensock.http.proxy import (
+    BadPath,
+    ErrorPage,
+    ErrorPages,
+    FieldEdits,
+    LogOptions,
+    ProxyTimeouts,
+    Record,
+    Redirect,
+    Route,
+    Routes,
+    ServerOptions,
+    StaticAnswer,
+    UpstreamOptions,
+)
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
@@ -91,6 +105,7 @@ __all__ = [
     "NEED_DATA",
     "SWITCHED",
     "BadMessage",
+    "BadPath",
     "BadRequest",
     "BadResponse",
     "BodyTimeout",
@@ -98,6 +113,9 @@ __all__ = [
     "ConnectTimeout",
     "Data",
     "EndOfMessage",
+    "ErrorPage",
+    "ErrorPages",
+    "FieldEdits",
     "FileBody",
     "HTTPClient",
     "HTTPConnection",
@@ -107,13 +125,16 @@ __all__ = [
     "HeadTimeout",
     "Headers",
     "Limits",
+    "LogOptions",
     "Phase",
     "PhaseTimeout",
     "PoolStatistics",
+    "ProxyTimeouts",
     "QueueFull",
     "QueueTimeout",
     "Reason",
     "Record",
+    "Redirect",
     "Request",
     "RequestBody",
     "RequestHead",
@@ -121,10 +142,15 @@ __all__ = [
     "Response",
     "ResponseHead",
     "ResponseParser",
+    "Route",
+    "Routes",
     "SendTimeout",
+    "ServerOptions",
     "Signal",
+    "StaticAnswer",
     "Timeouts",
     "TotalTimeout",
+    "UpstreamOptions",
     "WSGIServer",
     "end_to_end",
     "end_to_end_trailers",
