@@ -13,44 +13,45 @@ rules           edits of fields, static answers, redirects, error pages
 options         what a proxy is told of its upstreams, its timeouts and its log
 routes          which route a request takes
 record          what is known of one request when it is over
+failure         what can go wrong, what is answered then, and whether another server may be asked
+servers         the servers of a group, and the connections to them
+tunnel          bytes both ways, after 101
+passing         the answer's way back
+relay           one request on its way
+gateway         what the listeners of a proxy share
+server          the reverse proxy
 ==============  ====================================================================================
 """
 
-from greensock.http.proxy.forwarded import Forwarder, Forwarding
-from greensock.http.proxy.networks import Networks
+from greensock.http.proxy.forwarded import Forwarding
+from greensock.http.proxy.gateway import Gateway
+from greensock.http.proxy.health import HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
 from greensock.http.proxy.record import Record
-from greensock.http.proxy.routes import BadPath, Route, Routes
+from greensock.http.proxy.relay import Relay
+from greensock.http.proxy.routes import Route
 from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
-
-__all__ = ["Forwarder", "Forwarding", "Networks", "Record"]
-from greensock.http.proxy.balance import Balancer, Candidate, balancer_of
-from greensock.http.proxy.budget import RetryBudget
-from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics, Standing
-from greensock.http.proxy.record import Record
+from greensock.http.proxy.server import ReverseProxy
+from greensock.http.proxy.servers import ServerStatus
 
 __all__ = [
-    "Balancer",
-    "Candidate",
-    "Health",
-    "HealthOptions",
-    "HealthStatistics",
-    "Record",
-    "RetryBudget",
-    "Standing",
-    "balancer_of",
-__all__ = [
-    "BadPath",
     "ErrorPage",
     "ErrorPages",
     "FieldEdits",
+    "Forwarding",
+    "Gateway",
+    "HealthOptions",
+    "HealthStatistics",
     "LogOptions",
     "ProxyTimeouts",
     "Record",
     "Redirect",
+    "Relay",
+    "ReverseProxy",
     "Route",
-    "Routes",
     "ServerOptions",
+    "ServerStatus",
+    "Standing",
     "StaticAnswer",
     "UpstreamOptions",
 ]
