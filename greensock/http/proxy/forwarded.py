@@ -274,7 +274,7 @@ class Forwarder:
         if named := fields_of_the_hop(headers):
             pairs[1:] = [pair for pair in pairs[1:] if pair[0].lower() not in named]
         pairs += known.own
-        if self._x_forwarded and authority and not (known.is_trusted and headers.get_raw(b"x-forwarded-host")):
+        if self._x_forwarded and authority and not (known.is_trusted and b"x-forwarded-host" in headers):
             pairs.append((b"X-Forwarded-Host", authority))
         if known.is_trusted and self._x_forwarded:
             self._add_addresses(pairs, headers, known.address, client)
