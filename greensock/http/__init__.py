@@ -76,7 +76,9 @@ from greensock.http.proxy import (
     Record,
     RetryBudget,
     Standing,
+    StickyCookie,
     balancer_of,
+    key_of,
 )
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
@@ -140,6 +142,7 @@ __all__ = [
     "SendTimeout",
     "Signal",
     "Standing",
+    "StickyCookie",
     "Timeouts",
     "TotalTimeout",
     "WSGIServer",
@@ -147,6 +150,7 @@ __all__ = [
     "end_to_end",
     "end_to_end_trailers",
     "format_date",
+    "key_of",
     "phrase_of",
     "write_chunk",
     "write_last_chunk",
