@@ -86,7 +86,9 @@ from greensock.http.proxy import (
     ServerStatus,
     Standing,
     StaticAnswer,
+    StickyCookie,
     UpstreamOptions,
+    key_of,
 )
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
@@ -160,6 +162,7 @@ __all__ = [
     "Signal",
     "Standing",
     "StaticAnswer",
+    "StickyCookie",
     "Timeouts",
     "TotalTimeout",
     "UpstreamOptions",
@@ -167,6 +170,7 @@ __all__ = [
     "end_to_end",
     "end_to_end_trailers",
     "format_date",
+    "key_of",
     "phrase_of",
     "write_chunk",
     "write_last_chunk",

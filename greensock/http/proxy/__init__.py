@@ -7,6 +7,8 @@ there, and of greensock what it exports:
 networks        addresses as text, and networks that hold them
 forwarded       who the client is, and which fields are passed on
 balance         which server of a group a request goes to
+keys            what requests are told apart by: the client, a field, a cookie
+sticky          the signed cookie that keeps a client at its server
 health          what is known of one server: from requests, and from checks
 budget          how many requests may be sent a second time
 rules           edits of fields, static answers, redirects, error pages
@@ -26,6 +28,7 @@ server          the reverse proxy
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.health import HealthOptions, HealthStatistics, Standing
+from greensock.http.proxy.keys import key_of
 from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
@@ -33,6 +36,7 @@ from greensock.http.proxy.routes import Route
 from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
 from greensock.http.proxy.server import ReverseProxy
 from greensock.http.proxy.servers import ServerStatus
+from greensock.http.proxy.sticky import StickyCookie
 
 __all__ = [
     "ErrorPage",
@@ -53,5 +57,7 @@ __all__ = [
     "ServerStatus",
     "Standing",
     "StaticAnswer",
+    "StickyCookie",
     "UpstreamOptions",
+    "key_of",
 ]

@@ -19,7 +19,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
-from math import log
+from math import inf, log
 from typing import Protocol, TypeVar
 
 __all__ = [
@@ -152,11 +152,14 @@ class LeastConnections(RoundRobin):
     """The one with the fewest requests for its weight; among equals in turn."""
 
     def _best(self, ready: list[S], key: bytes | None, now: float) -> S:
-        loads = [server.used / (server.weight * server.share(now)) for server in ready]
-        least = min(loads)
-        if loads.count(least) == 1:
-            return ready[loads.index(least)]
-        return super()._best([server for server, load in zip(ready, loads, strict=True) if load == least], key, now)
+        least, equals = inf, ready
+        for server in ready:
+            load = server.used / (server.weight * server.share(now))
+            if load < least:
+                least, equals = load, [server]
+            elif load == least:
+                equals.append(server)
+        return super()._best(equals, key, now) if len(equals) > 1 else equals[0]
 
 
 class TwoChoices(Balancer):
