@@ -102,12 +102,16 @@ class Route:
         """Return the target to ask the upstream for, given the request's: a path and perhaps a query.
 
         Without ``strip_prefix`` it is the same, byte for byte. With it the path of the route is taken off; if it was
-        written in another way than the route's, the rest is written as it was compared.
+        written in another way than the route's, the rest is written as it was compared. What ``find`` gave this route
+        for does not raise.
+
+        Raises:
+            BadPath: as ``find`` does.
         """
-        if not self.strip_prefix or target == b"*":
+        prefix = _prefix_of(self.path) if self.strip_prefix else b""
+        if not prefix:
             return target
         path, mark, query = target.partition(b"?")
-        prefix = _prefix_of(self.path)
         if _not_plain(path):
             path = _quoted(_normal_path(path, slash=False))
             prefix = _quoted(prefix)

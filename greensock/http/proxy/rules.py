@@ -54,7 +54,7 @@ _page_key = re.compile(r"[1-9][0-9][0-9]|[45]xx").fullmatch
 #: A path of this host, or an authority that ends where the client's part begins.
 _sound_location = re.compile(
     r"(?:(?:https?|\{scheme\})://(?:[^/?#{}\s\\@]|\{host\}|\{authority\})+(?=$|[/?#]|\{path\}|\{target\})"
-    r"|/(?![/\\{])|/$|\{path\}|\{target\})"
+    r"|/(?![/\\{])|\{path\}|\{target\})"
 ).match
 
 
@@ -175,8 +175,8 @@ def _as_pairs(what: str, given: Pairs) -> tuple[tuple[str, str], ...]:
     try:
         pairs = tuple((name, value) for name, value in (given.items() if isinstance(given, Mapping) else given))
     except (TypeError, ValueError):
-        pairs = (("", ""),)
-    if isinstance(given, str) or not all(isinstance(name, str) and isinstance(value, str) for name, value in pairs):
+        pairs = None
+    if pairs is None or not all(isinstance(name, str) and isinstance(value, str) for name, value in pairs):
         raise ValueError(f"{what}={given!r}: names and values as text expected")
     for name, _ in pairs:
         _check_name(what, name)
