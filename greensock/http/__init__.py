@@ -67,7 +67,7 @@ from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
 from greensock.http.pool import PoolStatistics
-from greensock.http.proxy import Forwarder, Forwarding, Networks, Record
+from greensock.http.proxy import Forwarder, Forwarding, Guard, GuardOptions, GuardStatistics, Networks, Record, Refusal
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
@@ -101,6 +101,9 @@ __all__ = [
     "FileBody",
     "Forwarder",
     "Forwarding",
+    "Guard",
+    "GuardOptions",
+    "GuardStatistics",
     "HTTPClient",
     "HTTPConnection",
     "HTTPError",
@@ -117,6 +120,7 @@ __all__ = [
     "QueueTimeout",
     "Reason",
     "Record",
+    "Refusal",
     "Request",
     "RequestBody",
     "RequestHead",
