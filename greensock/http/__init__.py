@@ -67,7 +67,21 @@ from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
 from greensock.http.pool import PoolStatistics
-from greensock.http.proxy import Forwarder, Forwarding, Guard, GuardOptions, GuardStatistics, Networks, Record, Refusal
+from greensock.http.proxy import (
+    MAX_PROXY_HEADER,
+    BadProxyHeader,
+    Forwarder,
+    Forwarding,
+    Guard,
+    GuardOptions,
+    GuardStatistics,
+    Networks,
+    ProxyHeader,
+    Record,
+    Refusal,
+    parse_proxy_header,
+    write_proxy_header,
+)
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import FileBody, HTTPError, Response
@@ -88,9 +102,11 @@ from greensock.http.wsgi import WSGIServer
 __all__ = [
     "END_OF_INPUT",
     "LAST_CHUNK",
+    "MAX_PROXY_HEADER",
     "NEED_DATA",
     "SWITCHED",
     "BadMessage",
+    "BadProxyHeader",
     "BadRequest",
     "BadResponse",
     "BodyTimeout",
@@ -116,6 +132,7 @@ __all__ = [
     "Phase",
     "PhaseTimeout",
     "PoolStatistics",
+    "ProxyHeader",
     "QueueFull",
     "QueueTimeout",
     "Reason",
@@ -136,9 +153,11 @@ __all__ = [
     "end_to_end",
     "end_to_end_trailers",
     "format_date",
+    "parse_proxy_header",
     "phrase_of",
     "write_chunk",
     "write_last_chunk",
+    "write_proxy_header",
     "write_request_head",
     "write_response_head",
 ]
