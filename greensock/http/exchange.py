@@ -29,7 +29,7 @@ from greensock.http.links import ClientConnection
 from greensock.http.payload import Payload, Segment
 from greensock.http.writer import write_chunk, write_last_chunk, write_request_head
 
-__all__ = ["Call", "Exchange", "Interim", "Trailers"]
+__all__ = ["IDEMPOTENT", "WITH_BODY", "Call", "Exchange", "Interim", "Trailers"]
 
 #: Up to so many bytes a body goes out with its head, in one write and without listening meanwhile.
 JOINED = 16384

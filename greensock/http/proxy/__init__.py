@@ -14,6 +14,8 @@ budget          how many requests may be sent a second time
 rules           edits of fields, static answers, redirects, error pages
 options         what a proxy is told of its upstreams, its timeouts and its log
 routes          which route a request takes
+proxy_protocol  what a proxy in front says before a connection's first byte
+guard           limits for each client address, and bans
 record          what is known of one request when it is over
 failure         what can go wrong, what is answered then, and whether another server may be asked
 servers         the servers of a group, and the connections to them
@@ -27,9 +29,17 @@ server          the reverse proxy
 
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
+from greensock.http.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
 from greensock.http.proxy.health import HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.keys import key_of
 from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.http.proxy.proxy_protocol import (
+    MAX_PROXY_HEADER,
+    BadProxyHeader,
+    ProxyHeader,
+    parse_proxy_header,
+    write_proxy_header,
+)
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
 from greensock.http.proxy.routes import Route
@@ -39,17 +49,24 @@ from greensock.http.proxy.servers import ServerStatus
 from greensock.http.proxy.sticky import StickyCookie
 
 __all__ = [
+    "MAX_PROXY_HEADER",
+    "BadProxyHeader",
     "ErrorPage",
     "ErrorPages",
     "FieldEdits",
     "Forwarding",
     "Gateway",
+    "Guard",
+    "GuardOptions",
+    "GuardStatistics",
     "HealthOptions",
     "HealthStatistics",
     "LogOptions",
+    "ProxyHeader",
     "ProxyTimeouts",
     "Record",
     "Redirect",
+    "Refusal",
     "Relay",
     "ReverseProxy",
     "Route",
@@ -60,4 +77,6 @@ __all__ = [
     "StickyCookie",
     "UpstreamOptions",
     "key_of",
+    "parse_proxy_header",
+    "write_proxy_header",
 ]

@@ -19,7 +19,7 @@ from greensock import Rule
 from greensock.http.events import RequestHead, ResponseHead
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import HOP_BY_HOP, fields_of_the_hop
-from greensock.http.proxy.networks import Networks, canonical_address, node_address
+from greensock.http.proxy.networks import Networks, are_networks, canonical_address, node_address
 from greensock.http.syntax import TOKEN, is_authority, is_token
 
 __all__ = ["Forwarder", "Forwarding"]
@@ -59,15 +59,8 @@ def _is_host_or_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _are_networks(value: object) -> bool:
-    try:
-        return isinstance(value, tuple) and Networks(value) is not None
-    except ValueError:
-        return False
-
-
 RULES: Mapping[str, Rule] = {
-    "trusted": Rule(_are_networks, "a tuple of addresses, address/bits or unix"),
+    "trusted": Rule(are_networks, "a tuple of addresses, address/bits or unix"),
     "preserve_host": Rule(_is_host_or_flag, "True, False, or a name with an optional port"),
     "x_forwarded": Rule.flag(),
     "forwarded": Rule.flag(),

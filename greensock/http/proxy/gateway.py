@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from greensock.http.deadlines import Deadlines, Timeouts
 from greensock.http.limits import Limits
 from greensock.http.proxy.forwarded import Forwarder, Forwarding
+from greensock.http.proxy.guard import Guard, GuardOptions
 from greensock.http.proxy.health import HealthOptions
 from greensock.http.proxy.options import ProxyTimeouts, UpstreamOptions
 from greensock.http.proxy.routes import Route, Routes
@@ -26,26 +27,31 @@ class Gateway:
         upstreams: Sequence[tuple[UpstreamOptions, HealthOptions]],
         routes: Sequence[Route],
         *,
-        forwarding: Forwarding = Forwarding(),
-        timeouts: ProxyTimeouts = ProxyTimeouts(),
-        limits: Limits = Limits(),
+        forwarding: Forwarding | None = None,
+        timeouts: ProxyTimeouts | None = None,
+        limits: Limits | None = None,
+        guard: GuardOptions | None = None,
         error_pages: ErrorPages | None = None,
     ) -> None:
+        forwarding = forwarding or Forwarding()
         #: How long the phases of a request may take, if its route does not say.
-        self.timeouts = timeouts
+        self.timeouts = timeouts or ProxyTimeouts()
+        #: How large the parts of a message may be.
+        self.limits = limits or Limits()
         #: By name.
         self.upstreams: Mapping[str, Upstream] = {
-            options.name: Upstream(options, health, limits, random.random) for options, health in upstreams
+            options.name: Upstream(options, health, self.limits, random.random) for options, health in upstreams
         }
         self.routes = Routes(routes)
         #: Makes the fields that are passed on.
         self.forwarder = Forwarder(forwarding, instance=secrets.token_hex(4))
         #: Whether what a peer says of its own clients may be believed.
         self.trusts_somebody = bool(forwarding.trusted)
-        self.guard = None
+        #: What clients may do; None: whatever they want.
+        self.guard = Guard(guard) if guard is not None else None
         self.error_pages = error_pages or ErrorPages()
         self._deadlines: dict[ProxyTimeouts, Deadlines] = {}
-        self._usual = self._deadlines_for(timeouts)
+        self._usual = self._deadlines_for(self.timeouts)
 
     def deadlines_of(self, route: Route | None) -> Deadlines:
         """Return how long the phases of a request may take that begins now."""

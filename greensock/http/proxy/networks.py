@@ -6,7 +6,7 @@ import functools
 import ipaddress
 from collections.abc import Iterable
 
-__all__ = ["Networks", "canonical_address", "network_of", "node_address"]
+__all__ = ["Networks", "are_networks", "canonical_address", "network_of", "node_address"]
 
 #: Characters of the longest address that is looked at, with brackets, zone and port: so the caches stay small.
 MAX_TEXT = 80
@@ -49,6 +49,14 @@ class Networks:
             return "unix" in self._names
         address = _parse(text)
         return address is not None and any(address in network for network in self._networks)
+
+
+def are_networks(value: object) -> bool:
+    """Whether an option is a tuple of what :class:`Networks` takes."""
+    try:
+        return isinstance(value, tuple) and Networks(value) is not None
+    except ValueError:
+        return False
 
 
 def canonical_address(address: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from greensock import Connection, State
 from greensock.http.deadlines import Deadlines
-from greensock.http.errors import BadRequest
+from greensock.http.errors import BadRequest, SendTimeout
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, WITH_BODY, Call, Exchange
 from greensock.http.headers import Headers
@@ -26,6 +26,7 @@ from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_
 from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
 from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
 from greensock.http.proxy.record import Record
+from greensock.http.proxy.routes import BadPath
 from greensock.http.proxy.rules import Redirect, StaticAnswer, variables_of
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import NO_BODY, Request
@@ -62,6 +63,7 @@ class Relay:
         "route",
         "scheme",
         "server",
+        "status",
         "tries",
         "upstream",
     )
@@ -89,6 +91,8 @@ class Relay:
         self.record: Record | None = None
         #: The fields behind the answer's body, if that came whole with its head.
         self.answer_trailers: Headers | None = None
+        #: What was answered; 0: nothing so far.
+        self.status = 0
         #: How many servers were asked.
         self.tries = 0
         #: Whether the client's connection may go on.
@@ -101,7 +105,7 @@ class Relay:
         self._lease: Lease | None = None
         self._left = True  # the server
         self._client_left = False
-        self._wanted: str | None = None  # the server that the sticky cookie names
+        self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names
         self._started = 0.0
 
     # -- all of it
@@ -116,7 +120,7 @@ class Relay:
             answer = self._decide()
             if answer is None:
                 return self._forward()
-            return proxy._answer(self.request, answer, self.keep)
+            return self._answer(answer, self.keep)
         except Failure as failure:
             return self._fail(failure)
         except BaseException as error:
@@ -124,6 +128,9 @@ class Relay:
         finally:
             if not self._left:
                 self._leave()
+            guard = proxy.gateway.guard
+            if guard is not None:
+                guard.answered(self.client, monotonic(), self.status)
             if self.record is not None:
                 self._end_record(self.record, self.conn.bytes_sent - before)
 
@@ -138,12 +145,16 @@ class Relay:
             if self.record is not None:
                 self.record.client = self.client
         if gateway.guard is not None:
-            refused = gateway.refusal_of(self.client, head)
+            refused = gateway.guard.request(self.client, monotonic(), head.method, head.authority)
             if refused is not None:
                 return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
         if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
             raise Failure("loop", 508)
-        choice = proxy.choose_upstream(self)
+        try:
+            choice = proxy.choose_upstream(self)
+        except BadPath as error:
+            self.keep = False
+            raise Failure(error.reason, error.status) from None
         if type(choice) is Upstream:
             self.upstream = choice
             return None
@@ -167,8 +178,8 @@ class Relay:
         """Have the client come back to the server that answered, if it is to and did not say so itself."""
         if self.upstream is None or self.upstream.sticky is None or self.server is None:
             return
-        if self._wanted != self.server.name:
-            headers.add(b"Set-Cookie", self.upstream.sticky.write(self.server.name, time()))
+        if self._wanted is not self.server:
+            headers.add(b"Set-Cookie", self.upstream.cookie_of(self.server, time()))
 
     def has_client_left(self) -> bool:
         """Whether the client left while the server worked."""
@@ -221,7 +232,7 @@ class Relay:
     def _choose(self, upstream: Upstream, tried: list[UpstreamServer]) -> UpstreamServer:
         headers = self.request.headers
         if upstream.sticky is not None:
-            self._wanted = upstream.sticky.read(headers, time())
+            self._wanted = upstream.server_of_cookie(headers, time())
         server = upstream.choose(self.client, headers, tried, self._wanted)
         if server is None:
             raise Failure("no-server", 503)
@@ -237,8 +248,8 @@ class Relay:
             self._lease = lease = server.lease(self.deadlines)
             upstream_conn = lease.connection
             assert upstream_conn is not None
-            if not lease.is_reused and server.send_proxy_protocol:
-                upstream_conn.send(self.proxy.gateway.proxy_header(self, server))
+            if server.send_proxy_protocol:
+                self._introduce(upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
             call = self._call(server, payload)
@@ -253,6 +264,13 @@ class Relay:
         except Exception as error:
             return self.blame_server(error)
         return None
+
+    def _introduce(self, upstream_conn: Connection, version: int) -> None:
+        """Tell a server by the PROXY protocol who the client is."""
+        from greensock.http.proxy.proxy_protocol import write_proxy_header
+
+        header = write_proxy_header(version, *self.proxy.ends_of(self))
+        upstream_conn.send(header, timeout=self.deadlines.within(self.deadlines.timeouts.send, SendTimeout))
 
     def _ask_again(self, error: Exception, exchange: Exchange, lease: Lease, call: Call) -> ResponseHead:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
@@ -372,17 +390,20 @@ class Relay:
         self.proxy.failures[failure.reason] += 1
         if self.record is not None:
             self.record.reason = failure.reason
-        if failure.status == CLIENT_LEFT:
-            if self.record is not None:
-                self.record.status = CLIENT_LEFT
-            self.conn.abort()
+        if failure.status == CLIENT_LEFT or self.request.is_answered:
+            if failure.status == CLIENT_LEFT:
+                self.status = CLIENT_LEFT
+            self.conn.abort()  # if somebody still reads, it must be seen that the answer was cut short
             return False
         retry_after = None
         if failure.status == 503:
             retry_after = self.upstream.retry_after() if self.upstream is not None else 1
-        return self.proxy._answer(
-            self.request, self.error_answer(failure.status, failure.reason, retry_after), self.keep
-        )
+        return self._answer(self.error_answer(failure.status, failure.reason, retry_after), self.keep)
+
+    def _answer(self, answer: Response, keep: bool) -> bool:
+        """Send an answer of the proxy's own."""
+        self.status = answer.status
+        return self.proxy._answer(self.request, answer, keep)
 
     def _refuse(self, status: int, reason: str, retry_after: int | None, allow: str | None) -> Response:
         """Return the answer to a client that asks too much."""
@@ -419,7 +440,7 @@ class Relay:
                 self.conn.abort()  # whoever reads must see that it was cut short
             raise error
         answer = proxy._error_response(request, error)
-        return proxy._answer(request, answer, self.keep and isinstance(error, HTTPError))
+        return self._answer(answer, self.keep and isinstance(error, HTTPError))
 
     # -- leaving
 
@@ -472,9 +493,9 @@ class Relay:
 
     def note_head(self, status: int) -> None:
         """Note what the server answered, and when."""
+        self.status = status
         if self.record is not None:
             self.record.head_time = monotonic() - self._started
-            self.record.status = status
             self._note_attempt(str(status))
 
     def note_end(self) -> None:
@@ -490,6 +511,7 @@ class Relay:
         record.upstream_status += f", {status}" if record.upstream_status else status
 
     def _end_record(self, record: Record, sent: int) -> None:
+        record.status = self.status
         record.duration = monotonic() - self._started
         record.sent = sent
         record.received = self.request.body.received

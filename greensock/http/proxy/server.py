@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from time import monotonic
 from typing import Any, ClassVar
 
 from greensock import Connection
 from greensock.http.events import RequestHead
 from greensock.http.headers import Headers
 from greensock.http.proxy.gateway import Gateway
+from greensock.http.proxy.guard import Guard
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
 from greensock.http.proxy.servers import Upstream
 from greensock.http.request import Request
 from greensock.http.request_parser import RequestParser
-from greensock.http.response import Response
+from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPConnection, HTTPServer
 
 __all__ = ["ProxyConnection", "ReverseProxy"]
@@ -30,12 +32,14 @@ log = logging.getLogger("greensock.upstream")
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("parser_in_use", "peer")
+    __slots__ = ("is_counted", "parser_in_use", "peer")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
         self.peer: str = self.address[0] if self.address else ""
+        #: Whether the guard counts it.
+        self.is_counted = False
         #: What a request that asks for another protocol came through.
         self.parser_in_use: RequestParser | None = None
 
@@ -91,6 +95,37 @@ class ReverseProxy(HTTPServer):
         """A request is over, and this is what is known of it."""
 
     # -- the seams of HTTPServer
+
+    def connection_new(self, conn: Connection) -> None:
+        """Refuse a client that has too many connections, or opens them too fast."""
+        assert isinstance(conn, ProxyConnection)
+        guard = self.gateway.guard
+        if guard is not None:
+            self._admit(conn, guard)
+
+    def connection_drop(self, conn: Connection) -> None:
+        """Count a connection out."""
+        super().connection_drop(conn)
+        assert isinstance(conn, ProxyConnection)
+        if conn.is_counted and self.gateway.guard is not None:
+            self.gateway.guard.closed(conn.peer)
+
+    def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
+        """Count a client's connection, or answer that it may have no more."""
+        refused = guard.connection(conn.peer, monotonic())
+        if refused is None:
+            conn.is_counted = True
+            return
+        headers = [] if refused.retry_after is None else [("Retry-After", str(refused.retry_after))]
+        self._refuse(conn, HTTPError(refused.status, headers=headers), refused.reason)
+
+    def ends_of(self, relay: Relay) -> tuple[Any, Any]:
+        """Return the addresses of the client and of where it connected to, for the PROXY protocol; None: no such."""
+        conn = relay.conn
+        if not relay.client or not isinstance(conn.local_address, tuple):
+            return None, None
+        port = conn.address[1] if relay.client == conn.address[0] else 0
+        return (relay.client, port), conn.local_address[:2]
 
     def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
         if head.headers.get_raw(b"upgrade") is not None:

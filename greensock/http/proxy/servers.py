@@ -22,7 +22,9 @@ from greensock.http.proxy.balance import balancer_of
 from greensock.http.proxy.budget import RetryBudget
 from greensock.http.proxy.failure import Failure
 from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics
+from greensock.http.proxy.keys import key_of
 from greensock.http.proxy.options import ServerOptions, UpstreamOptions
+from greensock.http.proxy.sticky import StickyCookie
 
 __all__ = ["ServerStatus", "Upstream", "UpstreamServer"]
 
@@ -165,7 +167,7 @@ class Upstream:
         health: HealthOptions,
         limits: Limits,
         random: Callable[[], float],
-        sticky: Any = None,
+        sticky: StickyCookie | None = None,
     ) -> None:
         #: What it was made with.
         self.options = options
@@ -179,29 +181,35 @@ class Upstream:
         self.servers: Sequence[UpstreamServer] = self.all[:first_backup]
         self.backups: Sequence[UpstreamServer] = self.all[first_backup:]
         self._balancer = balancer_of(options.balance, random)
-        self._key_of: Any = None
+        self._key_of = key_of(options.hash_key) if options.balance == "hash" else None
         self._only = self.all[0] if len(self.all) == 1 else None
         #: The cookie by which a client comes back to its server; None: there is none.
-        self.sticky: Any = None
+        self.sticky = sticky
+        self._by_id: dict[str, UpstreamServer] = {}
+        if sticky is not None:
+            self._by_id = {each: server for server in self.all for each in sticky.ids_of(server.name)}
         #: How many retries there may be.
         self.budget = RetryBudget(options.retry_budget, options.min_retry_rate)
 
     def choose(
-        self, client: str, headers: Headers, tried: Collection[UpstreamServer] = (), wanted: str | None = None
+        self,
+        client: str,
+        headers: Headers,
+        tried: Collection[UpstreamServer] = (),
+        wanted: UpstreamServer | None = None,
     ) -> UpstreamServer | None:
         """Return the server for a request, which counts as asked from now on; None if there is none for it.
 
-        ``wanted`` is the name of the server that it should get if that is up.
+        ``wanted`` is the server that it should get if that is up.
         """
-        only = self._only
-        if only is not None and only.health.is_clear:
+        if (only := self._only) is not None and only.health.is_clear:
             only.enter()
             return only
         now = monotonic()
-        for server in self.all:
-            server.look(now)
-        server = self._wanted(wanted, tried)
-        if server is None:
+        for each in self.all:
+            each.look(now)
+        server = wanted
+        if server is None or not server.is_up or server in tried:
             key = self._key_of(client, headers) if self._key_of is not None else None
             server = self._balancer.choose(self.servers, key, now, tried, self.backups)
         if server is None or not server.health.may_try(now, panic=True):
@@ -209,10 +217,17 @@ class Upstream:
         server.enter()
         return server
 
-    def _wanted(self, name: str | None, tried: Collection[UpstreamServer]) -> UpstreamServer | None:
-        if name is None:
+    def server_of_cookie(self, headers: Headers, now: float) -> UpstreamServer | None:
+        """Return the server that a client's sticky cookie names; None if there is none."""
+        if self.sticky is None:
             return None
-        return next((each for each in self.all if each.name == name and each.is_up and each not in tried), None)
+        found = self.sticky.read(headers, now)
+        return self._by_id.get(found) if found is not None else None
+
+    def cookie_of(self, server: UpstreamServer, now: float) -> bytes:
+        """Return the value of the Set-Cookie that leads back to a server."""
+        assert self.sticky is not None
+        return self.sticky.write(self.sticky.id_of(server.name), now)
 
     def retry_after(self) -> int:
         """Return the seconds after which a request may be worth a new try: 1 or more."""
