@@ -70,6 +70,7 @@ from greensock.http.pool import PoolStatistics
 from greensock.http.proxy import (
     Balancer,
     Candidate,
+    Checker,
     Health,
     HealthOptions,
     HealthStatistics,
@@ -108,6 +109,7 @@ __all__ = [
     "Balancer",
     "BodyTimeout",
     "Candidate",
+    "Checker",
     "ClientResponse",
     "ConnectTimeout",
     "Data",

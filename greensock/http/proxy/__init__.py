@@ -10,11 +10,13 @@ sticky          the signed cookie that keeps a client at its server
 health          what is known of one server: from requests, and from checks
 budget          how many requests may be sent a second time
 record          what is known of one request when it is over
+checks          active health checks
 ==============  ====================================================================================
 """
 
 from greensock.http.proxy.balance import Balancer, Candidate, balancer_of
 from greensock.http.proxy.budget import RetryBudget
+from greensock.http.proxy.checks import Checker
 from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.keys import key_of
 from greensock.http.proxy.record import Record
@@ -23,6 +25,7 @@ from greensock.http.proxy.sticky import StickyCookie
 __all__ = [
     "Balancer",
     "Candidate",
+    "Checker",
     "Health",
     "HealthOptions",
     "HealthStatistics",
