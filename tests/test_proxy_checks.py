@@ -14,8 +14,9 @@ from conftest import PATIENCE, wait_until
 from gevent.event import Event
 from gevent.pool import Group
 
-from greensock.http import Checker, Health, HealthOptions, HTTPClient, HTTPServer, Response, Standing
-from greensock.http.proxy.checks import FIRST_WITHIN, JITTER, LEAST_PAUSE, MAX_BODY, pause_before
+from greensock.http import HealthOptions, HTTPClient, HTTPServer, Response, Standing
+from greensock.http.proxy.checks import FIRST_WITHIN, JITTER, LEAST_PAUSE, MAX_BODY, Checker, pause_before
+from greensock.http.proxy.health import Health
 
 
 class Site(HTTPServer):
@@ -231,7 +232,7 @@ def test_down_and_up_again(site, checker, caplog):
         wait_until(lambda: mine.health.standing is Standing.UP)
         more = len(site.seen) + 3
         wait_until(lambda: len(site.seen) >= more)
-    assert logged(caplog) == ["upstream app is down: it answered 503", "upstream app is up: its checks pass"]
+    assert logged(caplog) == ["app is down: it answered 503", "app is up: its checks pass"]
     assert changes == [False, True]
 
 
@@ -316,7 +317,7 @@ def test_on_change_that_raises(site, checker, caplog):
     mine = checker(site.address, name="app", on_change=on_change)
     mine.start()
     wait_until(lambda: len(site.seen) > 2)
-    assert logged(caplog)[1:] == ["upstream app: on_change failed"]
+    assert logged(caplog)[1:] == ["app: on_change failed"]
 
 
 def test_a_client_that_was_closed(site, checker):

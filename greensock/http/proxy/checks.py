@@ -105,10 +105,10 @@ class Checker:
         now = monotonic()
         if not self.reason:
             if self._health.check_passed(now):
-                log.warning("upstream %s is up: its checks pass", self.name)
+                log.warning("%s is up: its checks pass", self.name)
                 self._tell(True)
         elif self._health.check_failed(now):
-            log.warning("upstream %s is down: %s", self.name, self.reason)
+            log.warning("%s is down: %s", self.name, self.reason)
             self._tell(False)
         return not self.reason
 
@@ -149,7 +149,7 @@ class Checker:
             try:
                 self._on_change(is_up)
             except Exception:
-                log.exception("upstream %s: on_change failed", self.name)
+                log.exception("%s: on_change failed", self.name)
 
 
 def pause_before(count: int, interval: float, took: float, number: float) -> float:
