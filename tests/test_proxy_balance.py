@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import balancer_of
-from greensock.http.proxy.balance import BALANCERS, RoundRobin, TwoChoices
+from greensock.http.proxy.balance import BALANCERS, RoundRobin, TwoChoices, balancer_of
 
 NAMES = list(BALANCERS)
 #: Where some keys go, and a number that is drawn: what a release must not change.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import RetryBudget
+from greensock.http.proxy.budget import RetryBudget
 
 
 def retries(budget, now):

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from greensock.http import Health, HealthOptions, Standing
-from greensock.http.proxy.health import LEAST_SHARE, TRIAL_SECONDS
+from greensock.http import HealthOptions, Standing
+from greensock.http.proxy.health import LEAST_SHARE, TRIAL_SECONDS, Health
 
 
 def health(**options):

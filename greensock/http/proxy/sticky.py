@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from greensock import Rule
@@ -18,7 +18,7 @@ from greensock.http.headers import Headers
 from greensock.http.proxy.keys import cookies_named
 from greensock.http.syntax import is_token
 
-__all__ = ["StickyCookie"]
+__all__ = ["Sticky", "StickyCookie"]
 
 #: Cookies of that name that are looked at in one request.
 MOST_TRIED = 4
@@ -62,10 +62,7 @@ _RULES: Mapping[str, Rule] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StickyCookie:
-    """The cookie of one group of servers: how it is written, and read again.
-
-    ``now`` is in seconds since 1970, as cookies outlive processes and machines: all that share a secret read each
-    other's.
+    """How the cookie of one group of servers looks.
 
     Raises:
         ValueError: an option is not allowed. A secret is never in the text.
@@ -105,50 +102,71 @@ class StickyCookie:
         if lower.startswith("__host-") and (self.path != "/" or self.domain is not None):
             raise ValueError(f"name={self.name!r}: a path of / and no domain for a cookie __Host- expected")
 
-    def id_of(self, server: str) -> str:
-        """Return what stands for a server of that name: 16 hexadecimal digits, other ones with another secret."""
-        return self._id(self.secret, server)
 
-    def ids_of(self, server: str) -> list[str]:
-        """Return what stood for it with each of the secrets, the present one first: what ``read`` may return."""
-        return [self._id(secret, server) for secret in (self.secret, *self.old_secrets)]
+class Sticky:
+    """The cookie of a group whose servers have these names: what is written names one of them, and is read again.
+
+    ``now`` is in seconds since 1970, as cookies outlive processes and machines: all that share a secret read each
+    other's.
+    """
+
+    __slots__ = ("_attributes", "_cookie", "_ids", "_name", "_secrets", "_servers")
+
+    def __init__(self, cookie: StickyCookie, servers: Iterable[str]) -> None:
+        self._cookie = cookie
+        self._name = cookie.name.encode()
+        self._secrets = (cookie.secret, *cookie.old_secrets)
+        self._attributes = _attributes_of(cookie)
+        self._ids = {server: _id_of(cookie.secret, server) for server in servers}
+        #: The servers by what stands for them, and stood with the secrets of before.
+        self._servers = {_id_of(secret, server): server for server in self._ids for secret in self._secrets}
 
     def read(self, headers: Headers, now: float) -> str | None:
-        """Return what stands for the client's server; None if no cookie says so that is genuine and still holds."""
-        for value in cookies_named(headers, self.name.encode())[:MOST_TRIED]:
+        """Return the name of the client's server.
+
+        None if no cookie says so that is genuine and still holds, or the server is gone. Only the first four cookies of
+        the name are looked at.
+        """
+        for value in cookies_named(headers, self._name)[:MOST_TRIED]:
             match = _value(value)
             if match is not None and self._is_genuine(*match.groups()):
                 expiry = int(match[2], 16)
                 if not expiry or now < expiry:
-                    return match[1].decode()
+                    return self._servers.get(match[1])
         return None
 
-    def write(self, server_id: str, now: float) -> bytes:
-        """Return the value of a Set-Cookie that keeps the client at a server; ``server_id`` is of ``id_of``."""
-        signed = b"%s.%x" % (server_id.encode(), 0 if self.ttl is None else int(now) + self.ttl)
-        parts = [
-            f"{self.name}={signed.decode()}.{self._sign(self.secret, signed).hex()}",
-            f"Path={self.path}",
-            "HttpOnly",
-            f"SameSite={self.same_site}",
-        ]
-        if self.ttl is not None:
-            parts.append(f"Max-Age={self.ttl}")
-        if self.domain is not None:
-            parts.append(f"Domain={self.domain}")
-        if self.secure:
-            parts.append("Secure")
-        return "; ".join(parts).encode()
+    def write(self, server: str, now: float) -> bytes:
+        """Return the value of a Set-Cookie that keeps the client at that server.
+
+        Raises:
+            KeyError: it is not one of the group.
+        """
+        ttl = self._cookie.ttl
+        signed = b"%s.%x" % (self._ids[server], 0 if ttl is None else int(now) + ttl)
+        signature = self._sign(self._cookie.secret, signed).hex().encode()
+        return b"%s=%s.%s%s" % (self._name, signed, signature, self._attributes)
 
     def _is_genuine(self, server: bytes, expiry: bytes, signature: bytes) -> bool:
         signed, given = b"%s.%s" % (server, expiry), bytes.fromhex(signature.decode())
-        secrets = (self.secret, *self.old_secrets)
-        return any(hmac.compare_digest(self._sign(secret, signed), given) for secret in secrets)
+        return any(hmac.compare_digest(self._sign(secret, signed), given) for secret in self._secrets)
 
     def _sign(self, secret: bytes, signed: bytes) -> bytes:
         # The name is part of it: a cookie of another group with the same secret is none of ours.
-        return hmac.digest(secret, b"sticky %s %s" % (self.name.encode(), signed), "sha256")[:16]
+        return hmac.digest(secret, b"sticky %s %s" % (self._name, signed), "sha256")[:16]
 
-    def _id(self, secret: bytes, server: str) -> str:
-        raw = server.encode("utf-8", "surrogateescape")
-        return hmac.digest(secret, b"server " + raw, "sha256")[:8].hex()
+
+def _id_of(secret: bytes, server: str) -> bytes:
+    """Return what stands for a server: 16 hexadecimal digits, other ones with another secret."""
+    return hmac.digest(secret, b"server " + server.encode("utf-8", "surrogateescape"), "sha256")[:8].hex().encode()
+
+
+def _attributes_of(cookie: StickyCookie) -> bytes:
+    """Return what stands behind the value."""
+    parts = ["", f"Path={cookie.path}", "HttpOnly", f"SameSite={cookie.same_site}"]
+    if cookie.ttl is not None:
+        parts.append(f"Max-Age={cookie.ttl}")
+    if cookie.domain is not None:
+        parts.append(f"Domain={cookie.domain}")
+    if cookie.secure:
+        parts.append("Secure")
+    return "; ".join(parts).encode()
