@@ -68,6 +68,7 @@ from greensock.http.hopbyhop import end_to_end, end_to_end_trailers
 from greensock.http.limits import Limits
 from greensock.http.pool import PoolStatistics
 from greensock.http.proxy import (
+    AccessLog,
     BadPath,
     ErrorPage,
     ErrorPages,
@@ -81,6 +82,8 @@ from greensock.http.proxy import (
     ServerOptions,
     StaticAnswer,
     UpstreamOptions,
+    combined_line,
+    json_line,
 )
 from greensock.http.request import Request, RequestBody
 from greensock.http.request_parser import RequestParser
@@ -104,6 +107,7 @@ __all__ = [
     "LAST_CHUNK",
     "NEED_DATA",
     "SWITCHED",
+    "AccessLog",
     "BadMessage",
     "BadPath",
     "BadRequest",
@@ -152,9 +156,11 @@ __all__ = [
     "TotalTimeout",
     "UpstreamOptions",
     "WSGIServer",
+    "combined_line",
     "end_to_end",
     "end_to_end_trailers",
     "format_date",
+    "json_line",
     "phrase_of",
     "write_chunk",
     "write_last_chunk",
