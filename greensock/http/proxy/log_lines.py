@@ -12,6 +12,7 @@ from greensock.http.proxy.record import Record
 
 __all__ = ["combined_line", "json_line"]
 
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _odd = re.compile(rb'["\\\x00-\x1f\x7f-\xff]').search
@@ -92,7 +93,7 @@ def json_line(record: Record) -> bytes:
         elif isinstance(value, float):
             value = round(value, 6)
         fields[name] = value
-    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return _encode(fields).encode() + b"\n"
 
 
 _FIRST = ("client", "method", "host", "target", "version", "status", "sent", "received", "duration")
