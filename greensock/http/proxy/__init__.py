@@ -25,14 +25,15 @@ passing         the answer's way back
 relay           one request on its way
 gateway         what the listeners of a proxy share
 server          the reverse proxy
-==============  ====================================================================================
-"""
+==============  ============================================================================="""
 
+from greensock.http.proxy.access_log import AccessLog
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
 from greensock.http.proxy.health import HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.keys import key_of
+from greensock.http.proxy.log_lines import combined_line, json_line
 from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
 from greensock.http.proxy.proxy_protocol import (
     MAX_PROXY_HEADER,
@@ -51,6 +52,7 @@ from greensock.http.proxy.sticky import StickyCookie
 
 __all__ = [
     "MAX_PROXY_HEADER",
+    "AccessLog",
     "BadProxyHeader",
     "ErrorPage",
     "ErrorPages",
@@ -77,6 +79,8 @@ __all__ = [
     "StaticAnswer",
     "StickyCookie",
     "UpstreamOptions",
+    "combined_line",
+    "json_line",
     "key_of",
     "parse_proxy_header",
     "write_proxy_header",
