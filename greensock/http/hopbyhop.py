@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from greensock.http.headers import Headers
 
-__all__ = ["end_to_end", "end_to_end_trailers"]
+__all__ = ["HOP_BY_HOP", "end_to_end", "end_to_end_trailers", "fields_of_the_hop"]
 
 #: Dropped whether ``Connection`` names them or not.
 HOP_BY_HOP = frozenset(
@@ -35,8 +35,13 @@ END_TO_END = frozenset(
         b"host",
         b"set-cookie",
         b"via",
+        b"x-real-ip",
     }
 )
+
+#: What Connection says most often. It names no field that is not dropped anyhow.
+_USUAL = frozenset({b"keep-alive", b"close", b"upgrade", b"keep-alive, upgrade", b"te", b"te, close"})
+_NONE: frozenset[bytes] = frozenset()
 
 
 def end_to_end(headers: Headers, keep: frozenset[bytes] = frozenset()) -> Headers:
@@ -50,11 +55,20 @@ def end_to_end(headers: Headers, keep: frozenset[bytes] = frozenset()) -> Header
     on, ``proxy-authorization`` for a proxy that does not use it. ``Connection`` itself can't be kept: write it anew.
     """
     drop = HOP_BY_HOP
-    if (named := headers.tokens(b"connection")) and named not in ([b"close"], [b"keep-alive"]):
-        drop = drop.union(name for name in named if not _belongs_to_the_message(name))
+    if named := fields_of_the_hop(headers):
+        drop = drop | named
     if keep:
         drop = drop - keep | {b"connection"}
     return Headers.of_raw([pair for pair in headers.raw if pair[0].lower() not in drop])
+
+
+def fields_of_the_hop(headers: Headers) -> frozenset[bytes]:
+    """Return the lower-case names to drop because ``Connection`` names them, besides those that are always dropped."""
+    value = headers.get_raw(b"connection")
+    if value is None or value.lower() in _USUAL:
+        return _NONE
+    named = headers.tokens(b"connection")
+    return frozenset(name for name in named if name not in HOP_BY_HOP and not _belongs_to_the_message(name))
 
 
 def end_to_end_trailers(trailers: Headers, head: Headers) -> Headers:
