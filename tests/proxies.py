@@ -99,8 +99,8 @@ class Script:
         return data
 
     def close(self) -> None:
-        self._listener.close()
         self.group.kill()
+        self._listener.close()
 
 
 @contextlib.contextmanager

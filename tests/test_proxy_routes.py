@@ -10,8 +10,8 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from greensock.http import BadPath, Headers, ProxyTimeouts, Redirect, Route, Routes, StaticAnswer
-from greensock.http.proxy.routes import CACHE_SIZE, MAX_AUTHORITY, MAX_CACHED
+from greensock.http import Headers, ProxyTimeouts, Redirect, Route, StaticAnswer
+from greensock.http.proxy.routes import CACHE_SIZE, MAX_AUTHORITY, MAX_CACHED, BadPath, Routes
 
 NONE = Headers()
 

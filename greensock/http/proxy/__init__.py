@@ -17,6 +17,8 @@ routes          which route a request takes
 proxy_protocol  what a proxy in front says before a connection's first byte
 guard           limits for each client address, and bans
 record          what is known of one request when it is over
+log_lines       what a record looks like in the access log
+access_log      the access log, written by a thread
 checks          active health checks
 failure         what can go wrong, what is answered then, and whether another server may be asked
 servers         the servers of a group, and the connections to them

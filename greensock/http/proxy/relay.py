@@ -25,6 +25,7 @@ from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
 from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
 from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
+from greensock.http.proxy.proxy_protocol import write_proxy_header
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.routes import BadPath
 from greensock.http.proxy.rules import Redirect, StaticAnswer, variables_of
@@ -267,8 +268,6 @@ class Relay:
 
     def _introduce(self, upstream_conn: Connection, version: int) -> None:
         """Tell a server by the PROXY protocol who the client is."""
-        from greensock.http.proxy.proxy_protocol import write_proxy_header
-
         header = write_proxy_header(version, *self.proxy.ends_of(self))
         upstream_conn.send(header, timeout=self.deadlines.within(self.deadlines.timeouts.send, SendTimeout))
 
@@ -518,7 +517,7 @@ class Relay:
         record.tries = self.tries
         if self.route is not None:
             record.route = self.route.name
-        self.proxy._record_done(self, record)
+        self.proxy._record_done(record)
 
 
 def _origin_form(target: bytes) -> bytes:

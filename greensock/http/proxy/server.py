@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from time import monotonic
+from collections.abc import Mapping
+from time import monotonic, time
 from typing import Any, ClassVar
 
-from greensock import Connection
+from greensock import Connection, Rule
+from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
 from greensock.http.headers import Headers
 from greensock.http.proxy.gateway import Gateway
@@ -51,9 +53,10 @@ class ReverseProxy(HTTPServer):
     abort_on_eof: bool = True
 
     connection_class: ClassVar[type[Connection]] = ProxyConnection
+    option_rules: ClassVar[Mapping[str, Rule]] = {**HTTPServer.option_rules, "abort_on_eof": Rule.flag()}
 
     def __init__(self, listener: Any, gateway: Gateway, **options: Any) -> None:
-        super().__init__(listener, **options)
+        super().__init__(listener, **{**gateway.server_options(), **options})
         #: What is behind.
         self.gateway = gateway
         #: How many requests failed, by reason (see ``failure``).
@@ -66,7 +69,7 @@ class ReverseProxy(HTTPServer):
         self.edits_requests = mine.edit_request is not base.edit_request
         self.edits_responses = mine.edit_response is not base.edit_response
         self.watches_responses = mine.watch_response_body is not base.watch_response_body
-        self.wants_records = mine.request_recorded is not base.request_recorded
+        self.wants_records = gateway.log is not None or mine.request_recorded is not base.request_recorded
 
     # -- what to override
 
@@ -93,6 +96,20 @@ class ReverseProxy(HTTPServer):
 
     def request_recorded(self, record: Record) -> None:
         """A request is over, and this is what is known of it."""
+
+    # -- starting, stopping
+
+    def start(self) -> None:
+        """Accept connections, and check the servers if that is asked for."""
+        super().start()
+        self.gateway.enter(self)
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop; with the last listener the checks stop, and idle connections to servers are closed."""
+        try:
+            super().stop(timeout)
+        finally:
+            self.gateway.leave(self)
 
     # -- the seams of HTTPServer
 
@@ -133,11 +150,40 @@ class ReverseProxy(HTTPServer):
             conn.parser_in_use = parser
         return super()._exchange(conn, parser, head)
 
+    def _refuse(self, conn: HTTPConnection, refusal: BadRequest | HTTPError, reason: str) -> None:
+        before = conn.bytes_sent
+        super()._refuse(conn, refusal, reason)
+        self._note_refusal(conn, None, refusal, reason, conn.bytes_sent - before)
+
+    def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
+        answer = super()._refusal_of(conn, head)
+        if answer is not None:
+            reason = "method" if answer.status == 405 else "expectation"
+            self._note_refusal(conn, head, HTTPError(answer.status), reason, 0)
+        return answer
+
+    def _note_refusal(
+        self, conn: Connection, head: RequestHead | None, refusal: BadRequest | HTTPError, reason: str, sent: int
+    ) -> None:
+        """Have a request that never got to a relay counted by the guard and the log."""
+        assert isinstance(conn, ProxyConnection)
+        status = refusal.response.status if isinstance(refusal, HTTPError) else refusal.status or 400
+        if self.gateway.guard is not None:
+            self.gateway.guard.answered(conn.peer, monotonic(), status)
+        if not self.wants_records:
+            return
+        method, target, version = (head.method, head.target, head.version) if head is not None else ("", b"", "1.1")
+        record = Record(time(), conn.peer, conn.peer, method, target, version)
+        record.status, record.reason, record.sent = status, reason, sent
+        self._record_done(record)
+
     def _respond(self, request: Request, keep: bool) -> bool:
         conn = request.connection
         return Relay(self, request, keep, conn.peer).run()  # type: ignore[attr-defined]
 
-    def _record_done(self, relay: Relay, record: Record) -> None:
+    def _record_done(self, record: Record) -> None:
+        if self.gateway.log is not None:
+            self.gateway.log.write(record)
         try:
             self.request_recorded(record)
         except Exception:

@@ -24,7 +24,7 @@ from greensock.http.proxy.failure import Failure
 from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics
 from greensock.http.proxy.keys import key_of
 from greensock.http.proxy.options import ServerOptions, UpstreamOptions
-from greensock.http.proxy.sticky import StickyCookie
+from greensock.http.proxy.sticky import Sticky, StickyCookie
 
 __all__ = ["ServerStatus", "Upstream", "UpstreamServer"]
 
@@ -184,10 +184,7 @@ class Upstream:
         self._key_of = key_of(options.hash_key) if options.balance == "hash" else None
         self._only = self.all[0] if len(self.all) == 1 else None
         #: The cookie by which a client comes back to its server; None: there is none.
-        self.sticky = sticky
-        self._by_id: dict[str, UpstreamServer] = {}
-        if sticky is not None:
-            self._by_id = {each: server for server in self.all for each in sticky.ids_of(server.name)}
+        self.sticky = Sticky(sticky, [server.name for server in self.all]) if sticky is not None else None
         #: How many retries there may be.
         self.budget = RetryBudget(options.retry_budget, options.min_retry_rate)
 
@@ -221,13 +218,13 @@ class Upstream:
         """Return the server that a client's sticky cookie names; None if there is none."""
         if self.sticky is None:
             return None
-        found = self.sticky.read(headers, now)
-        return self._by_id.get(found) if found is not None else None
+        name = self.sticky.read(headers, now)
+        return next((server for server in self.all if server.name == name), None)
 
     def cookie_of(self, server: UpstreamServer, now: float) -> bytes:
         """Return the value of the Set-Cookie that leads back to a server."""
         assert self.sticky is not None
-        return self.sticky.write(self.sticky.id_of(server.name), now)
+        return self.sticky.write(server.name, now)
 
     def retry_after(self) -> int:
         """Return the seconds after which a request may be worth a new try: 1 or more."""
