@@ -119,7 +119,7 @@ def gateway_to(*urls: str | ServerOptions, health: HealthOptions | None = None, 
     servers = tuple(url if isinstance(url, ServerOptions) else ServerOptions(url) for url in urls)
     group = UpstreamOptions("site", servers, **own)
     routes = options.pop("routes", [Route("site")])
-    return Gateway([(group, health or HealthOptions())], routes, **options)
+    return Gateway([(group, health or HealthOptions(), options.pop("sticky", None))], routes, **options)
 
 
 def fields_of(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -200,14 +200,18 @@ class Links:
         if self._timer is None and conn is not None:
             self._arm()
 
+    def drop_idle(self) -> None:
+        """Close what is idle."""
+        for conn in self.pool.drop_idle():
+            conn.close()
+        self._disarm()
+
     def close(self) -> None:
         """Close what is idle; send away who waits; what is lent is closed when it comes back."""
         self.closed = True
-        for conn in self.pool.drop_idle():
-            conn.close()
+        self.drop_idle()
         for waiter in self.pool.drop_waiters():
             _wake(waiter)
-        self._disarm()
 
     def forget(self) -> None:
         """Let go of a parent's connections in the child of a fork: their descriptors are gone."""

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from time import monotonic, time
 from typing import Any, ClassVar
 
-from greensock import Connection, Rule
+from greensock import DROP, POSTPONE, Connection, Rule, State, Verdict
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
 from greensock.http.headers import Headers
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
+from greensock.http.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
 from greensock.http.proxy.servers import Upstream
@@ -34,12 +35,16 @@ log = logging.getLogger("greensock.upstream")
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("is_counted", "parser_in_use", "peer")
+    __slots__ = ("awaits_header", "ends", "is_counted", "parser_in_use", "peer")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
         self.peer: str = self.address[0] if self.address else ""
+        #: Whether its PROXY header is yet to come.
+        self.awaits_header = False
+        #: What that said of both ends.
+        self.ends: tuple[Any, Any] | None = None
         #: Whether the guard counts it.
         self.is_counted = False
         #: What a request that asks for another protocol came through.
@@ -49,11 +54,18 @@ class ProxyConnection(HTTPConnection):
 class ReverseProxy(HTTPServer):
     """A reverse proxy."""
 
+    #: Whether connections begin with a PROXY header, version 1 or 2. Only trusted peers may connect then
+    #: (``Forwarding.trusted``).
+    proxy_protocol: bool = False
     #: Whether a client that closes its sending half while a server works for it has left. (nginx thinks so, too.)
     abort_on_eof: bool = True
 
     connection_class: ClassVar[type[Connection]] = ProxyConnection
-    option_rules: ClassVar[Mapping[str, Rule]] = {**HTTPServer.option_rules, "abort_on_eof": Rule.flag()}
+    option_rules: ClassVar[Mapping[str, Rule]] = {
+        **HTTPServer.option_rules,
+        "proxy_protocol": Rule.flag(),
+        "abort_on_eof": Rule.flag(),
+    }
 
     def __init__(self, listener: Any, gateway: Gateway, **options: Any) -> None:
         super().__init__(listener, **{**gateway.server_options(), **options})
@@ -113,12 +125,49 @@ class ReverseProxy(HTTPServer):
 
     # -- the seams of HTTPServer
 
-    def connection_new(self, conn: Connection) -> None:
+    def connection_new(self, conn: Connection) -> Verdict | None:
         """Refuse a client that has too many connections, or opens them too fast."""
         assert isinstance(conn, ProxyConnection)
         guard = self.gateway.guard
-        if guard is not None:
+        if self.proxy_protocol:
+            if conn.peer not in self.gateway.forwarder.trusted:
+                log.warning("%s may not connect: its PROXY header is not trusted", conn.peer or "a Unix socket")
+                return DROP
+            conn.awaits_header = True
+            self._await_head(conn)
+        elif guard is not None:
             self._admit(conn, guard)
+        return None
+
+    def connection_recv(self, conn: HTTPConnection, data: bytes) -> Verdict | None:  # type: ignore[override]
+        """Take the PROXY header off, if there is to be one; then serve."""
+        if conn.awaits_header:  # type: ignore[attr-defined]
+            assert isinstance(conn, ProxyConnection)
+            return self._take_header(conn, data)
+        super().connection_recv(conn, data)
+        return None
+
+    def _take_header(self, conn: ProxyConnection, data: bytes) -> Verdict | None:
+        """Note what the PROXY header says, and serve what follows it."""
+        try:
+            found = parse_proxy_header(data)
+        except BadProxyHeader as error:
+            log.warning("%s: %s", conn.peer, error)
+            self.refused["proxy-header"] += 1
+            return DROP
+        if found is None:
+            return POSTPONE
+        header, length = found
+        conn.awaits_header = False
+        self._heads.pop(conn, None)
+        if not header.is_local and header.source is not None:
+            conn.peer = header.source[0] if isinstance(header.source, tuple) else ""
+            conn.ends = header.source, header.destination
+        if self.gateway.guard is not None:
+            self._admit(conn, self.gateway.guard)
+        if length < len(data) and conn.state is State.OPEN:
+            super().connection_recv(conn, data[length:])
+        return None
 
     def connection_drop(self, conn: Connection) -> None:
         """Count a connection out."""
@@ -139,6 +188,9 @@ class ReverseProxy(HTTPServer):
     def ends_of(self, relay: Relay) -> tuple[Any, Any]:
         """Return the addresses of the client and of where it connected to, for the PROXY protocol; None: no such."""
         conn = relay.conn
+        assert isinstance(conn, ProxyConnection)
+        if conn.ends is not None:
+            return conn.ends
         if not relay.client or not isinstance(conn.local_address, tuple):
             return None, None
         port = conn.address[1] if relay.client == conn.address[0] else 0

@@ -233,7 +233,12 @@ class Upstream:
         soonest = min((each - now for each in until if each is not None), default=1.0)
         return max(1, min(30, round(soonest)))
 
+    def drop_idle(self) -> None:
+        """Close the connections that are kept."""
+        for server in self.all:
+            server.links.drop_idle()
+
     def close(self) -> None:
-        """Close what is idle; what is in use is closed when it comes back."""
+        """Close what is idle; what is in use is closed when it comes back. No server can be asked from then on."""
         for server in self.all:
             server.links.close()
