@@ -205,16 +205,16 @@ class ReverseProxy(HTTPServer):
     def _refuse(self, conn: HTTPConnection, refusal: BadRequest | HTTPError, reason: str) -> None:
         before = conn.bytes_sent
         super()._refuse(conn, refusal, reason)
-        self._note_refusal(conn, None, refusal, reason, conn.bytes_sent - before)
+        self._record_refusal(conn, None, refusal, reason, conn.bytes_sent - before)
 
     def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
         answer = super()._refusal_of(conn, head)
         if answer is not None:
             reason = "method" if answer.status == 405 else "expectation"
-            self._note_refusal(conn, head, HTTPError(answer.status), reason, 0)
+            self._record_refusal(conn, head, HTTPError(answer.status), reason, 0)
         return answer
 
-    def _note_refusal(
+    def _record_refusal(
         self, conn: Connection, head: RequestHead | None, refusal: BadRequest | HTTPError, reason: str, sent: int
     ) -> None:
         """Have a request that never got to a relay counted by the guard and the log."""
