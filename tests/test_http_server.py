@@ -18,6 +18,7 @@ from pairs import reset
 
 from greensock import ConnectionLost
 from greensock.http import HTTPError, HTTPServer, HTTPStatistics, Limits, Response
+from greensock.http import answering as writing
 from greensock.http import server as module
 
 
@@ -262,7 +263,7 @@ def test_no_second_empty_line_however_it_comes(site):
 
 def test_the_date_is_of_this_second(answering, monkeypatch):
     now = [784111777.9]
-    monkeypatch.setattr(module, "time", lambda: now[0])
+    monkeypatch.setattr(writing, "time", lambda: now[0])
     _, sock = answering(lambda request: Response(b"", headers={} if request.path == "/" else {"Keep-Alive": "1"}))
     for second, path in (37, "/"), (38, "/"), (39, "/other"), (40, "/"), (41, "/other"):
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
@@ -493,7 +494,7 @@ def test_what_is_long_is_sent_in_slices(answering, tmp_path, monkeypatch, path):
     sock.sendall(f"GET {path} HTTP/1.1\r\n{CLOSE}".replace("\n", "\r\n").replace("\r\r", "\r").encode())
     assert len(read_all(sock)) > len(LARGE)
     assert 4 <= len(sizes) <= 6
-    assert max(sizes) <= module.SLICE + 1000
+    assert max(sizes) <= writing.SLICE + 1000
 
 
 def test_a_file_that_shrinks_is_reset(answering, tmp_path, caplog):
@@ -566,7 +567,7 @@ def test_long_answers_leave_others_their_turn(serve, connect, monkeypatch, tmp_p
             return Response.file(path) if way == "file" else Response(b"x" for _ in count())
 
     server = serve(Long)
-    monkeypatch.setattr(module, "SLICE", 1)
+    monkeypatch.setattr(writing, "SLICE", 1)
     end = time.thread_time() + 1.0
     sock = connect(server)
     sock.sendall(GET.replace("\n", "\r\n").encode())

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+from greensock.http.framing import declared_length
 from greensock.http.headers import Headers
 from greensock.http.response import FileBody
 
@@ -133,7 +134,7 @@ def payload_of(body: Body, headers: Headers) -> Payload:
     """
     if body is None:
         return NOTHING
-    declared = _declared_length(headers)
+    declared = declared_length(headers)
     payload = _payload_of(body, declared)
     if declared is not None and payload.length != declared:
         raise ValueError(f"Content-Length: {declared}: the body has {payload.length} bytes")
@@ -161,12 +162,3 @@ def _is_regular(file: Any) -> bool:
         return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (AttributeError, io.UnsupportedOperation):
         return False
-
-
-def _declared_length(headers: Headers) -> int | None:
-    value = headers.get_raw(b"content-length")
-    if value is None:
-        return None
-    if not value.isdigit():
-        raise ValueError(f"Content-Length: {value!r}: a number of bytes expected")
-    return int(value)

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+from greensock.http.answering import CLOSE, JOINED, KEEP_ALIVE
 from greensock.http.request import Request
 from greensock.http.response import Response
 from greensock.http.server import HTTPServer
@@ -23,12 +24,6 @@ from greensock.http.writer import LAST_CHUNK, phrase_of
 from greensock.http.wsgi_input import FileWrapper, RawInput, plain_file
 
 __all__ = ["Answer"]
-
-#: Up to so many bytes a piece is joined with what goes before and behind it: a copy is cheaper than gathering.
-JOINED = 16384
-
-CLOSE = b"Connection: close\r\n"
-KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
 
 #: Fields that PEP 3333 leaves to the server ("Other HTTP Features"); Connection is looked at.
 HOP_BY_HOP = frozenset(
