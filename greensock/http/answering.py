@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from time import monotonic, time
-from typing import Any
+from typing import Any, BinaryIO
 
-from greensock import Server
+from greensock import Connection, Server
 from greensock.http.fairness import let_others_run
 from greensock.http.framing import declared_length
 from greensock.http.headers import Headers
@@ -88,14 +88,21 @@ class AnsweringServer(Server):
         conn.send(head + data)
         if bodiless or data:
             return keep
-        sent, began = 0, monotonic()
-        while sent < body.count:
-            count = min(SLICE, body.count - sent)
-            if conn.send_file(body.file, body.offset + sent, count) < count:
-                raise _has_shrunk(body)
-            sent += count
-            began = let_others_run(began)
+        if self._send_range(conn, body.file, body.offset, body.count) < body.count:
+            raise _has_shrunk(body)
         return keep
+
+    def _send_range(self, conn: Connection, file: BinaryIO | int, offset: int, count: int) -> int:
+        """Write a part of a file; return how many bytes of it there were."""
+        sent, began = 0, monotonic()
+        while sent < count:
+            most = min(SLICE, count - sent)
+            done = conn.send_file(file, offset + sent, most)
+            sent += done
+            if done < most:
+                break
+            began = let_others_run(began)
+        return sent
 
     def _send_pieces(self, request: Request, response: Response, keep: bool, bodiless: bool) -> bool:
         """Write a body that comes piece by piece; of the first, nothing is sent before it is there."""

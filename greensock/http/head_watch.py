@@ -39,14 +39,17 @@ class HeadWatch(dict[Connection, float]):
 
     def _run(self) -> None:
         began = monotonic()
-        while self:
-            conn, deadline = next(iter(self.items()))
-            left = deadline - monotonic()
-            if left > 0:
-                gevent.sleep(left)
-                began = monotonic()
-                continue
-            del self[conn]
-            self._on_late(conn)
-            began = let_others_run(began)
-        self._greenlet = None
+        try:
+            while self:
+                conn, deadline = next(iter(self.items()))
+                left = deadline - monotonic()
+                if left > 0:
+                    gevent.sleep(left)
+                    began = monotonic()
+                    continue
+                del self[conn]
+                self._on_late(conn)
+                began = let_others_run(began)
+        finally:
+            if self._greenlet is gevent.getcurrent():
+                self._greenlet = None

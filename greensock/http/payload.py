@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from greensock.http.framing import declared_length
 from greensock.http.headers import Headers
-from greensock.http.response import FileBody
+from greensock.http.response import FileBody, is_plain
 
-__all__ = ["Body", "Payload", "Segment", "payload_of"]
+__all__ = ["Body", "Payload", "Segment", "let_go", "payload_of"]
 
 #: How long a piece of bytes or of a file is at the most: ``Timeouts.send`` is for each.
 PIECE = 1 << 18
@@ -141,6 +141,14 @@ def payload_of(body: Body, headers: Headers) -> Payload:
     return payload
 
 
+def let_go(body: Body) -> None:
+    """Close what was to be a body and became none, unless it is its owner's to close."""
+    if isinstance(body, FileBody) or not hasattr(body, "read"):
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
+
+
 def _payload_of(body: Any, declared: int | None) -> Payload:
     if isinstance(body, str):
         return _Bytes(body.encode())
@@ -159,6 +167,6 @@ def _payload_of(body: Any, declared: int | None) -> Payload:
 
 def _is_regular(file: Any) -> bool:
     try:
-        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        return is_plain(file) and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (AttributeError, io.UnsupportedOperation):
         return False

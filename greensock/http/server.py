@@ -36,7 +36,7 @@ from greensock import (
 )
 from greensock.http.answering import CLOSE, AnsweringServer
 from greensock.http.errors import BadRequest
-from greensock.http.events import RequestHead
+from greensock.http.events import SWITCHED, RequestHead
 from greensock.http.fairness import let_others_run
 from greensock.http.head_watch import HeadWatch
 from greensock.http.limits import Limits
@@ -136,7 +136,7 @@ class HTTPServer(AnsweringServer):
     def request_refused(self, conn: Connection, refusal: BadRequest | HTTPError) -> Response:
         """Return the answer to a request that is refused; the connection is closed after it.
 
-        The body must be bytes or text. What ``refusal`` says may quote what the client sent.
+        It must not block. The body must be bytes or text. What ``refusal`` says may quote what the client sent.
         """
         if isinstance(refusal, HTTPError):
             return refusal.response
@@ -229,15 +229,18 @@ class HTTPServer(AnsweringServer):
             conn.send(self._head(response, len(body), False, CLOSE) + body, close=True)
         except (ConnectionClosed, ConnectionLost):
             pass  # it has left: there is nobody to tell
-        except Exception:
+        except (Exception, gevent.Timeout):
             self._failed_program("the answer to a refused request of %r failed", conn)
             conn.close()
 
     def _refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> Response:
         """Count and log a refusal; return the answer."""
+        self._note_refusal(conn, refusal, reason)
+        return self.request_refused(conn, refusal)
+
+    def _note_refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         self.refused[reason] += 1
         log.info("refused a request from %s: %s (%s)", conn.address, refusal, reason)
-        return self.request_refused(conn, refusal)
 
     def _failed_program(self, text: str, *about: object) -> None:
         """Count and log what the program failed at."""
@@ -250,16 +253,17 @@ class HTTPServer(AnsweringServer):
         """Answer one request; True if the connection goes on."""
         conn.requests += 1
         self._requests += 1
-        if head.is_chunked or head.content_length:
-            body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
-        else:
-            body = NO_BODY
-            parser.next_event()  # its end
-        request = Request(conn, head, body)
         fields = head.headers
         keep = head.version == "1.1" if fields.get_raw(b"connection") is None else head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:
             keep = False
+        if head.is_chunked or head.content_length:
+            body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
+        else:
+            body = NO_BODY
+            if parser.next_event() is SWITCHED:  # CONNECT: what follows is not HTTP; else its end
+                keep = False
+        request = Request(conn, head, body)
         refused = None
         if head.method in self.refused_methods or fields.get_raw(b"expect") is not None:
             refused = self._refusal_of(conn, head)
@@ -336,6 +340,8 @@ class HTTPServer(AnsweringServer):
         conn = request.connection
         try:
             if request.is_answered:
+                if isinstance(error, BadRequest) and error.connection is conn:
+                    self._note_refusal(conn, error, error.reason.value)
                 raise error
             response = self._error_response(request, error)
             self._send(request, response, False)
@@ -351,10 +357,13 @@ class HTTPServer(AnsweringServer):
         if type(response.body) is not bytes:
             self._close_body(request, response)
         if self._on_done is not None:
-            try:
-                self._on_done(request, response, sent)
-            except Exception:
-                self._failed_program("request_done failed for %r", request)
+            self._tell_done(request, response, sent)
+
+    def _tell_done(self, request: Request, response: Response, sent: int) -> None:
+        try:
+            self.request_done(request, response, sent)
+        except Exception:
+            self._failed_program("request_done failed for %r", request)
 
     def _close_body(self, request: Request, response: Response) -> None:
         try:
@@ -375,7 +384,7 @@ class HTTPServer(AnsweringServer):
         try:
             return request.body.discard(DISCARD_BYTES, DISCARD_SECONDS)
         except BadRequest as refusal:  # an answer was given: there is nothing more to say to the client
-            self._refusal(request.connection, refusal, refusal.reason.value)
+            self._note_refusal(request.connection, refusal, refusal.reason.value)
             return False
 
 
