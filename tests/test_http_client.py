@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 import random
@@ -390,6 +391,46 @@ def test_what_cannot_be_sent_is_not(raw, client, wrong):
         mine.request(**{"method": "GET", "url": server.url, **wrong})
     assert server.accepted == 0
     assert mine.statistics() == NOTHING
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "nonsense"},
+        {"method": "G T"},
+        {"timeout": 0},
+        {"headers": {"X": "a\r\nb"}},
+        {"headers": {"Content-Length": "x"}},
+    ],
+)
+def test_the_body_of_what_cannot_be_sent_is_closed(client, tmp_path, wrong):
+    (tmp_path / "file").write_bytes(b"x")
+    file = (tmp_path / "file").open("rb")
+    gone = []
+
+    class Closing(list):
+        def close(self):
+            gone.append(self)
+
+    for body in FileBody(file), Closing([b"x"]):
+        with pytest.raises(ValueError, match=r"."):
+            client().request(**{"method": "GET", "url": "http://127.0.0.1:9/", "body": body, **wrong})
+    assert file.closed
+    assert len(gone) == 1
+    with (tmp_path / "file").open("rb") as mine:
+        with pytest.raises(ValueError, match=r"."):
+            client().request(**{"method": "GET", "url": "http://127.0.0.1:9/", "body": mine, **wrong})
+        assert not mine.closed
+
+
+def test_a_file_that_decompresses_is_sent_decompressed(site, client, tmp_path):
+    path = tmp_path / "file.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(LONG)
+    with gzip.open(path, "rb") as file:
+        answer = client().post(site.url + "/echo", file)
+        assert answer.read_all(1 << 24) == LONG
+    assert answer.headers["x-framing"] == "chunked"
 
 
 def test_a_body_of_another_kind(client):

@@ -18,6 +18,7 @@ from pairs import reset
 
 from greensock import ConnectionLost
 from greensock.http import HTTPError, HTTPServer, HTTPStatistics, Limits, Response
+from greensock.http import answering as writing
 from greensock.http import server as module
 
 
@@ -262,7 +263,7 @@ def test_no_second_empty_line_however_it_comes(site):
 
 def test_the_date_is_of_this_second(answering, monkeypatch):
     now = [784111777.9]
-    monkeypatch.setattr(module, "time", lambda: now[0])
+    monkeypatch.setattr(writing, "time", lambda: now[0])
     _, sock = answering(lambda request: Response(b"", headers={} if request.path == "/" else {"Keep-Alive": "1"}))
     for second, path in (37, "/"), (38, "/"), (39, "/other"), (40, "/"), (41, "/other"):
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
@@ -493,7 +494,7 @@ def test_what_is_long_is_sent_in_slices(answering, tmp_path, monkeypatch, path):
     sock.sendall(f"GET {path} HTTP/1.1\r\n{CLOSE}".replace("\n", "\r\n").replace("\r\r", "\r").encode())
     assert len(read_all(sock)) > len(LARGE)
     assert 4 <= len(sizes) <= 6
-    assert max(sizes) <= module.SLICE + 1000
+    assert max(sizes) <= writing.SLICE + 1000
 
 
 def test_a_file_that_shrinks_is_reset(answering, tmp_path, caplog):
@@ -566,7 +567,7 @@ def test_long_answers_leave_others_their_turn(serve, connect, monkeypatch, tmp_p
             return Response.file(path) if way == "file" else Response(b"x" for _ in count())
 
     server = serve(Long)
-    monkeypatch.setattr(module, "SLICE", 1)
+    monkeypatch.setattr(writing, "SLICE", 1)
     end = time.thread_time() + 1.0
     sock = connect(server)
     sock.sendall(GET.replace("\n", "\r\n").encode())
@@ -640,6 +641,20 @@ def test_an_unread_body_that_does_not_come_is_not_waited_for(site, monkeypatch):
     assert statuses(ask(site[1], post("/unread", 3, "ab"))) == [200]
 
 
+def test_an_unread_body_that_comes_in_drops_is_not_waited_for(site, monkeypatch):
+    """Nor if nothing but framing comes."""
+    monkeypatch.setattr(module, "DISCARD_SECONDS", 0.2)
+    sock = site[1]
+    sock.settimeout(0.05)
+    sock.sendall(b"POST /unread HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;")
+    began, data = time.monotonic(), b"x"
+    while data:
+        assert time.monotonic() - began < 2
+        sock.sendall(b"x")
+        with suppress(TimeoutError):
+            data = sock.recv(1000)
+
+
 def test_an_unread_body_that_is_broken_is_refused_after_its_answer(site):
     text = "POST /unread HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\nZZ\n"
     assert statuses(ask(site[1], text)) == [200]
@@ -688,6 +703,17 @@ def test_a_body_streams_back(answering):
     assert sock.recv(1000).endswith(b"\r\n\r\nab")
     sock.sendall(b"cd")
     assert read_all(sock) == b"cd"
+
+
+def test_a_body_that_breaks_while_it_streams_back_is_counted(answering):
+    server, sock = answering(lambda request: Response(request.body))
+    sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    while not sock.recv(1000).endswith(b"abc\r\n"):
+        pass
+    sock.sendall(b"zzz\r\n")
+    with pytest.raises(ConnectionResetError):
+        read_all(sock)
+    assert server.refused == {"chunk-size": 1}
 
 
 def test_trailers(answering):
@@ -762,6 +788,14 @@ def test_methods_that_are_refused(serve, connect):
     assert server.refused == {"method": 1}
 
 
+def test_behind_connect_nothing_is_http_and_no_other_connection_suffers(serve, connect):
+    server = serve(Site, refused_methods=frozenset())
+    answer = ask(connect(server), "CONNECT a:80 HTTP/1.1\nHost: a:80\n\nGET /hello HTTP/1.1\nHost: a\n\n")
+    assert statuses(answer) == [404]
+    assert "Connection: close\n" in answer
+    assert statuses(ask(connect(server), f"GET /hello HTTP/1.1\n{CLOSE}")) == [200]
+
+
 # -- refusals
 
 
@@ -820,6 +854,30 @@ def test_a_slow_head_whose_client_has_left_does_not_stop_the_watch(serve, connec
     third.sendall(b"GET")
     assert statuses(read_all(third).decode()) == [408]
     lost[0].abort()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, gevent.Timeout])
+def test_a_program_that_fails_to_refuse_does_not_stop_the_watch(serve, connect, caplog, error):
+    class Failing(Site):
+        def request_refused(self, conn, refusal):
+            raise error
+
+    server = serve(Failing, head_timeout=0.05)
+    for _ in range(2):
+        sock = connect(server)
+        sock.sendall(b"GET")
+        assert read_all(sock) == b""
+    assert caplog.text.count("the answer to a refused request") == 2
+
+
+def test_a_watch_that_was_killed_begins_anew(serve, connect):
+    server = serve(Site, head_timeout=0.2)
+    socks = [connect(server), connect(server)]
+    socks[0].sendall(b"GET")
+    wait_until(lambda: server._heads)
+    server._heads._greenlet.kill()
+    socks[1].sendall(b"GET")
+    assert [statuses(read_all(sock).decode()) for sock in socks] == [[408], [408]]
 
 
 def test_a_head_that_comes_slowly_has_one_deadline(serve, connect):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import re
 import socket
 import sys
 import tempfile
+import time
 import zlib
 from wsgiref.validate import validator
 
@@ -20,8 +22,8 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent import pywsgi
 from gevent.pool import Pool
 
-from greensock import Connection
-from greensock.http import HTTPServer, Limits, WSGIServer
+from greensock import Connection, ConnectionLost
+from greensock.http import HTTPServer, Limits, WSGIServer, answering
 
 TEXT = [("Content-Type", "text/plain")]
 
@@ -653,6 +655,77 @@ def test_a_decompressing_file_is_read(site, tmp_path, sent_files):
     assert not sent_files
 
 
+@pytest.mark.parametrize("way", ["whole", "pieces", "chunks", "write", "file"])
+def test_what_is_long_is_sent_in_slices(site, tmp_path, monkeypatch, way):
+    """``send_timeout`` is for each, or a long download would have to be over within it."""
+    long = DATA * 4
+    (tmp_path / "file").write_bytes(long)
+    sizes = []
+    kind = WSGIServer.connection_class
+    send, send_file = kind.send, kind.send_file
+
+    def recording_send(self, data, *more):
+        sizes.append(sum(map(len, data)) if isinstance(data, list) else len(data))
+        return send(self, data, *more)
+
+    def recording_send_file(self, file, offset, count):
+        sizes.append(count)
+        return send_file(self, file, offset, count)
+
+    monkeypatch.setattr(kind, "send", recording_send)
+    monkeypatch.setattr(kind, "send_file", recording_send_file)
+
+    def application(environ, start_response):
+        write = start_response("200 OK", TEXT if way == "chunks" else [("Content-Length", str(len(long)))])
+        if way == "file":
+            return environ["wsgi.file_wrapper"](open(tmp_path / "file", "rb"))
+        if way == "write":
+            write(long)
+            return []
+        return [long] if way == "whole" else iter([long])
+
+    answer = site(application).get()
+    assert zlib.crc32(answer.body.removeprefix(b"fa000\r\n").removesuffix(b"\r\n0\r\n\r\n")) == zlib.crc32(long)
+    assert 4 <= len(sizes) <= 7
+    assert max(sizes) <= answering.SLICE + 1000
+
+
+@pytest.mark.parametrize("way", ["pieces", "write"])
+def test_long_answers_leave_others_their_turn(serve, connect, way):
+    """To a client that is never too slow, so that nothing of the answer waits by itself; for a second of our CPU."""
+    others, turns = [], []
+
+    class Endless(HTTPServer.connection_class):
+        def send(self, data, close=False, timeout=None):
+            if others or time.thread_time() > end:
+                turns.append(len(others))
+                raise ConnectionLost("that is enough")
+
+    class Server(WSGIServer):
+        connection_class = Endless
+
+        def application(self, environ, start_response):
+            write = start_response("200 OK", TEXT)
+            while way == "write":
+                write(b"x")
+            return itertools.repeat(b"x")
+
+    server = serve(Server, log=None, error_log=None)
+    end = time.thread_time() + 1.0
+    connect(server).sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    wait_until(lambda: server.statistics().requests)
+    others.append("had their turn")
+    wait_until(lambda: turns)
+    assert turns == [1]
+
+
+@pytest.mark.parametrize("fields", [TEXT, [("Content-Length", "4")]])
+def test_a_piece_is_as_long_as_it_has_bytes(site, fields):
+    pieces = [memoryview(array.array("H", [0x6161])), bytearray(b"bb")]
+    body = site(answers(lambda: iter(pieces), fields=fields)).get().body
+    assert body == (b"aabb" if fields is not TEXT else b"2\r\naa\r\n2\r\nbb\r\n0\r\n\r\n")
+
+
 def test_a_file_that_is_shorter_than_declared_ends_with_a_reset(site, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100)
@@ -999,6 +1072,18 @@ def test_request_done(site):
     wait_until(lambda: len(done) == 2)
     assert [line[:3] for line in done] == [("GET", 200, "text/plain"), ("GET", 500, "text/plain; charset=utf-8")]
     assert all(line[3] > 100 for line in done)
+
+
+def test_a_request_done_that_fails_changes_nothing(site, caplog):
+    class Failing(WSGIServer):
+        def request_done(self, request, response, sent):
+            raise RuntimeError("as it was told to")
+
+    here = site(answers([b"x"]), Failing)
+    sock = here.connect()
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert read_all(sock).count(b"HTTP/1.1 200 OK") == 2
+    assert caplog.text.count("request_done failed") == 2
 
 
 # -- the judge, and the frameworks

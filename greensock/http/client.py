@@ -29,7 +29,7 @@ from greensock.http.headers import Headers
 from greensock.http.limits import Limits
 from greensock.http.links import Lease, Links
 from greensock.http.origin import origin_at, parse_url
-from greensock.http.payload import Body, payload_of
+from greensock.http.payload import Body, let_go, payload_of
 from greensock.http.pool import Pool, PoolStatistics
 
 __all__ = ["ClientResponse", "HTTPClient"]
@@ -333,11 +333,15 @@ class HTTPClient:
             ConnectionClosed: the client is closed.
             ValueError, TypeError: what was asked for cannot be sent.
         """
-        deadlines = Deadlines(self.timeouts if timeouts is None else timeouts, timeout)
-        destination = parse_url(url)
-        if type(headers) is not Headers:
-            headers = Headers(headers.items() if isinstance(headers, Mapping) else headers)
-        payload = payload_of(body, headers)
+        try:
+            deadlines = Deadlines(self.timeouts if timeouts is None else timeouts, timeout)
+            destination = parse_url(url)
+            if type(headers) is not Headers:
+                headers = Headers(headers.items() if isinstance(headers, Mapping) else headers)
+            payload = payload_of(body, headers)
+        except BaseException:
+            let_go(body)
+            raise
         try:
             fields = self._fields(headers, destination.authority, expect_continue)
             call = Call(method, destination.target if target is None else target, fields, payload, trailers, on_interim)

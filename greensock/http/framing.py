@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from greensock.http.errors import BadMessage, Reason
+from greensock.http.headers import Headers
 
-__all__ = ["MAX_LENGTH_DIGITS", "framing_of"]
+__all__ = ["MAX_LENGTH_DIGITS", "declared_length", "framing_of"]
 
 #: Digits of a Content-Length: what surely fits into 64 bits.
 MAX_LENGTH_DIGITS = 18
@@ -46,3 +47,17 @@ def _check_codings(values: list[bytes]) -> None:
     if b"" in codings or codings[-1] != b"chunked" or codings.count(b"chunked") > 1:
         raise BadMessage(f"Transfer-Encoding {said!r}: one chunked at the end expected", Reason.TRANSFER_ENCODING)
     raise BadMessage(f"Transfer-Encoding {said!r}: only chunked is known", Reason.UNKNOWN_CODING)
+
+
+def declared_length(headers: Headers) -> int | None:
+    """Return the Content-Length that a program gave its own message; None if it gave none.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = headers.get_raw(b"content-length")
+    if value is None:
+        return None
+    if not value.isdigit():
+        raise ValueError(f"Content-Length: {value!r}: a number of bytes expected")
+    return int(value)

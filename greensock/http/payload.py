@@ -8,10 +8,11 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+from greensock.http.framing import declared_length
 from greensock.http.headers import Headers
-from greensock.http.response import FileBody
+from greensock.http.response import FileBody, is_plain
 
-__all__ = ["NOTHING", "Body", "Payload", "Segment", "payload_in_memory", "payload_in_pieces", "payload_of"]
+__all__ = ["NOTHING", "Body", "Payload", "Segment", "let_go", "payload_in_memory", "payload_in_pieces", "payload_of"]
 
 #: How long a piece of bytes or of a file is at the most: ``Timeouts.send`` is for each.
 PIECE = 1 << 18
@@ -144,11 +145,19 @@ def payload_of(body: Body, headers: Headers) -> Payload:
     """
     if body is None:
         return NOTHING
-    declared = _declared_length(headers)
+    declared = declared_length(headers)
     payload = _payload_of(body, declared)
     if declared is not None and payload.length != declared:
         raise ValueError(f"Content-Length: {declared}: the body has {payload.length} bytes")
     return payload
+
+
+def let_go(body: Body) -> None:
+    """Close what was to be a body and became none, unless it is its owner's to close."""
+    if isinstance(body, FileBody) or not hasattr(body, "read"):
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
 
 
 def _payload_of(body: Any, declared: int | None) -> Payload:
@@ -169,15 +178,6 @@ def _payload_of(body: Any, declared: int | None) -> Payload:
 
 def _is_regular(file: Any) -> bool:
     try:
-        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        return is_plain(file) and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (AttributeError, io.UnsupportedOperation):
         return False
-
-
-def _declared_length(headers: Headers) -> int | None:
-    value = headers.get_raw(b"content-length")
-    if value is None:
-        return None
-    if not value.isdigit():
-        raise ValueError(f"Content-Length: {value!r}: a number of bytes expected")
-    return int(value)

@@ -95,7 +95,7 @@ class RequestBody:
         """Return what is there, at most ``max_bytes`` bytes, waiting for the first; ``b""`` at the end."""
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes!r}: at least 1 expected")
-        piece = self._rest or self._next(self._timeout)
+        piece = self._rest or self._next()
         if len(piece) > max_bytes:
             piece, self._rest = piece[:max_bytes], memoryview(piece)[max_bytes:]
         else:
@@ -132,7 +132,7 @@ class RequestBody:
             if left < 0:
                 return False
             try:
-                left -= len(self._next(max(0.0, deadline - monotonic())))
+                left -= len(self._next(deadline))
             except OperationTimeout:
                 return False
         return True
@@ -144,8 +144,8 @@ class RequestBody:
     def _too_large(self, max_bytes: int) -> BadRequest:
         return BadRequest(f"a body of more than {max_bytes} bytes", Reason.BODY_TOO_LARGE, self._conn)
 
-    def _next(self, timeout: float | None) -> bytes | memoryview:
-        """Return the next piece; empty at the end."""
+    def _next(self, deadline: float | None = None) -> bytes | memoryview:
+        """Return the next piece, empty at the end; wait until ``deadline``, without one as for every body."""
         if self._ended:
             return b""
         try:
@@ -160,7 +160,7 @@ class RequestBody:
                     self._expects = False
                     self.trailers = event.trailers
                     return b""
-                self._feed(timeout)
+                self._feed(self._timeout if deadline is None else max(0.0, deadline - monotonic()))
         except BadRequest as refusal:
             self._broken = True
             refusal.connection = self._conn

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from greensock.http.headers import Headers
 from greensock.http.writer import phrase_of
 
-__all__ = ["FileBody", "HTTPError", "Response"]
+__all__ = ["FileBody", "HTTPError", "Response", "is_plain"]
 
 Fields = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
@@ -24,7 +24,8 @@ class FileBody:
     ``count`` is what the file has if it has less.
 
     Raises:
-        ValueError: a negative ``offset`` or ``count``, or no regular file: of a pipe nobody knows how long it is.
+        ValueError: a negative ``offset`` or ``count``; no regular file: of a pipe nobody knows how long it is; or a
+            file that decompresses: its descriptor has other bytes.
     """
 
     __slots__ = ("count", "file", "offset")
@@ -33,7 +34,7 @@ class FileBody:
         if offset < 0 or (count is not None and count < 0):
             raise ValueError(f"offset={offset!r}, count={count!r}: 0 or more expected")
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode) or not is_plain(file):
             raise ValueError(f"{file!r}: a regular file expected")
         rest = max(0, status.st_size - offset)
         #: The open file; its position neither matters nor moves.
@@ -50,6 +51,11 @@ class FileBody:
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def is_plain(file: Any) -> bool:
+    """Whether what a file gives is what its descriptor gives: one that decompresses has a descriptor, too."""
+    return isinstance(getattr(file, "raw", file), io.FileIO)
 
 
 class Response:

@@ -11,16 +11,15 @@ Invariants:
 - An answer that cannot be finished ends with a reset, never with what looks like its end. Until its head is out, what
   goes wrong still becomes an answer with an error status.
 - Whatever becomes of an answer, its body is closed.
-- A connection that always has more to be read or written lets the others have their turn every ``TURN_SECONDS``.
+- A connection that always has more to be read or written lets the others have their turn every few milliseconds.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from time import monotonic, time
 from typing import Any, ClassVar
 
 import gevent
@@ -35,42 +34,28 @@ from greensock import (
     ServerStatistics,
     State,
 )
+from greensock.http.answering import CLOSE, AnsweringServer
 from greensock.http.errors import BadRequest
-from greensock.http.events import RequestHead
-from greensock.http.headers import Headers
+from greensock.http.events import SWITCHED, RequestHead
+from greensock.http.fairness import let_others_run
+from greensock.http.head_watch import HeadWatch
 from greensock.http.limits import Limits
 from greensock.http.request import NO_BODY, Request, RequestBody
 from greensock.http.request_parser import RequestParser
-from greensock.http.response import FileBody, HTTPError, Response
+from greensock.http.response import HTTPError, Response
 from greensock.http.stats import HTTPStatistics
-from greensock.http.writer import LAST_CHUNK, format_date, write_chunk, write_response_head
 
 __all__ = ["HTTPConnection", "HTTPServer"]
 
 log = logging.getLogger("greensock.server")
 
-#: Up to so many bytes a body, or a piece of it, is joined with what goes around it: one copy is cheaper than gathering.
-JOINED = 16384
-#: Of a longer one so many bytes are sent at a time, and ``send_timeout`` is for each of them.
-SLICE = 262_144
 #: An unread body is read and dropped if it is no longer than so many bytes, and comes within so many seconds.
 DISCARD_BYTES, DISCARD_SECONDS = 65536, 1.0
-#: Seconds after which others get their turn: pipelined requests and long answers may never have to wait by themselves.
-TURN_SECONDS = 0.005
 #: How many parsers wait for their next connection. Each may hold as much as was read last, ``recv_size``. One is in use
 #: for each request that is being answered, so one in all if ``handle_request`` does not block.
 MAX_SPARE = 64
-#: Statuses of answers that have no body (RFC 9110 sections 15.3.5, 15.3.6, 15.4.5).
-BODILESS = frozenset({204, 205, 304})
-#: Fields of an answer that are the server's to write.
-OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
-#: Fields of an answer that ask for something, or stand in the place of the server's.
-LOOKED_AT = OWN_FIELDS | {b"date"}
 #: What 405 says is allowed, unless it is refused.
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
-
-CLOSE = b"Connection: close\r\n"
-KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
 
 
 class HTTPConnection(Connection):
@@ -90,7 +75,7 @@ class HTTPConnection(Connection):
         return super()._held() + (parser.pending if parser is not None else 0)
 
 
-class HTTPServer(Server):
+class HTTPServer(AnsweringServer):
     """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block.
 
     Options are those of :class:`Server` and the ones below. A request that breaks the protocol or crosses a limit is
@@ -131,15 +116,9 @@ class HTTPServer(Server):
         #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
         self.refused: Counter[str] = Counter()
         self._requests = 0
-        self._statuses: Counter[int] = Counter()
         self._spare: list[RequestParser] = []
-        # Connections with part of a head, and until when it must be whole: in this order, for all wait equally long.
-        self._heads: dict[HTTPConnection, float] = {}
-        self._watch: gevent.Greenlet[[], None] | None = None
+        self._heads = HeadWatch(self._refuse_late_head)
         self._on_done = self.request_done if type(self).request_done is not HTTPServer.request_done else None
-        self._second = 0
-        self._date = b""
-        self._starts: dict[int, bytes] = {}
 
     # -- what to override
 
@@ -157,7 +136,7 @@ class HTTPServer(Server):
     def request_refused(self, conn: Connection, refusal: BadRequest | HTTPError) -> Response:
         """Return the answer to a request that is refused; the connection is closed after it.
 
-        The body must be bytes or text. What ``refusal`` says may quote what the client sent.
+        It must not block. The body must be bytes or text. What ``refusal`` says may quote what the client sent.
         """
         if isinstance(refusal, HTTPError):
             return refusal.response
@@ -204,14 +183,12 @@ class HTTPServer(Server):
     def connection_drop(self, conn: Connection) -> None:
         """Forget a head that will not become whole."""
         if self._heads:
-            self._heads.pop(conn, None)  # type: ignore[call-overload]
+            self._heads.pop(conn, None)
 
     def abort(self) -> None:
         """Stop now; see :meth:`Server.abort`."""
         super().abort()
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.kill(block=False)
+        self._heads.stop()
 
     # -- heads
 
@@ -227,38 +204,21 @@ class HTTPServer(Server):
                 if len(self._spare) < MAX_SPARE:
                     self._spare.append(parser)
                 return
-            began = _let_others_run(began)
+            began = let_others_run(began)
             if conn.state is not State.OPEN:
                 return
         conn._parser = parser
         if parser.pending:  # else only an empty line came, which may come once before a request
-            self._await_head(conn)
+            self._heads.begin(conn, self.head_timeout)
 
-    def _await_head(self, conn: HTTPConnection) -> None:
-        self._heads.setdefault(conn, monotonic() + self.head_timeout)
-        if self._watch is None:
-            self._watch = gevent.spawn(self._watch_heads)
-
-    def _watch_heads(self) -> None:
-        """End the connections whose heads take too long."""
-        began = monotonic()
-        while self._heads:
-            conn, deadline = next(iter(self._heads.items()))
-            left = deadline - monotonic()
-            if left > 0:
-                gevent.sleep(left)
-                began = monotonic()
-                continue
-            del self._heads[conn]
-            if conn.state is State.OPEN:
-                late = HTTPError(408, f"the head of a request took more than {self.head_timeout} s")
-                self._refuse(conn, late, "head-timeout")
-            began = _let_others_run(began)
-        self._watch = None
+    def _refuse_late_head(self, conn: Connection) -> None:
+        if conn.state is State.OPEN:
+            late = HTTPError(408, f"the head of a request took more than {self.head_timeout} s")
+            self._refuse(conn, late, "head-timeout")
 
     # -- refusals
 
-    def _refuse(self, conn: HTTPConnection, refusal: BadRequest | HTTPError, reason: str) -> None:
+    def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         """Answer a request that never became one, without blocking, and close. Never raises."""
         try:
             response = self._refusal(conn, refusal, reason)
@@ -269,15 +229,18 @@ class HTTPServer(Server):
             conn.send(self._head(response, len(body), False, CLOSE) + body, close=True)
         except (ConnectionClosed, ConnectionLost):
             pass  # it has left: there is nobody to tell
-        except Exception:
+        except (Exception, gevent.Timeout):
             self._failed_program("the answer to a refused request of %r failed", conn)
             conn.close()
 
     def _refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> Response:
         """Count and log a refusal; return the answer."""
+        self._note_refusal(conn, refusal, reason)
+        return self.request_refused(conn, refusal)
+
+    def _note_refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         self.refused[reason] += 1
         log.info("refused a request from %s: %s (%s)", conn.address, refusal, reason)
-        return self.request_refused(conn, refusal)
 
     def _failed_program(self, text: str, *about: object) -> None:
         """Count and log what the program failed at."""
@@ -290,16 +253,17 @@ class HTTPServer(Server):
         """Answer one request; True if the connection goes on."""
         conn.requests += 1
         self._requests += 1
-        if head.is_chunked or head.content_length:
-            body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
-        else:
-            body = NO_BODY
-            parser.next_event()  # its end
-        request = Request(conn, head, body)
         fields = head.headers
         keep = head.version == "1.1" if fields.get_raw(b"connection") is None else head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:
             keep = False
+        if head.is_chunked or head.content_length:
+            body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
+        else:
+            body = NO_BODY
+            if parser.next_event() is SWITCHED:  # CONNECT: what follows is not HTTP; else its end
+                keep = False
+        request = Request(conn, head, body)
         refused = None
         if head.method in self.refused_methods or fields.get_raw(b"expect") is not None:
             refused = self._refusal_of(conn, head)
@@ -376,6 +340,8 @@ class HTTPServer(Server):
         conn = request.connection
         try:
             if request.is_answered:
+                if isinstance(error, BadRequest) and error.connection is conn:
+                    self._note_refusal(conn, error, error.reason.value)
                 raise error
             response = self._error_response(request, error)
             self._send(request, response, False)
@@ -391,10 +357,13 @@ class HTTPServer(Server):
         if type(response.body) is not bytes:
             self._close_body(request, response)
         if self._on_done is not None:
-            try:
-                self._on_done(request, response, sent)
-            except Exception:
-                self._failed_program("request_done failed for %r", request)
+            self._tell_done(request, response, sent)
+
+    def _tell_done(self, request: Request, response: Response, sent: int) -> None:
+        try:
+            self.request_done(request, response, sent)
+        except Exception:
+            self._failed_program("request_done failed for %r", request)
 
     def _close_body(self, request: Request, response: Response) -> None:
         try:
@@ -415,195 +384,11 @@ class HTTPServer(Server):
         try:
             return request.body.discard(DISCARD_BYTES, DISCARD_SECONDS)
         except BadRequest as refusal:  # an answer was given: there is nothing more to say to the client
-            self._refusal(request.connection, refusal, refusal.reason.value)
+            self._note_refusal(request.connection, refusal, refusal.reason.value)
             return False
-
-    # -- writing
-
-    def _send(self, request: Request, response: Response, keep: bool) -> bool:
-        """Write head and body; return whether the connection may go on."""
-        conn, body = request.connection, response.body
-        bodiless = request.method == "HEAD" or response.status in BODILESS
-        plain = True
-        for name, _ in response.headers.raw:
-            if name.lower() in LOOKED_AT:
-                plain = False
-                keep = keep and b"close" not in response.headers.tokens(b"connection")
-                break
-        if not isinstance(body, bytes):
-            send = self._send_file if isinstance(body, FileBody) else self._send_pieces
-            return send(request, response, keep, bodiless)
-        length: int | None = len(body)
-        if bodiless and not body:  # made for HEAD: what GET would have is in the fields, or not known
-            length = _declared_length(response.headers)
-        option = b"" if keep and request.version == "1.1" else _connection_option(request.version, keep)
-        head = self._head(response, length, False, option, plain)
-        request.is_answered = True
-        if bodiless:
-            conn.send(head)
-        elif len(body) <= JOINED:
-            conn.send(head + body)
-        else:
-            self._send_piece(request, head, body)
-        return keep
-
-    def _send_file(self, request: Request, response: Response, keep: bool, bodiless: bool) -> bool:
-        """Write a file."""
-        conn, body = request.connection, response.body
-        assert isinstance(body, FileBody)
-        data = body.read_all() if body.count <= JOINED and not bodiless else b""
-        if data and len(data) < body.count:
-            raise _has_shrunk(body)
-        head = self._head(response, body.count, False, _connection_option(request.version, keep))
-        request.is_answered = True
-        conn.send(head + data)
-        if bodiless or data:
-            return keep
-        sent, began = 0, monotonic()
-        while sent < body.count:
-            count = min(SLICE, body.count - sent)
-            if conn.send_file(body.file, body.offset + sent, count) < count:
-                raise _has_shrunk(body)
-            sent += count
-            began = _let_others_run(began)
-        return keep
-
-    def _send_pieces(self, request: Request, response: Response, keep: bool, bodiless: bool) -> bool:
-        """Write a body that comes piece by piece; of the first, nothing is sent before it is there."""
-        conn, body = request.connection, response.body
-        assert not isinstance(body, bytes | FileBody)
-        length = _declared_length(response.headers)
-        chunked = length is None and request.version == "1.1"
-        keep = keep and (chunked or length is not None or bodiless)
-        option = _connection_option(request.version, keep)
-        pieces = iter(()) if bodiless else _pieces(body, length)
-        first = next(pieces, None)  # if this fails it is not too late for an answer
-        head = self._head(response, length, chunked, option)
-        request.is_answered = True
-        request.body.stop_awaiting()
-        if first is None:
-            conn.send(head + LAST_CHUNK if chunked and not bodiless else head)
-            return keep
-        self._send_piece(request, head, first, chunked)
-        began = monotonic()
-        for piece in pieces:
-            self._send_piece(request, b"", piece, chunked)
-            began = _let_others_run(began)
-        if chunked:
-            conn.send(LAST_CHUNK)
-        return keep
-
-    def _send_piece(self, request: Request, head: bytes, piece: bytes, chunked: bool = False) -> None:
-        """Write a piece of a body behind ``head``, which may be empty: in one go if it is short."""
-        conn = request.connection
-        if len(piece) <= JOINED:
-            conn.send(b"%b%x\r\n%b\r\n" % (head, len(piece), piece) if chunked else head + piece)
-            return
-        size, _, end = write_chunk(piece) if chunked else (b"", piece, b"")
-        view = memoryview(piece)
-        conn.send([head, size, view[:SLICE]])
-        began = monotonic()
-        for start in range(SLICE, len(piece), SLICE):
-            conn.send(view[start : start + SLICE])
-            began = _let_others_run(began)
-        if end:
-            conn.send(end)
-
-    def _head(self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False) -> bytes:
-        """Return the head of a final answer; ``plain`` says that none of its fields are LOOKED_AT."""
-        date = self._date_line()
-        headers, status = response.headers, response.status
-        self._statuses[status] += 1
-        start = self._starts.get(status) or self._start(status)
-        if plain and length is not None and status not in BODILESS:  # the common case: nothing is left to be checked
-            lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw])
-            return b"%b%b%bContent-Length: %d\r\n\r\n" % (start, lines, option, length)
-        if status == 204:
-            length, chunked = None, False
-        elif status == 205:  # no body, and yet its length must be told (RFC 9110 section 15.3.6)
-            length, chunked = 0, False
-        extra = option if headers.get_raw(b"date") is not None else date + option
-        return write_response_head(status, headers, content_length=length, chunked=chunked, own=OWN_FIELDS, extra=extra)
-
-    def _start(self, status: int) -> bytes:
-        """Return the status line and Date, which are the same for a second."""
-        start = write_response_head(status, Headers(), extra=self._date).removesuffix(b"\r\n")
-        self._starts[status] = start
-        return start
-
-    def _date_line(self) -> bytes:
-        """Return the Date of this second, as a line."""
-        second = int(time())
-        if second != self._second:
-            self._second = second
-            self._date = b"Date: %b\r\n" % format_date(second)
-            self._starts.clear()
-        return self._date
-
-
-def _let_others_run(since: float) -> float:
-    """Let others run if this has gone on for a turn; return since when it goes on. 0.0: it begins now."""
-    now = monotonic()
-    if not since or now - since < TURN_SECONDS:
-        return since or now
-    hub = gevent.get_hub()
-    # Not sleep(0): gevent runs up to 50 of those before it looks at its descriptors.
-    timer = hub.loop.timer(0.0)
-    try:
-        hub.wait(timer)
-    finally:
-        timer.close()
-    return monotonic()
-
-
-def _connection_option(version: str, keep: bool) -> bytes:
-    """Return what the answer says of the connection (RFC 9112 section 9.3)."""
-    if keep:
-        return b"" if version == "1.1" else KEEP_ALIVE
-    return CLOSE
-
-
-def _declared_length(headers: Headers) -> int | None:
-    """Return the Content-Length that the program gave.
-
-    Raises:
-        ValueError: it is none.
-    """
-    value = headers.get_raw(b"content-length")
-    if value is None:
-        return None
-    if not value.isdigit():
-        raise ValueError(f"Content-Length: {value!r}: a number of bytes expected")
-    return int(value)
-
-
-def _pieces(body: Iterable[bytes], length: int | None) -> Iterator[bytes]:
-    """Go through the pieces that have bytes in them.
-
-    Raises:
-        TypeError: a piece of another kind.
-        ValueError: they are more or less than ``length`` bytes in all.
-    """
-    sent = 0
-    for piece in body:
-        if type(piece) is not bytes:
-            if not isinstance(piece, bytes | bytearray | memoryview):
-                raise TypeError(f"a piece of a body is {type(piece).__name__}: bytes expected")
-            piece = bytes(piece)
-        if piece:
-            sent += len(piece)
-            if length is not None and sent > length:
-                raise ValueError(f"the body is longer than its Content-Length, {length}")
-            yield piece
-    if length is not None and sent < length:
-        raise ValueError(f"the body has {sent} bytes, its Content-Length says {length}")
 
 
 def _close(body: object) -> None:
     close = getattr(body, "close", None)
     if close is not None:
         close()
-
-
-def _has_shrunk(body: FileBody) -> OSError:
-    return OSError(f"{body.file!r} has shrunk since its answer was made")

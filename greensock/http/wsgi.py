@@ -273,7 +273,7 @@ class WSGIServer(HTTPServer):
             if answer.complaint:
                 self.application_failed(request, ValueError(answer.complaint))
             if self._on_done is not None:
-                self._on_done(request, answer.as_response(), conn.bytes_sent - before)
+                self._tell_done(request, answer.as_response(), conn.bytes_sent - before)
             keep = self._end_exchange(request, keep)
         if type(self.log) is not _NoLog:
             line = self.format_request(request, answer.code, conn.bytes_sent - before, time() - started)
@@ -288,7 +288,8 @@ class WSGIServer(HTTPServer):
         if isinstance(error, InputError):
             error = error.refusal
         mine = getattr(error, "connection", None) is conn
-        if isinstance(error, BadRequest) or (mine and isinstance(error, OperationTimeout) and not answer.is_begun):
+        refused = isinstance(error, BadRequest) or (isinstance(error, OperationTimeout) and not answer.is_begun)
+        if mine and refused:
             response = self._error_response(request, error)
         elif mine and isinstance(error, ConnectionLost | ConnectionClosed | OperationTimeout):
             response = None  # the client left, or does not read

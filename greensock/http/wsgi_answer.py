@@ -15,6 +15,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+from greensock.http.answering import CLOSE, JOINED, KEEP_ALIVE
+from greensock.http.fairness import let_others_run
 from greensock.http.request import Request
 from greensock.http.response import Response
 from greensock.http.server import HTTPServer
@@ -23,12 +25,6 @@ from greensock.http.writer import LAST_CHUNK, phrase_of
 from greensock.http.wsgi_input import FileWrapper, RawInput, plain_file
 
 __all__ = ["Answer"]
-
-#: Up to so many bytes a piece is joined with what goes before and behind it: a copy is cheaper than gathering.
-JOINED = 16384
-
-CLOSE = b"Connection: close\r\n"
-KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
 
 #: Fields that PEP 3333 leaves to the server ("Other HTTP Features"); Connection is looked at.
 HOP_BY_HOP = frozenset(
@@ -55,6 +51,7 @@ class Answer:
         "lines",
         "request",
         "server",
+        "since",
         "traits",
     )
 
@@ -75,6 +72,8 @@ class Answer:
         self.is_bodiless = False
         #: ``wsgi.input`` without its buffer; None if there is no body.
         self.input: RawInput | None = None
+        #: Since when pieces go out without others having had their turn; 0.0: since the next.
+        self.since = 0.0
         #: What is wrong with an answer that went out.
         self.complaint = ""
         #: Whether a byte of it may be out; whether all of it is; whether the server is done with it.
@@ -162,28 +161,23 @@ class Answer:
         elif size <= JOINED:
             conn.send(head + data)
         else:
-            conn.send([head, data])
+            self.server._send_piece(self.request, head, data)
         self.is_finished = True
         return True
 
     def _send_piece(self, data: bytes) -> None:
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"a piece of the body is {type(data).__name__}: bytes expected")
-        conn = self.request.connection
         head = b"" if self.is_begun else self._begin(None)
         if self.is_bodiless or not data:
             if head:
-                conn.send(head)
+                self.request.connection.send(head)
             return
+        data = bytes(data)  # a memoryview's length may be another than that in bytes
         if self.left is not None:
             self.left -= len(data)
-        if self.chunked:
-            size = b"%b%x\r\n" % (head, len(data))
-            conn.send(b"%b%b\r\n" % (size, data) if len(data) <= JOINED else [size, data, b"\r\n"])
-        elif head:
-            conn.send(head + data if len(data) <= JOINED else [head, data])
-        else:
-            conn.send(data)
+        self.server._send_piece(self.request, head, data, self.chunked)
+        self.since = let_others_run(self.since)
 
     def _truncate(self, piece: bytes) -> None:
         """Send what the Content-Length has room for; PEP 3333 wants no more to be asked for."""
@@ -200,7 +194,7 @@ class Answer:
         conn = self.request.connection
         conn.send(self._begin(count))
         if not self.is_bodiless:
-            sent = conn.send_file(descriptor, offset, count)
+            sent = self.server._send_range(conn, descriptor, offset, count)
             if sent < (count if self.left is None else self.left):
                 raise OSError(f"{file!r} ended after {sent} bytes")
         self.is_finished = True
