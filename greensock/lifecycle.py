@@ -14,6 +14,7 @@ import errno
 import os
 import socket as _socket
 from collections import deque
+from collections.abc import Callable
 from math import inf
 from time import monotonic
 from types import TracebackType
@@ -98,6 +99,7 @@ class Lifecycle(Endpoint):
         "_kept",
         "_linger_due",
         "_linger_left",
+        "_on_leave",
         "_out",
         "_plain",
         "_postponed",
@@ -153,6 +155,7 @@ class Lifecycle(Endpoint):
         self._stage = 0
         self._ended = False
         self._events: dict[str, Event] | None = None
+        self._on_leave: Callable[[], object] | None = None
         self._idle_mark = -1
         self._idle_since = 0.0
         #: Bytes received and sent so far.
@@ -213,9 +216,28 @@ class Lifecycle(Endpoint):
 
         Nothing is read: meant for a long answer whose reader may leave.
         """
-        if self._state is not OPEN or self._eof or (self._thorough and peer_has_hung_up(self._fd)):
+        if self._state is not OPEN or self._eof or self._has_left():
             return True
         return self._event("hangup").wait(timeout)
+
+    def notify_disconnect(self, callback: Callable[[], object] | None) -> bool:
+        """Have ``callback`` called once when the peer closes its side or the connection ends; None: no more.
+
+        False if that has happened before: nothing is called then. It is called in the hub or by whoever closes, and
+        must neither block nor raise. It costs next to nothing, where ``wait_disconnect`` takes a greenlet.
+        """
+        if callback is not None and (self._state is not OPEN or self._eof or self._has_left()):
+            return False
+        self._on_leave = callback
+        return True
+
+    def _has_left(self) -> bool:
+        return self._thorough and peer_has_hung_up(self._fd)
+
+    def _call_on_leave(self) -> None:
+        callback, self._on_leave = self._on_leave, None
+        if callback is not None:
+            callback()
 
     def _watch(self) -> None:
         """Have the engine watch it from now on."""
@@ -229,6 +251,8 @@ class Lifecycle(Endpoint):
     def _on_hangup(self) -> None:
         if self._events is not None and "hangup" in self._events and peer_has_hung_up(self._fd):
             self._events["hangup"].set()
+        if self._on_leave is not None and peer_has_hung_up(self._fd):
+            self._call_on_leave()
         if self._out:
             self._out[0].nudge()
 
@@ -268,6 +292,8 @@ class Lifecycle(Endpoint):
         self._read_deadline = inf
         if self._events is not None and "hangup" in self._events:
             self._events["hangup"].set()
+        if self._on_leave is not None:
+            self._call_on_leave()
         if self._reader is not None:
             self._wake_reader()
         if self._out is not None:

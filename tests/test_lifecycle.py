@@ -108,6 +108,49 @@ def test_wait_disconnect(pair):
     assert conn.recv() == b"unread"
 
 
+@pytest.mark.parametrize("end", ["peer closes", "peer shuts down", "close", "abort"])
+def test_notify_disconnect(pair, end):
+    conn, peer = pair
+    told = []
+    assert conn.notify_disconnect(lambda: told.append("first"))
+    assert conn.notify_disconnect(lambda: told.append(end))  # takes the place of the first
+    peer.sendall(b"unread")
+    gevent.sleep(0.01)
+    assert not told
+    if end == "peer closes":
+        peer.close()
+    elif end == "peer shuts down":
+        peer.shutdown(socket.SHUT_WR)
+    else:
+        getattr(conn, end)()
+    wait_until(lambda: told)
+    conn.abort()
+    gevent.sleep(0.01)
+    assert told == [end]  # once
+    assert not conn.notify_disconnect(lambda: told.append("late"))
+
+
+def test_notify_disconnect_tells_what_has_happened_before(pair):
+    conn, peer = pair
+    peer.shutdown(socket.SHUT_WR)
+    assert conn.wait_disconnect(PATIENCE)
+    told = []
+    assert not conn.notify_disconnect(lambda: told.append(1))
+    assert conn.notify_disconnect(None)
+    conn.abort()
+    assert not told
+
+
+def test_notify_disconnect_can_be_taken_back(pair):
+    conn, _ = pair
+    told = []
+    conn.notify_disconnect(lambda: told.append(1))
+    conn.notify_disconnect(None)
+    conn.abort()
+    gevent.sleep(0.01)
+    assert not told
+
+
 @pytest.mark.parametrize("linger", [0, 0.05])
 @pytest.mark.parametrize("end", ["close", "abort", "lost"])
 def test_states_change_as_the_table_says(end, linger):

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import Forwarder, Forwarding, Headers, RequestHead, ResponseHead
+from greensock.http import Forwarding, Headers, RequestHead, ResponseHead
 from greensock.http.hopbyhop import HOP_BY_HOP
-from greensock.http.proxy.forwarded import MAX_ENTRIES, MAX_NAME, MAX_NAMES, MAX_PASSES
+from greensock.http.proxy.forwarded import MAX_ENTRIES, MAX_NAME, MAX_NAMES, MAX_PASSES, Forwarder
 
 CLIENT, INNER, OUTER = "192.0.2.7", "10.0.0.1", "10.0.0.2"
 TRUSTING = ("10.0.0.0/8",)

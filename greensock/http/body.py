@@ -54,6 +54,10 @@ class LengthReader(BodyReader):
     def __init__(self, length: int) -> None:
         self._left = length
 
+    def skip(self, count: int) -> None:
+        """Count bytes that went elsewhere."""
+        self._left -= count
+
     def read(self, inbox: Inbox) -> Data | EndOfMessage | Signal:
         if not self._left:
             return EndOfMessage()

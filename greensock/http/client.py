@@ -220,9 +220,8 @@ class ClientResponse:
 
     def _feed(self) -> None:
         deadlines, seconds = self._deadlines, self._deadlines.timeouts.body
-        left = deadlines.left(deadlines.due(seconds), BodyTimeout, seconds, self._conn)
         try:
-            data = self._conn.recv(timeout=left)
+            data = self._conn.recv(timeout=deadlines.within(seconds, BodyTimeout, self._conn))
         except OperationTimeout:
             raise deadlines.late(BodyTimeout, seconds, self._conn) from None
         if data:

@@ -66,6 +66,12 @@ class Deadlines:
         """Return when a phase must be over that begins now."""
         return self.total_due if seconds is None else min(monotonic() + seconds, self.total_due)
 
+    def within(self, seconds: float | None, kind: type[PhaseTimeout], conn: Any = None) -> float | None:
+        """Return how long a phase may take that begins now; None for no bound. Raises as ``left`` does."""
+        if self.total_due == inf:
+            return seconds  # no look at the clock
+        return self.left(self.due(seconds), kind, seconds, conn)
+
     def left(self, due: float, kind: type[PhaseTimeout], seconds: float | None, conn: Any = None) -> float | None:
         """Return the seconds until then, which are more than 0; None for no bound.
 

@@ -29,7 +29,7 @@ from greensock.http.links import ClientConnection
 from greensock.http.payload import Payload, Segment
 from greensock.http.writer import write_chunk, write_last_chunk, write_request_head
 
-__all__ = ["Call", "Exchange", "Interim", "Trailers"]
+__all__ = ["IDEMPOTENT", "WITH_BODY", "Call", "Exchange", "Interim", "Trailers"]
 
 #: Up to so many bytes a body goes out with its head, in one write and without listening meanwhile.
 JOINED = 16384
@@ -98,6 +98,28 @@ class Call:
         #: Who is told of answers 1xx.
         self.interim = interim
 
+    @classmethod
+    def written(
+        cls,
+        method: str,
+        head: bytes,
+        payload: Payload,
+        *,
+        trailers: Trailers = None,
+        interim: Interim | None = None,
+        is_upgrade: bool = False,
+    ) -> Call:
+        """Return a call whose head was written by a gateway, framing included. It does not ask for 100 Continue."""
+        call = cls.__new__(cls)
+        call.method = method
+        call.head = head
+        call.payload = payload
+        call.trailers = trailers
+        call.interim = interim
+        call.is_upgrade = is_upgrade
+        call.closes = call.expects = False
+        return call
+
     @property
     def is_repeatable(self) -> bool:
         """Whether it may be made again if nothing was heard of it (RFC 9110 section 9.2.2)."""
@@ -151,6 +173,11 @@ class Exchange:
         return isinstance(error, ConnectionLost)
 
     @property
+    def connection(self) -> ClientConnection:
+        """The connection to the server."""
+        return self._conn
+
+    @property
     def is_sending(self) -> bool:
         """Whether a body is still going out."""
         return self._sender is not None and not self._sender.dead
@@ -185,6 +212,11 @@ class Exchange:
         """Send no more. Does not block."""
         if self._sender is not None and not self._sender.dead:
             self._sender.kill(block=False)
+
+    def stop_and_wait(self) -> None:
+        """Send no more; the sender has let go of the payload when this returns."""
+        if self._sender is not None:
+            self._sender.kill()
 
     def hand_over(self) -> bool:
         """Have the sender close the body when it is done; False if it is done, or never began."""
@@ -267,9 +299,8 @@ class Exchange:
 
     def _send_short(self, data: bytes) -> None:
         seconds = self._deadlines.timeouts.send
-        left = self._deadlines.left(self._deadlines.due(seconds), SendTimeout, seconds, self._conn)
         try:
-            self._conn.send(data, timeout=left)
+            self._conn.send(data, timeout=self._deadlines.within(seconds, SendTimeout, self._conn))
         except OperationTimeout:
             raise self._deadlines.late(SendTimeout, seconds, self._conn) from None
         self.is_sent = True
@@ -348,10 +379,9 @@ class Exchange:
         seconds = deadlines.timeouts.send
         if self._heard is not None and self.head is None and not conn.is_quiet():
             self._heard.clear()
-            self._heard.wait(deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn))
-        left = deadlines.left(deadlines.due(seconds), SendTimeout, seconds, conn)
+            self._heard.wait(deadlines.within(seconds, SendTimeout, conn))
         try:
-            send(data, timeout=left)
+            send(data, timeout=deadlines.within(seconds, SendTimeout, conn))
         except OperationTimeout:
             raise deadlines.late(SendTimeout, seconds, conn) from None
 

@@ -73,13 +73,13 @@ class Lease:
 
     __slots__ = ("_links", "_origin", "connection", "is_reused")
 
-    def __init__(self, links: Links, origin: Origin) -> None:
+    def __init__(self, links: Links, origin: Origin, kept: ClientConnection | None = None) -> None:
         self._links: Links | None = links
         self._origin = origin
         #: What is lent; None while it is being made.
-        self.connection: ClientConnection | None = None
+        self.connection: ClientConnection | None = kept
         #: Whether another request was made on it before.
-        self.is_reused = False
+        self.is_reused = kept is not None
 
     def end(self, reusable: bool) -> None:
         """Give the slot back, with the connection if it may be used again; else that is closed."""
@@ -139,6 +139,16 @@ class Links:
             ConnectionClosed: the client was closed.
         """
         self._check_usable()
+        conn = self.pool.take(origin)
+        if conn is not None and conn.is_quiet():
+            return Lease(self, origin, conn)
+        return self._lease(origin, deadlines, conn)
+
+    def _lease(self, origin: Origin, deadlines: Deadlines, stale: ClientConnection | None) -> Lease:
+        """Lend a connection if there was none idle, or one that turned out to be stale."""
+        if stale is not None:
+            stale.close()
+            self.give_back(origin, None)
         waiter = _Waiter()
         decision = self.pool.ask(origin, waiter, monotonic())
         self._carry_out(decision)
@@ -170,7 +180,7 @@ class Links:
         """Make a connection."""
         seconds = deadlines.timeouts.connect
         try:
-            left = deadlines.left(deadlines.due(seconds), ConnectTimeout, seconds)
+            left = deadlines.within(seconds, ConnectTimeout)
             conn = connect(origin.address, timeout=left, connection_class=ClientConnection)
         except PhaseTimeout:
             raise
@@ -184,18 +194,24 @@ class Links:
         if conn is not None and self.closed:
             conn.close()
             conn = None
-        self._carry_out(self.pool.give_back(origin, conn, monotonic()))
+        now = monotonic()
+        if conn is None or not self.pool.put(origin, conn, now):
+            self._carry_out(self.pool.give_back(origin, conn, now))
         if self._timer is None and conn is not None:
             self._arm()
+
+    def drop_idle(self) -> None:
+        """Close what is idle."""
+        for conn in self.pool.drop_idle():
+            conn.close()
+        self._disarm()
 
     def close(self) -> None:
         """Close what is idle; send away who waits; what is lent is closed when it comes back."""
         self.closed = True
-        for conn in self.pool.drop_idle():
-            conn.close()
+        self.drop_idle()
         for waiter in self.pool.drop_waiters():
             _wake(waiter)
-        self._disarm()
 
     def forget(self) -> None:
         """Let go of a parent's connections in the child of a fork: their descriptors are gone."""
@@ -215,7 +231,7 @@ class Links:
         seconds = deadlines.timeouts.queue
         waiter.event = Event()
         try:
-            waiter.event.wait(deadlines.left(deadlines.due(seconds), QueueTimeout, seconds))
+            waiter.event.wait(deadlines.within(seconds, QueueTimeout))
         except BaseException:
             if not self.pool.leave(origin, waiter) and waiter.granted:
                 self.give_back(origin, waiter.connection)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 from greensock.http.headers import Headers
 from greensock.http.response import FileBody
 
-__all__ = ["Body", "Payload", "Segment", "payload_of"]
+__all__ = ["NOTHING", "Body", "Payload", "Segment", "payload_in_memory", "payload_in_pieces", "payload_of"]
 
 #: How long a piece of bytes or of a file is at the most: ``Timeouts.send`` is for each.
 PIECE = 1 << 18
@@ -121,7 +121,18 @@ class _Pieces(Payload):
             close()
 
 
+#: What is sent behind a head without a body.
 NOTHING = Payload()
+
+
+def payload_in_pieces(pieces: Iterable[bytes], length: int | None) -> Payload:
+    """Return what a gateway passes on as it comes, ``length`` bytes if that is known; it is not closed afterwards."""
+    return _Pieces(pieces, length, owned=False)
+
+
+def payload_in_memory(data: bytes) -> Payload:
+    """Return a payload that is there."""
+    return _Bytes(data)
 
 
 def payload_of(body: Body, headers: Headers) -> Payload:

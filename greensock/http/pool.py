@@ -110,6 +110,35 @@ class Pool(Generic[C, W]):
         self._sites: dict[Hashable, _Site[C, W]] = {}
         self._ages: dict[C, tuple[Hashable, float]] = {}  # of every idle connection: the oldest first
 
+    def take(self, origin: Hashable) -> C | None:
+        """Take an idle connection with its slot if there is one: ``ask`` for the common case, in a third of the time.
+
+        It may have grown too old since ``expire`` was last called.
+        """
+        site = self._sites.get(origin)
+        if site is None or not site.idle:
+            return None
+        site.used += 1
+        connection = site.idle.pop()
+        del self._ages[connection]
+        return connection
+
+    def put(self, origin: Hashable, connection: C, now: float) -> bool:
+        """Give back a slot with its connection if nothing else follows from that; if False, ``give_back`` it."""
+        site = self._sites.get(origin)
+        if (
+            site is None
+            or not site.used
+            or site.waiters
+            or len(site.idle) >= self._max_idle
+            or len(self._ages) >= self._max_idle_total
+        ):
+            return False
+        site.used -= 1
+        site.idle.append(connection)
+        self._ages[connection] = (origin, now)
+        return True
+
     def ask(self, origin: Hashable, waiter: W, now: float) -> Decision[C, W]:
         """Ask for a connection to ``origin``; ``waiter`` is whom to wake if there is none."""
         decision: Decision[C, W] = Decision(close=self.expire(now) if self._ages else [])

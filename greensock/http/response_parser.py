@@ -106,6 +106,17 @@ class ResponseParser(MessageParser):
         except BadMessage as refusal:
             raise self._break(refusal) from None
 
+    def skip_body(self, count: int) -> None:
+        """Tell that so many bytes of a body of known length were taken from the connection without being fed.
+
+        Raises:
+            RuntimeError: fed bytes are still pending, or no such body is being read.
+        """
+        body = self._body
+        if self._inbox.pending or not isinstance(body, LengthReader):
+            raise RuntimeError("skip_body() is for a body of known length of which nothing is pending")
+        body.skip(count)
+
     def _end_message(self) -> None:
         self._state = IDLE
         self._inbox.release()

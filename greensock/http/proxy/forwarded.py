@@ -144,7 +144,8 @@ class Forwarder:
         if not _is_name(instance):
             raise ValueError(f"instance={instance!r}: a token expected (letters, digits, hyphens)")
         self.options = options
-        self._trusted = Networks(options.trusted)
+        #: Whose claims are believed.
+        self.trusted = Networks(options.trusted)
         self._x_forwarded = options.x_forwarded
         self._appended = frozenset(
             (X_FORWARDED if options.x_forwarded else ()) + ((b"forwarded",) if options.forwarded else ())
@@ -174,7 +175,7 @@ class Forwarder:
                 if found is None:
                     break
                 address = found
-                if address not in self._trusted:
+                if address not in self.trusted:
                     break
         return address
 
@@ -209,7 +210,7 @@ class Forwarder:
 
     def _know(self, peer: str, scheme: str = "", version: str = "") -> _Peer:
         address = canonical_address(peer)
-        is_trusted = peer in self._trusted
+        is_trusted = peer in self.trusted
         own: list[Pair] = []
         if self.options.x_forwarded:
             if address and not is_trusted:

@@ -23,6 +23,7 @@ class Record:
         "reason",
         "received",
         "referer",
+        "request_id",
         "reused",
         "route",
         "sent",
@@ -33,6 +34,7 @@ class Record:
         "upstream",
         "upstream_status",
         "upstream_time",
+        "user",
         "version",
     )
 
@@ -43,6 +45,8 @@ class Record:
         self.client = client
         #: The address that connected to the proxy.
         self.peer = peer
+        #: Who the client says it is, if anybody asked.
+        self.user: str | None = None
         #: ``GET``, ``POST``, ...; empty if the request was refused before it was known.
         self.method = method
         #: What was asked for, byte for byte.
@@ -78,3 +82,5 @@ class Record:
         self.reused = False
         #: Why the proxy answered with an error of its own or cut the answer short, as one token; empty if it did not.
         self.reason = ""
+        #: The request's id; empty if it has none.
+        self.request_id = ""

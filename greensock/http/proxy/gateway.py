@@ -1,0 +1,173 @@
+"""What all listeners of a proxy share: the routes, the upstreams, the limits, the log."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from greensock.http.client import HTTPClient
+from greensock.http.deadlines import Deadlines, Timeouts
+from greensock.http.limits import Limits
+from greensock.http.proxy.access_log import AccessLog
+from greensock.http.proxy.checks import Checker
+from greensock.http.proxy.forwarded import Forwarder, Forwarding
+from greensock.http.proxy.guard import Guard, GuardOptions
+from greensock.http.proxy.health import HealthOptions
+from greensock.http.proxy.options import ProxyTimeouts, UpstreamOptions
+from greensock.http.proxy.routes import Route, Routes
+from greensock.http.proxy.rules import ErrorPages
+from greensock.http.proxy.servers import Upstream
+from greensock.http.proxy.sticky import StickyCookie
+
+__all__ = ["Gateway"]
+
+#: Seconds in the place of none, where a bound must be: a month.
+FOREVER = 30 * 86400.0
+
+
+class Gateway:
+    """The parts of a proxy behind its listeners."""
+
+    def __init__(
+        self,
+        upstreams: Sequence[UpstreamOptions | tuple[UpstreamOptions, HealthOptions, StickyCookie | None]],
+        routes: Sequence[Route],
+        *,
+        forwarding: Forwarding | None = None,
+        timeouts: ProxyTimeouts | None = None,
+        limits: Limits | None = None,
+        guard: GuardOptions | None = None,
+        error_pages: ErrorPages | None = None,
+        log: AccessLog | None = None,
+    ) -> None:
+        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie.
+
+        Raises:
+            ValueError: two upstreams of one name, or a route to one that is not there.
+        """
+        forwarding = forwarding or Forwarding()
+        #: How long the phases of a request may take, if its route does not say.
+        self.timeouts = timeouts or ProxyTimeouts()
+        #: How large the parts of a message may be.
+        self.limits = limits or Limits()
+        #: By name.
+        self.upstreams: Mapping[str, Upstream] = self._made(upstreams)
+        for route in routes:
+            if isinstance(route.action, str) and route.action not in self.upstreams:
+                raise ValueError(
+                    f"action={route.action!r}: one of {', '.join(self.upstreams) or 'no'} upstreams expected"
+                )
+        #: Which requests go where.
+        self.routes = Routes(routes)
+        #: Makes the fields that are passed on.
+        self.forwarder = Forwarder(forwarding, instance=secrets.token_hex(4))
+        #: Whether what a peer says of its own clients may be believed.
+        self.trusts_somebody = bool(forwarding.trusted)
+        #: What clients may do; None: whatever they want.
+        self.guard = Guard(guard) if guard is not None else None
+        #: What is shown for errors of the proxy's own.
+        self.error_pages = error_pages or ErrorPages()
+        #: Where requests are logged; None: nowhere. It is the caller's to close.
+        self.log = log
+        self._listeners: set[object] = set()
+        self._checkers: list[Checker] = []
+        self._client: HTTPClient | None = None
+        self._deadlines: dict[ProxyTimeouts, Deadlines] = {}
+        self._usual = self._deadlines_for(self.timeouts)
+
+    def _made(
+        self, upstreams: Sequence[UpstreamOptions | tuple[UpstreamOptions, HealthOptions, StickyCookie | None]]
+    ) -> dict[str, Upstream]:
+        made: dict[str, Upstream] = {}
+        for each in upstreams:
+            options, health, sticky = (each, HealthOptions(), None) if isinstance(each, UpstreamOptions) else each
+            if options.name in made:
+                raise ValueError(f"name={options.name!r}: each upstream once expected")
+            made[options.name] = Upstream(options, health, self.limits, random.random, sticky)
+        return made
+
+    # -- listeners
+
+    def enter(self, listener: object) -> None:
+        """Begin to check the servers, if that is asked for: a listener has started."""
+        if not self._listeners:
+            self._start_checks()
+        self._listeners.add(listener)
+
+    def leave(self, listener: object) -> None:
+        """End checking, and close idle connections to the servers, when the last listener has stopped."""
+        if listener not in self._listeners:
+            return
+        self._listeners.discard(listener)
+        if self._listeners:
+            return
+        for checker in self._checkers:
+            checker.stop()
+        self._checkers.clear()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        for upstream in self.upstreams.values():
+            upstream.drop_idle()
+
+    def _start_checks(self) -> None:
+        servers = [server for upstream in self.upstreams.values() for server in upstream.all]
+        checked = [server for server in servers if server.health.options.path is not None]
+        if not checked:
+            return
+        self._client = HTTPClient(user_agent="greensock health check", max_idle=0)
+        for server in checked:
+            address, health = server.origin.address, server.health
+            self._checkers.append(Checker(address, health.options, health, self._client, name=server.name))
+        for checker in self._checkers:
+            checker.start()
+
+    def server_options(self) -> dict[str, Any]:
+        """Return what the listeners are to be told."""
+        timeouts = self.timeouts
+        return {
+            "head_timeout": timeouts.request_header or FOREVER,
+            "body_timeout": timeouts.request_body or FOREVER,
+            "min_body_rate": timeouts.min_body_rate,
+            "idle_timeout": timeouts.keep_alive,
+            "send_timeout": timeouts.send,
+            "linger_timeout": timeouts.linger,
+            "limits": self.limits,
+        }
+
+    # -- requests
+
+    def deadlines_of(self, route: Route | None) -> Deadlines:
+        """Return how long the phases of a request may take that begins now."""
+        timeouts = route.timeouts if route is not None else None
+        if timeouts is None:
+            if self._usual.total is None:
+                return self._usual
+            timeouts = self.timeouts
+        return self._deadlines_for(timeouts)
+
+    def _deadlines_for(self, timeouts: ProxyTimeouts) -> Deadlines:
+        """Return them; those without a bound for all are the same for every request."""
+        known = self._deadlines.get(timeouts)
+        if known is not None:
+            return known if known.total is None else Deadlines(known.timeouts, known.total)
+        made = Deadlines(
+            Timeouts(
+                queue=timeouts.queue,
+                connect=timeouts.connect,
+                send=timeouts.upstream_send,
+                head=timeouts.upstream_head,
+                body=timeouts.upstream_idle,
+                total=timeouts.total,
+            ),
+            None,
+        )
+        self._deadlines[timeouts] = made
+        return made
+
+    def tunnel_timeout(self, route: Route | None) -> float | None:
+        """Return the seconds that a tunnel may be silent."""
+        timeouts = route.timeouts if route is not None and route.timeouts is not None else self.timeouts
+        return timeouts.tunnel

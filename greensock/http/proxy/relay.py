@@ -1,0 +1,545 @@
+"""One request on its way through the proxy: to a server, to another one if that fails, and the answer back.
+
+What holds for every request:
+
+- It gets one answer, or its connection is reset; and each server is asked at most once for it, but for one free try on
+  a fresh connection when a kept one turns out to be dead.
+- Nothing is sent twice that may not be: see ``failure`` for what is.
+- Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic, time
+from typing import TYPE_CHECKING
+
+from greensock import Connection, State
+from greensock.http.deadlines import Deadlines
+from greensock.http.errors import BadRequest, SendTimeout
+from greensock.http.events import ResponseHead
+from greensock.http.exchange import IDEMPOTENT, WITH_BODY, Call, Exchange
+from greensock.http.headers import Headers
+from greensock.http.hopbyhop import end_to_end_trailers
+from greensock.http.links import Lease
+from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
+from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
+from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
+from greensock.http.proxy.proxy_protocol import write_proxy_header
+from greensock.http.proxy.record import Record
+from greensock.http.proxy.routes import BadPath
+from greensock.http.proxy.rules import Redirect, StaticAnswer, variables_of
+from greensock.http.proxy.servers import Upstream, UpstreamServer
+from greensock.http.request import NO_BODY, Request
+from greensock.http.response import HTTPError, Response
+from greensock.http.writer import write_response_head
+
+if TYPE_CHECKING:
+    from greensock.http.proxy.routes import Route
+    from greensock.http.proxy.server import ReverseProxy
+
+__all__ = ["Relay"]
+
+
+class Relay:
+    """One request on its way. The upcalls of a proxy are given it."""
+
+    __slots__ = (
+        "_client_left",
+        "_lease",
+        "_left",
+        "_peer",
+        "_started",
+        "_wanted",
+        "answer_trailers",
+        "client",
+        "conn",
+        "deadlines",
+        "exchange",
+        "head",
+        "keep",
+        "proxy",
+        "record",
+        "request",
+        "route",
+        "scheme",
+        "server",
+        "status",
+        "tries",
+        "upstream",
+    )
+
+    def __init__(self, proxy: ReverseProxy, request: Request, keep: bool, peer: str) -> None:
+        #: The proxy it goes through.
+        self.proxy = proxy
+        #: What the client asks for.
+        self.request = request
+        #: The client's connection.
+        self.conn: Connection = request.connection
+        #: The address of the client, as far as it can be trusted; empty for a Unix socket.
+        self.client = peer
+        #: What the client speaks: ``http``, or what a trusted peer says.
+        self.scheme = "http"
+        #: The route it takes; None: none was found, or asked for.
+        self.route: Route | None = None
+        #: The group of servers it goes to.
+        self.upstream: Upstream | None = None
+        #: The server that was asked last.
+        self.server: UpstreamServer | None = None
+        #: The head of the answer, once it is there.
+        self.head: ResponseHead | None = None
+        #: What the access log will say; None if nobody wants to know.
+        self.record: Record | None = None
+        #: The fields behind the answer's body, if that came whole with its head.
+        self.answer_trailers: Headers | None = None
+        #: What was answered; 0: nothing so far.
+        self.status = 0
+        #: How many servers were asked.
+        self.tries = 0
+        #: Whether the client's connection may go on.
+        self.keep = keep
+        #: How long its phases may take.
+        self.deadlines: Deadlines
+        #: The exchange with the server.
+        self.exchange: Exchange | None = None
+        self._peer = peer
+        self._lease: Lease | None = None
+        self._left = True  # the server
+        self._client_left = False
+        self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names
+        self._started = 0.0
+
+    # -- all of it
+
+    def run(self) -> bool:
+        """Answer the request; True if the client's connection goes on."""
+        proxy = self.proxy
+        before = self.conn.bytes_sent
+        if proxy.wants_records:
+            self._begin_record()
+        try:
+            answer = self._decide()
+            if answer is None:
+                return self._forward()
+            return self._answer(answer, self.keep)
+        except Failure as failure:
+            return self._fail(failure)
+        except BaseException as error:
+            return self._blame(error)
+        finally:
+            if not self._left:
+                self._leave()
+            guard = proxy.gateway.guard
+            if guard is not None:
+                guard.answered(self.client, monotonic(), self.status)
+            if self.record is not None:
+                self._end_record(self.record, self.conn.bytes_sent - before)
+
+    def _decide(self) -> Response | None:
+        """Return the proxy's own answer; None: the request is to be passed on."""
+        proxy, request = self.proxy, self.request
+        gateway, head = proxy.gateway, request.head
+        headers = head.headers
+        if gateway.trusts_somebody:
+            self.client = gateway.forwarder.client_of(self._peer, headers)
+            self.scheme = gateway.forwarder.scheme_of(self._peer, headers, "http")
+            if self.record is not None:
+                self.record.client = self.client
+        if gateway.guard is not None:
+            refused = gateway.guard.request(self.client, monotonic(), head.method, head.authority)
+            if refused is not None:
+                return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
+        if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
+            raise Failure("loop", 508)
+        try:
+            choice = proxy.choose_upstream(self)
+        except BadPath as error:
+            self.keep = False
+            raise Failure(error.reason, error.status) from None
+        if type(choice) is Upstream:
+            self.upstream = choice
+            return None
+        if isinstance(choice, Response):
+            return choice
+        if choice is None:
+            raise Failure("no-route", 404)
+        raise TypeError(f"choose_upstream returned {choice!r}: an Upstream, a Response or None expected")
+
+    @property
+    def passes_trailers(self) -> bool:
+        """Whether the client wants to have what follows a body in chunks (RFC 9110 section 10.1.4)."""
+        return b"trailers" in self.request.headers.tokens(b"te")
+
+    @property
+    def sets_cookie(self) -> bool:
+        """Whether the answer gets a cookie that leads back to the server."""
+        return self.upstream is not None and self.upstream.sticky is not None
+
+    def add_cookie(self, headers: Headers) -> None:
+        """Have the client come back to the server that answered, if it is to and did not say so itself."""
+        if self.upstream is None or self.upstream.sticky is None or self.server is None:
+            return
+        if self._wanted is not self.server:
+            headers.add(b"Set-Cookie", self.upstream.cookie_of(self.server, time()))
+
+    def has_client_left(self) -> bool:
+        """Whether the client left while the server worked."""
+        return self._client_left
+
+    def client_rest(self) -> bytes:
+        """Return what the client sent behind its request: bytes of another protocol."""
+        parser = getattr(self.conn, "parser_in_use", None)
+        return parser.take_rest() if parser is not None else b""
+
+    def follow(self, route: Route) -> Upstream | Response:
+        """Take a route: return its upstream, or what it answers itself."""
+        self.route = route
+        action = route.action
+        if type(action) is str:
+            return self.proxy.gateway.upstreams[action]
+        if isinstance(action, Redirect):
+            location = action.location_for(self.variables())
+            return Response(b"", action.status, [(b"Location", location)])
+        assert isinstance(action, StaticAnswer)
+        return Response(action.content, action.status, action.fields())
+
+    def variables(self) -> dict[str, str]:
+        """Return what the variables in edits and redirects stand for."""
+        head = self.request.head
+        return variables_of(head.method, head.authority, head.target, scheme=self.scheme, client=self.client)
+
+    # -- to the server
+
+    def _forward(self) -> bool:
+        """Have a server answer, and pass that on."""
+        upstream = self.upstream
+        assert upstream is not None
+        self.deadlines = self.proxy.gateway.deadlines_of(self.route)
+        payload = self._payload(upstream.options.max_replay)
+        upstream.budget.request(monotonic())
+        tried: list[UpstreamServer] = []
+        while True:
+            server = self._choose(upstream, tried)
+            failure = self._ask(server, payload)
+            if failure is None:
+                return pass_answer(self)
+            self._note_attempt("-")
+            self._leave()
+            tried.append(server)
+            if not self._may_retry(failure, payload, upstream, len(tried)):
+                raise failure
+            self.proxy.retries += 1
+
+    def _choose(self, upstream: Upstream, tried: list[UpstreamServer]) -> UpstreamServer:
+        headers = self.request.headers
+        if upstream.sticky is not None:
+            self._wanted = upstream.server_of_cookie(headers, time())
+        server = upstream.choose(self.client, headers, tried, self._wanted)
+        if server is None:
+            raise Failure("no-server", 503)
+        self.server = server
+        self._left = False
+        self.tries += 1
+        return server
+
+    def _ask(self, server: UpstreamServer, payload: Payload) -> Failure | None:
+        """Send the request and wait for the head of the answer; return what went wrong, if it was not the client."""
+        conn = self.conn
+        try:
+            self._lease = lease = server.lease(self.deadlines)
+            upstream_conn = lease.connection
+            assert upstream_conn is not None
+            if server.send_proxy_protocol:
+                self._introduce(upstream_conn, server.send_proxy_protocol)
+            if self.record is not None:
+                self._note_connected(lease)
+            call = self._call(server, payload)
+            if self._watches() and not conn.notify_disconnect(self._on_client_left):
+                self._client_left = True
+                raise Failure("client-left", CLIENT_LEFT, blames_server=False)
+            self.exchange = exchange = Exchange(call, upstream_conn, self.deadlines)
+            try:
+                self.head = exchange.run()
+            except Exception as error:
+                self.head = self._ask_again(error, exchange, lease, call)
+        except Exception as error:
+            return self.blame_server(error)
+        return None
+
+    def _introduce(self, upstream_conn: Connection, version: int) -> None:
+        """Tell a server by the PROXY protocol who the client is."""
+        header = write_proxy_header(version, *self.proxy.ends_of(self))
+        upstream_conn.send(header, timeout=self.deadlines.within(self.deadlines.timeouts.send, SendTimeout))
+
+    def _ask_again(self, error: Exception, exchange: Exchange, lease: Lease, call: Call) -> ResponseHead:
+        """Ask once more on a fresh connection if a kept one died without a word; else raise."""
+        if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
+            raise error
+        self.exchange = Exchange(call, lease.renew(self.deadlines), self.deadlines)
+        return self.exchange.run()
+
+    def _call(self, server: UpstreamServer, payload: Payload) -> Call:
+        """Write the head of the request to a server."""
+        proxy, request = self.proxy, self.request
+        head = request.head
+        method, target = head.method, head.target
+        upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(head.upgrade)
+        lines = proxy.gateway.forwarder.request_lines(
+            head, self._peer, self.client, self.scheme, server.authority, upgrade=upgrade
+        )
+        if proxy.edits_requests or (self.route is not None and self.route.request_fields):
+            lines = self._edited(lines)
+        length = payload.length
+        if length is None:
+            lines.append(b"Transfer-Encoding: chunked\r\n\r\n")
+        elif length or method in WITH_BODY:
+            lines.append(b"Content-Length: %d\r\n\r\n" % length)
+        else:
+            lines.append(b"\r\n")
+        if not target.startswith(b"/"):
+            target = _origin_form(target)
+        if self.route is not None and self.route.strip_prefix:
+            target = self.route.target_for(target)
+        written = b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, b"".join(lines))
+        trailers = self._trailers if length is None else None
+        return Call.written(method, written, payload, trailers=trailers, interim=self._pass_interim, is_upgrade=upgrade)
+
+    def _payload(self, max_replay: int) -> Payload:
+        """Return the body to send: a short one is read first, so that a slow client holds no server."""
+        body = self.request.body
+        if body is NO_BODY:
+            return NOTHING
+        length = self.request.head.content_length
+        if length is not None and length <= max_replay:
+            data = body.read_all(length)
+            self.proxy.watch_request_body(self, data)
+            return payload_in_memory(data)
+        return payload_in_pieces(self._pieces(), length)
+
+    def _pieces(self) -> Iterator[bytes]:
+        body, watch = self.request.body, self.proxy.watch_request_body
+        while piece := body.read():
+            watch(self, piece)
+            yield piece
+
+    def _trailers(self) -> Headers | None:
+        """Return the fields that go out behind a body in chunks."""
+        trailers = self.request.trailers
+        return end_to_end_trailers(trailers, self.request.headers) if trailers is not None else None
+
+    def _edited(self, lines: list[bytes]) -> list[bytes]:
+        """Return the lines of a request with the changes of its route and of the program."""
+        headers = Headers.of_raw([_pair(line) for block in lines for line in block.splitlines()])
+        if self.route is not None and self.route.request_fields:
+            self.route.request_fields.apply(headers, self.variables())
+        self.proxy.edit_request(self, headers)
+        return [b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS]
+
+    def _pass_interim(self, head: ResponseHead) -> None:
+        """Pass on an answer 1xx, but for 100: the client gets ours, when its body is read."""
+        if head.status == 100 or self.request.version == "1.0":
+            return
+        fields = self.proxy.gateway.forwarder.response_pairs(head, trailers=False)
+        self.conn.send(write_response_head(head.status, Headers.of_raw(fields)))
+
+    # -- when it does not go well
+
+    def _watches(self) -> bool:
+        """Whether a client that leaves is noticed while the server works: not before its body was read."""
+        body = self.request.body
+        return self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended)
+
+    def _on_client_left(self) -> None:
+        """The client left while the server works. In the hub."""
+        self._client_left = True
+        if self._lease is not None and self._lease.connection is not None:
+            self._lease.connection.abort()
+
+    def _failure_of(self, error: Exception) -> Failure:
+        """Return what an error of an attempt means; raise it again if it is not the server's."""
+        if self._client_left:
+            return Failure("client-left", CLIENT_LEFT, blames_server=False)
+        if isinstance(error, Failure):
+            return error
+        if getattr(error, "connection", None) is self.conn:
+            raise error  # the client's: its body is bad, late or broken off
+        failure = failure_of(error)
+        if failure is None:
+            raise error  # the program's
+        return failure
+
+    def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
+        """Whether another server may be asked (RFC 9110 section 9.2.2)."""
+        if failure.again is Again.NEVER:
+            return False
+        if failure.again is Again.REPEATABLE:
+            method = self.request.method
+            is_upgrade = self.request.headers.get_raw(b"upgrade") is not None
+            if method not in IDEMPOTENT or not payload.is_replayable or is_upgrade:
+                return False
+        elif not payload.is_replayable and self.request.body.received:
+            return False
+        retries = upstream.options.retries
+        if self.route is not None and self.route.retries is not None:
+            retries = self.route.retries
+        return tries <= retries and tries < len(upstream.all) and upstream.budget.may_retry(monotonic())
+
+    def _fail(self, failure: Failure) -> bool:
+        """Answer that it failed."""
+        self.proxy.failures[failure.reason] += 1
+        if self.record is not None:
+            self.record.reason = failure.reason
+        if failure.status == CLIENT_LEFT or self.request.is_answered:
+            if failure.status == CLIENT_LEFT:
+                self.status = CLIENT_LEFT
+            self.conn.abort()  # if somebody still reads, it must be seen that the answer was cut short
+            return False
+        retry_after = None
+        if failure.status == 503:
+            retry_after = self.upstream.retry_after() if self.upstream is not None else 1
+        return self._answer(self.error_answer(failure.status, failure.reason, retry_after), self.keep)
+
+    def _answer(self, answer: Response, keep: bool) -> bool:
+        """Send an answer of the proxy's own."""
+        self.status = answer.status
+        return self.proxy._answer(self.request, answer, keep)
+
+    def _refuse(self, status: int, reason: str, retry_after: int | None, allow: str | None) -> Response:
+        """Return the answer to a client that asks too much."""
+        self.proxy.refused[reason] += 1
+        if self.record is not None:
+            self.record.reason = reason
+        answer = self.error_answer(status, reason, retry_after)
+        if allow is not None:
+            answer.headers.add(b"Allow", allow)
+        return answer
+
+    def error_answer(self, status: int, reason: str, retry_after: int | None = None) -> Response:
+        """Return the page for an error."""
+        body, content_type = self.proxy.gateway.error_pages.page(status, reason)
+        answer = Response(body, status, content_type=content_type)
+        if retry_after is not None:
+            answer.headers.add(b"Retry-After", b"%d" % retry_after)
+        return answer
+
+    def blame_server(self, error: Exception) -> Failure:
+        """Return the failure that an error of the server's is, which is counted against it."""
+        failure = self._failure_of(error)
+        assert self.server is not None
+        self.server.failed(failure)
+        return failure
+
+    def _blame(self, error: BaseException) -> bool:
+        """Answer what the client or the program is to blame for; raise it again if there is no answer to give."""
+        proxy, request = self.proxy, self.request
+        if self.record is not None:
+            self.record.reason = _token_of(error, self.conn)
+        if request.is_answered:
+            if self.conn.state is State.OPEN:
+                self.conn.abort()  # whoever reads must see that it was cut short
+            raise error
+        answer = proxy._error_response(request, error)
+        return self._answer(answer, self.keep and isinstance(error, HTTPError))
+
+    # -- leaving
+
+    def end_lease(self, reusable: bool) -> None:
+        """Give the connection to the server back, or close it."""
+        self.conn.notify_disconnect(None)
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.end(reusable and not (self.server is not None and self.server.send_proxy_protocol))
+
+    def take_lease(self) -> Lease:
+        """Take the connection to the server out, for a tunnel."""
+        self.conn.notify_disconnect(None)
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        return lease
+
+    def _leave(self) -> None:
+        """Let go of a server, whatever state it is in."""
+        self.conn.notify_disconnect(None)
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.give_up()
+            if self.exchange is not None:
+                self.exchange.stop_and_wait()
+        self.left()
+
+    def left(self) -> None:
+        """Count the request out of its server."""
+        if not self._left:
+            self._left = True
+            assert self.server is not None
+            self.server.leave()
+
+    # -- the record
+
+    def _begin_record(self) -> None:
+        head = self.request.head
+        self._started = monotonic()
+        self.record = record = Record(time(), self.client, self._peer, head.method, head.target, head.version)
+        headers = head.headers
+        record.host = head.authority
+        record.referer = headers.get_raw(b"referer")
+        record.agent = headers.get_raw(b"user-agent")
+
+    def _note_connected(self, lease: Lease) -> None:
+        assert self.record is not None
+        self.record.connect_time = 0.0 if lease.is_reused else monotonic() - self._started
+        self.record.reused = lease.is_reused
+
+    def note_head(self, status: int) -> None:
+        """Note what the server answered, and when."""
+        self.status = status
+        if self.record is not None:
+            self.record.head_time = monotonic() - self._started
+            self._note_attempt(str(status))
+
+    def note_end(self) -> None:
+        """Note when the server's answer was whole."""
+        if self.record is not None:
+            self.record.upstream_time = monotonic() - self._started
+
+    def _note_attempt(self, status: str) -> None:
+        record, server = self.record, self.server
+        if record is None or server is None:
+            return
+        record.upstream += f", {server.name}" if record.upstream else server.name
+        record.upstream_status += f", {status}" if record.upstream_status else status
+
+    def _end_record(self, record: Record, sent: int) -> None:
+        record.status = self.status
+        record.duration = monotonic() - self._started
+        record.sent = sent
+        record.received = self.request.body.received
+        record.tries = self.tries
+        if self.route is not None:
+            record.route = self.route.name
+        self.proxy._record_done(record)
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Return path and query of a target that names its host, too (RFC 9112 section 3.2.1)."""
+    _, colon, rest = target.partition(b"://")
+    if not colon:
+        return target  # *
+    slash, mark = rest.find(b"/"), rest.find(b"?")
+    if slash < 0 or -1 < mark < slash:
+        return b"/" + (rest[mark:] if mark >= 0 else b"")
+    return rest[slash:]
+
+
+def _pair(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b": ")
+    return name, value
+
+
+def _token_of(error: BaseException, conn: Connection) -> str:
+    """Return one word for the log."""
+    if isinstance(error, BadRequest):
+        return error.reason.value
+    if getattr(error, "connection", None) is conn:
+        return "client-timeout" if isinstance(error, TimeoutError) else "client-left"
+    return "internal-error"

@@ -1,0 +1,242 @@
+"""The reverse proxy: an HTTP server whose answers come from other servers.
+
+It is written on the seams of :class:`HTTPServer`, which reads, refuses and answers; what is behind the listeners is in
+:class:`Gateway`. Override the upcalls below to decide for yourself; those that are not overridden cost nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from time import monotonic, time
+from typing import Any, ClassVar
+
+from greensock import DROP, POSTPONE, Connection, Rule, State, Verdict
+from greensock.http.errors import BadRequest
+from greensock.http.events import RequestHead
+from greensock.http.headers import Headers
+from greensock.http.proxy.gateway import Gateway
+from greensock.http.proxy.guard import Guard
+from greensock.http.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
+from greensock.http.proxy.record import Record
+from greensock.http.proxy.relay import Relay
+from greensock.http.proxy.servers import Upstream
+from greensock.http.request import Request
+from greensock.http.request_parser import RequestParser
+from greensock.http.response import HTTPError, Response
+from greensock.http.server import HTTPConnection, HTTPServer
+
+__all__ = ["ProxyConnection", "ReverseProxy"]
+
+log = logging.getLogger("greensock.upstream")
+
+
+class ProxyConnection(HTTPConnection):
+    """A client's connection."""
+
+    __slots__ = ("awaits_header", "ends", "is_counted", "parser_in_use", "peer")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
+        self.peer: str = self.address[0] if self.address else ""
+        #: Whether its PROXY header is yet to come.
+        self.awaits_header = False
+        #: What that said of both ends.
+        self.ends: tuple[Any, Any] | None = None
+        #: Whether the guard counts it.
+        self.is_counted = False
+        #: What a request that asks for another protocol came through.
+        self.parser_in_use: RequestParser | None = None
+
+
+class ReverseProxy(HTTPServer):
+    """A reverse proxy."""
+
+    #: Whether connections begin with a PROXY header, version 1 or 2. Only trusted peers may connect then
+    #: (``Forwarding.trusted``).
+    proxy_protocol: bool = False
+    #: Whether a client that closes its sending half while a server works for it has left. (nginx thinks so, too.)
+    abort_on_eof: bool = True
+
+    connection_class: ClassVar[type[Connection]] = ProxyConnection
+    option_rules: ClassVar[Mapping[str, Rule]] = {
+        **HTTPServer.option_rules,
+        "proxy_protocol": Rule.flag(),
+        "abort_on_eof": Rule.flag(),
+    }
+
+    def __init__(self, listener: Any, gateway: Gateway, **options: Any) -> None:
+        super().__init__(listener, **{**gateway.server_options(), **options})
+        #: What is behind.
+        self.gateway = gateway
+        #: How many requests failed, by reason (see ``failure``).
+        self.failures: Counter[str] = Counter()
+        #: How many times another server was asked for a request.
+        self.retries = 0
+        #: How many connections were switched to another protocol.
+        self.tunnels = 0
+        mine, base = type(self), ReverseProxy
+        self.edits_requests = mine.edit_request is not base.edit_request
+        self.edits_responses = mine.edit_response is not base.edit_response
+        self.watches_responses = mine.watch_response_body is not base.watch_response_body
+        self.wants_records = gateway.log is not None or mine.request_recorded is not base.request_recorded
+
+    # -- what to override
+
+    def choose_upstream(self, relay: Relay) -> Upstream | Response | None:
+        """Return who answers a request: an upstream, or an answer of your own. None: 404.
+
+        By default what the routes say: an upstream of ``self.gateway.upstreams``, or the route's own answer.
+        """
+        head = relay.request.head
+        route = self.gateway.routes.find(head.method, head.authority, head.target, head.headers)
+        return relay.follow(route) if route is not None else None
+
+    def edit_request(self, relay: Relay, headers: Headers) -> None:
+        """Change the fields that go to ``relay.server``. Called for each server that is asked."""
+
+    def edit_response(self, relay: Relay, status: int, headers: Headers) -> None:
+        """Change the fields of an answer that go to the client."""
+
+    def watch_request_body(self, relay: Relay, piece: bytes) -> None:
+        """See a piece of a request's body go by. Raise :class:`HTTPError` to refuse it."""
+
+    def watch_response_body(self, relay: Relay, piece: bytes) -> None:
+        """See a piece of an answer's body go by. To override it is to give up that long bodies stay in the kernel."""
+
+    def request_recorded(self, record: Record) -> None:
+        """A request is over, and this is what is known of it."""
+
+    # -- starting, stopping
+
+    def start(self) -> None:
+        """Accept connections, and check the servers if that is asked for."""
+        super().start()
+        self.gateway.enter(self)
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop; with the last listener the checks stop, and idle connections to servers are closed."""
+        try:
+            super().stop(timeout)
+        finally:
+            self.gateway.leave(self)
+
+    # -- the seams of HTTPServer
+
+    def connection_new(self, conn: Connection) -> Verdict | None:
+        """Refuse a client that has too many connections, or opens them too fast."""
+        assert isinstance(conn, ProxyConnection)
+        guard = self.gateway.guard
+        if self.proxy_protocol:
+            if conn.peer not in self.gateway.forwarder.trusted:
+                log.warning("%s may not connect: its PROXY header is not trusted", conn.peer or "a Unix socket")
+                return DROP
+            conn.awaits_header = True
+            self._await_head(conn)
+        elif guard is not None:
+            self._admit(conn, guard)
+        return None
+
+    def connection_recv(self, conn: HTTPConnection, data: bytes) -> Verdict | None:  # type: ignore[override]
+        """Take the PROXY header off, if there is to be one; then serve."""
+        if conn.awaits_header:  # type: ignore[attr-defined]
+            assert isinstance(conn, ProxyConnection)
+            return self._take_header(conn, data)
+        super().connection_recv(conn, data)
+        return None
+
+    def _take_header(self, conn: ProxyConnection, data: bytes) -> Verdict | None:
+        """Note what the PROXY header says, and serve what follows it."""
+        try:
+            found = parse_proxy_header(data)
+        except BadProxyHeader as error:
+            log.warning("%s: %s", conn.peer, error)
+            self.refused["proxy-header"] += 1
+            return DROP
+        if found is None:
+            return POSTPONE
+        header, length = found
+        conn.awaits_header = False
+        self._heads.pop(conn, None)
+        if not header.is_local and header.source is not None:
+            conn.peer = header.source[0] if isinstance(header.source, tuple) else ""
+            conn.ends = header.source, header.destination
+        if self.gateway.guard is not None:
+            self._admit(conn, self.gateway.guard)
+        if length < len(data) and conn.state is State.OPEN:
+            super().connection_recv(conn, data[length:])
+        return None
+
+    def connection_drop(self, conn: Connection) -> None:
+        """Count a connection out."""
+        super().connection_drop(conn)
+        assert isinstance(conn, ProxyConnection)
+        if conn.is_counted and self.gateway.guard is not None:
+            self.gateway.guard.closed(conn.peer)
+
+    def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
+        """Count a client's connection, or answer that it may have no more."""
+        refused = guard.connection(conn.peer, monotonic())
+        if refused is None:
+            conn.is_counted = True
+            return
+        headers = [] if refused.retry_after is None else [("Retry-After", str(refused.retry_after))]
+        self._refuse(conn, HTTPError(refused.status, headers=headers), refused.reason)
+
+    def ends_of(self, relay: Relay) -> tuple[Any, Any]:
+        """Return the addresses of the client and of where it connected to, for the PROXY protocol; None: no such."""
+        conn = relay.conn
+        assert isinstance(conn, ProxyConnection)
+        if conn.ends is not None:
+            return conn.ends
+        if not relay.client or not isinstance(conn.local_address, tuple):
+            return None, None
+        port = conn.address[1] if relay.client == conn.address[0] else 0
+        return (relay.client, port), conn.local_address[:2]
+
+    def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
+        if head.headers.get_raw(b"upgrade") is not None:
+            assert isinstance(conn, ProxyConnection)
+            conn.parser_in_use = parser
+        return super()._exchange(conn, parser, head)
+
+    def _refuse(self, conn: HTTPConnection, refusal: BadRequest | HTTPError, reason: str) -> None:
+        before = conn.bytes_sent
+        super()._refuse(conn, refusal, reason)
+        self._note_refusal(conn, None, refusal, reason, conn.bytes_sent - before)
+
+    def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
+        answer = super()._refusal_of(conn, head)
+        if answer is not None:
+            reason = "method" if answer.status == 405 else "expectation"
+            self._note_refusal(conn, head, HTTPError(answer.status), reason, 0)
+        return answer
+
+    def _note_refusal(
+        self, conn: Connection, head: RequestHead | None, refusal: BadRequest | HTTPError, reason: str, sent: int
+    ) -> None:
+        """Have a request that never got to a relay counted by the guard and the log."""
+        assert isinstance(conn, ProxyConnection)
+        status = refusal.response.status if isinstance(refusal, HTTPError) else refusal.status or 400
+        if self.gateway.guard is not None:
+            self.gateway.guard.answered(conn.peer, monotonic(), status)
+        if not self.wants_records:
+            return
+        method, target, version = (head.method, head.target, head.version) if head is not None else ("", b"", "1.1")
+        record = Record(time(), conn.peer, conn.peer, method, target, version)
+        record.status, record.reason, record.sent = status, reason, sent
+        self._record_done(record)
+
+    def _respond(self, request: Request, keep: bool) -> bool:
+        conn = request.connection
+        return Relay(self, request, keep, conn.peer).run()  # type: ignore[attr-defined]
+
+    def _record_done(self, record: Record) -> None:
+        if self.gateway.log is not None:
+            self.gateway.log.write(record)
+        try:
+            self.request_recorded(record)
+        except Exception:
+            self._failed_program("request_recorded failed")

@@ -1,0 +1,58 @@
+"""What follows 101: bytes both ways, moved in the kernel, until both sides are done or nothing moves for too long."""
+
+from __future__ import annotations
+
+import gevent
+
+from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout
+
+__all__ = ["run_tunnel"]
+
+
+class _Way:
+    """One direction."""
+
+    __slots__ = ("_source", "_target", "_timeout")
+
+    def __init__(self, source: Connection, target: Connection, timeout: float | None) -> None:
+        self._source = source
+        self._target = target
+        self._timeout = timeout
+
+    def run(self) -> None:
+        """Move bytes until the source ends; then tell the target so. If anything breaks, both are reset."""
+        try:
+            self._move()
+            self._target.shutdown_write()
+        except (ConnectionClosed, ConnectionLost, OperationTimeout):
+            self._source.abort()
+            self._target.abort()
+
+    def _move(self) -> None:
+        source, target, timeout = self._source, self._target, self._timeout
+        while True:
+            mark = _moved(source, target)
+            try:
+                source.splice(target, timeout=timeout)
+                return
+            except OperationTimeout as error:
+                # Silence one way is normal while bytes move the other way; a side that takes nothing is not.
+                if error.connection is not source or _moved(source, target) == mark:
+                    raise
+
+
+def _moved(one: Connection, other: Connection) -> int:
+    return one.bytes_received + other.bytes_received
+
+
+def run_tunnel(client: Connection, upstream: Connection, timeout: float | None) -> None:
+    """Join two connections until both have ended; each end is passed on as soon as it comes (half-close).
+
+    ``timeout`` is in seconds without a byte either way; None for none. Both connections are the caller's to close.
+    """
+    there = gevent.spawn(_Way(client, upstream, timeout).run)
+    try:
+        _Way(upstream, client, timeout).run()
+        there.join()
+    finally:
+        there.kill()

@@ -1,0 +1,586 @@
+"""The proxy over real connections, before servers of ours and servers that follow a script."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import gevent
+import pytest
+from conftest import PATIENCE, read_all, read_exactly, wait_until
+from gevent.event import Event
+from pairs import reset
+from proxies import OK, Origin, Recorded, fields_of, gateway_to, scripted
+
+from greensock.http import (
+    FieldEdits,
+    HealthOptions,
+    HTTPError,
+    ProxyTimeouts,
+    Redirect,
+    Response,
+    ReverseProxy,
+    Route,
+    ServerOptions,
+    StaticAnswer,
+)
+
+
+@pytest.fixture
+def proxied(serve, connect):
+    """Start a proxy before servers: ``proxied(url, ...)`` gives it and a socket to it."""
+    gateways = []
+
+    def start(*urls, kind=Recorded, gateway=None, server_options=None, **options):
+        gateways.append(gateway or gateway_to(*urls, **options))
+        proxy = serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
+        return proxy, connect(proxy)
+
+    yield start
+    for gateway in gateways:
+        for upstream in gateway.upstreams.values():
+            upstream.close()
+            assert all(not server.used for server in upstream.all), "a request was not counted out"
+
+
+@pytest.fixture
+def origin(serve):
+    return serve(Origin)
+
+
+def ask(sock, text, body=b""):
+    """Send a request that closes and return status and everything that comes."""
+    sock.sendall(text.replace("\n", "\r\n").encode() + body)
+    answer = read_all(sock)
+    return int(answer[9:12]), answer
+
+
+CLOSE = "Host: a\nConnection: close\n\n"
+
+
+def test_a_request_and_its_answer(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    status, answer = ask(sock, f"GET /a?b=%2f%41 HTTP/1.1\nX-One: 1\n{CLOSE}")
+    assert status == 200
+    assert answer.endswith(b"\r\nConnection: close\r\nContent-Length: 19\r\n\r\nGET /a?b=%2f%41 ".replace(b"19", b"16"))
+    (method, target, fields, body), *rest = origin.seen
+    assert (method, target, body, rest) == ("GET", b"/a?b=%2f%41", b"", [])
+    told = fields_of(fields)
+    assert re.fullmatch(r"1\.1 greensock \(\w+\)", told.pop("via"))
+    assert told == {
+        "host": "a",
+        "x-one": "1",
+        "x-forwarded-for": "127.0.0.1",
+        "x-forwarded-proto": "http",
+        "x-forwarded-host": "a",
+    }
+
+
+def test_kept_both_ways_and_pipelined(proxied, origin):
+    proxy, sock = proxied(origin.url)
+    sock.sendall(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(20)))
+    answer = b""
+    while answer.count(b"HTTP/1.1 200") < 20 or not answer.endswith(b"GET /19 "):
+        answer += sock.recv(65536)
+    assert re.findall(rb"GET /(\d+) ", answer) == [b"%d" % number for number in range(20)]
+    assert origin.statistics().accepted == 1
+    assert proxy.statistics().statuses == {200: 20}
+    assert [record.reused for record in proxy.records] == [False] + [True] * 19
+
+
+@pytest.mark.parametrize("size", [0, 1, 16384, 65536, 65537, 3_000_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_upload(proxied, origin, size, chunked):
+    proxy, sock = proxied(origin.url)
+    body = bytes(range(256)) * (size // 256 + 1)
+    body = body[:size]
+    if chunked:
+        wire = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:7], body[7:]) if piece) + b"0\r\n\r\n"
+        framing = "Transfer-Encoding: chunked"
+    else:
+        wire, framing = body, f"Content-Length: {size}"
+    status, answer = ask(sock, f"POST / HTTP/1.1\n{framing}\n{CLOSE}", wire)
+    assert status == 200
+    assert answer.endswith(b"POST / " + body)
+    fields = fields_of(origin.seen[0][2])
+    assert ("transfer-encoding" in fields) is chunked
+    assert fields.get("content-length") == (None if chunked else str(size))
+    assert proxy.records[0].received == size
+
+
+@pytest.mark.parametrize("size", [0, 1, 16384, 16385, 65536, 1_000_000, 5_000_000])
+def test_download(proxied, origin, size):
+    proxy, sock = proxied(origin.url)
+    _status, answer = ask(sock, f"GET /large/{size} HTTP/1.1\n{CLOSE}")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b"x" * size
+    assert f"Content-Length: {size}".encode() in head
+    assert proxy.records[0].sent == len(answer)
+
+
+def test_chunks_are_framed_anew(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    _status, answer = ask(sock, f"GET /chunked HTTP/1.1\n{CLOSE}")
+    assert answer.split(b"\r\n\r\n", 1)[1] in (
+        b"onetwothree",
+        b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n",
+        b"b\r\nonetwothree\r\n0\r\n\r\n",
+    )
+
+
+def test_chunks_to_1_0(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    _status, answer = ask(sock, "GET /chunked HTTP/1.0\nConnection: keep-alive\n\n")
+    assert b"Transfer-Encoding" not in answer
+    assert answer.endswith(b"onetwothree")
+
+
+@pytest.mark.parametrize("status", [204, 304, 404, 500])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_answers_without_a_body_and_errors(proxied, origin, status, method):
+    _proxy, sock = proxied(origin.url)
+    assert ask(sock, f"{method} /status/{status} HTTP/1.1\n{CLOSE}")[0] == status
+    assert len(origin.seen) == 1
+
+
+def test_head(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    sock.sendall(b"HEAD /large/100 HTTP/1.1\r\nHost: a\r\n\r\n")
+    sock.sendall(f"GET /x HTTP/1.1\n{CLOSE}".replace("\n", "\r\n").encode())
+    answer = read_all(sock)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b"Content-Length: 100\r\n\r\nHTTP/1.1" in answer
+
+
+def test_expect_continue(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    sock.sendall(f"POST / HTTP/1.1\nContent-Length: 3\nExpect: 100-continue\n{CLOSE}".replace("\n", "\r\n").encode())
+    assert read_exactly(sock, 25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    sock.sendall(b"abc")
+    assert read_all(sock).endswith(b"POST / abc")
+    assert "expect" not in fields_of(origin.seen[0][2])
+
+
+def test_early_hints_go_by(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        _, answer = ask(sock, f"GET / HTTP/1.1\n{CLOSE}")
+        assert answer.startswith(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n")
+        with socket.create_connection(proxy.address) as sock:
+            assert ask(sock, "GET / HTTP/1.0\n\n")[1].startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_tunnel(proxied, at_once):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\nhello ")
+        while data := sock.recv(65536):
+            sock.sendall(data.upper())
+        sock.sendall(b"bye")
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        early = b"early " if at_once else b""
+        sock.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n" + early)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += sock.recv(1)
+        assert head.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+        assert b"Connection: Upgrade\r\nUpgrade: echo\r\n" in head
+        sock.sendall(b"x" * 300_000)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock) == b"hello " + early.upper() + b"X" * 300_000 + b"bye"
+        assert b"Connection: Upgrade\r\n" in server.heads[0]
+        assert b"Upgrade: echo\r\n" in server.heads[0]
+        assert proxy.tunnels == 1
+
+
+def test_upgrade_refused_is_an_answer(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    sock.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n")
+    assert read_all(sock).endswith(b"GET /ws ")
+
+
+def test_unasked_101(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+        sock.recv(1)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        assert ask(sock, f"GET / HTTP/1.1\n{CLOSE}")[0] == 502
+        assert proxy.failures == {"bad-response": 1}
+
+
+# -- what goes wrong
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_nobody_answers(proxied):
+    proxy, sock = proxied(f"http://127.0.0.1:{closed_port()}")
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    sock.sendall(f"POST / HTTP/1.1\nContent-Length: 3\n{CLOSE}abc".replace("\n", "\r\n").encode())
+    answer = read_all(sock)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"502", b"502"]
+    assert [record.reason for record in proxy.records] == ["connect-failed"] * 2
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_another_server_is_asked_if_nothing_was_sent(proxied, origin, method):
+    proxy, _ = proxied(f"http://127.0.0.1:{closed_port()}", origin.url)
+    for _ in range(4):
+        with socket.create_connection(proxy.address) as sock:
+            assert ask(sock, f"{method} / HTTP/1.1\nContent-Length: 3\n{CLOSE}", b"abc")[0] == 200
+    assert proxy.retries == 2
+    assert ", " in proxy.records[0].upstream or ", " in proxy.records[1].upstream
+
+
+def hangs_up(when):
+    def script(server, sock, number):
+        if when == "at once":
+            reset(sock)
+        server.head(sock)
+        if when == "after the head":
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        elif when == "in the head":
+            sock.sendall(b"HTTP/1.1 200 OK\r\nConte")
+        elif when == "in the body":
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+        elif when == "in a chunk":
+            sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n123")
+        elif when == "between chunks":
+            sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")
+
+    return script
+
+
+@pytest.mark.parametrize("when", ["at once", "before the head", "in the head"])
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("PUT", 200), ("POST", 502), ("PATCH", 502)])
+def test_a_server_that_hangs_up_before_its_head(proxied, origin, when, method, status):
+    with scripted(hangs_up(when)) as server:
+        proxy, sock = proxied(server.url, ServerOptions(origin.url, backup=True))
+        assert ask(sock, f"{method} / HTTP/1.1\nContent-Length: 3\n{CLOSE}", b"abc")[0] == status
+        assert len(origin.seen) == (status == 200)
+        assert server.accepted == 1
+        if status != 200:
+            assert proxy.records[0].reason == "no-response"
+
+
+@pytest.mark.parametrize("when", ["after the head", "in the body", "in a chunk", "between chunks"])
+def test_a_server_that_hangs_up_after_its_head(proxied, when):
+    with scripted(hangs_up(when)) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            assert b"0\r\n\r\n" not in read_all(sock)
+        wait_until(lambda: proxy.records)
+        assert proxy.records[0].reason == "body-incomplete"
+
+
+def test_a_kept_connection_that_died(proxied):
+    def script(server, sock, number):
+        if server.head(sock):
+            sock.sendall(OK)
+            if number == 1 and server.head(sock):
+                return  # without an answer
+            server.head(sock)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        read_exactly(sock, 1)
+        wait_until(lambda: proxy.gateway.upstreams["site"].all[0].status("").idle)
+        assert ask(sock, f"GET /2 HTTP/1.1\n{CLOSE}")[1].endswith(b"ok")
+        assert [head[:6] for head in server.heads] == [b"GET /1", b"GET /2", b"GET /2"]
+        assert proxy.retries == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok", 502),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", 502),
+        (b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 2\r\n\r\nok", 502),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", 502),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 502),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", 200),
+    ],
+)
+def test_hostile_answers(proxied, answer, status):
+    def script(server, sock, number):
+        while server.head(sock):
+            sock.sendall(answer)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        _, answer = ask(sock, f"GET /2 HTTP/1.1\n{CLOSE}")
+        assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"%d" % status] * 2
+        assert b"evil" not in answer
+        assert server.accepted == 2, "such a connection is not used again"
+
+
+def test_timeouts_of_the_server(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.recv(1)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(upstream_head=0.05))
+        assert ask(sock, f"GET / HTTP/1.1\n{CLOSE}")[0] == 504
+        assert proxy.records[0].reason == "head-timeout"
+
+
+def test_a_body_that_stops_coming(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n1234")
+        sock.recv(1)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(upstream_idle=0.05))
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            read_all(sock)
+        wait_until(lambda: proxy.records)
+        assert proxy.records[0].reason == "body-timeout"
+
+
+def test_queue_and_its_timeout(proxied):
+    go = Event()
+
+    def script(server, sock, number):
+        while server.head(sock):
+            go.wait()
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        one = ServerOptions(server.url, max_connections=1, max_waiting=1)
+        proxy, _sock = proxied(one, timeouts=ProxyTimeouts(queue=0.1))
+        others = [socket.create_connection(proxy.address) for _ in range(3)]
+        for each in others:
+            each.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answers = [read_all(each) for each in others[1:]]
+        assert all(answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: 1\r\n" in answer for answer in answers)
+        assert proxy.failures == {"queue-full": 1, "queue-timeout": 1}
+        go.set()
+        assert read_all(others[0]).endswith(b"ok")
+        for each in others:
+            each.close()
+
+
+# -- clients that leave
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
+def test_a_client_that_leaves_while_the_server_works(proxied, how):
+    heard, gone = Event(), Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        heard.set()
+        try:
+            assert not sock.recv(1)
+        except ConnectionResetError:
+            pass
+        gone.set()
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert heard.wait(PATIENCE)
+        if how == "close":
+            sock.close()
+        elif how == "reset":
+            reset(sock)
+        else:
+            sock.shutdown(socket.SHUT_WR)
+        assert gone.wait(PATIENCE)
+        wait_until(lambda: proxy.records)
+        assert (proxy.records[0].status, proxy.records[0].reason) == (499, "client-left")
+
+
+def test_half_closed_clients_are_served_if_told_to(proxied, origin):
+    _proxy, sock = proxied(origin.url, server_options={"abort_on_eof": False})
+    sock.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock).endswith(b"GET /x ")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_client_that_leaves_in_its_body(proxied, chunked):
+    gone = Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        try:
+            while sock.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass
+        gone.set()
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        if chunked:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")
+        else:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n12345")
+        wait_until(lambda: server.heads)
+        reset(sock)
+        assert gone.wait(PATIENCE)
+        wait_until(lambda: proxy.records)
+        assert proxy.records[0].reason == "client-left"
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 100000000", "Transfer-Encoding: chunked"])
+def test_a_client_that_leaves_in_the_answer(proxied, length):
+    gone = Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(f"HTTP/1.1 200 OK\r\n{length}\r\n\r\n".encode())
+        try:
+            while True:
+                sock.sendall(b"10000\r\n%b\r\n" % bytes(65536) if "chunked" in length else bytes(65536))
+        except OSError:
+            gone.set()
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        read_exactly(sock, 100_000)
+        sock.close()
+        assert gone.wait(PATIENCE)
+        wait_until(lambda: proxy.records)
+        assert proxy.records[0].reason == "client-left"
+
+
+# -- routes, edits, upcalls
+
+
+def test_routes(proxied, origin):
+    routes = [
+        Route(StaticAnswer(200, "static"), path="/static"),
+        Route(Redirect("https://{host}{target}", 308), path="/old"),
+        Route("site", path="/api", request_fields=FieldEdits(set={"X-Client": "{client}"}, remove=["Cookie"])),
+        Route("site", hosts=("b.example",), response_fields=FieldEdits(add={"X-Host": "b"})),
+    ]
+    proxy, _sock = proxied(origin.url, routes=routes)
+
+    def get(target, host="a", extra=""):
+        with socket.create_connection(proxy.address) as sock:
+            return ask(sock, f"GET {target} HTTP/1.1\nHost: {host}\n{extra}Connection: close\n\n")
+
+    assert get("/static/x")[1].endswith(b"static")
+    assert b"Location: https://a/old?x=1\r\n" in get("/old?x=1")[1]
+    assert get("/other")[0] == 404
+    assert get("/api/x", extra="Cookie: a=b\n")[0] == 200
+    fields = fields_of(origin.seen[0][2])
+    assert fields["x-client"] == "127.0.0.1"
+    assert "cookie" not in fields
+    assert b"X-Host: b\r\n" in get("/", "b.example")[1]
+    assert get("/api/%00")[0] == 400
+
+
+def test_upcalls(proxied, origin):
+    class Mine(Recorded):
+        def choose_upstream(self, relay):
+            if relay.request.path == "/mine":
+                return Response("mine")
+            if relay.request.path == "/none":
+                return None
+            if relay.request.path == "/refused":
+                raise HTTPError(403)
+            if relay.request.path == "/fails":
+                raise RuntimeError("as it was told to")
+            return self.gateway.upstreams["site"]
+
+        def edit_request(self, relay, headers):
+            headers.set("X-Mine", relay.server.name)
+
+        def edit_response(self, relay, status, headers):
+            headers.set("X-Status", str(status))
+
+        def watch_request_body(self, relay, piece):
+            self.bytes_in += len(piece)
+
+        def watch_response_body(self, relay, piece):
+            self.bytes_out += len(piece)
+
+    proxy, _sock = proxied(origin.url, kind=Mine)
+    proxy.bytes_in = proxy.bytes_out = 0
+
+    def get(target, method="GET", extra="", body=b""):
+        with socket.create_connection(proxy.address) as sock:
+            return ask(sock, f"{method} {target} HTTP/1.1\nHost: a\n{extra}Connection: close\n\n", body)
+
+    assert get("/mine")[1].endswith(b"mine")
+    assert [get(target)[0] for target in ("/none", "/refused", "/fails")] == [404, 403, 500]
+    assert b"X-Status: 200\r\n" in get("/large/1000000")[1]
+    assert proxy.bytes_out == 1_000_000
+    assert get("/", "POST", "Content-Length: 200000\n", bytes(200_000))[0] == 200
+    assert proxy.bytes_in == 200_000
+    assert fields_of(origin.seen[0][2])["x-mine"] == "{}:{}".format(*origin.address)
+    assert proxy.statistics().errors == 1
+
+
+def test_a_loop_is_refused(serve, connect):
+    proxy = serve(Recorded, ("127.0.0.1", 0), gateway=gateway_to("http://127.0.0.1:1"))
+    proxy.gateway = gateway_to("http://{}:{}".format(*proxy.address))
+    status, _answer = ask(connect(proxy), f"GET / HTTP/1.1\n{CLOSE}")
+    assert status == 508
+    assert len(proxy.records) == 2
+    proxy.gateway.upstreams["site"].close()
+
+
+def test_ejection(proxied, origin):
+    broken = f"http://127.0.0.1:{closed_port()}"
+    health = HealthOptions(max_fails=2, ejection_time=60)
+    proxy, sock = proxied(broken, origin.url, health=health)
+    for _ in range(20):
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert read_exactly(sock, 12) == b"HTTP/1.1 200"
+        wait_until(lambda: sock.recv(65536).endswith(b"GET / "))
+    assert proxy.retries == 2
+    assert len(origin.seen) == 20
+
+
+def test_plain_methods_that_are_refused(proxied, origin):
+    for text, status in (("TRACE / HTTP/1.1", 405), ("CONNECT a:80 HTTP/1.1", 405), ("BREW / HTTP/1.1", 501)):
+        _proxy, sock = proxied(origin.url)
+        host = "a:80" if "CONNECT" in text else "a"
+        assert ask(sock, f"{text}\nHost: {host}\n\n")[0] == status
+    assert not origin.seen
+
+
+def test_a_proxy_can_be_made_of_its_parts_only(origin):
+    with pytest.raises(TypeError):
+        ReverseProxy(("127.0.0.1", 0))
+
+
+def test_many_at_once(proxied, origin):
+    proxy, _sock = proxied(origin.url)
+
+    def client(number):
+        with socket.create_connection(proxy.address) as sock:
+            for turn in range(10):
+                _status, answer = 0, b""
+                sock.sendall(b"POST /%d/%d HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc" % (number, turn))
+                while not answer.endswith(b"abc"):
+                    answer += sock.recv(65536)
+                assert answer.endswith(b"POST /%d/%d abc" % (number, turn))
+
+    jobs = [gevent.spawn(client, number) for number in range(100)]
+    gevent.joinall(jobs, raise_error=True)
+    assert len(origin.seen) == 1000
