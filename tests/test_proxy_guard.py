@@ -58,6 +58,19 @@ def test_options_are_checked(name, values):
             GuardOptions(**{name: value})
 
 
+def test_options_at_their_limits():
+    statuses = frozenset({100, 999})
+    assert GuardOptions(ban_statuses=statuses, ipv6_prefix=1, max_clients=1).ban_statuses == statuses
+    assert GuardOptions(ban_statuses=frozenset(), ipv6_prefix=128).ipv6_prefix == 128
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 408, 413, 414, 421, 431])
+def test_what_is_held_against_a_client(status):
+    found = guard(ban_errors=1)
+    found.answered(ONE, NOW, status)
+    assert found.is_banned(ONE, NOW)
+
+
 def test_without_limits_all_is_taken_and_nothing_kept():
     found = guard()
     for _ in range(1000):

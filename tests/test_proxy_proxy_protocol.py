@@ -86,6 +86,7 @@ GOOD = {
         False,
         {2: b"a.example", 0xEA: b""},
     ),
+    "v2 empty value at the end": (binary(0x21, 0x11, IPV4 + tlv(0xEA, b"")), 2, *IPV4_SAID, False, {0xEA: b""}),
     "v2 unique id": (binary(0x21, 0x11, IPV4 + tlv(5, b"i" * 128)), 2, *IPV4_SAID, False, {5: b"i" * 128}),
     "v2 checksum": (with_checksum(IPV4 + tlv(1, b"h2"), tlv(2, b"x")), 2, *IPV4_SAID, False, {1: b"h2", 2: b"x"}),
     "v2 longest": (
@@ -242,6 +243,7 @@ def test_written_headers(source, destination, line, family):
 def test_known_bytes():
     assert write_proxy_header(2, *IPV4_SAID) == binary(0x21, 0x11, IPV4)
     assert write_proxy_header(2, "/run/a", "\x00b") == binary(0x21, 0x31, unix(b"/run/a", b"\x00b"))
+    assert write_proxy_header(2, "x" * 108, "") == binary(0x21, 0x31, unix(b"x" * 108, b""))
     assert write_proxy_header(2, None, None) == SIGNATURE + b"\x20\x00\x00\x00"
 
 

@@ -266,8 +266,8 @@ class Forwarder:
         pairs = [(b"Host", (authority or host) if self._preserve_host else (self._host or host))]
         pairs += [pair for pair in headers.raw if passes[pair[0]]]
         if named := fields_of_the_hop(headers):
-            pairs[1:] = [pair for pair in pairs[1:] if pair[0].lower() not in named]
-        pairs += known.own
+            pairs = [pair for pair in pairs if pair[0].lower() not in named]
+        pairs += known.own  # from here on ours, which Connection can't name
         if self._x_forwarded and authority and not (known.is_trusted and b"x-forwarded-host" in headers):
             pairs.append((b"X-Forwarded-Host", authority))
         if known.is_trusted and self._x_forwarded:
