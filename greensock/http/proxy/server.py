@@ -134,7 +134,7 @@ class ReverseProxy(HTTPServer):
                 log.warning("%s may not connect: its PROXY header is not trusted", conn.peer or "a Unix socket")
                 return DROP
             conn.awaits_header = True
-            self._await_head(conn)
+            self._heads.begin(conn, self.head_timeout)
         elif guard is not None:
             self._admit(conn, guard)
         return None
@@ -202,7 +202,7 @@ class ReverseProxy(HTTPServer):
             conn.parser_in_use = parser
         return super()._exchange(conn, parser, head)
 
-    def _refuse(self, conn: HTTPConnection, refusal: BadRequest | HTTPError, reason: str) -> None:
+    def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         before = conn.bytes_sent
         super()._refuse(conn, refusal, reason)
         self._record_refusal(conn, None, refusal, reason, conn.bytes_sent - before)
