@@ -14,14 +14,15 @@ from typing import Any
 
 from loadtests import results, tables
 from loadtests.arguments import at_least
-from loadtests.experiments import PLANS, Case, Plan, Scale
+from loadtests.experiments import PLANS
 from loadtests.generator import Failed
 from loadtests.machine import Bystanders, commit, machine, versions
 from loadtests.native import BuildError, build
+from loadtests.plan import Case, Plan, Scale
 from loadtests.process import GENERATOR_CORES, SERVER_CORES, StartError
 from loadtests.progress import Display
 from loadtests.results import Sample
-from loadtests.servers import NAMES, missing
+from loadtests.servers import NAMES, SERVERS, missing
 
 __all__ = ["main"]
 
@@ -30,6 +31,9 @@ QUICK = Scale(rounds=1, seconds=0.1, warmup=0.05, quick=True)
 
 #: Cores that other processes may use before the report says so.
 QUIET = 0.1
+
+#: Tables that an experiment ends with, by its name.
+TARGETS = {"figures": ("targets",), "http": ("http-targets",), "proxy": ("proxy-targets",)}
 
 Step = tuple[int, Case, str]
 
@@ -42,6 +46,8 @@ def rotated(servers: Sequence[str], by: int) -> list[str]:
 def steps(plan: Plan, servers: Sequence[str]) -> Iterator[Step]:
     for number in range(plan.rounds):
         for case in plan.cases:
+            if case.rounds is not None and number >= case.rounds:
+                continue
             for server in rotated([name for name in case.servers if name in servers], number):
                 yield number, case, server
 
@@ -105,23 +111,36 @@ def installed(names: Iterable[str], display: Display) -> list[str]:
     return able
 
 
+def of_plans(plans: Sequence[Plan], servers: Iterable[str]) -> list[str]:
+    return [name for name in servers if any(taking_part(plan, [name]) for plan in plans)]
+
+
 def taking_part(plan: Plan, servers: Iterable[str]) -> list[str]:
     return [name for name in servers if any(name in case.servers for case in plan.cases)]
 
 
-def document(plan: Plan, scale: Scale, samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+def needed(servers: Iterable[str]) -> list[str]:
+    """Return the modules and programs whose versions belong to the results of these servers."""
+    return list(dict.fromkeys(need for name in servers for need in (*SERVERS[name].needs, *SERVERS[name].programs)))
+
+
+def document(
+    plan: Plan, scale: Scale, servers: Sequence[str], samples: Sequence[Sample], seconds: float
+) -> dict[str, Any]:
     """Return what goes into the results file."""
+    skipped = {name: missing(name) for name in taking_part(plan, NAMES)}
     return {
         "experiment": plan.name,
         "title": plan.title,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "took_seconds": round(seconds, 1),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(needed(taking_part(plan, servers))),
         "commit": commit(),
         "cores": {"server": list(SERVER_CORES), "generator": list(GENERATOR_CORES)},
         "scale": asdict(scale),
         "parameters": dict(plan.parameters),
+        "skipped": {name: module for name, module in skipped.items() if module},
         "samples": samples,
     }
 
@@ -135,8 +154,8 @@ def warn_of_bystanders(samples: Sequence[Sample]) -> None:
 def report(content: Mapping[str, Any]) -> None:
     samples = content["samples"]
     print(f"\n## {content['title']}\n\n{tables.samples_table(samples)}")
-    if content["experiment"] == "figures":
-        print(f"\n{tables.TABLES['targets'].make(content)}")
+    for table in TARGETS.get(content["experiment"], ()):
+        print(f"\n{tables.TABLES[table].make(content)}")
     if samples:
         warn_of_bystanders(samples)
 
@@ -154,7 +173,7 @@ def experiment(plan: Plan, scale: Scale, servers: Sequence[str], output: Path, d
         plan = replace(plan, parameters={**plan.parameters, **plan.prepare(taking_part(plan, servers))})
     samples = Run(plan, servers, display, later).run()
     display.close()
-    content = document(plan, scale, samples, time.monotonic() - began)
+    content = document(plan, scale, servers, samples, time.monotonic() - began)
     results.write(output, content)
     report(content)
     return sum(sample["failed"] for sample in samples)
@@ -203,11 +222,12 @@ def main(given: Sequence[str] | None = None) -> int:
     scale = chosen_scale(options)
     display = Display()
     plans = chosen_plans(options, scale)
-    servers = installed(chosen_servers(options), display)
+    servers = installed(of_plans(plans, chosen_servers(options)), display)
     output = options.output or results.directory(options.quick)
     os.sched_setaffinity(0, GENERATOR_CORES)  # nothing of ours on the server's core
     try:
-        build("generator.c")  # not while a server waits, and once
+        for source in ("generator.c", "http_load.c"):  # not while a server waits, and once
+            build(source)
     except BuildError as error:
         print(error)
         return 2

@@ -6,81 +6,19 @@ every server before the next case is, and the order of the servers rotates from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from loadtests import measure
+from loadtests import http_experiments, measure
 from loadtests.generator import Failed
 from loadtests.measure import Values
+from loadtests.plan import Case, Plan, Scale
 from loadtests.process import StartError
-from loadtests.servers import NAMES
+from loadtests.servers import TCP
 
-__all__ = ["PLANS", "Case", "Plan", "Scale"]
-
-
-#: Seconds per connection in three passes of a server that takes 25 us for a message.
-PASSES_SECONDS = 75e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How much to measure. With these five rounds all experiments together take some 15 minutes."""
-
-    rounds: int = 5
-    #: Of each measurement.
-    seconds: float = 0.5
-    warmup: float = 0.1
-    #: Tiny: to see that it works, not to measure.
-    quick: bool = False
-
-    def count(self, connections: int) -> int:
-        """Return so many connections, or few if quick."""
-        return min(connections, 200) if self.quick else connections
-
-    def counts(self, connections: Sequence[int]) -> list[int]:
-        """Return those that differ."""
-        return list(dict.fromkeys(self.count(each) for each in connections))
-
-    def timed(self, connections: int) -> Values:
-        """Return the generator's options for a measurement that lasts a time.
-
-        With many connections it lasts several passes of the slowest server over all of them: within a pass, a server
-        that first reads from all and then answers all seems to do now the one for nothing, now the other.
-        """
-        return {"seconds": max(self.seconds, self.count(connections) * PASSES_SECONDS), "warmup": self.warmup}
-
-    def estimate(self, connections: int) -> float:
-        """Seconds that such a measurement takes, from the server's start to its end."""
-        return sum(self.timed(connections).values()) + 0.12 + self.count(connections) / 25_000
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One point of an experiment."""
-
-    label: str
-    #: What tells it from the other cases; goes into every sample.
-    parameters: Mapping[str, Any]
-    measure: Callable[[str], Values]
-    servers: tuple[str, ...]
-    #: Seconds that one measurement will take, until it is known.
-    estimate: float = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """An experiment."""
-
-    name: str
-    title: str
-    cases: tuple[Case, ...]
-    rounds: int
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    #: Called with the servers before the first round; returns further parameters.
-    prepare: Callable[[Sequence[str]], Mapping[str, Any]] | None = None
-
+__all__ = ["PLANS"]
 
 #: Those of the table of targets; the others leave the streams on uvloop out.
 FIGURES_SERVERS = (
@@ -91,7 +29,7 @@ FIGURES_SERVERS = (
     "uvloop_streams",
     "epoll",
 )
-SERVERS = tuple(name for name in NAMES if name != "uvloop_streams")
+SERVERS = tuple(name for name in TCP if name != "uvloop_streams")
 #: A greenlet, task or coroutine of each waits in a receive; greensock's upcalls are made to by mode ``held``.
 BLOCKED = ("greensock_blocking", "gevent_streamserver", "asyncio_streams", "uvloop_streams", "trio_streams")
 #: The bare loop has nothing that could block.
@@ -177,7 +115,7 @@ def shortlived(scale: Scale) -> Plan:
 def memory(scale: Scale) -> Plan:
     """Resident memory of a connection that is idle, and of one that is blocked in a downcall."""
     cases = (
-        memory_case("idle", 10000, scale, NAMES),
+        memory_case("idle", 10000, scale, TCP),
         memory_case("blocked", 10000, scale, ("greensock_upcalls",), "held"),
         memory_case("blocked", 10000, scale, BLOCKED),
     )
@@ -250,4 +188,6 @@ PLANS: dict[str, Callable[[Scale], Plan]] = {
     "shortlived": shortlived,
     "memory": memory,
     "latency": latency,
+    "http": http_experiments.http,
+    "proxy": http_experiments.proxy,
 }

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from loadtests.peers.programs import program
+
 __all__ = ["Bystanders", "commit", "machine", "versions"]
 
-PACKAGES = ("greensock", "gevent", "greenlet", "uvloop", "trio")
+PACKAGES = ("greensock", "gevent", "greenlet")
+#: How a program that is no module says its version: on stdout or stderr, with a number in it.
+PROGRAMS = {"nginx": "-v", "haproxy": "-v", "wrk": "-v"}
 
 
 def cpu_model() -> str:
@@ -66,9 +72,20 @@ def version(package: str) -> str | None:
         return None
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python and of what is measured; None for what is not installed."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+def program_version(name: str) -> str | None:
+    path = program(name)
+    if path is None:
+        return None
+    said = subprocess.run([path, PROGRAMS[name]], capture_output=True, text=True)
+    found = re.search(r"\d+(\.\d+)+", said.stdout + said.stderr)
+    return found[0] if found else None
+
+
+def versions(needed: Iterable[str] = ()) -> dict[str, str | None]:
+    """Return the versions of Python and of what is measured, modules and programs; None for what is not installed."""
+    packages = dict.fromkeys([*PACKAGES, *needed])
+    found = {name: program_version(name) if name in PROGRAMS else version(name) for name in packages}
+    return {"python": platform.python_version(), **{name: each for name, each in found.items() if "." not in name}}
 
 
 def commit() -> str | None:

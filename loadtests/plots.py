@@ -10,7 +10,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from loadtests import results
+from loadtests.looks import SEED_STYLES, STYLES, Style
 from loadtests.results import Sample, by_round, of, series, spread
 from loadtests.servers import SERVERS
 
@@ -30,35 +31,6 @@ Content = Mapping[str, Any]
 Points = Sequence[tuple[float, float]]
 
 SEED = Path(__file__).resolve().parent / "seed_results.csv"
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How a server looks, in every chart."""
-
-    colour: str
-    marker: str
-    line: Literal["-", "--"] = "-"
-    width: float = 1.5
-
-
-STYLES: dict[str, Style] = {
-    "greensock_upcalls": Style("#15803d", "o", width=2.4),
-    "greensock_blocking": Style("#84cc16", "s", width=2.4),
-    "gevent_streamserver": Style("#ea580c", "^"),
-    "asyncio_protocol": Style("#1d4ed8", "D"),
-    "asyncio_streams": Style("#60a5fa", "d"),
-    "uvloop_protocol": Style("#86198f", "v"),
-    "uvloop_streams": Style("#d8a0e6", "<"),
-    "trio_streams": Style("#dc2626", ">"),
-    "epoll": Style("#111111", "X", "--"),
-}
-#: Of the seed's own three servers: none of ours, so none of our colours.
-SEED_STYLES: dict[str, tuple[str, Style]] = {
-    "synchronous_sockets": ("synchronous sockets (the seed)", Style("#a16207", "o")),
-    "kernel_sockets": ("plain kernel sockets", Style("#64748b", "s")),
-    "user_mode_epoll": ("user-mode epoll", Style("#94a3b8", "^", "--")),
-}
 
 
 # -- what all charts share
@@ -281,6 +253,10 @@ def shortlived(content: Content) -> Figure:
     return drawn
 
 
+def short_number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
 def bars(axes: Axes, servers: Sequence[str], found: Mapping[str, Sequence[float]]) -> None:
     """Draw a bar a server from the top down, with its number at its end."""
     measured = [(place, server, spread(found[server])) for place, server in enumerate(servers) if found[server]]
@@ -288,23 +264,38 @@ def bars(axes: Axes, servers: Sequence[str], found: Mapping[str, Sequence[float]
     for place, server, (middle, least, greatest) in measured:
         axes.barh(place, middle, color=STYLES[server].colour, height=0.7)
         axes.plot([least, greatest], [place, place], color="#555555", linewidth=1.2)
-        axes.text(max(middle, greatest) + reach * 0.02, place, f"{middle:.2f}", va="center", fontsize=9)
+        axes.text(max(middle, greatest) + reach * 0.02, place, short_number(middle), va="center", fontsize=9)
     axes.set_xlim(0, reach * 1.22)
     axes.set_yticks(range(len(servers)), [SERVERS[server].title for server in servers])
     axes.set_ylim(len(servers) - 0.4, -0.6)
 
 
-def bar_panels(content: Content, panels: Mapping[str, tuple[str, str, str]], height: float) -> Figure:
-    """Draw a panel a case: ``panels`` has title, axis and value of each."""
-    samples = content["samples"]
-    servers = in_order(samples)
-    drawn = figure(content, 3.0 * len(panels) + 2, height)
-    row = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (case, (title, x, value)) in zip(row, panels.items(), strict=True):
+#: Title, axis, value and scale of a panel of bars, by its case.
+Panels = Mapping[str, tuple[str, str, str]]
+
+
+def draw_panels(row: Sequence[Axes], content: Content, panels: Panels, scale: float = 1.0) -> None:
+    """Draw a panel a case, with a bar for each server that takes part in any of them."""
+    samples = latencies_lifted(content["samples"])
+    cases = {sample["case"] for sample in samples if sample["case"] in panels}
+    servers = in_order(sample for sample in samples if sample["case"] in cases)
+    for axes, (case, (title, x, value)) in zip(row, panels.items(), strict=False):
         dress(axes, title, x, "")
-        found = {server: [*by_round(samples, case, server, value).values()] for server in servers}
+        found = {
+            server: [each * scale for each in by_round(samples, case, server, value).values()] for server in servers
+        }
         bars(axes, servers, found)
         axes.grid(False, axis="y")
+
+
+def latencies_lifted(samples: Iterable[Sample]) -> list[Sample]:
+    return [{**sample, **(sample.get("latency") or {})} for sample in samples]
+
+
+def bar_panels(content: Content, panels: Panels, height: float) -> Figure:
+    """Draw a row of panels: ``panels`` has title, axis and value of each."""
+    drawn = figure(content, 3.0 * len(panels) + 2, height)
+    draw_panels(drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0], content, panels)
     drawn.supxlabel(note(content, MEDIANS), fontsize=9, color="#555555")
     return drawn
 
@@ -329,6 +320,44 @@ def memory(content: Content) -> Figure:
         "blocked memory 10000": ("blocked in a downcall", "memory per connection, kB", "kb"),
     }
     return bar_panels(content, panels, 4.8)
+
+
+def http(content: Content) -> Figure:
+    """What a request costs, and how many there are."""
+    drawn = figure(content, 15, 8)
+    costs, rates = drawn.subplots(2, 4, sharey=True, squeeze=False)
+    titles = {
+        "small": "an answer of 100 bytes",
+        "close": "100 bytes, Connection: close",
+        "large": "an answer of 1 MB",
+        "upload": "an upload of 1 MB",
+    }
+    draw_panels(costs, content, {case: (title, "server CPU each, us", "server_us") for case, title in titles.items()})
+    thousands = {case: (title, "thousand requests/s", "rate") for case, title in titles.items()}
+    draw_panels(rates, content, thousands, 1e-3)
+    drawn.supxlabel(note(content, MEDIANS), fontsize=9, color="#555555")
+    return drawn
+
+
+def proxy(content: Content) -> Figure:
+    """What a request through a proxy costs, how many there are, how much later answers come, how fast a download."""
+    drawn = figure(content, 15, 7)
+    first, second = drawn.subplots(2, 3, sharey=True, squeeze=False)
+    cost = "proxy CPU each, us"
+    panels = {
+        "small": ("an answer of 100 bytes", cost, "server_us"),
+        "close": ("100 bytes, Connection: close", cost, "server_us"),
+        "upload": ("an upload of 1 MB", cost, "server_us"),
+    }
+    draw_panels(first, content, panels)
+    draw_panels(second[:1], content, {"small": ("an answer of 100 bytes", "thousand requests/s", "rate")}, 1e-3)
+    more = {
+        "latency at 50%": ("at half the top rate of each", "p99 added, ms", "added_p99_ms"),
+        "download 256 MB": ("a download of 256 MB", "MiB/s", "mib_per_second"),
+    }
+    draw_panels(second[1:], content, more)
+    drawn.supxlabel(note(content, MEDIANS), fontsize=9, color="#555555")
+    return drawn
 
 
 def cumulated(samples: Iterable[Sample]) -> Points:
@@ -382,6 +411,8 @@ PLOTS: dict[str, Callable[[Content], Figure]] = {
     "shortlived": shortlived,
     "memory": memory,
     "latency": latency,
+    "http": http,
+    "proxy": proxy,
 }
 
 

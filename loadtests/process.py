@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,10 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from loadtests.native import build
 
-__all__ = ["GENERATOR_CORES", "ROOT", "SERVER_CORES", "Memory", "Peer", "StartError"]
+__all__ = ["GENERATOR_CORES", "ROOT", "SERVER_CORES", "Group", "Memory", "Peer", "StartError", "peak_memory"]
+
+Self = TypeVar("Self", bound="Peer")
 
 #: The server has the last core to itself where there are two; the generator and the bench have the others.
 CORES = sorted(os.sched_getaffinity(0))
@@ -41,10 +45,28 @@ class Memory:
         self.private = fields["Private_Clean:"] + fields["Private_Dirty:"]
 
 
+def peak_memory(pid: int | str) -> int:
+    """Return the most bytes that were resident since the process began, or since its peak was forgotten."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0  # it has ended
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of all threads, dead ones too, exact to the nanosecond.
+
+    The process's CPU clock, and not ``/proc/PID/schedstat``, which is only brought up to date on a tick.
+    """
+    clock = (~pid << 3) | 2  # CPUCLOCK_SCHED of a process: what clock_getcpuclockid(3) returns
+    return time.clock_gettime_ns(clock)
+
+
 class Peer:
     """A server from start to end, as a context manager: of ``loadtests/peers``, or what ``command`` starts.
 
-    It is told ``--bind 127.0.0.1:0`` and says ``listening on HOST:PORT`` once it is ready.
+    It is told ``--bind 127.0.0.1:0``, or another option in its place, and says ``listening on HOST:PORT`` once it is
+    ready.
 
     Error handling: a server that does not listen within ``timeout`` seconds is ended, and :class:`StartError`
     raised.
@@ -57,13 +79,17 @@ class Peer:
         cores: Sequence[int] = SERVER_CORES,
         timeout: float = 20.0,
         command: Sequence[str] | None = None,
+        bind: str = "--bind",
     ) -> None:
         self.name = name
         self.address = ""
         self._cores = cores
         self._timeout = timeout
-        self._command = [*(command or self._default_command(name)), "--bind", "127.0.0.1:0", *arguments]
+        self._command = [*(command or self._default_command(name)), bind, "127.0.0.1:0", *arguments]
         self._output: str | None = None
+
+    #: In a session, and so in a group of processes, of its own.
+    _has_session = False
 
     @staticmethod
     def _default_command(name: str) -> list[str]:
@@ -71,11 +97,16 @@ class Peer:
             return [str(build("peers/epoll.c"))]
         return [sys.executable, "-m", f"loadtests.peers.{name}"]
 
-    def __enter__(self) -> Peer:
+    def __enter__(self: Self) -> Self:
         # A file and not a pipe: a server that writes a traceback per connection must not block on it.
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
+            self._command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=self._has_session,
         )
         try:
             os.sched_setaffinity(self._process.pid, self._cores)
@@ -128,12 +159,8 @@ class Peer:
         return self._process.pid
 
     def cpu_ns(self) -> int:
-        """CPU time of all threads, dead ones too, exact to the nanosecond.
-
-        The process's CPU clock, and not ``/proc/PID/schedstat``, which is only brought up to date on a tick.
-        """
-        clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of a process: what clock_getcpuclockid(3) returns
-        return time.clock_gettime_ns(clock)
+        """CPU time of all threads, dead ones too, exact to the nanosecond."""
+        return cpu_ns(self.pid)
 
     def memory(self) -> Memory:
         """Return the memory of the process now."""
@@ -149,3 +176,45 @@ class Peer:
             if after - before < interval * 0.02 * 1e9:
                 return
             before = after
+
+
+class Group(Peer):
+    """A server of several processes, say a master and its workers: CPU time and peak of memory are those of all."""
+
+    _has_session = True
+
+    def pids(self) -> list[int]:
+        """Return the processes of the group, its first one too."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and group_of(entry) == self.pid:
+                found.append(int(entry.name))
+        return found
+
+    def cpu_ns(self) -> int:
+        """CPU time of all processes of the group. What one took that has ended is not in it."""
+        return sum(map(cpu_ns, self.pids()))
+
+    def forget_peak(self) -> None:
+        """Begin anew with the peak of memory."""
+        for pid in self.pids():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+    def peak(self) -> int:
+        """Return the peaks of all processes together, in bytes."""
+        return sum(map(peak_memory, self.pids()))
+
+    def stop(self, timeout: float = 10.0) -> str:
+        """End the server, and what it left behind."""
+        output = super().stop(timeout)
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        return output
+
+
+def group_of(entry: Path) -> int | None:
+    """Return the group of the process with this directory in /proc; None if it has ended."""
+    try:
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[2])
+    except (FileNotFoundError, ProcessLookupError):
+        return None

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["NAMES", "SERVERS", "Server", "missing"]
+from loadtests.peers.programs import program
+
+__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "Server", "missing"]
+
+Kind = Literal["tcp", "http", "proxy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +21,15 @@ class Server:
     title: str
     #: Modules besides the standard library.
     needs: tuple[str, ...] = ()
+    #: What it takes part in.
+    kind: Kind = "tcp"
+    #: Programs that are no modules.
+    programs: tuple[str, ...] = ()
+
+
+def http(title: str, *needs: str, kind: Kind = "http", programs: tuple[str, ...] = ()) -> Server:
+    """Return a server that wrk drives."""
+    return Server(title, needs, kind, ("wrk", *programs))
 
 
 SERVERS: dict[str, Server] = {
@@ -28,13 +42,40 @@ SERVERS: dict[str, Server] = {
     "uvloop_streams": Server("uvloop streams", ("uvloop",)),
     "trio_streams": Server("trio", ("trio",)),
     "epoll": Server("C, bare epoll"),
+    "http_server": http("greensock HTTPServer", "gevent", "greensock"),
+    "wsgi_server": http("greensock WSGIServer", "gevent", "greensock"),
+    "http_client": http("greensock HTTPClient", "gevent", "greensock"),
+    "http_pywsgi": http("gevent pywsgi", "gevent"),
+    "http_gunicorn": http("gunicorn, gevent worker", "gunicorn", "gevent"),
+    "http_uvicorn": http("uvicorn, bare ASGI", "uvicorn", "uvloop", "httptools"),
+    "http_aiohttp": http("aiohttp on uvloop", "aiohttp", "uvloop"),
+    "http_nginx": http("nginx", programs=("nginx",)),
+    "http_haproxy": http("HAProxy", programs=("haproxy",)),
+    "proxy_greensock": http("greensock reverse_proxy", "gevent", "greensock", "examples.reverse_proxy", kind="proxy"),
+    "proxy_pywsgi": http("pywsgi + geventhttpclient", "gevent", "geventhttpclient", kind="proxy"),
+    "proxy_aiohttp": http("aiohttp on uvloop", "aiohttp", "uvloop", kind="proxy"),
+    "proxy_nginx": http("nginx", kind="proxy", programs=("nginx",)),
+    "proxy_haproxy": http("HAProxy", kind="proxy", programs=("haproxy",)),
 }
 NAMES = tuple(SERVERS)
+TCP, HTTP, PROXIES = (
+    tuple(name for name, server in SERVERS.items() if server.kind == kind) for kind in ("tcp", "http", "proxy")
+)
+
+
+def is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is not there
+        return False
 
 
 def missing(name: str) -> str | None:
-    """Return the module that a server needs and that is not installed, or None."""
+    """Return the module or program that a server needs and that is not installed, or None."""
     for module in SERVERS[name].needs:
-        if importlib.util.find_spec(module) is None:
+        if not is_there(module):
             return module
+    for needed in SERVERS[name].programs:
+        if program(needed) is None:
+            return needed
     return None

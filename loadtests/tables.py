@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import results
-from loadtests.figures import Row, assess
+from loadtests.figures import HTTP_TARGETS, PROXY_TARGETS, Row, Target, assess
 from loadtests.process import ROOT
 from loadtests.results import Sample, by_round, series
 from loadtests.servers import SERVERS
@@ -109,6 +109,10 @@ COLUMNS = (
     ("p99_us", "p99, us"),
     ("p999_us", "p99.9, us"),
     ("max_us", "max, us"),
+    ("added_p99_ms", "p99 added, ms"),
+    ("mib_per_second", "MiB/s"),
+    ("peak_before_mib", "peak before, MiB"),
+    ("peak_after_mib", "peak after, MiB"),
     ("marked_p50_us", "p50 of the blocking, us"),
 )
 
@@ -152,9 +156,24 @@ def targets_table(content: Content) -> str:
     return render(("figure", "at most", "median", "rounds", ""), rows)
 
 
+def asked_table(targets: Sequence[Target], content: Content) -> str:
+    """The same for figures that have a least value too."""
+    rows = [
+        (
+            row.title,
+            f"{'at least' if row.at_least else 'at most'} {number(row.most, row.unit)}",
+            number(row.measured, row.unit),
+            f"{number(row.least)}-{number(row.greatest)}",
+            verdict(row),
+        )
+        for row in assess(content["samples"], targets)
+    ]
+    return render(("figure", "asked", "median", "rounds", ""), rows)
+
+
 def cases_table(cases: Mapping[str, tuple[str, str]], content: Content) -> str:
     """A row a server, a column a case: ``cases`` has the title and the value of each."""
-    samples = content["samples"]
+    samples = flatten(content["samples"])
     rows = [
         [
             SERVERS[server].title,
@@ -162,6 +181,8 @@ def cases_table(cases: Mapping[str, tuple[str, str]], content: Content) -> str:
         ]
         for server in in_order(samples)
     ]
+    empty = ["-"] * (len(cases) - 1)
+    rows += [[SERVERS[name].title, f"no {what} here", *empty] for name, what in content.get("skipped", {}).items()]
     return render(["", *(title for title, _ in cases.values())], rows)
 
 
@@ -175,6 +196,53 @@ FIGURES_CASES = {
 MEMORY_CASES = {
     "idle memory 10000": ("idle, kB", "kb"),
     "blocked memory 10000": ("blocked in a downcall, kB", "kb"),
+}
+
+REQUESTS = {
+    "small": "100 bytes",
+    "close": "100 bytes, Connection: close",
+    "large": "answer of 1 MB",
+    "upload": "upload of 1 MB",
+}
+PROXY_LATENCY = "latency at 50%"
+
+
+def requests_table(value: str, content: Content) -> str:
+    """A value of all kinds of requests that were made."""
+    made = {sample["case"] for sample in content["samples"]}
+    return cases_table({case: (title, value) for case, title in REQUESTS.items() if case in made}, content)
+
+
+def columns_table(case: str, columns: Mapping[str, str], content: Content) -> str:
+    """A row a server, a column a value of one case, and what failed."""
+    samples = flatten(content["samples"])
+    rows = [
+        [
+            SERVERS[server].title,
+            *(compact([*by_round(samples, case, server, value).values()]) for value in columns),
+            failed(samples, server, case),
+        ]
+        for server in in_order(sample for sample in samples if sample["case"] == case)
+    ]
+    return render(["", *columns.values(), "failed"], rows)
+
+
+BODY_COLUMNS = {
+    "mib_per_second": "MiB/s",
+    "server_us": "CPU, us per MiB",
+    "peak_before_mib": "peak of memory before, MiB",
+    "peak_after_mib": "after, MiB",
+}
+SPEED_COLUMNS = {
+    "mib_per_second": "MiB/s",
+    "direct_mib_per_second": "without a proxy, MiB/s",
+    "server_us": "CPU, us per MiB",
+}
+LATENCY_COLUMNS = {
+    "offered": "requests/s",
+    "p50_us": "p50, us",
+    "p99_us": "p99, us",
+    "added_p99_ms": "p99 added, ms",
 }
 
 
@@ -243,6 +311,14 @@ def of_series(experiment: str, kind: str, value: str, scale: float = 1.0) -> Tab
     return Table(experiment, lambda content: series_table(kind, value, scale, content))
 
 
+def of_requests(experiment: str, value: str) -> Table:
+    return Table(experiment, lambda content: requests_table(value, content))
+
+
+def of_columns(experiment: str, case: str, columns: Mapping[str, str]) -> Table:
+    return Table(experiment, lambda content: columns_table(case, columns, content))
+
+
 #: By the name in the marker.
 TABLES: dict[str, Table] = {
     "figures": Table("figures", lambda content: cases_table(FIGURES_CASES, content)),
@@ -258,8 +334,24 @@ TABLES: dict[str, Table] = {
     "latency": Table("latency", lambda content: percentiles_table("latency", content)),
     "disturbed": Table("latency", lambda content: percentiles_table("disturbed", content)),
     **{
+        f"{name}-{title}": of_requests(name, value)
+        for name in ("http", "proxy")
+        for title, value in {"rate": "rate", "cpu": "server_us", "p99": "p99_us"}.items()
+    },
+    **{
+        f"{name}-{way}": of_columns(name, f"{way} 2 GB", BODY_COLUMNS)
+        for name in ("http", "proxy")
+        for way in ("download", "upload")
+    },
+    "proxy-speed": of_columns("proxy", "download 256 MB", SPEED_COLUMNS),
+    "proxy-latency": of_columns("proxy", PROXY_LATENCY, LATENCY_COLUMNS),
+    "http-picture": Table("http", lambda content: "![CPU per request, and requests/s](results/http.png)"),
+    "proxy-picture": Table("proxy", lambda content: "![CPU per request, rate, latency, speed](results/proxy.png)"),
+    "http-targets": Table("http", lambda content: asked_table(HTTP_TARGETS, content)),
+    "proxy-targets": Table("proxy", lambda content: asked_table(PROXY_TARGETS, content)),
+    **{
         f"{name}-about": Table(name, about)
-        for name in ("figures", "connections", "messages", "shortlived", "memory", "latency")
+        for name in ("figures", "connections", "messages", "shortlived", "memory", "latency", "http", "proxy")
     },
 }
 

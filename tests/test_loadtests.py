@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 
 from greensock import DROP, Server
-from loadtests import bench, experiments, figures, generator, measure, native, progress, results, tables
-from loadtests.experiments import PLANS, Case, Plan, Scale
+from loadtests import bench, experiments, figures, generator, looks, measure, native, progress, results, tables
+from loadtests.experiments import PLANS
+from loadtests.plan import Case, Plan, Scale
 from loadtests.process import ROOT, Peer, StartError
-from loadtests.servers import NAMES, SERVERS, missing
+from loadtests.servers import HTTP, NAMES, PROXIES, SERVERS, TCP, missing
 
 plots = pytest.importorskip("loadtests.plots", reason="needs matplotlib: pip install -e '.[bench]'")
 
 INSTALLED = [name for name in NAMES if missing(name) is None]
-#: Enough to have every mode of the peers, and the peers that need nothing but greensock.
+#: Enough to have every mode of the peers, and the peers that need little but greensock.
 FEW = ("greensock_upcalls", "greensock_blocking", "gevent_streamserver", "epoll")
+FEW += tuple(name for name in ("http_server", "http_client", "proxy_aiohttp") if name in INSTALLED)
 QUICK = Scale(rounds=1, seconds=0.05, warmup=0.02, quick=True)
 
 
@@ -99,13 +101,14 @@ def test_the_issues_points_are_measured_at_full_scale():
     assert ramp.parameters["connections"] == 19000
     assert [case.parameters["share"] for case in plans["latency"].cases] == [0.3, 0.6, 0.9, 0.3]
     labels = {case.label for plan in plans.values() for case in plan.cases}
-    assert {target.case for target in figures.TARGETS} <= labels
+    targets = (*figures.TARGETS, *figures.HTTP_TARGETS, *figures.PROXY_TARGETS)
+    assert {target.case for target in targets} <= labels
 
 
-def test_all_experiments_take_a_quarter_of_an_hour():
+def test_all_experiments_take_less_than_half_an_hour():
     plans = [plan(Scale()) for plan in PLANS.values()]
     minutes = sum(bench.estimated(bench.steps(plan, NAMES)) for plan in plans) / 60
-    assert 10 < minutes < 18
+    assert 20 < minutes < 29
 
 
 def test_rivals_are_interleaved_and_rotate():
@@ -408,10 +411,11 @@ def test_plots_of_a_tiny_run(tiny):
 
 def test_every_experiment_and_every_server_has_its_looks():
     assert list(plots.PLOTS) == list(PLANS)
-    assert list(plots.STYLES) == list(NAMES)
-    colours = [style.colour for style in plots.STYLES.values()]
-    colours += [style.colour for _, style in plots.SEED_STYLES.values()]
-    assert len(set(colours)) == len(colours)
+    assert list(looks.STYLES) == list(NAMES)
+    seeds = [style.colour for _, style in looks.SEED_STYLES.values()]
+    for kind in (TCP, HTTP, PROXIES):
+        colours = [*(looks.STYLES[name].colour for name in kind), *seeds]
+        assert len(set(colours)) == len(colours)
 
 
 def test_the_seeds_curves():
@@ -423,7 +427,7 @@ def test_the_seeds_curves():
     }
     rates = plots.seed_curves("messages_per_s_by_connections")
     assert {name: [x for x, _ in points] for name, points in rates.items()} == {
-        name: [32, 128, 512, 1024, 2048, 8192, 20000] for name in plots.SEED_STYLES
+        name: [32, 128, 512, 1024, 2048, 8192, 20000] for name in looks.SEED_STYLES
     }
 
 

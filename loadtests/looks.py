@@ -1,0 +1,51 @@
+"""How servers look in charts: always the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["SEED_STYLES", "STYLES", "Style"]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a server looks, in every chart."""
+
+    colour: str
+    marker: str
+    line: Literal["-", "--"] = "-"
+    width: float = 1.5
+
+
+STYLES: dict[str, Style] = {
+    "greensock_upcalls": Style("#15803d", "o", width=2.4),
+    "greensock_blocking": Style("#84cc16", "s", width=2.4),
+    "gevent_streamserver": Style("#ea580c", "^"),
+    "asyncio_protocol": Style("#1d4ed8", "D"),
+    "asyncio_streams": Style("#60a5fa", "d"),
+    "uvloop_protocol": Style("#86198f", "v"),
+    "uvloop_streams": Style("#d8a0e6", "<"),
+    "trio_streams": Style("#dc2626", ">"),
+    "epoll": Style("#111111", "X", "--"),
+    "http_server": Style("#15803d", "o"),
+    "wsgi_server": Style("#84cc16", "s"),
+    "http_client": Style("#0d9488", "p"),
+    "http_pywsgi": Style("#ea580c", "^"),
+    "http_gunicorn": Style("#f59e0b", "P"),
+    "http_uvicorn": Style("#86198f", "v"),
+    "http_aiohttp": Style("#1d4ed8", "D"),
+    "http_nginx": Style("#111111", "X"),
+    "http_haproxy": Style("#6b7280", "*"),
+    "proxy_greensock": Style("#15803d", "o"),
+    "proxy_pywsgi": Style("#ea580c", "^"),
+    "proxy_aiohttp": Style("#1d4ed8", "D"),
+    "proxy_nginx": Style("#111111", "X"),
+    "proxy_haproxy": Style("#6b7280", "*"),
+}
+#: Of the seed's own three servers: none of ours, so none of our colours.
+SEED_STYLES: dict[str, tuple[str, Style]] = {
+    "synchronous_sockets": ("synchronous sockets (the seed)", Style("#a16207", "o")),
+    "kernel_sockets": ("plain kernel sockets", Style("#64748b", "s")),
+    "user_mode_epoll": ("user-mode epoll", Style("#94a3b8", "^", "--")),
+}
