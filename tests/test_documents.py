@@ -51,6 +51,13 @@ def test_the_second_program_in_the_readme_runs():
             assert answer.read_all() == b'{"bytes": 100000}'
 
 
+def test_the_programs_of_wsgi_and_of_the_client_run():
+    with running(PROGRAMS[2]) as (host, port):
+        program = PROGRAMS[3].replace("127.0.0.1:8080", f"{host}:{port}")
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("200 text/plain b'hello from /'\n12 bytes, as they came\n", "")
+
+
 def test_what_the_readme_names_exists():
     for upcall in re.findall(r"^\| `(\w+)\(conn", README, re.MULTILINE):
         assert callable(getattr(Server, upcall)), upcall

@@ -23,7 +23,10 @@ def authority_of(method: bytes, target: bytes, host: bytes | None) -> bytes:
         BadMessage: a form that does not go with the method, or another authority than Host's.
     """
     if method == b"CONNECT":
-        return _authority_form(target)
+        authority = _authority_form(target)
+        if host is not None and _canonical(b"http", host)[0] != _canonical(b"http", authority)[0]:
+            raise BadMessage(f"CONNECT to {target[:80]!r}, Host says {host[:80]!r}", Reason.HOST_MISMATCH)
+        return authority
     if target == b"*":
         if method != b"OPTIONS":
             raise BadMessage(f"{method.decode()} *: only OPTIONS may ask this", Reason.TARGET)

@@ -116,10 +116,10 @@ class ReverseProxy(HTTPServer):
         super().start()
         self.gateway.enter(self)
 
-    def stop(self, timeout: float | None = None) -> None:
-        """Stop; with the last listener the checks stop, and idle connections to servers are closed."""
+    def abort(self) -> None:
+        """Stop now; with the last listener the checks stop, and idle connections to servers are closed."""
         try:
-            super().stop(timeout)
+            super().abort()
         finally:
             self.gateway.leave(self)
 
