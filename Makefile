@@ -1,5 +1,5 @@
 # make run: the main job. make test: all checks. make bench: every experiment, under 30 minutes (QUICK=1: under 3).
-# make load: Locust for a minute. All make .venv first.
+# make load: Locust, two minutes. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

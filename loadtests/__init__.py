@@ -22,6 +22,9 @@ looks             how servers look in charts
 plots             draws them: ``python -m loadtests.plots``
 tables            puts them into tables, and these into the documents: ``python -m loadtests.tables``
 seed              the workload of the seed's experiments: ``make run``
-load              Locust's users, of locustfile_tcp: ``make load``
+load              Locust's users, of locustfile_tcp and locustfile_http: ``make load``
+load_origin       what is behind the proxy for these users
+locust_pages      what it answers and they expect
+websocket         frames of WebSocket
 arguments         what command lines check in the same way
 """

@@ -206,10 +206,21 @@ class Group(Peer):
 
     def stop(self, timeout: float = 10.0) -> str:
         """End the server, and what it left behind."""
-        output = super().stop(timeout)
+        if self._output is None:
+            self._end_group(timeout)  # first, as one that is left would hold our end of the pipe open
+        return super().stop(timeout)
+
+    def _end_group(self, timeout: float) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pass  # it is among those that are killed
         for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
-        return output
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it has just ended
 
 
 def group_of(entry: Path) -> int | None:

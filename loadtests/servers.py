@@ -58,9 +58,15 @@ SERVERS: dict[str, Server] = {
     "proxy_haproxy": http("HAProxy", kind="proxy", programs=("haproxy",)),
 }
 NAMES = tuple(SERVERS)
-TCP, HTTP, PROXIES = (
-    tuple(name for name, server in SERVERS.items() if server.kind == kind) for kind in ("tcp", "http", "proxy")
-)
+
+
+def of_kind(kind: Kind) -> tuple[str, ...]:
+    return tuple(name for name, server in SERVERS.items() if server.kind == kind)
+
+
+TCP = of_kind("tcp")
+HTTP = of_kind("http")
+PROXIES = of_kind("proxy")
 
 
 def is_there(module: str) -> bool:

@@ -1,4 +1,4 @@
-"""Locust against the lines example: in a process of its own, as ``make load`` runs it."""
+"""Locust against the lines example and a proxy: in a process of its own, as ``make load`` runs it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pytest
 
 from loadtests import load
 from loadtests.process import ROOT
+from loadtests.servers import missing
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("locust") is None, reason="needs Locust: pip install -e '.[load]'"
 )
 
+PAGES = {"page", "page, close", "upload", "download", "download, chunks"}
 TASKS = {"GET", "SET", "DEL", "KEYS", "10 at once", "nonsense", "QUIT"}
 
 WRONG_NOW_AND_THEN = """
@@ -57,18 +59,18 @@ if __name__ == "__main__":
 """
 
 
-def run(output: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "loadtests.load", "--output", str(output), *map(str, arguments)]
+def run(output: Path, *arguments: object, name: str = "lines") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "loadtests.load", name, "--output", str(output), *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def rows(output: Path) -> dict[str, dict[str, str]]:
-    with (output / "report_stats.csv").open(newline="") as lines:
+def rows(output: Path, name: str = "lines") -> dict[str, dict[str, str]]:
+    with (output / name / "report_stats.csv").open(newline="") as lines:
         return {row["Name"]: row for row in csv.DictReader(lines)}
 
 
-def errors(output: Path) -> str:
-    return (output / "report_failures.csv").read_text()
+def errors(output: Path, name: str = "lines") -> str:
+    return (output / name / "report_failures.csv").read_text()
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_ten_seconds(tmp_path):
     requests = int(found["Aggregated"]["Request Count"])
     assert requests > 1000
     assert f"{requests:,} requests, 0 failed" in done.stdout
-    assert "<html" in (tmp_path / "report.html").read_text()
+    assert "<html" in (tmp_path / "lines" / "report.html").read_text()
 
 
 def test_several_processes(tmp_path):
@@ -127,6 +129,49 @@ def test_a_server_that_does_not_start(tmp_path):
     done = run(tmp_path, "--server", "nosuch")
     assert done.returncode == 2
     assert re.search(r"^the server did not start: .*No module named nosuch$", done.stdout, re.MULTILINE)
+
+
+def needs(proxy: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(missing(proxy) is not None, reason=f"needs {missing(proxy)}")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "tasks"),
+    [
+        pytest.param("proxy_greensock", PAGES | {"WebSocket"}, marks=needs("proxy_greensock")),
+        pytest.param("proxy_haproxy", PAGES | {"WebSocket"}, marks=needs("proxy_haproxy")),
+        pytest.param("proxy_aiohttp", PAGES, marks=needs("proxy_aiohttp")),
+    ],
+)
+def test_users_of_a_proxy(proxy, tasks, tmp_path):
+    exclude = () if "WebSocket" in tasks else ("--exclude", "websocket")
+    done = run(tmp_path, "--proxy", proxy, "--seconds", 5, "--users", 20, *exclude, name="http")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = rows(tmp_path, "http")
+    assert set(found) == tasks | {"Aggregated"}
+    assert all(int(row["Failure Count"]) == 0 for row in found.values())
+    assert f"{int(found['Aggregated']['Request Count']):,} requests, 0 failed" in done.stdout
+
+
+@needs("proxy_aiohttp")
+def test_what_a_proxy_can_not_do_is_a_failure(tmp_path):
+    """This one knows no WebSocket."""
+    done = run(tmp_path, "--proxy", "proxy_aiohttp", "--seconds", 3, "--users", 10, name="http")
+    assert done.returncode == 1
+    assert "WebSocket: HTTP/1.1 426" in errors(tmp_path, "http")
+    assert int(rows(tmp_path, "http")["page"]["Failure Count"]) == 0
+
+
+def test_a_proxy_that_is_not_there(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(load, "missing", lambda name: "examples.reverse_proxy")
+    assert load.main(["http", "--output", str(tmp_path)]) == 2
+    assert "proxy_greensock can't be started: there is no examples.reverse_proxy" in capsys.readouterr().out
+
+
+def test_a_run_that_there_is_not(capsys):
+    with pytest.raises(SystemExit):
+        load.main(["nosuch"])
+    assert "no such run: nosuch; there are lines, http" in capsys.readouterr().err
 
 
 def test_without_locust(monkeypatch, capsys):

@@ -93,7 +93,7 @@ def nginx(configure: Callable[[Path], str]) -> None:
     body = configure(Path(name)).replace("{listen}", f"listen {host}:{port} backlog={common.BACKLOG};")
     path = Path(name) / "nginx.conf"
     path.write_text(f"{head}{body}}}\n")
-    command = [program("nginx") or "nginx", "-p", name, "-e", "stderr", "-c", str(path)]
+    command = [program("nginx") or "nginx", "-p", name, "-e", "/dev/null", "-c", str(path)]
     become(command, name, sock, {"NGINX": f"{sock.fileno()};"})
 
 
