@@ -1,13 +1,16 @@
-# make run: the main job. make test: all checks. make bench: every experiment, under 30 minutes (QUICK=1: under 3).
-# make load: Locust, two minutes. All make .venv first.
+# make run: the reverse proxy before a site of its own. make test: all checks. make bench: every experiment, under 30
+# minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the seed's workload. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench load clean
+.PHONY: run seed test bench load clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed
+	$(BIN)/python -m examples.reverse_proxy $(ARGS)
+
+seed: $(VENV)/installed
 	$(BIN)/python -m loadtests.seed $(ARGS)
 
 test: $(VENV)/installed-test

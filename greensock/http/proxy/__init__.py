@@ -27,9 +27,11 @@ passing         the answer's way back
 relay           one request on its way
 gateway         what the listeners of a proxy share
 server          the reverse proxy
+config          a configuration: read, checked, and made into a gateway
 ==============  ============================================================================="""
 
 from greensock.http.proxy.access_log import AccessLog
+from greensock.http.proxy.config import ConfigError, ConfigProblem, ProxyConfig, load_config, parse_config
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
@@ -56,6 +58,8 @@ __all__ = [
     "MAX_PROXY_HEADER",
     "AccessLog",
     "BadProxyHeader",
+    "ConfigError",
+    "ConfigProblem",
     "ErrorPage",
     "ErrorPages",
     "FieldEdits",
@@ -67,6 +71,7 @@ __all__ = [
     "HealthOptions",
     "HealthStatistics",
     "LogOptions",
+    "ProxyConfig",
     "ProxyHeader",
     "ProxyTimeouts",
     "Record",
@@ -84,6 +89,8 @@ __all__ = [
     "combined_line",
     "json_line",
     "key_of",
+    "load_config",
+    "parse_config",
     "parse_proxy_header",
     "write_proxy_header",
 ]

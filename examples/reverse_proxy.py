@@ -1,0 +1,98 @@
+"""A reverse proxy in front of HTTP servers; without any, in front of a site of its own."""
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import argparse
+import logging
+import resource
+import sys
+from typing import Any
+
+import gevent
+
+from examples._site import Site, WebSocketEcho
+from examples._tour import take_tour
+from greensock.http import ConfigError, ProxyConfig, ReverseProxy, load_config, parse_config
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m examples.reverse_proxy", description=__doc__)
+    parser.add_argument("--config", metavar="FILE", help="a configuration: see examples/reverse_proxy.toml")
+    parser.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
+    parser.add_argument("--listen", action="append", metavar="ADDRESS", help="[HOST]:PORT, or the path of a socket")
+    parser.add_argument("--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH")
+    parser.add_argument("--log", default="-", metavar="FILE", help="of requests; -: standard output; none: none")
+    parser.add_argument("--once", action="store_true", help="with a site of its own: end after the tour")
+    return parser
+
+
+def configuration(given: argparse.Namespace, upstreams: dict[str, Any], routes: list[dict[str, Any]]) -> ProxyConfig:
+    if given.config:
+        return load_config(given.config)
+    log = {} if given.log == "none" else {"log": {"path": given.log}}
+    listen = given.listen or ["127.0.0.1:8080"]
+    return parse_config({"listen": listen, "upstreams": upstreams, "routes": routes, **log}, "the command line")
+
+
+def started_site() -> tuple[list[Site], dict[str, Any], list[dict[str, Any]]]:
+    """Start the embedded origin; return its servers, and what the proxy is to be told."""
+    sites = [Site(("127.0.0.1", 0)) for _ in range(2)]
+    echo = WebSocketEcho(("127.0.0.1", 0))
+    for server in (*sites, echo):
+        server.start()
+    upstreams = {
+        "site": {"servers": [f"http://127.0.0.1:{site.server_port}" for site in sites]},
+        "echo": {"servers": [f"http://127.0.0.1:{echo.server_port}"]},
+    }
+    return sites, upstreams, [{"path": "/echo", "upstream": "echo"}, {"upstream": "site"}]
+
+
+def main() -> int:
+    parser = arguments()
+    given = parser.parse_args()
+    if given.config and (given.listen or given.upstream):
+        parser.error("--config says where to listen and what is behind: --listen and --upstream don't go with it")
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
+    sites: list[Site] = []
+    try:
+        if given.config or given.upstream or given.check:
+            config = configuration(given, {"upstream": {"servers": given.upstream or []}}, [])
+        else:
+            sites, upstreams, routes = started_site()
+            config = configuration(given, upstreams, routes)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if given.check:
+        print("the configuration is sound")
+        return 0
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return serve(config, sites, given.once)
+
+
+def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
+    gateway = config.gateway()
+    proxies = [ReverseProxy(listen, gateway, proxy_protocol=config.proxy_protocol) for listen in config.listen]
+    for proxy in proxies:
+        proxy.start()
+        where = proxy.address if isinstance(proxy.address, str) else f"{proxy.server_host}:{proxy.server_port}"
+        print(f"listening on {where}", flush=True)
+    if sites:
+        print("No server was named: the proxy stands before a site of its own, two servers and an echo of WebSockets.")
+    failed = bool(sites) and not take_tour(proxies[0], sites)
+    if not once:
+        others = [gevent.spawn(proxy.serve_forever) for proxy in proxies[1:]]
+        proxies[0].serve_forever()
+        gevent.joinall(others, timeout=1)
+    for server in (*proxies, *sites):
+        server.stop()
+    if gateway.log is not None:
+        gateway.log.close()
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,399 @@
+"""A configuration: read from a mapping or a TOML file, checked whole, and made into a :class:`Gateway`.
+
+The keys of a table are the fields of the class that it becomes, so that each checks itself; here is what classes can't
+know: which tables there are, and what they say of each other. Every problem is found in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from greensock.http.limits import Limits
+from greensock.http.proxy.access_log import AccessLog
+from greensock.http.proxy.forwarded import Forwarding
+from greensock.http.proxy.gateway import Gateway
+from greensock.http.proxy.guard import GuardOptions
+from greensock.http.proxy.health import HealthOptions
+from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.http.proxy.routes import Route
+from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
+from greensock.http.proxy.sticky import StickyCookie
+
+__all__ = ["ConfigError", "ConfigProblem", "ProxyConfig", "load_config", "parse_config"]
+
+Kind = TypeVar("Kind")
+
+_toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+#: The tables and keys of the whole.
+TABLES = (
+    *("listen", "proxy_protocol", "log", "limits", "timeouts"),
+    *("forwarding", "guard", "error_pages", "upstreams", "routes"),
+)
+
+_port = re.compile(r"(?P<host>|[^:\[\]/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})").fullmatch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One thing that is wrong."""
+
+    #: The file; empty if there is none.
+    file: str
+    #: The table, as it is written; empty for the top.
+    table: str
+    #: The key; empty if the table itself is wrong.
+    key: str
+    #: What it is, as text; empty if it is missing.
+    value: str
+    #: What would be right.
+    expected: str
+
+    def __str__(self) -> str:
+        place = " ".join(part for part in (f"{self.file}:" if self.file else "", self.table, self.key) if part)
+        value = f" = {self.value}" if self.value else ""
+        return f"{place}{value}: {self.expected}"
+
+
+class ConfigError(Exception):
+    """A configuration that can't be used: the program's, or whoever wrote it."""
+
+    def __init__(self, errors: list[ConfigProblem]) -> None:
+        super().__init__("\n".join(map(str, errors)))
+        #: All that is wrong.
+        self.errors = errors
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProxyConfig:
+    """A sound configuration."""
+
+    #: Where to listen: ``(host, port)``, or the path of a Unix socket.
+    listen: tuple[tuple[str, int] | str, ...]
+    #: Whether connections begin with a PROXY header.
+    proxy_protocol: bool
+    #: Groups of servers, each with its health and its cookie.
+    upstreams: tuple[tuple[UpstreamOptions, HealthOptions, StickyCookie | None], ...]
+    #: Which requests go where.
+    routes: tuple[Route, ...]
+    #: The log of requests.
+    log: LogOptions
+    #: How large the parts of a message may be.
+    limits: Limits
+    #: How long its phases may take.
+    timeouts: ProxyTimeouts
+    #: What is believed, and told.
+    forwarding: Forwarding
+    #: What clients may do; None: whatever they want.
+    guard: GuardOptions | None
+    #: What is shown for errors.
+    error_pages: ErrorPages
+
+    def gateway(self) -> Gateway:
+        """Return the gateway. Its log is opened with its first line; close it when all is over."""
+        log = self.log
+        target = 1 if log.path == "-" else log.path
+        return Gateway(
+            self.upstreams,
+            self.routes,
+            forwarding=self.forwarding,
+            timeouts=self.timeouts,
+            limits=self.limits,
+            guard=self.guard,
+            error_pages=self.error_pages,
+            log=None if target is None else AccessLog(target, log.format, log.max_pending),
+        )
+
+
+def load_config(path: str) -> ProxyConfig:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: it can't be read, is no TOML, or says what may not be.
+    """
+    try:
+        with open(path, "rb") as file:
+            mapping = _toml.load(file)
+    except OSError as error:
+        raise ConfigError(
+            [ConfigProblem(path, "", "", "", f"{error.strerror}: a file that can be read expected")]
+        ) from None
+    except (_toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([ConfigProblem(path, "", "", "", f"no TOML: {error}")]) from None
+    return parse_config(mapping, path)
+
+
+def parse_config(mapping: Mapping[str, Any], file: str = "") -> ProxyConfig:
+    """Check a configuration; ``file`` is what errors call it. Error pages are read from their files.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    reader = _Reader(file)
+    config = reader.read(mapping)
+    if reader.problems or config is None:
+        raise ConfigError(reader.problems)
+    return config
+
+
+class _Reader:
+    """Collects what is wrong."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.problems: list[ConfigProblem] = []
+
+    def note(self, table: str, key: str, value: Any, expected: str) -> None:
+        self.problems.append(ConfigProblem(self.file, table, key, value if value == "" else _shown(value), expected))
+
+    # -- the whole
+
+    def read(self, mapping: Mapping[str, Any]) -> ProxyConfig | None:
+        self.check_keys("", mapping, TABLES)
+        listen = self.listeners(mapping.get("listen", ["127.0.0.1:8080"]))
+        protocol = mapping.get("proxy_protocol", False)
+        if not isinstance(protocol, bool):
+            self.note("", "proxy_protocol", protocol, "true or false expected")
+        upstreams = self.upstreams(mapping.get("upstreams", {}))
+        names = (
+            list(mapping["upstreams"]) if isinstance(mapping.get("upstreams"), Mapping) else []
+        )  # the wrong ones, too
+        routes = self.routes(mapping.get("routes", []), names)
+        log = self.made("[log]", mapping.get("log", {"path": None}), LogOptions)
+        limits = self.made("[limits]", mapping.get("limits", {}), Limits)
+        timeouts = self.made("[timeouts]", mapping.get("timeouts", {}), ProxyTimeouts)
+        forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
+        guard = self.made("[guard]", mapping["guard"], GuardOptions) if "guard" in mapping else None
+        pages = self.error_pages(mapping.get("error_pages", {}))
+        self.check_loops(upstreams, listen)
+        if self.problems or not (log and limits and timeouts and forwarding and pages is not None):
+            return None
+        return ProxyConfig(
+            tuple(listen), protocol, tuple(upstreams), tuple(routes), log, limits, timeouts, forwarding, guard, pages
+        )
+
+    def listeners(self, given: Any) -> list[tuple[str, int] | str]:
+        texts = [given] if isinstance(given, str) else given
+        expected = "HOST:PORT, :PORT, [v6]:PORT or the path of a socket expected"
+        if not isinstance(texts, list) or not texts:
+            self.note("", "listen", given, f"a list of {expected}")
+            return []
+        found: list[tuple[str, int] | str] = []
+        for text in texts:
+            address = _address(text)
+            if address is None:
+                self.note("", "listen", text, expected)
+            elif address in found:
+                self.note("", "listen", text, "each address once expected")
+            else:
+                found.append(address)
+        return found
+
+    # -- tables that become objects
+
+    def made(self, table: str, given: Any, kind: Callable[..., Kind], **ready: Any) -> Kind | None:
+        """Return what a table says, made; None if that can't be. ``ready`` are fields that were made before."""
+        if not isinstance(given, Mapping):
+            self.note(table, "", given, "a table expected")
+            return None
+        known = {each.name: str(each.type) for each in dataclasses.fields(kind) if each.init}  # type: ignore[arg-type]
+        self.check_keys(table, given, [name for name in known if name not in ready])
+        values = {name: _converted(known[name], value) for name, value in given.items() if name in known} | ready
+        while True:
+            try:
+                return kind(**values)
+            except ValueError as error:  # which says "field=value: ... expected"
+                name, _, text = str(error).partition("=")
+                name = name.split(":")[0]
+                self.note(
+                    table, name if name in known else "", given.get(name, ""), text.partition(": ")[2] or str(error)
+                )
+                if name not in values or name in ready:
+                    return None
+                del values[name]  # to find what else is wrong
+            except TypeError:
+                required = [
+                    each.name
+                    for each in dataclasses.fields(kind)  # type: ignore[arg-type]
+                    if each.init and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+                ]
+                for name in required:
+                    if name not in values and name not in given:
+                        self.note(table, name, "", "missing")
+                return None
+
+    def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+        names = list(known)
+        for key in given:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, 1)
+                hint = f"{near[0]}?" if near else f"one of {', '.join(names)} expected"
+                self.note(table, str(key), given[key], f"no such key: {hint}")
+
+    # -- upstreams
+
+    def upstreams(self, given: Any) -> list[tuple[UpstreamOptions, HealthOptions, StickyCookie | None]]:
+        if not isinstance(given, Mapping) or not given:
+            self.note(
+                "[upstreams]", "", "" if isinstance(given, Mapping) else given, "at least one [upstreams.NAME] expected"
+            )
+            return []
+        made = [self.upstream(name, table) for name, table in given.items()]
+        return [each for each in made if each is not None]
+
+    def upstream(self, name: str, given: Any) -> tuple[UpstreamOptions, HealthOptions, StickyCookie | None] | None:
+        table = f"[upstreams.{name}]"
+        if not isinstance(given, Mapping):
+            self.note(table, "", given, "a table expected")
+            return None
+        rest = {key: value for key, value in given.items() if key not in ("servers", "health", "sticky")}
+        health = self.made(f"[upstreams.{name}.health]", given.get("health", {}), HealthOptions)
+        sticky = None
+        if "sticky" in given:
+            sticky = self.made(f"[upstreams.{name}.sticky]", given["sticky"], StickyCookie)
+        servers = self.servers(table, given.get("servers", []))
+        group = self.made(table, rest, UpstreamOptions, name=name, servers=servers) if servers else None
+        if group is None or health is None:
+            return None
+        return group, health, sticky
+
+    def servers(self, table: str, given: Any) -> tuple[ServerOptions, ...]:
+        if not isinstance(given, list) or not given:
+            self.note(table, "servers", given, "a list of http://HOST:PORT or unix:PATH expected")
+            return ()
+        made = []
+        for place, each in enumerate(given, 1):
+            as_table = {"url": each} if isinstance(each, str) else each
+            made.append(self.made(f"{table} servers no. {place}", as_table, ServerOptions))
+        return tuple(each for each in made if each is not None)
+
+    def check_loops(self, upstreams: Iterable[Any], listen: list[tuple[str, int] | str]) -> None:
+        """Note servers that are the proxy itself."""
+        for group, _, _ in upstreams:
+            for server in group.servers:
+                if any(_is_same(server.origin.address, address) for address in listen):
+                    self.note(f"[upstreams.{group.name}]", "servers", server.url, "the proxy listens there itself")
+
+    # -- routes
+
+    def routes(self, given: Any, names: list[str]) -> list[Route]:
+        if not isinstance(given, list):
+            self.note("[[routes]]", "", given, "tables expected")
+            return []
+        if not given:
+            if len(names) > 1:
+                self.note("[[routes]]", "", "", f"missing: there are {len(names)} upstreams, {', '.join(names)}")
+            return [Route(names[0], name=names[0])] if names else []
+        routes = [self.route(place, each, names) for place, each in enumerate(given, 1)]
+        found = [route for route in routes if route is not None]
+        for place, route in enumerate(routes, 1):
+            before = [each for each in routes[: place - 1] if each is not None and route is not None]
+            if any(_takes_the_same(each, route) for each in before if route is not None):
+                self.note(f"[[routes]] no. {place}", "", "", "the same as one before: never taken")
+        for name in names if len(found) == len(routes) else ():
+            if all(route.action != name for route in found):
+                self.note(f"[upstreams.{name}]", "", "", "no route leads there")
+        return found
+
+    def route(self, place: int, given: Any, names: list[str]) -> Route | None:
+        table = f"[[routes]] no. {place}"
+        if not isinstance(given, Mapping):
+            self.note(table, "", given, "a table expected")
+            return None
+        rest = dict(given)
+        ready: dict[str, Any] = {}
+        action = self.action(table, rest, names)
+        for key in ("request_fields", "response_fields"):
+            if key in rest and (edits := self.made(f"{table} {key}", rest.pop(key), FieldEdits)) is not None:
+                ready[key] = edits
+        if "timeouts" in rest and (timeouts := self.made(f"{table} timeouts", rest.pop("timeouts"), ProxyTimeouts)):
+            ready["timeouts"] = timeouts
+        if action is None:
+            return None
+        if isinstance(action, str):
+            rest.setdefault("name", action)
+        return self.made(table, rest, Route, action=action, **ready)
+
+    def action(self, table: str, rest: dict[str, Any], names: list[str]) -> str | StaticAnswer | Redirect | None:
+        chosen = [key for key in ("upstream", "answer", "redirect") if key in rest]
+        if len(chosen) != 1:
+            self.note(table, "", "", "one of upstream, answer, redirect expected")
+            return None
+        given = rest.pop(chosen[0])
+        if chosen[0] == "answer":
+            return self.made(f"{table} answer", given, StaticAnswer)
+        if chosen[0] == "redirect":
+            return self.made(f"{table} redirect", given, Redirect)
+        if given not in names:
+            self.note(table, "upstream", given, f"one of {', '.join(names) or 'no upstreams'} expected")
+            return None
+        return str(given)
+
+    # -- error pages
+
+    def error_pages(self, given: Any) -> ErrorPages | None:
+        if not isinstance(given, Mapping):
+            self.note("[error_pages]", "", given, "a table expected")
+            return None
+        pages: dict[str, ErrorPage] = {}
+        for key, path in given.items():
+            try:
+                pages[str(key)] = ErrorPage(Path(path).read_bytes())
+            except (OSError, TypeError, ValueError) as error:
+                self.note("[error_pages]", str(key), path, f"a file that can be read expected ({error})")
+        try:
+            return ErrorPages(pages)
+        except ValueError as error:
+            self.note("[error_pages]", "", "", str(error))
+            return None
+
+
+def _converted(annotation: str, value: Any) -> Any:
+    """Return a value of TOML as the field wants it; what does not fit stays, for the field to refuse."""
+    if isinstance(value, list) and "frozenset" in annotation:
+        return frozenset(value) if all(isinstance(each, str | int) for each in value) else value
+    if annotation == "bytes" and isinstance(value, str):
+        return value.encode()
+    if isinstance(value, list) and annotation.startswith("tuple[bytes"):
+        return tuple(each.encode() if isinstance(each, str) else each for each in value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _address(text: Any) -> tuple[str, int] | str | None:
+    """Return an address to listen on; None if it is none."""
+    if not isinstance(text, str) or not text:
+        return None
+    match = _port(text)
+    if match is None:
+        return text if "/" in text else None
+    port = int(match["port"])
+    return (match["host"].strip("[]") or "0.0.0.0", port) if port < 65536 else None
+
+
+def _is_same(server: tuple[str, int] | str, listener: tuple[str, int] | str) -> bool:
+    """Whether a server's address leads to a listener, as far as can be told without a resolver."""
+    if isinstance(server, str) or isinstance(listener, str):
+        return server == listener
+    local = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
+    same_host = server[0] == listener[0] or (server[0] in local and listener[0] in local)
+    return same_host and server[1] == listener[1] != 0
+
+
+def _takes_the_same(one: Route, other: Route) -> bool:
+    names = ("hosts", "path", "exact", "methods", "headers")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping | list):
+        return "..."
+    return f'"{value}"' if isinstance(value, str) else str(value)

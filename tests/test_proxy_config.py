@@ -1,0 +1,202 @@
+"""A configuration: what is made of a sound one, and what is said of each that is not."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from greensock.http import (
+    ConfigError,
+    Forwarding,
+    GuardOptions,
+    HealthOptions,
+    Limits,
+    LogOptions,
+    ProxyTimeouts,
+    Redirect,
+    Route,
+    ServerOptions,
+    StaticAnswer,
+    StickyCookie,
+    UpstreamOptions,
+    load_config,
+    parse_config,
+)
+
+SOUND = {
+    "listen": ["127.0.0.1:8080", ":81", "[::1]:82", "/run/proxy.sock"],
+    "proxy_protocol": True,
+    "log": {"path": None, "format": "json"},
+    "limits": {"max_head": 8192},
+    "timeouts": {"connect": 1.0},
+    "forwarding": {"trusted": ["10.0.0.0/8"], "preserve_host": False},
+    "guard": {"request_rate": 10, "methods": ["GET", "POST"], "ban_statuses": [400, 404]},
+    "upstreams": {
+        "app": {
+            "servers": ["http://127.0.0.1:9000", {"url": "unix:/run/app.sock", "weight": 2, "backup": True}],
+            "balance": "least_connections",
+            "health": {"path": "/ok", "interval": 1},
+            "sticky": {"name": "node", "secret": "0123456789abcdef"},
+        }
+    },
+    "routes": [
+        {"path": "/static", "answer": {"status": 200, "body": "hello"}},
+        {"path": "/old", "redirect": {"location": "https://{host}{target}"}},
+        {"hosts": ["a.example"], "upstream": "app", "request_fields": {"set": {"X-A": "{client}"}, "remove": ["B"]}},
+        {"upstream": "app", "methods": ["GET"], "timeouts": {"total": 5}},
+    ],
+}
+
+
+def changed(path, value):
+    config = copy.deepcopy(SOUND)
+    *way, last = path.split("/")
+    place = config
+    for key in way:
+        place = place[int(key) if key.isdigit() else key]
+    if value is KeyError:
+        del place[last]
+    else:
+        place[int(last) if last.isdigit() else last] = value
+    return config
+
+
+def problems(mapping):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(mapping, "f.toml")
+    return str(caught.value).splitlines()
+
+
+def test_a_sound_one():
+    config = parse_config(SOUND)
+    assert config.listen == (("127.0.0.1", 8080), ("0.0.0.0", 81), ("::1", 82), "/run/proxy.sock")
+    assert config.timeouts.connect == 1.0
+    assert config.guard.methods == {"GET", "POST"}
+    assert config.forwarding.trusted == ("10.0.0.0/8",)
+    (group, health, sticky) = config.upstreams[0]
+    assert [server.weight for server in group.servers] == [1, 2]
+    assert (health.path, sticky.secret) == ("/ok", b"0123456789abcdef")
+    assert [type(route.action) for route in config.routes] == [StaticAnswer, Redirect, str, str]
+    assert config.routes[3].timeouts.total == 5
+    gateway = config.gateway()
+    assert gateway.log is None
+    assert list(gateway.upstreams) == ["app"]
+
+
+def test_one_upstream_needs_no_route():
+    config = parse_config({"upstreams": {"app": {"servers": ["http://a"]}}})
+    assert [route.action for route in config.routes] == ["app"]
+    assert config.listen == (("127.0.0.1", 8080),)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("listen", [], "listen = ...: a list of HOST:PORT"),
+        ("listen/0", "nonsense", 'listen = "nonsense": HOST:PORT'),
+        ("listen/0", "a:70000", 'listen = "a:70000": HOST:PORT'),
+        ("listen/0", 80, "listen = 80: HOST:PORT"),
+        ("listen/1", "127.0.0.1:8080", "each address once expected"),
+        ("listen/0", "127.0.0.1:9000", "[upstreams.app] servers = "),
+        ("proxy_protocol", "yes", 'proxy_protocol = "yes": true or false expected'),
+        ("tls", {}, "tls = ...: no such key: one of listen, "),
+        ("timeout", {}, "timeout = ...: no such key: timeouts?"),
+        ("log", [], "[log] = ...: a table expected"),
+        ("log/format", "xml", '[log] format = "xml": '),
+        ("log/max_pending", 0, "[log] max_pending = 0: "),
+        ("log/paths", "x", '[log] paths = "x": no such key: path?'),
+        ("limits/max_head", 0, "[limits] max_head = 0: a whole number of at least 1 expected"),
+        ("limits/max_head", "8k", '[limits] max_head = "8k": a whole number'),
+        ("timeouts/connect", 0, "[timeouts] connect = 0: seconds, more than 0, or None expected"),
+        ("timeouts/upstream_head", "1s", '[timeouts] upstream_head = "1s": seconds'),
+        ("forwarding/trusted", ["10.0.0.0/33"], "[forwarding] trusted = ...: "),
+        ("forwarding/preserve_host", "a b", '[forwarding] preserve_host = "a b": True, False'),
+        ("forwarding/via", "a b", '[forwarding] via = "a b": '),
+        ("guard/request_rate", -1, "[guard] request_rate = -1: a number of requests"),
+        ("guard/methods", [], "[guard] methods = ...: a frozenset of methods, not empty"),
+        ("guard/hosts", ["a:80"], "[guard] hosts = ...: "),
+        ("guard/ban_time", 0, "[guard] ban_time = 0: seconds"),
+        ("error_pages", {"404": "/nowhere"}, '[error_pages] 404 = "/nowhere": a file that can be read expected'),
+        ("upstreams/app", 1, "[upstreams.app] = 1: a table expected"),
+        ("upstreams/app/servers", [], "[upstreams.app] servers = ...: a list of http://HOST:PORT"),
+        ("upstreams/app/servers/0", "https://a", '[upstreams.app] servers no. 1 url = "https://a": https is not there'),
+        ("upstreams/app/servers/0", "http://a/b", 'servers no. 1 url = "http://a/b": no path'),
+        ("upstreams/app/servers/1/weight", 0, "[upstreams.app] servers no. 2 weight = 0: a whole number from 1"),
+        ("upstreams/app/servers/1/url", KeyError, "[upstreams.app] servers no. 2 url: missing"),
+        ("upstreams/app/servers/1/wight", 2, "servers no. 2 wight = 2: no such key: weight?"),
+        ("upstreams/app/balance", "random", '[upstreams.app] balance = "random": '),
+        ("upstreams/app/hash_key", "header", '[upstreams.app] hash_key = "header": '),
+        ("upstreams/app/retries", -1, "[upstreams.app] retries = -1: "),
+        ("upstreams/app/retry_budget", 2, "[upstreams.app] retry_budget = 2: a number from 0 to 1"),
+        ("upstreams/app/send_proxy_protocol", 3, "[upstreams.app] send_proxy_protocol = 3: "),
+        ("upstreams/app/health/path", "ok", '[upstreams.app.health] path = "ok": a path that begins with /'),
+        ("upstreams/app/health/status", "2xx", '[upstreams.app.health] status = "2xx": statuses'),
+        ("upstreams/app/sticky/secret", "short", "[upstreams.app.sticky] secret"),
+        ("upstreams/app/sticky/name", KeyError, "[upstreams.app.sticky] name: missing"),
+        ("upstreams/unused", {"servers": ["http://b"]}, "[upstreams.unused]: no route leads there"),
+        ("routes", {}, "[[routes]] = ...: tables expected"),
+        ("routes/0", 5, "[[routes]] no. 1 = 5: a table expected"),
+        ("routes/0/upstream", "app", "[[routes]] no. 1: one of upstream, answer, redirect expected"),
+        ("routes/3/upstream", "ap", '[[routes]] no. 4 upstream = "ap": one of app expected'),
+        ("routes/0/path", "static", '[[routes]] no. 1 path = "static": a path that begins'),
+        ("routes/0/answer/status", 99, "[[routes]] no. 1 answer status = 99: 200 to 599 expected"),
+        ("routes/1/redirect/location", "{host}", '[[routes]] no. 2 redirect location = "{host}": '),
+        ("routes/1/redirect/status", 200, "[[routes]] no. 2 redirect status = 200: one of 301"),
+        ("routes/2/hosts", ["a b"], "[[routes]] no. 3 hosts = ...: names"),
+        ("routes/2/request_fields/set", {"Host": "x"}, "[[routes]] no. 3 request_fields set"),
+        ("routes/3/timeouts/total", -5, "[[routes]] no. 4 timeouts total = -5: seconds"),
+        ("routes/0", SOUND["routes"][3], "[[routes]] no. 4: the same as one before"),
+    ],
+)
+def test_what_is_wrong(path, value, line):
+    found = problems(changed(path, value))
+    assert all(each.startswith("f.toml: ") for each in found)
+    assert any(line in each for each in found), found
+    assert len(found) <= 2
+    assert "0123456789abcdef" not in str(found), "no secret is told"
+
+
+def test_everything_in_one_go():
+    config = changed("timeouts", {"connect": -1, "send": "x", "nonsense": 1})
+    config["limits"] = {"max_head": 0, "max_fields": -1}
+    assert len(problems(config)) == 5
+
+
+def test_without_upstreams():
+    assert problems({}) == ["f.toml: [upstreams]: at least one [upstreams.NAME] expected"]
+
+
+def test_files(tmp_path):
+    for text, part in (("listen = [", "no TOML"), ('[upstreams.a]\nservers = ["http://b"]\n', None)):
+        path = tmp_path / "f.toml"
+        path.write_text(text)
+        if part is None:
+            assert load_config(str(path)).upstreams[0][0].name == "a"
+        else:
+            with pytest.raises(ConfigError, match=part):
+                load_config(str(path))
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(str(tmp_path / "nowhere"))
+
+
+def test_the_commented_example_has_every_key():
+    path = Path(__file__).resolve().parent.parent / "examples" / "reverse_proxy.toml"
+    assert load_config(str(path)).upstreams[0][0].name == "app"
+    text = path.read_text()
+    for kind in (
+        *(LogOptions, Limits, ProxyTimeouts, Forwarding, GuardOptions, UpstreamOptions, HealthOptions, StickyCookie),
+        *(ServerOptions, Route),
+    ):
+        for field in dataclasses.fields(kind):
+            if not field.init or field.name in ("action", "name" if kind is UpstreamOptions else ""):
+                continue
+            found = re.findall(rf"^#?{field.name} = (.*?)(?:  # .*)?$", text, re.MULTILINE)
+            assert found, f"{kind.__name__}.{field.name}"
+            default = field.default
+            if isinstance(default, int | float | str):
+                shown = str(default).lower() if isinstance(default, bool) else default
+                assert any(each.strip('"') == str(shown) for each in found), f"{kind.__name__}.{field.name}: {found}"
