@@ -249,6 +249,15 @@ def test_two_choices_at_the_ends_of_chance(number):
     assert balancer_of("two_choices", lambda: number).choose(servers, None, 0.0) in servers
 
 
+def test_two_choices_where_the_sum_was_rounded():
+    """The number drawn is then as large as all the weights: the last that has any is meant."""
+    mine = balancer_of("two_choices", lambda: 1.0)
+    servers = [FakeServer(0, used=3), FakeServer(1, used=2), FakeServer(2, used=1)]
+    assert mine.choose(servers, None, 0.0) is servers[2]
+    servers[2].used = 9
+    assert mine.choose(servers, None, 0.0) is servers[1]
+
+
 # -- rendezvous
 
 

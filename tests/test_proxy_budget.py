@@ -72,6 +72,25 @@ def test_retries_are_forgotten_with_the_window():
     assert retries(budget, 1e9) == 10
 
 
+@pytest.mark.parametrize("window", [0.5, 1.0, 100.0])
+def test_windows_of_any_length(window):
+    budget = RetryBudget(1.0, 0, window)
+    budget.request(7.0)
+    budget.request(7.0 + 0.5 * window)
+    assert retries(budget, 7.0 + 0.85 * window) == 2
+    budget.request(7.0 + 1.2 * window)
+    assert retries(budget, 7.0 + 1.2 * window) == 0, "two requests in the window, and two retries"
+    assert retries(budget, 7.0 + 1.9 * window) == 1
+
+
+def test_the_defaults():
+    budget = RetryBudget()
+    for _ in range(50):
+        budget.request(7.0)
+    assert retries(budget, 7.0) == 0.2 * 50 + 10.0 * 10
+    assert retries(budget, 17.5) == 100
+
+
 @pytest.mark.parametrize("now", [0.0, 1e-9, 5.0, 1e6, 1e15])
 def test_the_clock_may_begin_anywhere(now):
     budget = RetryBudget(1.0, 0, 10.0)

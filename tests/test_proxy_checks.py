@@ -15,6 +15,7 @@ from gevent.event import Event
 from gevent.pool import Group
 
 from greensock.http import HealthOptions, HTTPClient, HTTPServer, Response, Standing
+from greensock.http.proxy import checks
 from greensock.http.proxy.checks import FIRST_WITHIN, JITTER, LEAST_PAUSE, MAX_BODY, Checker, pause_before
 from greensock.http.proxy.health import Health
 
@@ -328,6 +329,31 @@ def test_a_client_that_was_closed(site, checker):
 
 
 # -- when
+
+
+def test_each_pause_knows_of_the_check_before(site, checker, monkeypatch):
+    asked = []
+
+    def pause(count, interval, took, number):
+        asked.append((count, interval, took))
+        return 0.0
+
+    def answer():
+        gevent.sleep(0.02)
+        return Response("x")
+
+    monkeypatch.setattr(checks, "pause_before", pause)
+    site.answer = answer
+    mine = checker(site.address, interval=7.0)
+    assert (mine.reason, mine.is_started) == ("", False)
+    mine.start()
+    assert mine.is_started
+    wait_until(lambda: len(asked) > 3)
+    mine.stop()
+    assert [count for count, _, _ in asked] == list(range(len(asked)))
+    assert {interval for _, interval, _ in asked} == {7.0}
+    assert asked[0][2] == 0.0
+    assert all(0.02 <= took < PATIENCE for _, _, took in asked[1:])
 
 
 def test_the_first_is_soon():

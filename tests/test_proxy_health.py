@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from greensock.http import HealthOptions, Standing
+from greensock.http import HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.health import LEAST_SHARE, TRIAL_SECONDS, Health
 
 
@@ -139,7 +139,7 @@ def test_panic_tries_before_the_time():
     assert mine.may_try(1.0, panic=True)
     assert mine.standing is Standing.TRYING
     assert not mine.failed(2.0)
-    assert mine.ejected_until == 5.0
+    assert (mine.ejected_until, mine.standing) == (5.0, Standing.EJECTED)
     assert mine.may_try(3.0, panic=True)
     assert mine.may_try(3.0, panic=True)
     assert not mine.is_up(3.0)
@@ -220,6 +220,30 @@ def test_a_trial_that_succeeds_does_not_forget_failed_checks():
     mine.check_failed(1.0)
     come_back(mine, 5.0)
     assert mine.check_failed(6.0)
+
+
+def test_what_was_before_does_not_count_when_checks_bring_it_back():
+    mine = health(max_fails=3, rise=2, fall=2)
+    fail(mine, 2, 0.0)
+    mine.check_failed(0.0)
+    mine.check_passed(1.0)
+    assert mine.check_passed(2.0)
+    assert fail(mine, 3, 2.0) == [False, False, True]
+    assert [mine.check_failed(3.0) for _ in range(2)] == [False, True]
+
+
+def test_what_is_counted():
+    mine = health(max_fails=2, rise=1)
+    mine.succeeded(0.0)
+    fail(mine, 2, 0.0)
+    assert mine.statistics() == HealthStatistics(Standing.EJECTED, 1, 2, 1, 5.0, 0, 0)
+    mine.check_passed(1.0)
+    mine.check_passed(1.0)
+    for _ in range(3):
+        mine.check_failed(1.0)
+    assert mine.statistics() == HealthStatistics(Standing.DOWN, 1, 2, 1, None, 2, 3)
+    mine.check_passed(1.0)
+    assert mine.statistics() == HealthStatistics(Standing.UP, 1, 2, 1, None, 3, 3)
 
 
 # -- slow start
@@ -310,6 +334,26 @@ TestHealth = HealthMachine.TestCase
 
 
 # -- options
+
+
+def test_the_defaults():
+    """As the documents have them."""
+    assert HealthOptions() == HealthOptions(
+        max_fails=3,
+        fail_window=10.0,
+        fail_ratio=0.1,
+        ejection_time=5.0,
+        max_ejection=300.0,
+        slow_start=0.0,
+        path=None,
+        interval=5.0,
+        timeout=2.0,
+        rise=2,
+        fall=3,
+        status="200-399",
+        body=None,
+        host=None,
+    )
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def test_a_server_that_is_gone():
 
 
 @pytest.mark.parametrize(
-    ("after", "holds"), [(0, True), (59, True), (59.9, False), (60, False), (1e9, False), (-10, True)]
+    ("after", "holds"),
+    [(0, True), (59, True), (59.4, True), (59.5, False), (59.9, False), (60, False), (1e9, False), (-10, True)],
 )
 def test_expiry(after, holds):
     mine = sticky(ttl=60)

@@ -173,9 +173,8 @@ class TwoChoices(Balancer):
         weights = [server.weight * server.share(now) for server in ready]
         one = self._draw(weights)
         load = ready[one].used / weights[one]
-        weight, weights[one] = weights[one], 0.0
+        weights[one] = 0.0
         other = self._draw(weights)
-        weights[one] = weight
         return ready[one if load <= ready[other].used / weights[other] else other]
 
     def _draw(self, weights: list[float]) -> int:

@@ -283,11 +283,8 @@ class Health:
         """
         if self.is_clear:
             return True
-        if not self.is_up(now):
-            if not panic or self.standing is Standing.DOWN:
-                return False
-            if self.standing is Standing.TRYING and now < self._trial_until:
-                return True
+        if not self.is_up(now) and (not panic or self.standing is Standing.DOWN):
+            return False
         if self.standing is not Standing.UP:
             self.standing = Standing.TRYING
             self._trial_until = now + TRIAL_SECONDS
@@ -379,6 +376,5 @@ class Health:
         self._last_ejection = seconds
         self._until = now + seconds
         self._ejections += 1
-        self._fails.clear()
         self.standing = Standing.EJECTED
         self.is_clear = False
