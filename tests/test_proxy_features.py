@@ -1,0 +1,294 @@
+"""The parts of the proxy at work together: limits, PROXY protocol, sticky cookies, checks, pages, the log."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+
+import pytest
+from conftest import read_all, wait_until
+from proxies import OK, Origin, Recorded, fields_of, gateway_to, scripted
+
+from greensock.http import (
+    AccessLog,
+    ErrorPage,
+    ErrorPages,
+    Forwarding,
+    GuardOptions,
+    HealthOptions,
+    HTTPServer,
+    ProxyTimeouts,
+    Response,
+    StickyCookie,
+    parse_proxy_header,
+    write_proxy_header,
+)
+
+CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\n" + CLOSE
+
+
+@pytest.fixture
+def proxied(serve):
+    """Start a proxy before servers: ``proxied(url, ...)`` gives it and what asks it."""
+    gateways = []
+
+    def start(*urls, server_options=None, **options):
+        gateways.append(gateway_to(*urls, **options))
+        proxy = serve(Recorded, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
+
+        def ask(data=GET):
+            with socket.create_connection(proxy.address) as sock:
+                sock.sendall(data)
+                return read_all(sock)
+
+        return proxy, ask
+
+    yield start
+    for gateway in gateways:
+        for upstream in gateway.upstreams.values():
+            upstream.close()
+            assert all(not server.used for server in upstream.all)
+
+
+@pytest.fixture
+def origin(serve):
+    return serve(Origin)
+
+
+def statuses(answers):
+    return [int(re.match(rb"HTTP/1.1 (\d+)", answer)[1]) if answer else 0 for answer in answers]
+
+
+# -- limits
+
+
+def test_requests_beyond_the_rate(proxied, origin):
+    proxy, ask = proxied(origin.url, guard=GuardOptions(request_rate=0.01, request_burst=2))
+    answers = [ask() for _ in range(4)]
+    assert statuses(answers) == [200, 200, 429, 429]
+    assert b"\r\nRetry-After: " in answers[2]
+    assert len(origin.seen) == 2
+    assert [record.reason for record in proxy.records] == ["", "", "request-rate", "request-rate"]
+
+
+def test_connections_beyond_their_number(proxied, origin):
+    proxy, ask = proxied(origin.url, guard=GuardOptions(max_connections=1))
+    with socket.create_connection(proxy.address) as sock:
+        wait_until(lambda: proxy.statistics().active)
+        answer = ask()
+        assert statuses([answer]) == [429]
+        assert b"Retry-After: 1\r\n" in answer
+        sock.sendall(GET)
+        assert statuses([read_all(sock)]) == [200]
+    wait_until(lambda: not proxy.statistics().active)
+    assert statuses([ask()]) == [200], "and it is counted out"
+
+
+def test_connections_beyond_their_rate(proxied, origin):
+    _, ask = proxied(origin.url, guard=GuardOptions(connection_rate=0.01, connection_burst=2))
+    assert statuses([ask() for _ in range(3)]) == [200, 200, 429]
+
+
+def test_methods_and_hosts(proxied, origin):
+    guard = GuardOptions(methods=frozenset({"GET"}), hosts=("a", "*.b"))
+    _, ask = proxied(origin.url, guard=guard)
+    answer = ask(b"PUT / HTTP/1.1\r\nContent-Length: 0\r\n" + CLOSE)
+    assert statuses([answer]) == [405]
+    assert b"Allow: GET\r\n" in answer
+    found = [ask(b"GET / HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % host) for host in (b"a:80", b"x.b", b"c")]
+    assert statuses(found) == [200, 200, 421]
+
+
+def test_a_client_that_collects_errors_is_banned(proxied, origin):
+    _, ask = proxied(origin.url, guard=GuardOptions(ban_errors=3))
+    assert statuses([ask(b"GET /status/404 HTTP/1.1\r\n" + CLOSE), ask(b"nonsense\r\n\r\n"), ask()]) == [404, 400, 200]
+    assert statuses([ask(b"TRACE / HTTP/1.1\r\n" + CLOSE), ask()]) == [405, 429]
+
+
+# -- the PROXY protocol
+
+LOCAL = Forwarding(trusted=("127.0.0.1",))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("split", [False, True])
+def test_proxy_protocol_in(proxied, origin, version, split):
+    proxy, _ = proxied(origin.url, forwarding=LOCAL, server_options={"proxy_protocol": True})
+    header = write_proxy_header(version, ("192.0.2.7", 5555), ("192.0.2.1", 80))
+    with socket.create_connection(proxy.address) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in [header + GET] if not split else [bytes([byte]) for byte in header + GET]:
+            sock.sendall(piece)
+        assert statuses([read_all(sock)]) == [200]
+    assert fields_of(origin.seen[0][2])["x-forwarded-for"] == "192.0.2.7"
+    assert proxy.records[0].client == "192.0.2.7"
+
+
+def test_proxy_protocol_from_whom_is_not_trusted(proxied, origin):
+    _, ask = proxied(origin.url, server_options={"proxy_protocol": True})
+    with contextlib.suppress(ConnectionResetError):
+        assert ask(write_proxy_header(1, ("192.0.2.7", 5555), ("192.0.2.1", 80)) + GET) == b""
+    assert not origin.seen
+
+
+def test_proxy_protocol_that_is_none(proxied, origin):
+    proxy, ask = proxied(origin.url, forwarding=LOCAL, server_options={"proxy_protocol": True})
+    with contextlib.suppress(ConnectionResetError):
+        assert ask() == b""
+    assert proxy.refused["proxy-header"] == 1
+    assert not origin.seen
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_proxy_protocol_out(proxied, version):
+    headers = []
+
+    def script(server, sock, number):
+        data = b""
+        while (found := parse_proxy_header(data)) is None if data else True:
+            data += sock.recv(1)
+        headers.append(found[0])
+        if server.head(sock):
+            sock.sendall(OK)
+            sock.recv(1)
+
+    with scripted(script) as server:
+        proxy, ask = proxied(server.url, send_proxy_protocol=version)
+        assert statuses([ask(), ask()]) == [200, 200]
+        assert server.accepted == 2, "a connection is one client's"
+        assert [header.source[0] for header in headers] == ["127.0.0.1"] * 2
+        assert headers[0].destination == proxy.address
+
+
+# -- which server
+
+
+def test_a_sticky_cookie_leads_back(proxied, serve):
+    origins = [serve(Origin) for _ in range(3)]
+    cookie = StickyCookie("node", b"0123456789abcdef")
+    _, ask = proxied(*(each.url for each in origins), sticky=cookie)
+    first = ask()
+    value = re.search(rb"Set-Cookie: (node=[^;]+);", first)[1]
+    for _ in range(6):
+        assert b"Set-Cookie" not in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE)
+    assert sorted(len(each.seen) for each in origins) == [0, 0, 7]
+    next(each for each in origins if each.seen).stop(0)
+    assert b"Set-Cookie: node=" in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE), "it is gone: another one"
+
+
+def test_a_hash_keeps_a_key_at_its_server(proxied, serve):
+    origins = [serve(Origin) for _ in range(3)]
+    _, ask = proxied(*(each.url for each in origins), balance="hash", hash_key="header:X-User")
+    for user in range(10):
+        for _ in range(3):
+            ask(b"GET /%d HTTP/1.1\r\nX-User: %d\r\n" % (user, user) + CLOSE)
+    where = [{target for _, target, _, _ in each.seen} for each in origins]
+    assert sum(map(len, where)) == 10, "each user at one server only"
+
+
+def test_checks_take_a_server_out_and_in(proxied, serve):
+    class Checked(HTTPServer):
+        fine = True
+
+        def handle_request(self, request):
+            return Response(b"x", 200 if self.fine else 500)
+
+    sick, well = serve(Checked), serve(Checked)
+    health = HealthOptions(path="/ok", interval=0.02, timeout=1.0, rise=1, fall=1)
+    proxy, ask = proxied(*("http://{}:{}".format(*each.address) for each in (sick, well)), health=health)
+    servers = proxy.gateway.upstreams["site"].all
+    wait_until(lambda: all(each.health.statistics().checks_passed for each in servers))
+    sick.fine = False
+    wait_until(lambda: not servers[0].health.is_clear)
+    assert statuses([ask() for _ in range(6)]) == [200] * 6
+    sick.fine = True
+    wait_until(lambda: servers[0].health.is_clear)
+
+
+def test_no_server_is_up(proxied):
+    health = HealthOptions(path="/ok", interval=0.02, timeout=1.0, fall=1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    proxy, ask = proxied(f"http://127.0.0.1:{port}", health=health)
+    wait_until(lambda: not proxy.gateway.upstreams["site"].all[0].health.is_clear)
+    answer = ask()
+    assert statuses([answer]) == [503]
+    assert b"Retry-After: " in answer
+    assert proxy.records[0].reason == "no-server"
+
+
+# -- messages
+
+
+def test_trailers_go_by_for_who_wants_them(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\nKeep-Alive: x\r\n\r\n"
+        )
+
+    with scripted(script) as server:
+        _, ask = proxied(server.url)
+        assert ask(b"GET / HTTP/1.1\r\nTE: trailers\r\n" + CLOSE).endswith(b"0\r\nX-Sum: 1\r\n\r\n")
+        assert b"X-Sum" not in ask()
+
+
+def test_what_belongs_to_one_hop_stays_there(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(
+            b"HTTP/1.1 200 OK\r\nConnection: X-Secret, Set-Cookie\r\nX-Secret: 1\r\nSet-Cookie: a=b\r\n"
+            b"Keep-Alive: timeout=5\r\nProxy-Authenticate: x\r\nContent-Length: 2\r\n\r\nok"
+        )
+
+    with scripted(script) as server:
+        _, ask = proxied(server.url)
+        answer = ask(
+            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close, X-Mine, Host\r\nX-Mine: 1\r\nX_User: root\r\n\r\n"
+        )
+        assert b"Set-Cookie: a=b\r\n" in answer
+        for name in (b"X-Secret", b"Keep-Alive", b"Proxy-Authenticate"):
+            assert name not in answer
+        for name in (b"X-Mine", b"X_User"):
+            assert name not in server.heads[0]
+        assert b"Host: a\r\n" in server.heads[0]
+
+
+def test_error_pages(proxied):
+    pages = ErrorPages({"5xx": ErrorPage(b"<p>sorry</p>"), "404": ErrorPage(b"nothing", "text/plain")})
+    _, ask = proxied("http://127.0.0.1:1", error_pages=pages, routes=[])
+    assert ask().endswith(b"\r\n\r\nnothing")
+    _, ask = proxied("http://127.0.0.1:1", error_pages=pages)
+    assert ask().endswith(b"\r\n\r\n<p>sorry</p>")
+
+
+def test_the_access_log(proxied, origin, tmp_path):
+    log = AccessLog(str(tmp_path / "log"), "json")
+    _, ask = proxied(origin.url, log=log)
+    ask(b'GET /"\\x?\xff HTTP/1.1\r\n' + CLOSE)
+    ask(b"GET /x HTTP/1.1\r\nUser-Agent: me\r\n" + CLOSE)
+    assert log.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 2
+    assert '"me"' in lines[1]
+
+
+def test_the_total_time(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.recv(1)
+
+    with scripted(script) as server:
+        proxy, ask = proxied(server.url, timeouts=ProxyTimeouts(total=0.1))
+        assert statuses([ask()]) == [504]
+        assert proxy.records[0].reason == "total-timeout"
+
+
+def test_the_server_sees_its_own_name_if_told_so(proxied, origin):
+    _, ask = proxied(origin.url, forwarding=Forwarding(preserve_host=False))
+    ask()
+    fields = fields_of(origin.seen[0][2])
+    assert fields["host"] == origin.url.removeprefix("http://")
+    assert fields["x-forwarded-host"] == "a"
