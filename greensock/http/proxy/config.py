@@ -212,9 +212,7 @@ class _Reader(Tables):
         made = []
         for place, each in enumerate(given, 1):
             as_table = {"url": each} if isinstance(each, str) else each
-            made.append(
-                self.made(f"{table} servers no. {place}", as_table, ServerOptions, samples={"url": _SERVER.url})
-            )
+            made.append(self.made(f"{table} servers no. {place}", as_table, ServerOptions, samples=_URL))
         return tuple(each for each in made if each is not None)
 
     def check_loops(self, upstreams: Iterable[Any], listen: list[tuple[str, int] | str]) -> None:
