@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import datetime
 import re
 from pathlib import Path
 
@@ -96,33 +97,33 @@ def test_one_upstream_needs_no_route():
 @pytest.mark.parametrize(
     ("path", "value", "line"),
     [
-        ("listen", [], "listen = ...: a list of HOST:PORT"),
+        ("listen", [], "listen = []: a list of HOST:PORT"),
         ("listen/0", "nonsense", 'listen = "nonsense": HOST:PORT'),
         ("listen/0", "a:70000", 'listen = "a:70000": HOST:PORT'),
         ("listen/0", 80, "listen = 80: HOST:PORT"),
         ("listen/1", "127.0.0.1:8080", "each address once expected"),
         ("listen/0", "127.0.0.1:9000", "[upstreams.app] servers = "),
         ("proxy_protocol", "yes", 'proxy_protocol = "yes": true or false expected'),
-        ("tls", {}, "tls = ...: no such key: one of listen, "),
-        ("timeout", {}, "timeout = ...: no such key: timeouts?"),
-        ("log", [], "[log] = ...: a table expected"),
+        ("tls", {}, "tls = {}: no such key: one of listen, "),
+        ("timeout", {}, "timeout = {}: no such key: timeouts?"),
+        ("log", [], "[log] = []: a table expected"),
         ("log/format", "xml", '[log] format = "xml": '),
         ("log/max_pending", 0, "[log] max_pending = 0: "),
         ("log/paths", "x", '[log] paths = "x": no such key: path?'),
         ("limits/max_head", 0, "[limits] max_head = 0: a whole number of at least 1 expected"),
         ("limits/max_head", "8k", '[limits] max_head = "8k": a whole number'),
-        ("timeouts/connect", 0, "[timeouts] connect = 0: seconds, more than 0, or None expected"),
+        ("timeouts/connect", 0, '[timeouts] connect = 0: seconds, more than 0, or "none" expected'),
         ("timeouts/upstream_head", "1s", '[timeouts] upstream_head = "1s": seconds'),
-        ("forwarding/trusted", ["10.0.0.0/33"], "[forwarding] trusted = ...: "),
-        ("forwarding/preserve_host", "a b", '[forwarding] preserve_host = "a b": True, False'),
+        ("forwarding/trusted", ["10.0.0.0/33"], '[forwarding] trusted = ["10.0.0.0/33"]: a list of addresses'),
+        ("forwarding/preserve_host", "a b", '[forwarding] preserve_host = "a b": true, false'),
         ("forwarding/via", "a b", '[forwarding] via = "a b": '),
         ("guard/request_rate", -1, "[guard] request_rate = -1: a number of requests"),
-        ("guard/methods", [], "[guard] methods = ...: a frozenset of methods, not empty"),
-        ("guard/hosts", ["a:80"], "[guard] hosts = ...: "),
+        ("guard/methods", [], "[guard] methods = []: a list of methods, not empty"),
+        ("guard/hosts", ["a:80"], '[guard] hosts = ["a:80"]: a list of names'),
         ("guard/ban_time", 0, "[guard] ban_time = 0: seconds"),
         ("error_pages", {"404": "/nowhere"}, '[error_pages] 404 = "/nowhere": a file that can be read expected'),
         ("upstreams/app", 1, "[upstreams.app] = 1: a table expected"),
-        ("upstreams/app/servers", [], "[upstreams.app] servers = ...: a list of http://HOST:PORT"),
+        ("upstreams/app/servers", [], "[upstreams.app] servers = []: a list of http://HOST:PORT"),
         ("upstreams/app/servers/0", "https://a", '[upstreams.app] servers no. 1 url = "https://a": https is not there'),
         ("upstreams/app/servers/0", "http://a/b", 'servers no. 1 url = "http://a/b": no path'),
         ("upstreams/app/servers/1/weight", 0, "[upstreams.app] servers no. 2 weight = 0: a whole number from 1"),
@@ -135,10 +136,18 @@ def test_one_upstream_needs_no_route():
         ("upstreams/app/send_proxy_protocol", 3, "[upstreams.app] send_proxy_protocol = 3: "),
         ("upstreams/app/health/path", "ok", '[upstreams.app.health] path = "ok": a path that begins with /'),
         ("upstreams/app/health/status", "2xx", '[upstreams.app.health] status = "2xx": statuses'),
-        ("upstreams/app/sticky/secret", "short", "[upstreams.app.sticky] secret"),
+        (
+            "upstreams/app/sticky/secret",
+            "short",
+            '[upstreams.app.sticky] secret = "...": text, at least 16 bytes, expected',
+        ),
         ("upstreams/app/sticky/name", KeyError, "[upstreams.app.sticky] name: missing"),
+        ("upstreams/app/sticky/old_secrets", ["hidden"], '[upstreams.app.sticky] old_secrets = "...": a list of up to'),
+        ("upstreams/app/sticky", {"secret": "hidden"}, "[upstreams.app.sticky] name: missing"),
+        ("upstreams/app/servers/1/url", "http://127.0.0.1:9000", "[upstreams.app] servers: each server once expected"),
+        ("upstreams/a b", {"servers": ["http://b"]}, "[upstreams.a b] name: letters, digits"),
         ("upstreams/unused", {"servers": ["http://b"]}, "[upstreams.unused]: no route leads there"),
-        ("routes", {}, "[[routes]] = ...: tables expected"),
+        ("routes", {}, "[[routes]] = {}: tables expected"),
         ("routes/0", 5, "[[routes]] no. 1 = 5: a table expected"),
         ("routes/0/upstream", "app", "[[routes]] no. 1: one of upstream, answer, redirect expected"),
         ("routes/3/upstream", "ap", '[[routes]] no. 4 upstream = "ap": one of app expected'),
@@ -146,9 +155,19 @@ def test_one_upstream_needs_no_route():
         ("routes/0/answer/status", 99, "[[routes]] no. 1 answer status = 99: 200 to 599 expected"),
         ("routes/1/redirect/location", "{host}", '[[routes]] no. 2 redirect location = "{host}": '),
         ("routes/1/redirect/status", 200, "[[routes]] no. 2 redirect status = 200: one of 301"),
-        ("routes/2/hosts", ["a b"], "[[routes]] no. 3 hosts = ...: names"),
+        ("routes/2/hosts", ["a b"], '[[routes]] no. 3 hosts = ["a b"]: names'),
         ("routes/2/request_fields/set", {"Host": "x"}, "[[routes]] no. 3 request_fields set"),
         ("routes/3/timeouts/total", -5, "[[routes]] no. 4 timeouts total = -5: seconds"),
+        ("routes/3/timeouts/keep_alive", 5, "[[routes]] no. 4 timeouts keep_alive = 5: only in [timeouts]"),
+        ("routes/3/headers", {"X-A": 1}, "[[routes]] no. 4 headers = { X-A = 1 }: names of fields"),
+        ("routes/2/response_fields", {"add": {"X-A": "{nobody}"}}, "[[routes]] no. 3 response_fields add = { X-A = "),
+        ("forwarding", {}, "proxy_protocol = true: forwarding.trusted to name who may send it expected"),
+        ("log", {"path": "/nowhere/a.log"}, '[log] path = "/nowhere/a.log": a file in a directory that is there'),
+        ("log", {"path": "/etc"}, '[log] path = "/etc": a file in'),
+        ("error_pages", {"200": "/etc/hostname"}, '[error_pages] 200 = "/etc/hostname": a status from 400 to 599'),
+        ("error_pages", {"404": "/dev/zero"}, '[error_pages] 404 = "/dev/zero": a file that can be read expected'),
+        ("error_pages", {"404": 5}, "[error_pages] 404 = 5: a file that can be read expected"),
+        ("error_pages", ["x"], '[error_pages] = ["x"]: a table expected'),
         ("routes/0", SOUND["routes"][3], "[[routes]] no. 4: the same as one before"),
     ],
 )
@@ -158,12 +177,145 @@ def test_what_is_wrong(path, value, line):
     assert any(line in each for each in found), found
     assert len(found) <= 2
     assert "0123456789abcdef" not in str(found), "no secret is told"
+    assert "hidden" not in str(found), "nor a wrong one"
 
 
 def test_everything_in_one_go():
     config = changed("timeouts", {"connect": -1, "send": "x", "nonsense": 1})
     config["limits"] = {"max_head": 0, "max_fields": -1}
     assert len(problems(config)) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "keys"),
+    [
+        ("upstreams/app/servers/1", {"weight": 0, "max_waiting": -1}, {"url", "weight", "max_waiting"}),
+        ("upstreams/app/servers/1", {"url": "ftp://x", "weight": 0, "x": 1}, {"url", "weight", "x"}),
+        ("upstreams/app", {"servers": ["ftp://x"], "balance": "x", "retries": -1}, {"url", "balance", "retries"}),
+        ("upstreams/app", {"balance": "x", "health": {"rise": 0, "fall": 0}}, {"servers", "balance", "rise", "fall"}),
+        ("upstreams/app/sticky", {"secret": "x", "ttl": 0, "path": ""}, {"name", "secret", "ttl", "path"}),
+        ("routes/3", {"path": "x", "hosts": ["a b"], "timeouts": {"total": -1}}, {"", "path", "hosts", "total"}),
+        ("routes/3", {"upstream": "x", "answer": {}, "retries": -1}, {"", "retries"}),
+        ("routes/1/redirect", {"status": 1, "to": "/"}, {"location", "status", "to"}),
+        (
+            "routes/2/request_fields",
+            {"set": {"a b": ""}, "add": {"Host": ""}, "remove": ["TE"]},
+            {"set", "add", "remove"},
+        ),
+    ],
+)
+def test_what_is_wrong_hides_nothing(path, value, keys):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(changed(path, value))
+    assert {problem.key for problem in caught.value.errors} == keys
+    assert len(caught.value.errors) == len(keys)
+
+
+def test_a_route_has_the_proxys_timeouts_but_its_own():
+    config = parse_config(changed("timeouts", {"connect": 1.5, "tunnel": "none", "keep_alive": 7}))
+    own = config.routes[3].timeouts
+    assert own == dataclasses.replace(config.timeouts, total=5)
+    assert (own.connect, own.tunnel, own.keep_alive) == (1.5, None, 7)
+    assert parse_config(changed("routes/3/timeouts", {"queue": "none"})).routes[3].timeouts.queue is None
+
+
+def test_none_is_a_word_only_where_leaving_out_is_not_the_same():
+    config = parse_config(changed("log", {"path": "none"}))
+    assert config.log.path is None
+    config = parse_config(changed("upstreams/app/health/body", "none"))
+    assert config.upstreams[0][1].body == "none"
+
+
+def test_fields_that_a_route_asks_for():
+    config = parse_config(changed("routes/3/headers", {"X-A": True, "X-B": "c"}))
+    assert config.routes[3].headers == {"X-A": None, "X-B": "c"}
+
+
+def test_error_pages_say_what_they_are(tmp_path):
+    pages = {}
+    for status, name in {"404": "a.html", "403": "b.JSON", "5xx": "c.txt", "4xx": "d"}.items():
+        (tmp_path / name).write_text(name)
+        pages[status] = str(tmp_path / name)
+    found = parse_config(changed("error_pages", pages)).error_pages
+    assert found.page(404) == (b"a.html", "text/html; charset=utf-8")
+    assert found.page(403) == (b"b.JSON", "application/json")
+    assert found.page(500) == (b"c.txt", "text/plain; charset=utf-8")
+    assert found.page(400) == (b"d", "text/html; charset=utf-8")
+
+
+def places(config, path=""):
+    inner = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in inner:
+        yield f"{path}{key}"
+        yield from places(value, f"{path}{key}/")
+
+
+def errors_of(mapping):
+    """Return what is said against it; None if it is taken."""
+    try:
+        parse_config(mapping)
+    except ConfigError as error:
+        return error.errors
+    return None
+
+
+JUNK = [
+    0,
+    -1,
+    1.5,
+    float("nan"),
+    True,
+    "",
+    "x",
+    "a b",
+    "\0",
+    "://",
+    "é",
+    [],
+    [[]],
+    [{}],
+    ["a", 1],
+    {},
+    {"a": []},
+    10**30,
+]
+JUNK.append(datetime.date(2020, 1, 1))
+
+
+@pytest.mark.parametrize("path", [path for path in places(SOUND) if "set/" not in path and "preserve" not in path])
+def test_whatever_stands_there_is_taken_or_explained(path):
+    for junk in JUNK:
+        found = errors_of(changed(path, junk))
+        assert found is None or (found and all(problem.expected for problem in found)), junk
+
+
+KINDS = {
+    "log": LogOptions,
+    "limits": Limits,
+    "timeouts": ProxyTimeouts,
+    "forwarding": Forwarding,
+    "guard": GuardOptions,
+    "upstreams/app": UpstreamOptions,
+    "upstreams/app/health": HealthOptions,
+    "upstreams/app/sticky": StickyCookie,
+    "upstreams/app/servers/1": ServerOptions,
+    "routes/3": Route,
+    "routes/0/answer": StaticAnswer,
+    "routes/1/redirect": Redirect,
+}
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_every_field_is_a_key_that_is_checked(path):
+    for field in dataclasses.fields(KINDS[path]):
+        if not field.init or (path, field.name) in (("upstreams/app", "name"), ("routes/3", "action")):
+            continue
+        with pytest.raises(ConfigError) as caught:
+            parse_config(changed(f"{path}/{field.name}", {"a": [1]}))
+        assert field.name in str(caught.value) or (path, field.name) == ("upstreams/app", "servers")
+        assert f"{field.name} = {{ a = [1] }}: no such key" not in str(caught.value)
+        for junk in JUNK:
+            assert errors_of(changed(f"{path}/{field.name}", junk)) != [], (field.name, junk)
 
 
 def test_without_upstreams():

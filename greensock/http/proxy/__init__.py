@@ -27,11 +27,12 @@ passing         the answer's way back
 relay           one request on its way
 gateway         what the listeners of a proxy share
 server          the reverse proxy
+tables          tables of a configuration, each made into an object
 config          a configuration: read, checked, and made into a gateway
 ==============  ============================================================================="""
 
 from greensock.http.proxy.access_log import AccessLog
-from greensock.http.proxy.config import ConfigError, ConfigProblem, ProxyConfig, load_config, parse_config
+from greensock.http.proxy.config import ConfigError, ProxyConfig, load_config, parse_config
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
@@ -53,6 +54,7 @@ from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redire
 from greensock.http.proxy.server import ReverseProxy
 from greensock.http.proxy.servers import ServerStatus
 from greensock.http.proxy.sticky import StickyCookie
+from greensock.http.proxy.tables import ConfigProblem
 
 __all__ = [
     "MAX_PROXY_HEADER",

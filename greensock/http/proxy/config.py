@@ -7,13 +7,12 @@ know: which tables there are, and what they say of each other. Every problem is 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from greensock.http.limits import Limits
 from greensock.http.proxy.access_log import AccessLog
@@ -25,10 +24,9 @@ from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOption
 from greensock.http.proxy.routes import Route
 from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
 from greensock.http.proxy.sticky import StickyCookie
+from greensock.http.proxy.tables import ConfigProblem, Tables
 
-__all__ = ["ConfigError", "ConfigProblem", "ProxyConfig", "load_config", "parse_config"]
-
-Kind = TypeVar("Kind")
+__all__ = ["ConfigError", "ProxyConfig", "load_config", "parse_config"]
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -38,28 +36,20 @@ TABLES = (
     *("forwarding", "guard", "error_pages", "upstreams", "routes"),
 )
 
+#: What stands in for what is wrong while the rest of its table is checked.
+_SERVER = ServerOptions("http://localhost")
+_URL = {"url": _SERVER.url}
+_GROUP = {"name": "upstream", "servers": (_SERVER,)}
+_COOKIE = {"name": "sticky", "secret": b"?" * 16}
+
+#: What kind of text an error page is, by the end of its file's name; others are HTML.
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".txt": "text/plain; charset=utf-8",
+}
+
 _port = re.compile(r"(?P<host>|[^:\[\]/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})").fullmatch
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ConfigProblem:
-    """One thing that is wrong."""
-
-    #: The file; empty if there is none.
-    file: str
-    #: The table, as it is written; empty for the top.
-    table: str
-    #: The key; empty if the table itself is wrong.
-    key: str
-    #: What it is, as text; empty if it is missing.
-    value: str
-    #: What would be right.
-    expected: str
-
-    def __str__(self) -> str:
-        place = " ".join(part for part in (f"{self.file}:" if self.file else "", self.table, self.key) if part)
-        value = f" = {self.value}" if self.value else ""
-        return f"{place}{value}: {self.expected}"
 
 
 class ConfigError(Exception):
@@ -143,15 +133,8 @@ def parse_config(mapping: Mapping[str, Any], file: str = "") -> ProxyConfig:
     return config
 
 
-class _Reader:
-    """Collects what is wrong."""
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.problems: list[ConfigProblem] = []
-
-    def note(self, table: str, key: str, value: Any, expected: str) -> None:
-        self.problems.append(ConfigProblem(self.file, table, key, value if value == "" else _shown(value), expected))
+class _Reader(Tables):
+    """Reads all tables."""
 
     # -- the whole
 
@@ -162,17 +145,18 @@ class _Reader:
         if not isinstance(protocol, bool):
             self.note("", "proxy_protocol", protocol, "true or false expected")
         upstreams = self.upstreams(mapping.get("upstreams", {}))
-        names = (
-            list(mapping["upstreams"]) if isinstance(mapping.get("upstreams"), Mapping) else []
-        )  # the wrong ones, too
-        routes = self.routes(mapping.get("routes", []), names)
-        log = self.made("[log]", mapping.get("log", {"path": None}), LogOptions)
+        named = mapping.get("upstreams")
+        names = list(named) if isinstance(named, Mapping) else []  # the wrong ones, too
+        log = self.log(mapping.get("log", {"path": None}))
         limits = self.made("[limits]", mapping.get("limits", {}), Limits)
         timeouts = self.made("[timeouts]", mapping.get("timeouts", {}), ProxyTimeouts)
+        routes = self.routes(mapping.get("routes", []), names, timeouts or ProxyTimeouts())
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
         guard = self.made("[guard]", mapping["guard"], GuardOptions) if "guard" in mapping else None
         pages = self.error_pages(mapping.get("error_pages", {}))
         self.check_loops(upstreams, listen)
+        if protocol is True and forwarding is not None and not forwarding.trusted:
+            self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
         if self.problems or not (log and limits and timeouts and forwarding and pages is not None):
             return None
         return ProxyConfig(
@@ -196,54 +180,11 @@ class _Reader:
                 found.append(address)
         return found
 
-    # -- tables that become objects
-
-    def made(self, table: str, given: Any, kind: Callable[..., Kind], **ready: Any) -> Kind | None:
-        """Return what a table says, made; None if that can't be. ``ready`` are fields that were made before."""
-        if not isinstance(given, Mapping):
-            self.note(table, "", given, "a table expected")
-            return None
-        known = {each.name: str(each.type) for each in dataclasses.fields(kind) if each.init}  # type: ignore[arg-type]
-        self.check_keys(table, given, [name for name in known if name not in ready])
-        values = {name: _converted(known[name], value) for name, value in given.items() if name in known} | ready
-        while True:
-            try:
-                return kind(**values)
-            except ValueError as error:  # which says "field=value: ... expected"
-                name, _, text = str(error).partition("=")
-                name = name.split(":")[0]
-                self.note(
-                    table, name if name in known else "", given.get(name, ""), text.partition(": ")[2] or str(error)
-                )
-                if name not in values or name in ready:
-                    return None
-                del values[name]  # to find what else is wrong
-            except TypeError:
-                required = [
-                    each.name
-                    for each in dataclasses.fields(kind)  # type: ignore[arg-type]
-                    if each.init and each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-                ]
-                for name in required:
-                    if name not in values and name not in given:
-                        self.note(table, name, "", "missing")
-                return None
-
-    def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-        names = list(known)
-        for key in given:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, 1)
-                hint = f"{near[0]}?" if near else f"one of {', '.join(names)} expected"
-                self.note(table, str(key), given[key], f"no such key: {hint}")
-
     # -- upstreams
 
     def upstreams(self, given: Any) -> list[tuple[UpstreamOptions, HealthOptions, StickyCookie | None]]:
         if not isinstance(given, Mapping) or not given:
-            self.note(
-                "[upstreams]", "", "" if isinstance(given, Mapping) else given, "at least one [upstreams.NAME] expected"
-            )
+            self.note("[upstreams]", "", given or None, "at least one [upstreams.NAME] expected")
             return []
         made = [self.upstream(name, table) for name, table in given.items()]
         return [each for each in made if each is not None]
@@ -257,10 +198,10 @@ class _Reader:
         health = self.made(f"[upstreams.{name}.health]", given.get("health", {}), HealthOptions)
         sticky = None
         if "sticky" in given:
-            sticky = self.made(f"[upstreams.{name}.sticky]", given["sticky"], StickyCookie)
-        servers = self.servers(table, given.get("servers", []))
-        group = self.made(table, rest, UpstreamOptions, name=name, servers=servers) if servers else None
-        if group is None or health is None:
+            sticky = self.made(f"[upstreams.{name}.sticky]", given["sticky"], StickyCookie, samples=_COOKIE)
+        servers = self.servers(table, given.get("servers"))
+        group = self.made(table, rest, UpstreamOptions, samples=_GROUP, name=name, servers=servers or (_SERVER,))
+        if group is None or health is None or not servers:
             return None
         return group, health, sticky
 
@@ -271,7 +212,7 @@ class _Reader:
         made = []
         for place, each in enumerate(given, 1):
             as_table = {"url": each} if isinstance(each, str) else each
-            made.append(self.made(f"{table} servers no. {place}", as_table, ServerOptions))
+            made.append(self.made(f"{table} servers no. {place}", as_table, ServerOptions, samples=_URL))
         return tuple(each for each in made if each is not None)
 
     def check_loops(self, upstreams: Iterable[Any], listen: list[tuple[str, int] | str]) -> None:
@@ -283,26 +224,26 @@ class _Reader:
 
     # -- routes
 
-    def routes(self, given: Any, names: list[str]) -> list[Route]:
+    def routes(self, given: Any, names: list[str], timeouts: ProxyTimeouts) -> list[Route]:
         if not isinstance(given, list):
             self.note("[[routes]]", "", given, "tables expected")
             return []
         if not given:
             if len(names) > 1:
-                self.note("[[routes]]", "", "", f"missing: there are {len(names)} upstreams, {', '.join(names)}")
+                self.note("[[routes]]", "", None, f"missing: there are {len(names)} upstreams, {', '.join(names)}")
             return [Route(names[0], name=names[0])] if names else []
-        routes = [self.route(place, each, names) for place, each in enumerate(given, 1)]
+        routes = [self.route(place, each, names, timeouts) for place, each in enumerate(given, 1)]
         found = [route for route in routes if route is not None]
         for place, route in enumerate(routes, 1):
             before = [each for each in routes[: place - 1] if each is not None and route is not None]
             if any(_takes_the_same(each, route) for each in before if route is not None):
-                self.note(f"[[routes]] no. {place}", "", "", "the same as one before: never taken")
+                self.note(f"[[routes]] no. {place}", "", None, "the same as one before: never taken")
         for name in names if len(found) == len(routes) else ():
             if all(route.action != name for route in found):
-                self.note(f"[upstreams.{name}]", "", "", "no route leads there")
+                self.note(f"[upstreams.{name}]", "", None, "no route leads there")
         return found
 
-    def route(self, place: int, given: Any, names: list[str]) -> Route | None:
+    def route(self, place: int, given: Any, names: list[str], timeouts: ProxyTimeouts) -> Route | None:
         table = f"[[routes]] no. {place}"
         if not isinstance(given, Mapping):
             self.note(table, "", given, "a table expected")
@@ -313,30 +254,48 @@ class _Reader:
         for key in ("request_fields", "response_fields"):
             if key in rest and (edits := self.made(f"{table} {key}", rest.pop(key), FieldEdits)) is not None:
                 ready[key] = edits
-        if "timeouts" in rest and (timeouts := self.made(f"{table} timeouts", rest.pop("timeouts"), ProxyTimeouts)):
-            ready["timeouts"] = timeouts
-        if action is None:
-            return None
+        if "timeouts" in rest and (own := self.route_timeouts(table, rest.pop("timeouts"), timeouts)) is not None:
+            ready["timeouts"] = own
+        if isinstance(rest.get("headers"), Mapping):
+            rest["headers"] = {name: None if value is True else value for name, value in rest["headers"].items()}
         if isinstance(action, str):
             rest.setdefault("name", action)
-        return self.made(table, rest, Route, action=action, **ready)
+        route = self.made(table, rest, Route, action=action or "?", **ready)
+        return None if action is None else route
+
+    def route_timeouts(self, table: str, given: Any, timeouts: ProxyTimeouts) -> ProxyTimeouts | None:
+        """Return the proxy's with those that the route has of its own."""
+        for key in ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger"):
+            if isinstance(given, Mapping) and key in given:
+                self.note(f"{table} timeouts", key, given[key], "only in [timeouts]: it is the same for all routes")
+        return self.made(f"{table} timeouts", given, ProxyTimeouts, base=timeouts)
 
     def action(self, table: str, rest: dict[str, Any], names: list[str]) -> str | StaticAnswer | Redirect | None:
         chosen = [key for key in ("upstream", "answer", "redirect") if key in rest]
         if len(chosen) != 1:
-            self.note(table, "", "", "one of upstream, answer, redirect expected")
+            self.note(table, "", None, "one of upstream, answer, redirect expected")
+            for key in chosen:
+                del rest[key]
             return None
         given = rest.pop(chosen[0])
         if chosen[0] == "answer":
             return self.made(f"{table} answer", given, StaticAnswer)
         if chosen[0] == "redirect":
-            return self.made(f"{table} redirect", given, Redirect)
+            return self.made(f"{table} redirect", given, Redirect, samples={"location": "/"})
         if given not in names:
             self.note(table, "upstream", given, f"one of {', '.join(names) or 'no upstreams'} expected")
             return None
         return str(given)
 
-    # -- error pages
+    # -- files
+
+    def log(self, given: Any) -> LogOptions | None:
+        log = self.made("[log]", given, LogOptions)
+        if log is not None and log.path not in (None, "-"):
+            path = Path(str(log.path))
+            if path.is_dir() or not path.parent.is_dir():
+                self.note("[log]", "path", log.path, "a file in a directory that is there expected")
+        return log
 
     def error_pages(self, given: Any) -> ErrorPages | None:
         if not isinstance(given, Mapping):
@@ -345,25 +304,22 @@ class _Reader:
         pages: dict[str, ErrorPage] = {}
         for key, path in given.items():
             try:
-                pages[str(key)] = ErrorPage(Path(path).read_bytes())
-            except (OSError, TypeError, ValueError) as error:
-                self.note("[error_pages]", str(key), path, f"a file that can be read expected ({error})")
+                ErrorPages({str(key): ErrorPage(b"")})
+            except ValueError as error:
+                self.note("[error_pages]", str(key), path, str(error).partition(": ")[2])
+            if (page := self.error_page(str(key), path)) is not None:
+                pages[str(key)] = page
+        return None if self.problems else ErrorPages(pages)
+
+    def error_page(self, key: str, path: Any) -> ErrorPage | None:
         try:
-            return ErrorPages(pages)
-        except ValueError as error:
-            self.note("[error_pages]", "", "", str(error))
+            file = Path(path)
+            if file.exists() and not file.is_file():
+                raise OSError("no regular file")
+            return ErrorPage(file.read_bytes(), _TYPES.get(file.suffix.lower(), _TYPES[".html"]))
+        except (OSError, TypeError, ValueError) as error:
+            self.note("[error_pages]", key, path, f"a file that can be read expected ({error})")
             return None
-
-
-def _converted(annotation: str, value: Any) -> Any:
-    """Return a value of TOML as the field wants it; what does not fit stays, for the field to refuse."""
-    if isinstance(value, list) and "frozenset" in annotation:
-        return frozenset(value) if all(isinstance(each, str | int) for each in value) else value
-    if annotation == "bytes" and isinstance(value, str):
-        return value.encode()
-    if isinstance(value, list) and annotation.startswith("tuple[bytes"):
-        return tuple(each.encode() if isinstance(each, str) else each for each in value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _address(text: Any) -> tuple[str, int] | str | None:
@@ -389,11 +345,3 @@ def _is_same(server: tuple[str, int] | str, listener: tuple[str, int] | str) -> 
 def _takes_the_same(one: Route, other: Route) -> bool:
     names = ("hosts", "path", "exact", "methods", "headers")
     return all(getattr(one, name) == getattr(other, name) for name in names)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping | list):
-        return "..."
-    return f'"{value}"' if isinstance(value, str) else str(value)
