@@ -51,6 +51,11 @@ class _Head:
     @property
     def keep_alive(self) -> bool:
         """Whether the sender means to go on with this connection (RFC 9112 section 9.3)."""
+        said = self.headers.get_raw(b"connection")
+        if said is None:
+            return self.version == "1.1"
+        if said == b"keep-alive" or said == b"close":
+            return said == b"keep-alive"
         options = self.headers.tokens(b"connection")
         if not options:
             return self.version == "1.1"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -129,6 +129,8 @@ class _Peer(NamedTuple):
     passes: _Names
     #: Those of our own fields that are the same in each of its requests.
     own: tuple[Pair, ...]
+    #: The same as lines.
+    own_lines: bytes
 
 
 class Forwarder:
@@ -219,7 +221,7 @@ class Forwarder:
         if self._name:
             own.append((b"Via", b"%b %b %b" % (version.encode(), self._name, self._mark)))
         passes = self._passes_from_trusted if is_trusted else self._passes_from_others
-        return _Peer(address, is_trusted, passes, tuple(own))
+        return _Peer(address, is_trusted, passes, tuple(own), _lines(own))
 
     # -- requests
 
@@ -230,18 +232,29 @@ class Forwarder:
         client: str,
         scheme: str,
         host: bytes,
-        *,
         upgrade: bool = False,
         trailers: bool = False,
-    ) -> list[bytes]:
+    ) -> bytes:
         """Return the lines of the fields to send, Host first; framing and the empty line are the caller's to add.
 
         ``client`` and ``scheme`` are what :meth:`client_of` and :meth:`scheme_of` said, ``host`` the server's
         authority. With ``upgrade`` the client's Upgrade is passed on, as far as it offers what may be tunnelled; with
         ``trailers`` the upstream is told that trailers are taken, and Trailer is passed on.
         """
-        pairs = self._request_pairs(head, peer, client, scheme, host, upgrade, trailers)
-        return [b"%b: %b\r\n" % pair for pair in pairs]
+        headers, authority = head.headers, head.authority
+        known = self._peer(peer, scheme, head.version)
+        is_usual = not (known.is_trusted or upgrade or trailers or self.options.forwarded)
+        if not is_usual or (headers.get_raw(b"connection") is not None and fields_of_the_hop(headers)):
+            return _lines(self._request_pairs(head, peer, client, scheme, host, upgrade, trailers))
+        passes = known.passes
+        if not self._preserve_host:
+            host = self._host or host
+        elif authority:
+            host = authority
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
+        if self._x_forwarded and authority:
+            return b"Host: %b\r\n%b%bX-Forwarded-Host: %b\r\n" % (host, lines, known.own_lines, authority)
+        return b"Host: %b\r\n%b%b" % (host, lines, known.own_lines)
 
     def request_headers(
         self,
@@ -310,6 +323,13 @@ class Forwarder:
 
     # -- answers
 
+    def response_lines(self, head: ResponseHead) -> bytes:
+        """Return the lines of the fields of an answer to pass on, as :meth:`response_pairs` does, without trailers."""
+        headers, passes = head.headers, self._passes_back
+        if self.options.via_response or fields_of_the_hop(headers):
+            return _lines(self.response_pairs(head, trailers=False))
+        return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
+
     def response_pairs(self, head: ResponseHead, *, trailers: bool) -> list[Pair]:
         """Return the fields of an answer to pass on; framing is the caller's to add, and Date if there is none.
 
@@ -324,6 +344,10 @@ class Forwarder:
         if self.options.via_response and self._name:
             pairs.append((b"Via", b"%b %b" % (head.version.encode(), self._name)))
         return pairs
+
+
+def _lines(pairs: Iterable[Pair]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
 
 
 def _add_fields_of_the_hop(pairs: list[Pair], headers: Headers, upgrade: bool, trailers: bool) -> None:

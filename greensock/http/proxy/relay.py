@@ -291,16 +291,16 @@ class Relay:
             lines = self._edited(lines)
         length = payload.length
         if length is None:
-            lines.append(b"Transfer-Encoding: chunked\r\n\r\n")
+            framing = b"Transfer-Encoding: chunked\r\n\r\n"
         elif length or method in WITH_BODY:
-            lines.append(b"Content-Length: %d\r\n\r\n" % length)
+            framing = b"Content-Length: %d\r\n\r\n" % length
         else:
-            lines.append(b"\r\n")
+            framing = b"\r\n"
         if not target.startswith(b"/"):
             target = _origin_form(target)
         if self.route is not None and self.route.strip_prefix:
             target = self.route.target_for(target)
-        written = b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, b"".join(lines))
+        written = b"%b %b HTTP/1.1\r\n%b%b" % (method.encode(), target, lines, framing)
         trailers = self._trailers if length is None else None
         return Call.written(method, written, payload, trailers=trailers, interim=self._pass_interim, is_upgrade=upgrade)
 
@@ -327,13 +327,13 @@ class Relay:
         trailers = self.request.trailers
         return end_to_end_trailers(trailers, self.request.headers) if trailers is not None else None
 
-    def _edited(self, lines: list[bytes]) -> list[bytes]:
+    def _edited(self, lines: bytes) -> bytes:
         """Return the lines of a request with the changes of its route and of the program."""
-        headers = Headers.of_raw([_pair(line) for block in lines for line in block.splitlines()])
+        headers = Headers.of_raw([_pair(line) for line in lines.split(b"\r\n")[:-1]])
         if self.route is not None and self.route.request_fields:
             self.route.request_fields.apply(headers, self.variables())
         self.proxy.edit_request(self, headers)
-        return [b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS]
+        return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
     def _pass_interim(self, head: ResponseHead) -> None:
         """Pass on an answer 1xx, but for 100: the client gets ours, when its body is read."""
