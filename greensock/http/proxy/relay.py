@@ -20,7 +20,6 @@ from greensock.http.errors import BadRequest, SendTimeout
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, WITH_BODY, Call, Exchange
 from greensock.http.headers import Headers
-from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
 from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
@@ -325,7 +324,9 @@ class Relay:
     def _trailers(self) -> Headers | None:
         """Return the fields that go out behind a body in chunks."""
         trailers = self.request.trailers
-        return end_to_end_trailers(trailers, self.request.headers) if trailers is not None else None
+        if trailers is None:
+            return None
+        return self.proxy.gateway.forwarder.request_trailers(self.request.head, trailers)
 
     def _edited(self, lines: list[bytes]) -> list[bytes]:
         """Return the lines of a request with the changes of its route and of the program."""
