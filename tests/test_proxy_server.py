@@ -161,6 +161,13 @@ def test_expect_continue(proxied, origin):
     assert "expect" not in fields_of(origin.seen[0][2])
 
 
+@pytest.mark.parametrize(("target", "sent"), [("http://a", b"*"), ("http://a/", b"/"), ("http://a?x", b"/?x")])
+def test_options_of_a_whole_server(proxied, origin, target, sent):
+    _proxy, sock = proxied(origin.url)
+    assert ask(sock, f"OPTIONS {target} HTTP/1.1\n{CLOSE}")[0] == 200
+    assert origin.seen[0][1] == sent
+
+
 def test_trailers_make_no_claims(proxied):
     def script(server, sock, number):
         server.head(sock)

@@ -296,7 +296,7 @@ class Relay:
         else:
             lines.append(b"\r\n")
         if not target.startswith(b"/"):
-            target = _origin_form(target)
+            target = _origin_form(method, target)
         if self.route is not None and self.route.strip_prefix:
             target = self.route.target_for(target)
         written = b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, b"".join(lines))
@@ -521,13 +521,15 @@ class Relay:
         self.proxy._record_done(record)
 
 
-def _origin_form(target: bytes) -> bytes:
-    """Return path and query of a target that names its host, too (RFC 9112 section 3.2.1)."""
+def _origin_form(method: str, target: bytes) -> bytes:
+    """Return path and query of a target that names its host, too (RFC 9112 sections 3.2.1 and 3.2.4)."""
     _, colon, rest = target.partition(b"://")
     if not colon:
         return target  # *
     slash, mark = rest.find(b"/"), rest.find(b"?")
     if slash < 0 or -1 < mark < slash:
+        if mark < 0 and method == "OPTIONS":
+            return b"*"
         return b"/" + (rest[mark:] if mark >= 0 else b"")
     return rest[slash:]
 
