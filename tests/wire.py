@@ -105,6 +105,15 @@ def take_finals(data: bytes, methods: Sequence[str], *, ended: bool) -> tuple[li
     return finals, data
 
 
+def body_so_far(data: bytes) -> bytes:
+    """Return what is there of the body of an answer that was cut."""
+    found = _head(data, lenient=False)
+    if found is None:
+        return b""
+    _, fields, rest = found
+    return _chunks(rest, lenient=False)[0] if _framing(fields) == "chunked" else rest
+
+
 def _head(data: bytes, lenient: bool) -> tuple[bytes, Fields, bytes] | None:
     head, end, rest = data.partition(b"\r\n\r\n")
     if not end:
@@ -154,28 +163,35 @@ def _with_body(
         if len(rest) < length:
             return None
         return Message(line, fields, rest[:length], [], framing), rest[length:]
-    body = b""
-    while True:
-        size_line, end, rest = rest.partition(b"\r\n")
-        if not end:
-            return None
-        size = re.fullmatch(rb"([0-9A-Fa-f]+)(;.*)?", size_line, re.DOTALL)
-        if not size or (size.group(2) and not lenient):
-            raise Malformed(size_line)
-        count = int(size.group(1), 16)
-        if not count:
-            break
-        if len(rest) < count + 2:
-            return None
-        if rest[count : count + 2] != b"\r\n":
-            raise Malformed(rest[: count + 2])
-        body += rest[:count]
-        rest = rest[count + 2 :]
-    trailers, end, behind = (b"\r\n" + rest).partition(b"\r\n\r\n")
+    body, behind = _chunks(rest, lenient)
+    if behind is None:
+        return None
+    trailers, end, behind = (b"\r\n" + behind).partition(b"\r\n\r\n")
     if not end:
         return None
     lines = trailers.split(b"\r\n")[1:]
     return Message(line, fields, body, _fields(lines, lenient), framing), behind
+
+
+def _chunks(data: bytes, lenient: bool) -> tuple[bytes, bytes | None]:
+    """Return the data of the chunks that are whole, and what follows the last one; None: that did not come."""
+    body = b""
+    while True:
+        line, end, data = data.partition(b"\r\n")
+        if not end:
+            return body, None
+        size = re.fullmatch(rb"([0-9A-Fa-f]+)(;.*)?", line, re.DOTALL)
+        if not size or (size.group(2) and not lenient):
+            raise Malformed(line)
+        count = int(size.group(1), 16)
+        if not count:
+            return body, data
+        if len(data) < count + 2:
+            return body, None
+        if data[count : count + 2] != b"\r\n":
+            raise Malformed(data[: count + 2])
+        body += data[:count]
+        data = data[count + 2 :]
 
 
 # -- h11's opinion
