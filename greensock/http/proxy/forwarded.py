@@ -18,7 +18,7 @@ from typing import NamedTuple
 from greensock import Rule
 from greensock.http.events import RequestHead, ResponseHead
 from greensock.http.headers import Headers
-from greensock.http.hopbyhop import HOP_BY_HOP, fields_of_the_hop
+from greensock.http.hopbyhop import HOP_BY_HOP, end_to_end_trailers, fields_of_the_hop
 from greensock.http.proxy.networks import Networks, are_networks, canonical_address, node_address
 from greensock.http.syntax import TOKEN, is_authority, is_token
 
@@ -320,6 +320,12 @@ class Forwarder:
         if not (lower in CLAIMS or lower.startswith(b"x-forwarded-")):
             return True
         return from_trusted and lower not in self._appended
+
+    def request_trailers(self, head: RequestHead, trailers: Headers) -> Headers:
+        """Return the trailers of a request to pass on: nobody's claims, as the upstream may merge them."""
+        passes = self._passes_from_others
+        kept = end_to_end_trailers(trailers, head.headers).raw
+        return Headers.of_raw([pair for pair in kept if passes[pair[0]]])
 
     # -- answers
 

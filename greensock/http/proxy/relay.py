@@ -20,7 +20,6 @@ from greensock.http.errors import BadRequest, SendTimeout
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, WITH_BODY, Call, Exchange
 from greensock.http.headers import Headers
-from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
 from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
@@ -297,7 +296,7 @@ class Relay:
         else:
             framing = b"\r\n"
         if not target.startswith(b"/"):
-            target = _origin_form(target)
+            target = _origin_form(method, target)
         if self.route is not None and self.route.strip_prefix:
             target = self.route.target_for(target)
         written = b"%b %b HTTP/1.1\r\n%b%b" % (method.encode(), target, lines, framing)
@@ -325,7 +324,9 @@ class Relay:
     def _trailers(self) -> Headers | None:
         """Return the fields that go out behind a body in chunks."""
         trailers = self.request.trailers
-        return end_to_end_trailers(trailers, self.request.headers) if trailers is not None else None
+        if trailers is None:
+            return None
+        return self.proxy.gateway.forwarder.request_trailers(self.request.head, trailers)
 
     def _edited(self, lines: bytes) -> bytes:
         """Return the lines of a request with the changes of its route and of the program."""
@@ -520,13 +521,15 @@ class Relay:
         self.proxy._record_done(record)
 
 
-def _origin_form(target: bytes) -> bytes:
-    """Return path and query of a target that names its host, too (RFC 9112 section 3.2.1)."""
+def _origin_form(method: str, target: bytes) -> bytes:
+    """Return path and query of a target that names its host, too (RFC 9112 sections 3.2.1 and 3.2.4)."""
     _, colon, rest = target.partition(b"://")
     if not colon:
         return target  # *
     slash, mark = rest.find(b"/"), rest.find(b"?")
     if slash < 0 or -1 < mark < slash:
+        if mark < 0 and method == "OPTIONS":
+            return b"*"
         return b"/" + (rest[mark:] if mark >= 0 else b"")
     return rest[slash:]
 
