@@ -14,16 +14,21 @@ from greensock.http import (
     AccessLog,
     ErrorPage,
     ErrorPages,
+    FieldEdits,
     Forwarding,
     GuardOptions,
     HealthOptions,
     HTTPServer,
     ProxyTimeouts,
+    Redirect,
     Response,
+    ReverseProxy,
+    Route,
     StickyCookie,
     parse_proxy_header,
     write_proxy_header,
 )
+from greensock.http.proxy import relay
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\n" + CLOSE
@@ -34,9 +39,9 @@ def proxied(serve):
     """Start a proxy before servers: ``proxied(url, ...)`` gives it and what asks it."""
     gateways = []
 
-    def start(*urls, server_options=None, **options):
+    def start(*urls, kind=Recorded, server_options=None, **options):
         gateways.append(gateway_to(*urls, **options))
-        proxy = serve(Recorded, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
+        proxy = serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
 
         def ask(data=GET):
             with socket.create_connection(proxy.address) as sock:
@@ -160,6 +165,43 @@ def test_proxy_protocol_out(proxied, version):
         assert server.accepted == 2, "a connection is one client's"
         assert [header.source[0] for header in headers] == ["127.0.0.1"] * 2
         assert headers[0].destination == proxy.address
+
+
+# -- ids
+
+TELLS_ID = FieldEdits(set={"X-Request-Id": "{request_id}"})
+
+
+def test_an_id_is_one_from_the_request_to_the_log(proxied, origin):
+    proxy, ask = proxied(origin.url, routes=[Route("site", request_fields=TELLS_ID, response_fields=TELLS_ID)])
+    answers = [ask(b"GET / HTTP/1.1\r\nX-Request-Id: mine\r\n" + CLOSE) for _ in range(2)]
+    ids = [fields_of(seen[2])["x-request-id"] for seen in origin.seen]
+    assert len(set(ids)) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in ids), "nobody trusts that client"
+    assert [re.search(rb"X-Request-Id: (.*)\r\n", answer)[1].decode() for answer in answers] == ids
+    assert [record.request_id for record in proxy.records] == ids
+
+
+@pytest.mark.parametrize("said", [b"a-1/b", b"two words", b"x" * 129])
+def test_the_id_of_a_trusted_peer(proxied, origin, said):
+    proxy, ask = proxied(origin.url, forwarding=LOCAL, routes=[Route("site", request_fields=TELLS_ID)])
+    ask(b"GET / HTTP/1.1\r\nX-Request-Id: %b\r\n" % said + CLOSE)
+    found = fields_of(origin.seen[0][2])["x-request-id"]
+    assert (found == said.decode()) is (said == b"a-1/b")
+    assert proxy.records[0].request_id == found
+
+
+def test_an_id_that_nobody_wants_is_not_made(proxied, origin, monkeypatch):
+    monkeypatch.setattr(relay, "new_id", lambda: pytest.fail("made"))
+    edits = FieldEdits(set={"X-Client": "{client}"})
+    routes = [Route(Redirect("/new"), path="/old"), Route("site", request_fields=edits, response_fields=edits)]
+    _, ask = proxied(origin.url, kind=ReverseProxy, routes=routes)
+    assert statuses([ask(), ask(b"GET /old HTTP/1.1\r\n" + CLOSE)]) == [200, 302]
+
+
+def test_an_id_in_a_redirect(proxied):
+    _, ask = proxied("http://127.0.0.1:1", routes=[Route(Redirect("/?id={request_id}"))])
+    assert re.search(rb"Location: /\?id=[0-9a-f]{32}\r\n", ask())
 
 
 # -- which server

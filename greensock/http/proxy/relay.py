@@ -10,7 +10,7 @@ What holds for every request:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,12 @@ from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
 from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
+from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
 from greensock.http.proxy.proxy_protocol import write_proxy_header
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.routes import BadPath
-from greensock.http.proxy.rules import Redirect, StaticAnswer, variables_of
+from greensock.http.proxy.rules import VARIABLES, Redirect, StaticAnswer, variables_of
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
@@ -49,6 +50,7 @@ class Relay:
         "_lease",
         "_left",
         "_peer",
+        "_request_id",
         "_started",
         "_wanted",
         "answer_trailers",
@@ -103,6 +105,7 @@ class Relay:
         #: The exchange with the server.
         self.exchange: Exchange | None = None
         self._peer = peer
+        self._request_id = ""  # made when something asks for it
         self._lease: Lease | None = None
         self._left = True  # the server
         self._client_left = False
@@ -198,15 +201,28 @@ class Relay:
         if type(action) is str:
             return self.proxy.gateway.upstreams[action]
         if isinstance(action, Redirect):
-            location = action.location_for(self.variables())
+            location = action.location_for(self.variables(action.variables))
             return Response(b"", action.status, [(b"Location", location)])
         assert isinstance(action, StaticAnswer)
         return Response(action.content, action.status, action.fields())
 
-    def variables(self) -> dict[str, str]:
-        """Return what the variables in edits and redirects stand for."""
+    @property
+    def request_id(self) -> str:
+        """The request's id: what a trusted peer said in X-Request-Id, or 32 hexadecimal digits of our own.
+
+        The same whenever it is asked for; made by the first who asks.
+        """
+        if not self._request_id:
+            self._request_id = self.proxy.gateway.forwarder.request_id_of(self._peer, self.request.headers) or new_id()
+        return self._request_id
+
+    def variables(self, wanted: Collection[str] = VARIABLES) -> dict[str, str]:
+        """Return what the variables in edits and redirects stand for; an id is made only if it is ``wanted``."""
         head = self.request.head
-        return variables_of(head.method, head.authority, head.target, scheme=self.scheme, client=self.client)
+        request_id = self.request_id if "request_id" in wanted else ""
+        return variables_of(
+            head.method, head.authority, head.target, scheme=self.scheme, client=self.client, request_id=request_id
+        )
 
     # -- to the server
 
@@ -331,7 +347,8 @@ class Relay:
         """Return the lines of a request with the changes of its route and of the program."""
         headers = Headers.of_raw([_pair(line) for block in lines for line in block.splitlines()])
         if self.route is not None and self.route.request_fields:
-            self.route.request_fields.apply(headers, self.variables())
+            edits = self.route.request_fields
+            edits.apply(headers, self.variables(edits.variables))
         self.proxy.edit_request(self, headers)
         return [b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS]
 
@@ -515,6 +532,7 @@ class Relay:
         record.sent = sent
         record.received = self.request.body.received
         record.tries = self.tries
+        record.request_id = self.request_id
         if self.route is not None:
             record.route = self.route.name
         self.proxy._record_done(record)

@@ -35,7 +35,7 @@ VARIABLES: Mapping[str, str] = {
     "method": "the method",
     "path": "the target's path as it came",
     "query": "the target's query without its question mark",
-    "request_id": "the request's id",
+    "request_id": "the request's id: a trusted peer's X-Request-Id, or one of the proxy's own",
     "scheme": "http or https",
     "target": "path and query as they came",
 }
@@ -286,6 +286,11 @@ class Redirect:
             object.__setattr__(self, "_template", Template(self.location))
         except ValueError as error:
             raise ValueError(f"location={error}") from None
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that are needed to fill it in."""
+        return self._template.variables
 
     def location_for(self, variables: Mapping[str, str]) -> bytes:
         """Return the value of Location. What a URL can't have is percent-encoded; it never raises."""
