@@ -306,6 +306,21 @@ def test_error_pages(proxied):
     assert ask().endswith(b"\r\n\r\n<p>sorry</p>")
 
 
+TELLING = Forwarding(proxy_status=True)
+
+
+def test_proxy_status(proxied, origin):
+    _, ask = proxied("http://127.0.0.1:1", forwarding=TELLING)
+    assert b"\r\nProxy-Status: greensock; error=connection_refused\r\n" in ask()
+    _, ask = proxied("http://127.0.0.1:1", forwarding=TELLING, routes=[])
+    assert b"\r\nProxy-Status: greensock; error=destination_not_found\r\n" in ask()
+    _, ask = proxied(origin.url, forwarding=TELLING, guard=GuardOptions(request_rate=0.01, request_burst=1))
+    assert b"Proxy-Status" not in ask(b"GET /status/500 HTTP/1.1\r\n" + CLOSE), "that one is the server's"
+    assert b"\r\nProxy-Status: greensock; error=http_request_denied\r\n" in ask()
+    _, ask = proxied("http://127.0.0.1:1")
+    assert b"Proxy-Status" not in ask(), "strangers are told nothing if nobody wants that"
+
+
 def test_the_access_log(proxied, origin, tmp_path):
     log = AccessLog(str(tmp_path / "log"), "json")
     _, ask = proxied(origin.url, log=log)

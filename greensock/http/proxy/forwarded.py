@@ -76,6 +76,7 @@ RULES: Mapping[str, Rule] = {
     "forwarded": Rule.flag(),
     "via": Rule(lambda value: value == "" or _is_name(value), "a name without spaces, or an empty text"),
     "via_response": Rule.flag(),
+    "proxy_status": Rule.flag(),
     "allow_underscores": Rule.flag(),
 }
 
@@ -101,6 +102,8 @@ class Forwarding:
     via: str = "greensock"
     #: Whether answers get a Via, too.
     via_response: bool = False
+    #: Whether Proxy-Status (RFC 9209) says why the proxy answers with an error. It tells strangers what is behind it.
+    proxy_status: bool = False
     #: Whether fields with ``_`` in their names are passed on. CGI and WSGI can't tell ``X_User`` from ``X-User``.
     allow_underscores: bool = False
 
@@ -164,6 +167,9 @@ class Forwarder:
         self._host = options.preserve_host.encode() if isinstance(options.preserve_host, str) else b""
         self._name = options.via.encode()
         self._mark = b"(%b)" % instance.encode()
+        self._proxy_name = self._name or b"greensock"
+        if not self._proxy_name[:1].isalpha():  # tokens of RFC 8941 section 3.3.4 begin with a letter
+            self._proxy_name = b'"%b"' % self._proxy_name
         self._peer = functools.lru_cache(MAX_PEERS)(self._know)
         self._passes_from_trusted = _Names(functools.partial(self._may_pass, True))
         self._passes_from_others = _Names(functools.partial(self._may_pass, False))
@@ -341,6 +347,10 @@ class Forwarder:
         if self.options.via_response and self._name:
             pairs.append((b"Via", b"%b %b" % (head.version.encode(), self._name)))
         return pairs
+
+    def proxy_status(self, error: str) -> bytes | None:
+        """Return the value of Proxy-Status for an error of RFC 9209 section 2.3; None: it is not to be sent."""
+        return b"%b; error=%b" % (self._proxy_name, error.encode()) if self.options.proxy_status else None
 
 
 def _add_fields_of_the_hop(pairs: list[Pair], headers: Headers, upgrade: bool, trailers: bool) -> None:

@@ -23,7 +23,7 @@ from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
-from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
+from greensock.http.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, failure_of
 from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
 from greensock.http.proxy.proxy_protocol import write_proxy_header
@@ -414,7 +414,8 @@ class Relay:
         retry_after = None
         if failure.status == 503:
             retry_after = self.upstream.retry_after() if self.upstream is not None else 1
-        return self._answer(self.error_answer(failure.status, failure.reason, retry_after), self.keep)
+        answer = self.error_answer(failure.status, failure.reason, retry_after, failure.error)
+        return self._answer(answer, self.keep)
 
     def _answer(self, answer: Response, keep: bool) -> bool:
         """Send an answer of the proxy's own."""
@@ -426,17 +427,19 @@ class Relay:
         self.proxy.refused[reason] += 1
         if self.record is not None:
             self.record.reason = reason
-        answer = self.error_answer(status, reason, retry_after)
+        answer = self.error_answer(status, reason, retry_after, DENIED)
         if allow is not None:
             answer.headers.add(b"Allow", allow)
         return answer
 
-    def error_answer(self, status: int, reason: str, retry_after: int | None = None) -> Response:
-        """Return the page for an error."""
+    def error_answer(self, status: int, reason: str, retry_after: int | None = None, error: str = "") -> Response:
+        """Return the page for an error; ``error`` is what Proxy-Status calls it, if that is sent."""
         body, content_type = self.proxy.gateway.error_pages.page(status, reason)
         answer = Response(body, status, content_type=content_type)
         if retry_after is not None:
             answer.headers.add(b"Retry-After", b"%d" % retry_after)
+        if error and (told := self.proxy.gateway.forwarder.proxy_status(error)) is not None:
+            answer.headers.add(b"Proxy-Status", told)
         return answer
 
     def blame_server(self, error: Exception) -> Failure:
