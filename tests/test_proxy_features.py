@@ -249,6 +249,37 @@ def test_checks_take_a_server_out_and_in(proxied, serve):
     wait_until(lambda: servers[0].health.is_clear)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_checks_speak_the_proxy_protocol_where_it_is_spoken(proxied, version):
+    headers = []
+
+    def script(server, sock, number):
+        data = b""
+        while not data or parse_proxy_header(data) is None:
+            data += sock.recv(1)
+        headers.append(parse_proxy_header(data)[0])
+        if server.head(sock):
+            sock.sendall(OK)
+
+    with (
+        scripted(script) as server,
+        scripted(lambda server, sock, number: server.head(sock) and sock.sendall(OK)) as other,
+    ):
+        health = HealthOptions(path="/ok", interval=0.02, timeout=1.0, rise=1, fall=1)
+        proxies = [
+            proxied(server.url, health=health, send_proxy_protocol=version)[0],
+            proxied(other.url, health=health)[0],
+        ]
+        for proxy in proxies:
+            known = proxy.gateway.upstreams["site"].all[0].health
+            wait_until(lambda known=known: known.statistics().checks_passed >= 2)
+            assert known.is_clear
+        assert server.heads[0].startswith(b"GET /ok HTTP/1.1\r\n")
+        assert {(header.version, header.source) for header in headers} == {(version, None)}
+        assert all(header.is_local is (version == 2) for header in headers)
+        assert other.heads[0].startswith(b"GET /ok HTTP/1.1\r\n")
+
+
 def test_no_server_is_up(proxied):
     health = HealthOptions(path="/ok", interval=0.02, timeout=1.0, fall=1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
