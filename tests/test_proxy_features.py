@@ -280,6 +280,24 @@ def test_checks_speak_the_proxy_protocol_where_it_is_spoken(proxied, version):
         assert other.heads[0].startswith(b"GET /ok HTTP/1.1\r\n")
 
 
+@pytest.mark.parametrize("panic", [True, False])
+def test_an_ejected_server_is_asked_in_panic(proxied, panic):
+    healthy = False
+
+    def script(server, sock, number):
+        server.head(sock)
+        if healthy:
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        _, ask = proxied(server.url, health=HealthOptions(max_fails=1), panic=panic)
+        assert statuses([ask()]) == [502]
+        healthy = True
+        answer = ask()
+        assert statuses([answer]) == [200 if panic else 503]
+        assert panic or b"Retry-After: 5\r\n" in answer
+
+
 def test_no_server_is_up(proxied):
     health = HealthOptions(path="/ok", interval=0.02, timeout=1.0, fall=1)
     with socket.create_server(("127.0.0.1", 0)) as listener:

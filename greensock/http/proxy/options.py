@@ -170,6 +170,8 @@ class UpstreamOptions:
     balance: str = "round_robin"
     #: What of a request ``hash`` goes by: ``client``, ``header:NAME`` or ``cookie:NAME``.
     hash_key: str = "client"
+    #: Whether a server that failed requests is asked before its time when no other is left; else the answer is 503.
+    panic: bool = True
     #: How often a request is tried again after its first try.
     retries: int = 2
     #: Retries that all requests together may cause, as a part of their number.
@@ -207,6 +209,7 @@ _UPSTREAM = {
     "hash_key": Rule(
         lambda value: isinstance(value, str) and bool(_hash_key(value)), "'client', 'header:NAME' or 'cookie:NAME'"
     ),
+    "panic": Rule.flag(),
     "retries": Rule.whole(0),
     "retry_budget": Rule(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "min_retry_rate": Rule(lambda value: _number(value) and 0 <= value < float("inf"), "a number of at least 0"),
