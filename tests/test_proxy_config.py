@@ -74,7 +74,7 @@ def problems(mapping):
 
 def test_a_sound_one():
     config = parse_config(SOUND)
-    assert config.listen == (("127.0.0.1", 8080), ("0.0.0.0", 81), ("::1", 82), "/run/proxy.sock")
+    assert config.listen == (("127.0.0.1", 8080), ("", 81), ("::1", 82), "/run/proxy.sock")
     assert config.timeouts.connect == 1.0
     assert config.guard.methods == {"GET", "POST"}
     assert config.forwarding.trusted == ("10.0.0.0/8",)
@@ -102,6 +102,12 @@ def test_one_upstream_needs_no_route():
         ("listen/0", "a:70000", 'listen = "a:70000": HOST:PORT'),
         ("listen/0", 80, "listen = 80: HOST:PORT"),
         ("listen/1", "127.0.0.1:8080", "each address once expected"),
+        ("listen/0", ":81", 'listen = ":81": each address once expected'),
+        ("listen/0", "*:81", 'listen = ":81": each address once expected'),
+        ("listen/0", "127.0.0.1:81", 'listen = ":81": each address once expected'),
+        ("listen/0", "[::]:82", 'listen = "[::1]:82": each address once expected'),
+        ("listen/0", "/run/proxy.sock", 'listen = "/run/proxy.sock": each address once expected'),
+        ("listen/0", ":9000", "[upstreams.app] servers = "),
         ("listen/0", "127.0.0.1:9000", "[upstreams.app] servers = "),
         ("proxy_protocol", "yes", 'proxy_protocol = "yes": true or false expected'),
         ("tls", {}, "tls = {}: no such key: one of listen, "),
@@ -178,6 +184,11 @@ def test_what_is_wrong(path, value, line):
     assert len(found) <= 2
     assert "0123456789abcdef" not in str(found), "no secret is told"
     assert "hidden" not in str(found), "nor a wrong one"
+
+
+def test_addresses_that_go_together():
+    for both in (["a:80", "b:80"], ["0.0.0.0:80", "[::1]:80"], ["127.0.0.1:0", "127.0.0.1:0"], [":80", ":81"]):
+        assert len(parse_config(changed("listen", both)).listen) == 2
 
 
 def test_everything_in_one_go():

@@ -42,6 +42,9 @@ _URL = {"url": _SERVER.url}
 _GROUP = {"name": "upstream", "servers": (_SERVER,)}
 _COOKIE = {"name": "sticky", "secret": b"?" * 16}
 
+#: Hosts that stand for every address, of IPv4 and IPv6.
+EVERY = frozenset({"", "::"})
+
 #: What kind of text an error page is, by the end of its file's name; others are HTML.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -65,7 +68,7 @@ class ConfigError(Exception):
 class ProxyConfig:
     """A sound configuration."""
 
-    #: Where to listen: ``(host, port)``, or the path of a Unix socket.
+    #: Where to listen: ``(host, port)``, or the path of a Unix socket. An empty host is every address, IPv6 ones too.
     listen: tuple[tuple[str, int] | str, ...]
     #: Whether connections begin with a PROXY header.
     proxy_protocol: bool
@@ -174,8 +177,8 @@ class _Reader(Tables):
             address = _address(text)
             if address is None:
                 self.note("", "listen", text, expected)
-            elif address in found:
-                self.note("", "listen", text, "each address once expected")
+            elif any(_overlap(address, each) for each in found):
+                self.note("", "listen", text, "each address once expected: one before takes it, too")
             else:
                 found.append(address)
         return found
@@ -330,14 +333,26 @@ def _address(text: Any) -> tuple[str, int] | str | None:
     if match is None:
         return text if "/" in text else None
     port = int(match["port"])
-    return (match["host"].strip("[]") or "0.0.0.0", port) if port < 65536 else None
+    host = match["host"].strip("[]")
+    return ("" if host == "*" else host, port) if port < 65536 else None
+
+
+def _overlap(one: tuple[str, int] | str, other: tuple[str, int] | str) -> bool:
+    """Whether only one of two addresses can be listened on, as far as can be told without a resolver."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    (host, port), (other_host, other_port) = one, other
+    if port != other_port or not port:
+        return False
+    hosts = {host, other_host}
+    return len(hosts) == 1 or not hosts.isdisjoint(EVERY) or ("0.0.0.0" in hosts and ":" not in host + other_host)
 
 
 def _is_same(server: tuple[str, int] | str, listener: tuple[str, int] | str) -> bool:
     """Whether a server's address leads to a listener, as far as can be told without a resolver."""
     if isinstance(server, str) or isinstance(listener, str):
         return server == listener
-    local = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
+    local = {"localhost", "127.0.0.1", "::1", "0.0.0.0", *EVERY}
     same_host = server[0] == listener[0] or (server[0] in local and listener[0] in local)
     return same_host and server[1] == listener[1] != 0
 
