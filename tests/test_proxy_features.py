@@ -220,6 +220,30 @@ def test_a_sticky_cookie_leads_back(proxied, serve):
     assert b"Set-Cookie: node=" in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE), "it is gone: another one"
 
 
+@pytest.mark.parametrize(
+    ("said", "added"),
+    [
+        (b"", True),
+        (b"Cache-Control: public, max-age=60\r\n", True),
+        (b'Cache-Control: private="X-A"\r\n', True),
+        (b"Cache-Control: max-age=60, Private\r\n", False),
+        (b"Cache-Control: no-store\r\n", False),
+    ],
+)
+def test_no_shared_cache_keeps_a_sticky_cookie(proxied, said, added):
+    def script(server, sock, number):
+        while server.head(sock):
+            sock.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: 2\r\n\r\nok" % said)
+
+    with scripted(script) as server:
+        _, ask = proxied(server.url, sticky=StickyCookie("node", b"0123456789abcdef"))
+        answer = ask()
+        assert said in answer
+        assert (b"\r\nCache-Control: private\r\n" in answer) is added
+        value = re.search(rb"Set-Cookie: (node=[^;]+);", answer)[1]
+        assert b"Cache-Control: private\r\n" not in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE)
+
+
 def test_a_hash_keeps_a_key_at_its_server(proxied, serve):
     origins = [serve(Origin) for _ in range(3)]
     _, ask = proxied(*(each.url for each in origins), balance="hash", hash_key="header:X-User")

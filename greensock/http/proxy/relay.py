@@ -184,6 +184,8 @@ class Relay:
             return
         if self._wanted is not self.server:
             headers.add(b"Set-Cookie", self.upstream.cookie_of(self.server, time()))
+            if not _is_private(headers):  # a shared cache would lead all its clients to one server
+                headers.add(b"Cache-Control", b"private")
 
     def has_client_left(self) -> bool:
         """Whether the client left while the server worked."""
@@ -550,6 +552,11 @@ def _origin_form(target: bytes) -> bytes:
     if slash < 0 or -1 < mark < slash:
         return b"/" + (rest[mark:] if mark >= 0 else b"")
     return rest[slash:]
+
+
+def _is_private(headers: Headers) -> bool:
+    """Whether no shared cache may keep an answer (RFC 9111 section 5.2.2); with names of fields it may."""
+    return not {b"private", b"no-store"}.isdisjoint(headers.tokens(b"cache-control"))
 
 
 def _pair(line: bytes) -> tuple[bytes, bytes]:
