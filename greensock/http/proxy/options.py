@@ -120,7 +120,7 @@ class ServerOptions:
         try:
             target = self._destination.target
         except ValueError as error:
-            text = str(error).removeprefix(f"url={self.url!r}: ")
+            text = str(error).removeprefix(f"url={self.url!r}: ").replace("http://host[:port]/path", _WHERE)
             raise ValueError(f"url={self.url!r}: {text if 'expected' in text else text + ': http expected'}") from None
         if target != b"/" or self.url.endswith("?"):
             raise ValueError(f"url={self.url!r}: no path, query or fragment expected")
@@ -142,10 +142,11 @@ class ServerOptions:
         return self._destination.authority
 
 
+_WHERE = "http://host[:port] or unix:/path"
 _SERVER = {
     "url": Rule(
         lambda value: isinstance(value, str) and value not in ("", "unix:") and "\0" not in value,
-        "http://host[:port] or unix:/path",
+        _WHERE,
     ),
     "weight": Rule(lambda value: Rule.whole(1).fits(value) and value <= 65535, "a whole number from 1 to 65535"),
     "max_connections": Rule.whole(1).or_none(),
