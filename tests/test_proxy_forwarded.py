@@ -57,6 +57,7 @@ def sent(
         ("via", "two words"),
         ("via", "a\r\nb"),
         ("via_response", "yes"),
+        ("proxy_status", "yes"),
         ("allow_underscores", 1),
     ],
 )
@@ -447,3 +448,9 @@ def test_via_of_an_answer():
     ]
     assert answered([("Via", "1.1 a")]) == [(b"Via", b"1.1 a")]
     assert answered([], via_response=True, via="") == []
+
+
+@pytest.mark.parametrize(("via", "name"), [("edge", "edge"), ("", "greensock"), ("9to5", '"9to5"')])
+def test_proxy_status(via, name):
+    assert forwarder(via=via, proxy_status=True).proxy_status("dns_error") == f"{name}; error=dns_error".encode()
+    assert forwarder(via=via).proxy_status("dns_error") is None

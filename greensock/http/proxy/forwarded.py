@@ -13,6 +13,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from random import getrandbits
 from typing import NamedTuple
 
 from greensock import Rule
@@ -22,7 +23,7 @@ from greensock.http.hopbyhop import HOP_BY_HOP, end_to_end_trailers, fields_of_t
 from greensock.http.proxy.networks import Networks, are_networks, canonical_address, node_address
 from greensock.http.syntax import TOKEN, is_authority, is_token
 
-__all__ = ["Forwarder", "Forwarding"]
+__all__ = ["Forwarder", "Forwarding", "new_id"]
 
 Pair = tuple[bytes, bytes]
 
@@ -46,7 +47,16 @@ NO_TUNNELS = frozenset({b"h2c", b"h2", b"http", b"tls"})
 
 _PAIR = rb"""[ \t]*(%b)=(?:(%b)|"([^"\\;,]*)")[ \t]*""" % (TOKEN, TOKEN)
 _pairs_of = re.compile(_PAIR).findall
+_is_id = re.compile(rb"[0-9A-Za-z_.:+/=@\-]{1,128}").fullmatch
 _is_element = re.compile(rb"%b(?:;%b)*" % (_PAIR, _PAIR)).fullmatch
+
+
+def new_id() -> str:
+    """Return an id for a request: 32 hexadecimal digits.
+
+    Of 128 random bits, as no two may be the same, and cheap (0.3 us): it is no secret. A fork draws others.
+    """
+    return f"{getrandbits(128):032x}"
 
 
 def _is_name(value: object) -> bool:
@@ -66,6 +76,7 @@ RULES: Mapping[str, Rule] = {
     "forwarded": Rule.flag(),
     "via": Rule(lambda value: value == "" or _is_name(value), "a name without spaces, or an empty text"),
     "via_response": Rule.flag(),
+    "proxy_status": Rule.flag(),
     "allow_underscores": Rule.flag(),
 }
 
@@ -91,6 +102,8 @@ class Forwarding:
     via: str = "greensock"
     #: Whether answers get a Via, too.
     via_response: bool = False
+    #: Whether Proxy-Status (RFC 9209) says why the proxy answers with an error. It tells strangers what is behind it.
+    proxy_status: bool = False
     #: Whether fields with ``_`` in their names are passed on. CGI and WSGI can't tell ``X_User`` from ``X-User``.
     allow_underscores: bool = False
 
@@ -156,6 +169,9 @@ class Forwarder:
         self._host = options.preserve_host.encode() if isinstance(options.preserve_host, str) else b""
         self._name = options.via.encode()
         self._mark = b"(%b)" % instance.encode()
+        self._proxy_name = self._name or b"greensock"
+        if not self._proxy_name[:1].isalpha():  # tokens of RFC 8941 section 3.3.4 begin with a letter
+            self._proxy_name = b'"%b"' % self._proxy_name
         self._peer = functools.lru_cache(MAX_PEERS)(self._know)
         self._passes_from_trusted = _Names(functools.partial(self._may_pass, True))
         self._passes_from_others = _Names(functools.partial(self._may_pass, False))
@@ -194,6 +210,13 @@ class Forwarder:
             said = _parameter((headers.get_raw(b"forwarded") or b"").rpartition(b",")[2], b"proto")
         last = said.rpartition(b",")[2].strip(b" \t").lower()
         return last.decode() if last in (b"http", b"https") else scheme
+
+    def request_id_of(self, peer: str, headers: Headers) -> str:
+        """Return what a trusted peer says in X-Request-Id; empty if it says none, or what no log should have."""
+        if not self._peer(peer).is_trusted:
+            return ""
+        said = headers.get_raw(b"x-request-id")
+        return said.decode() if said is not None and _is_id(said) else ""
 
     def is_loop(self, headers: Headers) -> bool:
         """Whether the request was here before: Via names this instance, or ``MAX_PASSES`` proxies of our name."""
@@ -350,6 +373,10 @@ class Forwarder:
         if self.options.via_response and self._name:
             pairs.append((b"Via", b"%b %b" % (head.version.encode(), self._name)))
         return pairs
+
+    def proxy_status(self, error: str) -> bytes | None:
+        """Return the value of Proxy-Status for an error of RFC 9209 section 2.3; None: it is not to be sent."""
+        return b"%b; error=%b" % (self._proxy_name, error.encode()) if self.options.proxy_status else None
 
 
 def _lines(pairs: Iterable[Pair]) -> bytes:

@@ -174,7 +174,8 @@ class _Passage:
         headers = Headers.of_raw(list(pairs))
         relay.add_cookie(headers)
         if relay.route is not None and relay.route.response_fields:
-            relay.route.response_fields.apply(headers, relay.variables())
+            edits = relay.route.response_fields
+            edits.apply(headers, relay.variables(edits.variables))
         relay.proxy.edit_response(relay, self._head.status, headers)
         return [pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS]
 

@@ -10,7 +10,7 @@ What holds for every request:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -22,12 +22,13 @@ from greensock.http.exchange import IDEMPOTENT, WITH_BODY, Call, Exchange
 from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
-from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
+from greensock.http.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, failure_of
+from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
 from greensock.http.proxy.proxy_protocol import write_proxy_header
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.routes import BadPath
-from greensock.http.proxy.rules import Redirect, StaticAnswer, variables_of
+from greensock.http.proxy.rules import VARIABLES, Redirect, StaticAnswer, variables_of
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
@@ -48,6 +49,7 @@ class Relay:
         "_lease",
         "_left",
         "_peer",
+        "_request_id",
         "_started",
         "_wanted",
         "answer_trailers",
@@ -102,6 +104,7 @@ class Relay:
         #: The exchange with the server.
         self.exchange: Exchange | None = None
         self._peer = peer
+        self._request_id = ""  # made when something asks for it
         self._lease: Lease | None = None
         self._left = True  # the server
         self._client_left = False
@@ -180,6 +183,8 @@ class Relay:
             return
         if self._wanted is not self.server:
             headers.add(b"Set-Cookie", self.upstream.cookie_of(self.server, time()))
+            if not _is_private(headers):  # a shared cache would lead all its clients to one server
+                headers.add(b"Cache-Control", b"private")
 
     def has_client_left(self) -> bool:
         """Whether the client left while the server worked."""
@@ -197,15 +202,28 @@ class Relay:
         if type(action) is str:
             return self.proxy.gateway.upstreams[action]
         if isinstance(action, Redirect):
-            location = action.location_for(self.variables())
+            location = action.location_for(self.variables(action.variables))
             return Response(b"", action.status, [(b"Location", location)])
         assert isinstance(action, StaticAnswer)
         return Response(action.content, action.status, action.fields())
 
-    def variables(self) -> dict[str, str]:
-        """Return what the variables in edits and redirects stand for."""
+    @property
+    def request_id(self) -> str:
+        """The request's id: what a trusted peer said in X-Request-Id, or 32 hexadecimal digits of our own.
+
+        The same whenever it is asked for; made by the first who asks.
+        """
+        if not self._request_id:
+            self._request_id = self.proxy.gateway.forwarder.request_id_of(self._peer, self.request.headers) or new_id()
+        return self._request_id
+
+    def variables(self, wanted: Collection[str] = VARIABLES) -> dict[str, str]:
+        """Return what the variables in edits and redirects stand for; an id is made only if it is ``wanted``."""
         head = self.request.head
-        return variables_of(head.method, head.authority, head.target, scheme=self.scheme, client=self.client)
+        request_id = self.request_id if "request_id" in wanted else ""
+        return variables_of(
+            head.method, head.authority, head.target, scheme=self.scheme, client=self.client, request_id=request_id
+        )
 
     # -- to the server
 
@@ -332,7 +350,8 @@ class Relay:
         """Return the lines of a request with the changes of its route and of the program."""
         headers = Headers.of_raw([_pair(line) for line in lines.split(b"\r\n")[:-1]])
         if self.route is not None and self.route.request_fields:
-            self.route.request_fields.apply(headers, self.variables())
+            edits = self.route.request_fields
+            edits.apply(headers, self.variables(edits.variables))
         self.proxy.edit_request(self, headers)
         return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
@@ -398,7 +417,8 @@ class Relay:
         retry_after = None
         if failure.status == 503:
             retry_after = self.upstream.retry_after() if self.upstream is not None else 1
-        return self._answer(self.error_answer(failure.status, failure.reason, retry_after), self.keep)
+        answer = self.error_answer(failure.status, failure.reason, retry_after, failure.error)
+        return self._answer(answer, self.keep)
 
     def _answer(self, answer: Response, keep: bool) -> bool:
         """Send an answer of the proxy's own."""
@@ -410,17 +430,19 @@ class Relay:
         self.proxy.refused[reason] += 1
         if self.record is not None:
             self.record.reason = reason
-        answer = self.error_answer(status, reason, retry_after)
+        answer = self.error_answer(status, reason, retry_after, DENIED)
         if allow is not None:
             answer.headers.add(b"Allow", allow)
         return answer
 
-    def error_answer(self, status: int, reason: str, retry_after: int | None = None) -> Response:
-        """Return the page for an error."""
+    def error_answer(self, status: int, reason: str, retry_after: int | None = None, error: str = "") -> Response:
+        """Return the page for an error; ``error`` is what Proxy-Status calls it, if that is sent."""
         body, content_type = self.proxy.gateway.error_pages.page(status, reason)
         answer = Response(body, status, content_type=content_type)
         if retry_after is not None:
             answer.headers.add(b"Retry-After", b"%d" % retry_after)
+        if error and (told := self.proxy.gateway.forwarder.proxy_status(error)) is not None:
+            answer.headers.add(b"Proxy-Status", told)
         return answer
 
     def blame_server(self, error: Exception) -> Failure:
@@ -516,6 +538,7 @@ class Relay:
         record.sent = sent
         record.received = self.request.body.received
         record.tries = self.tries
+        record.request_id = self.request_id
         if self.route is not None:
             record.route = self.route.name
         self.proxy._record_done(record)
@@ -532,6 +555,11 @@ def _origin_form(method: str, target: bytes) -> bytes:
             return b"*"
         return b"/" + (rest[mark:] if mark >= 0 else b"")
     return rest[slash:]
+
+
+def _is_private(headers: Headers) -> bool:
+    """Whether no shared cache may keep an answer (RFC 9111 section 5.2.2); with names of fields it may."""
+    return not {b"private", b"no-store"}.isdisjoint(headers.tokens(b"cache-control"))
 
 
 def _pair(line: bytes) -> tuple[bytes, bytes]:

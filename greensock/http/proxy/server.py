@@ -18,6 +18,7 @@ from greensock.http.events import RequestHead
 from greensock.http.headers import Headers
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
+from greensock.http.proxy.networks import canonical_address
 from greensock.http.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
@@ -41,6 +42,8 @@ class ProxyConnection(HTTPConnection):
         super().__init__(*arguments)
         #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
         self.peer: str = self.address[0] if self.address else ""
+        if ":" in self.peer:  # an IPv4 address has another look to a socket that takes both
+            self.peer = canonical_address(self.peer)
         #: Whether its PROXY header is yet to come.
         self.awaits_header = False
         #: What that said of both ends.
@@ -193,7 +196,7 @@ class ReverseProxy(HTTPServer):
             return conn.ends
         if not relay.client or not isinstance(conn.local_address, tuple):
             return None, None
-        port = conn.address[1] if relay.client == conn.address[0] else 0
+        port = conn.address[1] if relay.client == conn.peer else 0
         return (relay.client, port), conn.local_address[:2]
 
     def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:

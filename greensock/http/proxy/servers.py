@@ -180,7 +180,7 @@ class Upstream:
         first_backup = sum(not each.backup for each in options.servers)
         self.servers: Sequence[UpstreamServer] = self.all[:first_backup]
         self.backups: Sequence[UpstreamServer] = self.all[first_backup:]
-        self._balancer = balancer_of(options.balance, random)
+        self._balancer = balancer_of(options.balance, random, panic=options.panic)
         self._key_of = key_of(options.hash_key) if options.balance == "hash" else None
         self._only = self.all[0] if len(self.all) == 1 else None
         #: The cookie by which a client comes back to its server; None: there is none.
