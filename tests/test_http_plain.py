@@ -39,9 +39,9 @@ SOURCES = {
     "requests": [BROWSER] * 20 + [data for _, data, _ in cases("requests") if len(data) < 600],
     "responses": [ANSWER] * 20 + [data for _, data, _ in cases("responses") if len(data) < 600],
 }
-PIECES = [b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b"\x7f", b"\x1f", b"\xff", b"A: b\r\n", b" x\r\n", b"HTTP/1.0"]
-PIECES += [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Host: b\r\n", b"#", b"%"]
-PIECES += [b"Upgrade: h2c\r\n", b"Connection: upgrade\r\n", b"content-length:3\r\n", b"Content-Length: +3\r\n"]
+PIECES = [b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b"\x7f", b"\x1f", b"\xff", b"#", b"%", b"HTTP/1.0"]
+PIECES += [b"A: b\r\n", b" x\r\n", b"Host: b\r\n", b"Content-Length: 3\r\n", b"content-length:3\r\n"]
+PIECES += [b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Connection: upgrade\r\n", b"Upgrade: h2c\r\n"]
 
 
 @st.composite

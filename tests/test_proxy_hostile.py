@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, wait_until
+from conftest import PATIENCE, read_all
 from gevent.event import Event
 from http_messages import cases
 from pairs import reset
 from proxies import Recorded, gateway_to, scripted
 from wire import Message, body_so_far, finals_by_h11, take_finals, take_request
 
-from greensock.http import HealthOptions, ProxyTimeouts
+from greensock.http import HealthOptions
 
 SECOND = b"HTTP/1.1 200 OK\r\nX-Second: yes\r\nContent-Length: 6\r\n\r\nsecond"
 ASK_SECOND = b"GET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

@@ -8,6 +8,7 @@ from greensock.http.headers import Headers
 
 __all__ = [
     "END_OF_INPUT",
+    "END_OF_MESSAGE",
     "NEED_DATA",
     "SWITCHED",
     "Data",
@@ -187,3 +188,7 @@ class EndOfMessage:
 
     def __repr__(self) -> str:
         return f"<EndOfMessage {self.trailers!r}>"
+
+
+#: The end of a message without trailers.
+END_OF_MESSAGE = EndOfMessage()

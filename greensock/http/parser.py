@@ -37,11 +37,9 @@ from greensock.http.inbox import Inbox
 from greensock.http.limits import DEFAULT_LIMITS, Limits
 from greensock.http.lines import Record
 
-__all__ = ["BODY", "END", "END_OF_MESSAGE", "HEAD", "IDLE", "RAW", "MessageParser", "State"]
+__all__ = ["BODY", "END", "HEAD", "IDLE", "RAW", "MessageParser", "State"]
 
 _NO_BODY = BodyReader()
-#: The end of every message without trailers.
-END_OF_MESSAGE = EndOfMessage()
 
 
 class State(enum.Enum):

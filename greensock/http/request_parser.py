@@ -14,12 +14,21 @@ from httptools import (
 
 from greensock.http.body import ChunkedReader, LengthReader
 from greensock.http.errors import BadMessage, BadRequest, Reason
-from greensock.http.events import END_OF_INPUT, NEED_DATA, SWITCHED, Data, EndOfMessage, RequestHead, Signal
+from greensock.http.events import (
+    END_OF_INPUT,
+    END_OF_MESSAGE,
+    NEED_DATA,
+    SWITCHED,
+    Data,
+    EndOfMessage,
+    RequestHead,
+    Signal,
+)
 from greensock.http.framing import framing_of
 from greensock.http.headers import Headers
 from greensock.http.limits import DEFAULT_LIMITS, Limits
 from greensock.http.lines import early_refusal, end_of_section, reason_of, tidy
-from greensock.http.parser import BODY, END, END_OF_MESSAGE, HEAD, RAW, MessageParser
+from greensock.http.parser import BODY, END, HEAD, RAW, MessageParser
 from greensock.http.plain import lex_plain_fields, plain_methods, plain_target
 from greensock.http.syntax import TOKEN
 from greensock.http.target import authority_of, check_host, is_sound

@@ -9,12 +9,21 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from greensock.http.body import BodyReader, ChunkedReader, LengthReader, UntilCloseReader
 from greensock.http.errors import BadMessage, BadResponse, Reason
-from greensock.http.events import END_OF_INPUT, NEED_DATA, SWITCHED, Data, EndOfMessage, ResponseHead, Signal
+from greensock.http.events import (
+    END_OF_INPUT,
+    END_OF_MESSAGE,
+    NEED_DATA,
+    SWITCHED,
+    Data,
+    EndOfMessage,
+    ResponseHead,
+    Signal,
+)
 from greensock.http.framing import framing_of
 from greensock.http.headers import Headers
 from greensock.http.limits import DEFAULT_LIMITS, Limits
 from greensock.http.lines import early_refusal, end_of_section, reason_of, tidy
-from greensock.http.parser import BODY, END, END_OF_MESSAGE, HEAD, IDLE, RAW, MessageParser
+from greensock.http.parser import BODY, END, HEAD, IDLE, RAW, MessageParser
 from greensock.http.plain import lex_plain_fields
 from greensock.http.syntax import TOKEN, is_value
 
