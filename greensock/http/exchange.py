@@ -105,7 +105,6 @@ class Call:
         method: str,
         head: bytes,
         payload: Payload,
-        *,
         trailers: Trailers = None,
         interim: Interim | None = None,
         is_upgrade: bool = False,
