@@ -432,3 +432,174 @@ def test_every_answer(before, answer):
             check(server, hostile, heard, due, version, at_once=len(pieces) == 1)
             proxy.gateway.upstreams["site"].drop_idle()
     assert proxy.statistics().errors == 0
+
+
+# -- answers at the wrong time
+
+
+ASK = b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def heard_of(proxy, request, method="GET", said=None):
+    if said is None:
+        said = Event()
+        said.set()
+    heard = Heard(proxy, request, method, said)
+    check_second(heard)
+    return heard
+
+
+@pytest.mark.parametrize("extra", [SECOND.replace(b"second", b"poison"), b"\r\n", b"H", b"\x00"])
+def test_an_answer_that_nobody_asked_for(before, extra):
+    """On an idle connection: it is not used again."""
+    said, asked = Event(), []
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            asked.append((number, request.target))
+            sock.sendall(SECOND)
+            if request.target == b"/1":
+                wait_until(lambda: proxy.gateway.upstreams["site"].all[0].status("").idle)
+                sock.sendall(extra)
+                said.set()
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK, said=said)
+    assert heard.went_on
+    assert asked == [(1, b"/1"), (2, b"/2")]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_server_that_speaks_first(before, twice):
+    """What comes on a fresh connection is taken for its one request's; the real answer is nobody's then."""
+    said = Event()
+
+    def script(server, sock, number):
+        if number == 1:
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly" * (1 + twice))
+        for _request in requests_on(sock):
+            sock.sendall(SECOND)
+            said.set()
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK, said=said)
+    assert heard.answer.body in (b"early", b"second")
+
+
+UPLOADS = {
+    "length": (b"POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 400000\r\n\r\n", b"x" * 400_000),
+    "chunked": (
+        b"POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"5\r\nxxxxx\r\n" * 1000 + b"0\r\n\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("upload", UPLOADS.values(), ids=UPLOADS)
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nabc", 413),
+        (LENGTH + b"\r\nabc", 200),
+        (LENGTH + b"\r\nabc" + SECOND, 200),
+        (CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n", 200),
+        (CHUNKED + b"\r\nzz\r\n", 502),
+        (b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 502),
+        (LENGTH + b"Content-Length: 4\r\n\r\nabc", 502),
+        (b"nonsense\r\n\r\n", 502),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", 502),
+    ],
+)
+def test_an_answer_before_the_request_is_complete(before, upload, answer, status):
+    asked = []
+
+    def script(server, sock, number):
+        head = server.head(sock)
+        asked.append((number, head.split()[1]))
+        sock.sendall(answer if b"/1" in head else SECOND)
+        while sock.recv(65536):
+            pass
+
+    proxy, _ = before(script)
+    head, body = upload
+    with socket.create_connection(proxy.address, PATIENCE) as sock:
+        sock.sendall(head + body[:10])
+        raw = sock.recv(65536)  # before the rest is sent
+        try:
+            sock.sendall(body[10:] + ASK_SECOND)
+            sock.shutdown(socket.SHUT_WR)
+            raw += read_all(sock)
+        except OSError:
+            pass  # closed, which is one way
+    finals, rest = take_finals(raw, ["POST", "GET"], ended=False)
+    assert finals[0].status == status
+    if len(finals) > 1:
+        assert finals[1].body == b"second"
+    assert not rest
+    places = dict((target, number) for number, target in asked)
+    assert places[b"/1"] == 1
+    assert places.get(b"/2") in (2, None), "the first one was in the middle of a request"
+    assert len(asked) <= 2
+    wait_until(lambda: not proxy.statistics().active)
+    assert proxy.statistics().errors == 0
+
+
+@pytest.mark.parametrize("extra", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_long_body(before, extra, missing):
+    """One that is moved in the kernel: what is behind it is not its own, and what is missing is missed."""
+    size = 600_000
+    said, asked = Event(), []
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            asked.append(number)
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+                continue
+            sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % size)
+            said.set()
+            sock.sendall(b"x" * (size - missing))
+            if missing:
+                return
+            sock.sendall(extra)
+
+    if missing and extra:
+        extra = b""
+    proxy, _ = before(script)
+    with socket.create_connection(proxy.address, PATIENCE) as sock:
+        sock.sendall(ASK)
+        raw = b""
+        try:
+            while len(raw.partition(b"\r\n\r\n")[2]) < size:
+                piece = sock.recv(1 << 20)
+                assert piece, "this looks like its end"
+                raw += piece
+        except ConnectionResetError:
+            assert missing
+        else:
+            assert not missing
+            assert raw.endswith(b"\r\n\r\n" + b"x" * size)
+            wait_until(lambda: not proxy.gateway.upstreams["site"].all[0].used)
+            assert second(sock).endswith(b"second")
+            assert asked == ([1, 2] if extra else [1, 1])
+
+
+@pytest.mark.parametrize(("status", "timeout"), [(504, 0.1), (502, 10.0)])
+def test_answers_1xx_without_end(before, status, timeout):
+    sent = []
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+                continue
+            while True:
+                sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+                sent.append(1)
+                gevent.sleep(0.03 if status == 504 else 0)
+
+    proxy, _ = before(script, timeouts=ProxyTimeouts(upstream_head=timeout))
+    heard = heard_of(proxy, ASK)
+    assert heard.answer.status == status
+    assert heard.raw.count(b"HTTP/1.1 103 ") <= 10
