@@ -536,7 +536,7 @@ def test_an_answer_before_the_request_is_complete(before, upload, answer, status
     if len(finals) > 1:
         assert finals[1].body == b"second"
     assert not rest
-    places = dict((target, number) for number, target in asked)
+    places = {target: number for number, target in asked}
     assert places[b"/1"] == 1
     assert places.get(b"/2") in (2, None), "the first one was in the middle of a request"
     assert len(asked) <= 2
@@ -603,3 +603,110 @@ def test_answers_1xx_without_end(before, status, timeout):
     heard = heard_of(proxy, ASK)
     assert heard.answer.status == status
     assert heard.raw.count(b"HTTP/1.1 103 ") <= 10
+
+
+# -- other protocols
+
+UPGRADE = b"GET /1 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("offered", "fields"),
+    [
+        (b"websocket", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Upgrade: websocket, h2c\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Upgrade: web\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Upgrade:\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Connection: Upgrade\r\n"),
+        (b"websocket", b""),
+        (b"h2c", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"),  # was not passed on
+        (b"h2c, websocket", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"),
+        (b"TLS/1.2", b"Upgrade: TLS/1.2\r\nConnection: Upgrade\r\n"),
+    ],
+)
+def test_a_switch_to_what_was_not_offered(before, offered, fields):
+    """RFC 9110 section 7.8: a server must not. What would follow is nothing that anybody looks at."""
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+            else:
+                sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + fields + b"\r\nraw")
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, UPGRADE % offered)
+    assert heard.answer.status == 502
+    assert proxy.failures == {"bad-response": 1}
+    assert proxy.tunnels == 0
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [(b"websocket", b"websocket"), (b"websocket", b"WebSocket"), (b"a/1, b, c", b"b"), (b"h2c, a, b", b"b, a")],
+)
+def test_a_switch_to_what_was_offered(before, offered, taken):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 Odd\r\nConnection: Upgrade, X\r\nX: y\r\nContent-Length: 3\r\n")
+        sock.sendall(b"Keep-Alive: x\r\nUpgrade: " + taken + b"\r\n\r\nraw")
+        assert not sock.recv(1)
+
+    proxy, _ = before(script)
+    with socket.create_connection(proxy.address, PATIENCE) as sock:
+        sock.sendall(UPGRADE % offered)
+        raw = b""
+        while not raw.endswith(b"raw"):
+            raw += sock.recv(65536)
+        sock.shutdown(socket.SHUT_WR)
+        raw += read_all(sock)
+    head = b"HTTP/1.1 101 Odd\r\nConnection: Upgrade\r\nUpgrade: " + taken + b"\r\n\r\nraw"
+    assert raw == head
+    assert proxy.tunnels == 1
+
+
+def test_no_switch_for_1_0(before):
+    """Nor for a request with a body: their Upgrade is not passed on."""
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            assert not request.all(b"upgrade")
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+            else:
+                sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nraw")
+
+    proxy, _ = before(script)
+    for request in (
+        UPGRADE.replace(b"1.1", b"1.0") % b"x",
+        (UPGRADE % b"x").replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 1\r\n\r\nx"),
+    ):
+        assert heard_of(proxy, request, request.split()[0].decode()).answer.status == 502
+    assert proxy.tunnels == 0
+
+
+# -- fields
+
+
+def test_what_comes_through_of_the_fields(before):
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            sock.sendall(HOSTILE["cookies"].data if request.target == b"/1" else SECOND)
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK)
+    assert heard.answer.all(b"set-cookie") == [b"a=b; Path=/", b"c=d", b"a=b"]
+
+
+@pytest.mark.parametrize(("te", "passed"), [(b"", False), (b"Connection: TE\r\nTE: trailers\r\n", True)])
+def test_trailers_come_to_who_asked_for_them(before, te, passed):
+    trailers = b"X-One: 1\r\nConnection: X-Two\r\nX-Two: 2\r\nKeep-Alive: x\r\nUpgrade: h2c\r\nX-Three: 3\r\n"
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            sock.sendall(CHUNKED + b"\r\n3\r\nabc\r\n0\r\n" + trailers + b"\r\n" if request.target == b"/1" else SECOND)
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK[:-2] + te + b"\r\n")
+    assert heard.answer.trailers == ([(b"X-One", b"1"), (b"X-Three", b"3")] if passed else [])
+    assert heard.went_on

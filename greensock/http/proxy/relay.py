@@ -23,6 +23,7 @@ from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
 from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
+from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
 from greensock.http.proxy.proxy_protocol import write_proxy_header
 from greensock.http.proxy.record import Record
@@ -282,7 +283,7 @@ class Relay:
         proxy, request = self.proxy, self.request
         head = request.head
         method, target = head.method, head.target
-        upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(head.upgrade)
+        upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(protocols_offered(head))
         lines = proxy.gateway.forwarder.request_lines(
             head, self._peer, self.client, self.scheme, server.authority, upgrade=upgrade
         )
