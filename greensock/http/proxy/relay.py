@@ -289,6 +289,9 @@ class Relay:
         )
         if proxy.edits_requests or (self.route is not None and self.route.request_fields):
             lines = self._edited(lines)
+            upgrade = upgrade and any(line.lower().startswith(b"upgrade:") for line in lines)
+            if upgrade:
+                lines.append(b"Connection: Upgrade\r\n")
         length = payload.length
         if length is None:
             lines.append(b"Transfer-Encoding: chunked\r\n\r\n")
