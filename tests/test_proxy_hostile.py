@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all
+from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
 from http_messages import cases
 from pairs import reset
@@ -432,3 +432,281 @@ def test_every_answer(before, answer):
             check(server, hostile, heard, due, version, at_once=len(pieces) == 1)
             proxy.gateway.upstreams["site"].drop_idle()
     assert proxy.statistics().errors == 0
+
+
+# -- answers at the wrong time
+
+
+ASK = b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def heard_of(proxy, request, method="GET", said=None):
+    if said is None:
+        said = Event()
+        said.set()
+    heard = Heard(proxy, request, method, said)
+    check_second(heard)
+    return heard
+
+
+@pytest.mark.parametrize("extra", [SECOND.replace(b"second", b"poison"), b"\r\n", b"H", b"\x00"])
+def test_an_answer_that_nobody_asked_for(before, extra):
+    """On an idle connection: it is not used again."""
+    said, asked = Event(), []
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            asked.append((number, request.target))
+            sock.sendall(SECOND)
+            if request.target == b"/1":
+                wait_until(lambda: proxy.gateway.upstreams["site"].all[0].status("").idle)
+                sock.sendall(extra)
+                said.set()
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK, said=said)
+    assert heard.went_on
+    assert asked == [(1, b"/1"), (2, b"/2")]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_server_that_speaks_first(before, twice):
+    """What comes on a fresh connection is taken for its one request's; the real answer is nobody's then."""
+    said = Event()
+
+    def script(server, sock, number):
+        if number == 1:
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nearly" * (1 + twice))
+        for _request in requests_on(sock):
+            sock.sendall(SECOND)
+            said.set()
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK, said=said)
+    assert heard.answer.body in (b"early", b"second")
+
+
+UPLOADS = {
+    "length": (b"POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 400000\r\n\r\n", b"x" * 400_000),
+    "chunked": (
+        b"POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"5\r\nxxxxx\r\n" * 1000 + b"0\r\n\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("upload", UPLOADS.values(), ids=UPLOADS)
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nabc", 413),
+        (LENGTH + b"\r\nabc", 200),
+        (LENGTH + b"\r\nabc" + SECOND, 200),
+        (CHUNKED + b"\r\n3\r\nabc\r\n0\r\n\r\n", 200),
+        (CHUNKED + b"\r\nzz\r\n", 502),
+        (b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 502),
+        (LENGTH + b"Content-Length: 4\r\n\r\nabc", 502),
+        (b"nonsense\r\n\r\n", 502),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", 502),
+    ],
+)
+def test_an_answer_before_the_request_is_complete(before, upload, answer, status):
+    asked = []
+
+    def script(server, sock, number):
+        head = server.head(sock)
+        asked.append((number, head.split()[1]))
+        sock.sendall(answer if b"/1" in head else SECOND)
+        while sock.recv(65536):
+            pass
+
+    proxy, _ = before(script)
+    head, body = upload
+    with socket.create_connection(proxy.address, PATIENCE) as sock:
+        sock.sendall(head + body[:10])
+        raw = sock.recv(65536)  # before the rest is sent
+        try:
+            sock.sendall(body[10:] + ASK_SECOND)
+            sock.shutdown(socket.SHUT_WR)
+            raw += read_all(sock)
+        except OSError:
+            pass  # closed, which is one way
+    finals, rest = take_finals(raw, ["POST", "GET"], ended=False)
+    assert finals[0].status == status
+    if len(finals) > 1:
+        assert finals[1].body == b"second"
+    assert not rest
+    places = {target: number for number, target in asked}
+    assert places[b"/1"] == 1
+    assert places.get(b"/2") in (2, None), "the first one was in the middle of a request"
+    assert len(asked) <= 2
+    wait_until(lambda: not proxy.statistics().active)
+    assert proxy.statistics().errors == 0
+
+
+@pytest.mark.parametrize("extra", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_long_body(before, extra, missing):
+    """One that is moved in the kernel: what is behind it is not its own, and what is missing is missed."""
+    size = 600_000
+    said, asked = Event(), []
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            asked.append(number)
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+                continue
+            sock.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % size)
+            said.set()
+            sock.sendall(b"x" * (size - missing))
+            if missing:
+                return
+            sock.sendall(extra)
+
+    if missing and extra:
+        extra = b""
+    proxy, _ = before(script)
+    with socket.create_connection(proxy.address, PATIENCE) as sock:
+        sock.sendall(ASK)
+        raw = b""
+        try:
+            while len(raw.partition(b"\r\n\r\n")[2]) < size:
+                piece = sock.recv(1 << 20)
+                assert piece, "this looks like its end"
+                raw += piece
+        except ConnectionResetError:
+            assert missing
+        else:
+            assert not missing
+            assert raw.endswith(b"\r\n\r\n" + b"x" * size)
+            wait_until(lambda: not proxy.gateway.upstreams["site"].all[0].used)
+            assert second(sock).endswith(b"second")
+            assert asked == ([1, 2] if extra else [1, 1])
+
+
+@pytest.mark.parametrize(("status", "timeout"), [(504, 0.1), (502, 10.0)])
+def test_answers_1xx_without_end(before, status, timeout):
+    sent = []
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+                continue
+            while True:
+                sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+                sent.append(1)
+                gevent.sleep(0.03 if status == 504 else 0)
+
+    proxy, _ = before(script, timeouts=ProxyTimeouts(upstream_head=timeout))
+    heard = heard_of(proxy, ASK)
+    assert heard.answer.status == status
+    assert heard.raw.count(b"HTTP/1.1 103 ") <= 10
+
+
+# -- other protocols
+
+UPGRADE = b"GET /1 HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("offered", "fields"),
+    [
+        (b"websocket", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Upgrade: websocket, h2c\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Upgrade: web\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Upgrade:\r\nConnection: Upgrade\r\n"),
+        (b"websocket", b"Connection: Upgrade\r\n"),
+        (b"websocket", b""),
+        (b"h2c", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"),  # was not passed on
+        (b"h2c, websocket", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"),
+        (b"TLS/1.2", b"Upgrade: TLS/1.2\r\nConnection: Upgrade\r\n"),
+    ],
+)
+def test_a_switch_to_what_was_not_offered(before, offered, fields):
+    """RFC 9110 section 7.8: a server must not. What would follow is nothing that anybody looks at."""
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+            else:
+                sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n" + fields + b"\r\nraw")
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, UPGRADE % offered)
+    assert heard.answer.status == 502
+    assert proxy.failures == {"bad-response": 1}
+    assert proxy.tunnels == 0
+
+
+@pytest.mark.parametrize(
+    ("offered", "taken"),
+    [(b"websocket", b"websocket"), (b"websocket", b"WebSocket"), (b"a/1, b, c", b"b"), (b"h2c, a, b", b"b, a")],
+)
+def test_a_switch_to_what_was_offered(before, offered, taken):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 Odd\r\nConnection: Upgrade, X\r\nX: y\r\nContent-Length: 3\r\n")
+        sock.sendall(b"Keep-Alive: x\r\nUpgrade: " + taken + b"\r\n\r\nraw")
+        assert not sock.recv(1)
+
+    proxy, _ = before(script)
+    with socket.create_connection(proxy.address, PATIENCE) as sock:
+        sock.sendall(UPGRADE % offered)
+        raw = b""
+        while not raw.endswith(b"raw"):
+            raw += sock.recv(65536)
+        sock.shutdown(socket.SHUT_WR)
+        raw += read_all(sock)
+    head = b"HTTP/1.1 101 Odd\r\nConnection: Upgrade\r\nUpgrade: " + taken + b"\r\n\r\nraw"
+    assert raw == head
+    assert proxy.tunnels == 1
+
+
+def test_no_switch_for_1_0(before):
+    """Nor for a request with a body: their Upgrade is not passed on."""
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            assert not request.all(b"upgrade")
+            if request.target == b"/2":
+                sock.sendall(SECOND)
+            else:
+                sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nraw")
+
+    proxy, _ = before(script)
+    for request in (
+        UPGRADE.replace(b"1.1", b"1.0") % b"x",
+        (UPGRADE % b"x").replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 1\r\n\r\nx"),
+    ):
+        assert heard_of(proxy, request, request.split()[0].decode()).answer.status == 502
+    assert proxy.tunnels == 0
+
+
+# -- fields
+
+
+def test_what_comes_through_of_the_fields(before):
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            sock.sendall(HOSTILE["cookies"].data if request.target == b"/1" else SECOND)
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK)
+    assert heard.answer.all(b"set-cookie") == [b"a=b; Path=/", b"c=d", b"a=b"]
+
+
+@pytest.mark.parametrize(("te", "passed"), [(b"", False), (b"Connection: TE\r\nTE: trailers\r\n", True)])
+def test_trailers_come_to_who_asked_for_them(before, te, passed):
+    trailers = b"X-One: 1\r\nConnection: X-Two\r\nX-Two: 2\r\nKeep-Alive: x\r\nUpgrade: h2c\r\nX-Three: 3\r\n"
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            sock.sendall(CHUNKED + b"\r\n3\r\nabc\r\n0\r\n" + trailers + b"\r\n" if request.target == b"/1" else SECOND)
+
+    proxy, _ = before(script)
+    heard = heard_of(proxy, ASK[:-2] + te + b"\r\n")
+    assert heard.answer.trailers == ([(b"X-One", b"1"), (b"X-Three", b"3")] if passed else [])
+    assert heard.went_on

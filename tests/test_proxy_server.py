@@ -555,6 +555,28 @@ def test_upcalls(proxied, origin):
     assert proxy.statistics().errors == 1
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_edits_and_upgrades(proxied, allowed):
+    class Mine(Recorded):
+        def edit_request(self, relay, headers):
+            if not allowed:
+                headers.remove("Upgrade")
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, kind=Mine)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+        assert read_exactly(sock, 12) == (b"HTTP/1.1 101" if allowed else b"HTTP/1.1 502")
+        assert (b"\r\nUpgrade: echo\r\n" in server.heads[0]) is allowed
+        assert (b"\r\nConnection: Upgrade\r\n" in server.heads[0]) is allowed
+        assert proxy.tunnels == allowed
+        sock.close()
+        wait_until(lambda: not proxy.statistics().active)
+
+
 def test_a_loop_is_refused(serve, connect):
     proxy = serve(Recorded, ("127.0.0.1", 0), gateway=gateway_to("http://127.0.0.1:1"))
     proxy.gateway = gateway_to("http://{}:{}".format(*proxy.address))

@@ -15,6 +15,7 @@ from greensock.http.events import ResponseHead
 from greensock.http.exchange import WITH_BODY, Call
 from greensock.http.headers import Headers
 from greensock.http.payload import Payload, payload_in_memory, payload_in_pieces
+from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.passing import OWN_FIELDS
 from greensock.http.proxy.proxy_protocol import write_proxy_header
 from greensock.http.proxy.rules import NO_EDITS
@@ -38,12 +39,15 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     """Write the head of the request to a server."""
     proxy, head, route = relay.proxy, relay.request.head, relay.route
     method, target = head.method, head.target
-    upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(head.upgrade)
+    upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(protocols_offered(head))
     lines = proxy.gateway.forwarder.request_lines(
         head, relay.peer, relay.client, relay.scheme, server.authority, upgrade
     )
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
+        upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
+        if upgrade:
+            lines += b"Connection: Upgrade\r\n"
     length = payload.length
     if length is None:
         framing = b"Transfer-Encoding: chunked\r\n"

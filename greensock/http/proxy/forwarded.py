@@ -23,7 +23,7 @@ from greensock.http.hopbyhop import HOP_BY_HOP, end_to_end_trailers, fields_of_t
 from greensock.http.proxy.networks import Networks, are_networks, canonical_address, node_address
 from greensock.http.syntax import TOKEN, is_authority, is_token
 
-__all__ = ["Forwarder", "Forwarding", "new_id"]
+__all__ = ["Forwarder", "Forwarding", "new_id", "protocols_offered"]
 
 Pair = tuple[bytes, bytes]
 
@@ -395,6 +395,11 @@ def _add_fields_of_the_hop(pairs: list[Pair], headers: Headers, upgrade: bool, t
         options.append(b"TE")
     if options:
         pairs.append((b"Connection", b", ".join(options)))
+
+
+def protocols_offered(head: RequestHead) -> list[bytes]:
+    """Return what a request's Upgrade offers and may be tunnelled, in lower case: to this alone a server may switch."""
+    return [name for name in head.upgrade if name.partition(b"/")[0] not in NO_TUNNELS]
 
 
 def _tunnels(offered: bytes) -> bytes:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greensock import Connection, OperationTimeout
-from greensock.http.errors import BadResponse, BodyTimeout
+from greensock.http.errors import BadResponse, BodyTimeout, Reason
 from greensock.http.events import Data, EndOfMessage, ResponseHead
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
 from greensock.http.proxy.failure import CLIENT_LEFT, Failure, failure_of
+from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.rules import NO_EDITS
 from greensock.http.proxy.tunnel import run_tunnel
 from greensock.http.writer import LAST_CHUNK, phrase_of, write_last_chunk
@@ -290,6 +291,10 @@ def _status_line(status: int, phrase: bytes) -> bytes:
 def _switch(relay: Relay, head: ResponseHead) -> bool:
     """Pass on 101, and then whatever comes, both ways."""
     client = relay.conn
+    taken = head.headers.tokens(b"upgrade")
+    if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
+        error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
+        raise relay.blame_server(error)
     pairs = relay.proxy.gateway.forwarder.response_pairs(head, trailers=False)
     lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
     upgrade = b", ".join(head.headers.all_raw(b"upgrade"))

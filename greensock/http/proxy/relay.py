@@ -125,10 +125,10 @@ class Relay:
                 self.upstream = choice
                 return self._forward(choice)
             return self._answer(choice, self.keep)
-        except Failure as failure:
-            return self._fail(failure)
         except BaseException as error:
-            return self._blame(error)
+            if not self._left:
+                self._leave()  # first: while the request is being sent, its body is not ours to drop
+            return self._fail(error) if isinstance(error, Failure) else self._blame(error)
         finally:
             if not self._left:
                 self._leave()
