@@ -321,6 +321,8 @@ class Forwarder:
             pairs = [pair for pair in pairs if pair[0].lower() not in named]
         if trailers and (announced := headers.get_raw(b"trailer")) is not None:
             pairs.append((b"Trailer", announced))
+        if head.status == 426 and (wanted := _tunnels(headers.get_raw(b"upgrade") or b"")):
+            pairs.append((b"Upgrade", wanted))  # what the client is to ask for (RFC 9110 section 15.5.22)
         if self.options.via_response and self._name:
             pairs.append((b"Via", b"%b %b" % (head.version.encode(), self._name)))
         return pairs

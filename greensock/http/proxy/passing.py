@@ -36,6 +36,7 @@ OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", 
 
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
+UPGRADE = b"Connection: Upgrade\r\n"  # where Upgrade is passed on (RFC 9110 section 7.8)
 
 _status_lines: dict[tuple[int, bytes], bytes] = {}
 
@@ -144,6 +145,8 @@ class _Passage:
             option = CLOSE
         elif relay.request.version == "1.0":
             option = KEEP_ALIVE
+        if status == 426 and any(name == b"Upgrade" for name, _ in pairs):
+            option += UPGRADE
         date = b"" if head.headers.get_raw(b"date") is not None else proxy._date_line()
         proxy._statuses[status] += 1
         line = _status_lines.get((status, head.phrase)) or _status_line(status, head.phrase)
