@@ -22,11 +22,7 @@ class Tour:
     def __init__(self, proxy: ReverseProxy, sites: list[Site]) -> None:
         self._sites = sites
         address = proxy.address
-        self._base = (
-            f"http+unix://{quote(address, safe='')}"
-            if isinstance(address, str)
-            else f"http://127.0.0.1:{proxy.server_port}"
-        )
+        self._base = f"http+unix://{quote(address, safe='')}" if isinstance(address, str) else _url_of(*address[:2])
         self._client = HTTPClient()
         self._proxy = proxy
         self._all_right = True
@@ -110,6 +106,12 @@ class Tour:
                 return "the server that was down answers again"
             gevent.sleep(0.5)
         raise AssertionError("the server that came back was not asked")
+
+
+def _url_of(host: str, port: int) -> str:
+    if host in ("::", "0.0.0.0"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def take_tour(proxy: ReverseProxy, sites: list[Site]) -> bool:

@@ -49,15 +49,24 @@ def started_site() -> tuple[list[Site], dict[str, Any], list[dict[str, Any]]]:
     return sites, upstreams, [{"path": "/echo", "upstream": "echo"}, {"upstream": "site"}]
 
 
+def shown(address: Any) -> str:
+    if isinstance(address, str):
+        return address
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def main() -> int:
     parser = arguments()
     given = parser.parse_args()
     if given.config and (given.listen or given.upstream):
         parser.error("--config says where to listen and what is behind: --listen and --upstream don't go with it")
+    if given.check and not (given.config or given.upstream):
+        parser.error("--check wants a --config, or an --upstream")
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
     sites: list[Site] = []
     try:
-        if given.config or given.upstream or given.check:
+        if given.config or given.upstream:
             config = configuration(given, {"upstream": {"servers": given.upstream or []}}, [])
         else:
             sites, upstreams, routes = started_site()
@@ -75,11 +84,15 @@ def main() -> int:
 
 def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
     gateway = config.gateway()
-    proxies = [ReverseProxy(listen, gateway, proxy_protocol=config.proxy_protocol) for listen in config.listen]
-    for proxy in proxies:
-        proxy.start()
-        where = proxy.address if isinstance(proxy.address, str) else f"{proxy.server_host}:{proxy.server_port}"
-        print(f"listening on {where}", flush=True)
+    proxies: list[ReverseProxy] = []
+    for listen in config.listen:
+        try:
+            proxies.append(ReverseProxy(listen, gateway, proxy_protocol=config.proxy_protocol))
+            proxies[-1].start()
+        except (OSError, ValueError) as error:
+            print(f"cannot listen on {shown(listen)}: {error}", file=sys.stderr)
+            return 1
+        print(f"listening on {shown(proxies[-1].address)}", flush=True)
     if sites:
         print("No server was named: the proxy stands before a site of its own, two servers and an echo of WebSockets.")
     failed = bool(sites) and not take_tour(proxies[0], sites)

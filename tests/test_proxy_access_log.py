@@ -270,14 +270,17 @@ class Gate:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 50])
-def test_at_most_so_many_wait(logs, tmp_path, limit):
+def test_at_most_so_many_wait(logs, tmp_path, caplog, limit):
     path, gate = tmp_path / "log", Gate()
     log = logs(str(path), gate, max_pending=limit)
     log.write(record(0))
     wait_until(lambda: gate.is_waited_for)
-    for number in range(1, limit + 4):
-        log.write(record(number))
+    with caplog.at_level(logging.WARNING, "greensock.access"):
+        for number in range(1, limit + 4):
+            log.write(record(number))
     assert (log.pending, log.dropped) == (limit, 3)
+    said = [each.getMessage() for each in caplog.records]
+    assert said == [f"access log {path}: {limit} lines wait to be written; lines lost so far: 1"], "at once, and once"
     gate.lock.release()
     wait_until(lambda: log.written == limit + 1)
     assert numbers(path.read_bytes()) == list(range(limit + 1))
@@ -309,16 +312,18 @@ def test_a_full_disk(logs, caplog, monkeypatch):
         wait_until(lambda: log.dropped == 40)
         log.write(record())
         assert [each.getMessage() for each in caplog.records] == [
-            "access log /dev/full: No space left on device; 40 lines lost so far"
+            "access log /dev/full: No space left on device; lines lost so far: 40"
         ]
         wait_until(lambda: log.dropped == 41)
         log.write(record())
         assert log.close()
-        assert (log.written, log.dropped, len(caplog.records)) == (0, 42, 1)
+        assert (log.written, log.dropped, len(caplog.records)) == (0, 42, 2)
+        assert caplog.records[1].getMessage().endswith("; lines lost so far: 42"), "the last word is true"
         monkeypatch.setattr(access_log, "REPORT_EVERY", 0.0)
         log._writer.trouble = "again"
         log.close()
-        assert len(caplog.records) == 2
+        log.close()
+        assert len(caplog.records) == 3
 
 
 def test_a_disk_that_gets_room_again(tmp_path):

@@ -74,7 +74,7 @@ def problems(mapping):
 
 def test_a_sound_one():
     config = parse_config(SOUND)
-    assert config.listen == (("127.0.0.1", 8080), ("0.0.0.0", 81), ("::1", 82), "/run/proxy.sock")
+    assert config.listen == (("127.0.0.1", 8080), ("", 81), ("::1", 82), "/run/proxy.sock")
     assert config.timeouts.connect == 1.0
     assert config.guard.methods == {"GET", "POST"}
     assert config.forwarding.trusted == ("10.0.0.0/8",)
@@ -102,6 +102,12 @@ def test_one_upstream_needs_no_route():
         ("listen/0", "a:70000", 'listen = "a:70000": HOST:PORT'),
         ("listen/0", 80, "listen = 80: HOST:PORT"),
         ("listen/1", "127.0.0.1:8080", "each address once expected"),
+        ("listen/0", ":81", 'listen = ":81": each address once expected'),
+        ("listen/0", "*:81", 'listen = ":81": each address once expected'),
+        ("listen/0", "127.0.0.1:81", 'listen = ":81": each address once expected'),
+        ("listen/0", "[::]:82", 'listen = "[::1]:82": each address once expected'),
+        ("listen/0", "/run/proxy.sock", 'listen = "/run/proxy.sock": each address once expected'),
+        ("listen/0", ":9000", "[upstreams.app] servers = "),
         ("listen/0", "127.0.0.1:9000", "[upstreams.app] servers = "),
         ("proxy_protocol", "yes", 'proxy_protocol = "yes": true or false expected'),
         ("tls", {}, "tls = {}: no such key: one of listen, "),
@@ -131,6 +137,14 @@ def test_one_upstream_needs_no_route():
         ("upstreams/app/servers/1/wight", 2, "servers no. 2 wight = 2: no such key: weight?"),
         ("upstreams/app/balance", "random", '[upstreams.app] balance = "random": '),
         ("upstreams/app/hash_key", "header", '[upstreams.app] hash_key = "header": '),
+        ("upstreams/app/server", "x", '[upstreams.app] server = "x": no such key: servers?'),
+        ("upstreams/app/helth", {}, "[upstreams.app] helth = {}: no such key: health?"),
+        ("upstreams/app/panic", "yes", '[upstreams.app] panic = "yes": true or false expected'),
+        (
+            "upstreams/app/servers/0",
+            "a:80",
+            '[upstreams.app] servers no. 1 url = "a:80": http://host[:port] or unix:/path',
+        ),
         ("upstreams/app/retries", -1, "[upstreams.app] retries = -1: "),
         ("upstreams/app/retry_budget", 2, "[upstreams.app] retry_budget = 2: a number from 0 to 1"),
         ("upstreams/app/send_proxy_protocol", 3, "[upstreams.app] send_proxy_protocol = 3: "),
@@ -147,7 +161,7 @@ def test_one_upstream_needs_no_route():
         ("upstreams/app/servers/1/url", "http://127.0.0.1:9000", "[upstreams.app] servers: each server once expected"),
         ("upstreams/a b", {"servers": ["http://b"]}, "[upstreams.a b] name: letters, digits"),
         ("upstreams/unused", {"servers": ["http://b"]}, "[upstreams.unused]: no route leads there"),
-        ("routes", {}, "[[routes]] = {}: tables expected"),
+        ("routes", {}, "[[routes]] = {}: tables, each with [[routes]] above it, expected"),
         ("routes/0", 5, "[[routes]] no. 1 = 5: a table expected"),
         ("routes/0/upstream", "app", "[[routes]] no. 1: one of upstream, answer, redirect expected"),
         ("routes/3/upstream", "ap", '[[routes]] no. 4 upstream = "ap": one of app expected'),
@@ -155,10 +169,16 @@ def test_one_upstream_needs_no_route():
         ("routes/0/answer/status", 99, "[[routes]] no. 1 answer status = 99: 200 to 599 expected"),
         ("routes/1/redirect/location", "{host}", '[[routes]] no. 2 redirect location = "{host}": '),
         ("routes/1/redirect/status", 200, "[[routes]] no. 2 redirect status = 200: one of 301"),
-        ("routes/2/hosts", ["a b"], '[[routes]] no. 3 hosts = ["a b"]: names'),
+        ("routes/2/hosts", ["a b"], '[[routes]] no. 3 hosts = ["a b"]: a list of names'),
         ("routes/2/request_fields/set", {"Host": "x"}, "[[routes]] no. 3 request_fields set"),
         ("routes/3/timeouts/total", -5, "[[routes]] no. 4 timeouts total = -5: seconds"),
         ("routes/3/timeouts/keep_alive", 5, "[[routes]] no. 4 timeouts keep_alive = 5: only in [timeouts]"),
+        ("routes/3/timeouts", {"head": 5}, "[[routes]] no. 4 timeouts head = 5: no such key: upstream_head?"),
+        ("routes/3/upstreem", "app", '[[routes]] no. 4 upstreem = "app": no such key: upstream?'),
+        ("routes/3/hosts", "a", "[[routes]] no. 4 hosts = \"a\": a list of names like 'example.org'"),
+        ("routes/3/methods", "GET", '[[routes]] no. 4 methods = "GET": a list of methods, or "none" expected'),
+        ("routes/2/request_fields/remove", "B", 'request_fields remove = "B": a list of names of fields expected'),
+        ("routes/2/request_fields/set", {"X A": "x"}, "field 'X A': a token (letters, digits, hyphens) expected"),
         ("routes/3/headers", {"X-A": 1}, "[[routes]] no. 4 headers = { X-A = 1 }: names of fields"),
         ("routes/2/response_fields", {"add": {"X-A": "{nobody}"}}, "[[routes]] no. 3 response_fields add = { X-A = "),
         ("forwarding", {}, "proxy_protocol = true: forwarding.trusted to name who may send it expected"),
@@ -178,6 +198,11 @@ def test_what_is_wrong(path, value, line):
     assert len(found) <= 2
     assert "0123456789abcdef" not in str(found), "no secret is told"
     assert "hidden" not in str(found), "nor a wrong one"
+
+
+def test_addresses_that_go_together():
+    for both in (["a:80", "b:80"], ["0.0.0.0:80", "[::1]:80"], ["127.0.0.1:0", "127.0.0.1:0"], [":80", ":81"]):
+        assert len(parse_config(changed("listen", both)).listen) == 2
 
 
 def test_everything_in_one_go():
@@ -323,16 +348,17 @@ def test_without_upstreams():
 
 
 def test_files(tmp_path):
-    for text, part in (("listen = [", "no TOML"), ('[upstreams.a]\nservers = ["http://b"]\n', None)):
+    for text, part in (("listen = }\n", "no TOML"), ('[upstreams.a]\nservers = ["http://b"]\n', None)):
         path = tmp_path / "f.toml"
         path.write_text(text)
         if part is None:
             assert load_config(str(path)).upstreams[0][0].name == "a"
         else:
-            with pytest.raises(ConfigError, match=part):
+            with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: {part}.*line 1"):
                 load_config(str(path))
-    with pytest.raises(ConfigError, match="No such file"):
-        load_config(str(tmp_path / "nowhere"))
+    for where, what in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
+        with pytest.raises(ConfigError, match=f"^{re.escape(str(where))}: {what}: a file that can be read expected$"):
+            load_config(str(where))
 
 
 def test_the_commented_example_has_every_key():

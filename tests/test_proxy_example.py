@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import re
 import select
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, read_all
 from proxies import Origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,10 +96,57 @@ def test_a_wrong_file(tmp_path):
     assert f'{path}: [upstreams.app] servers no. 1 url = "ftp://a": ' in errors
 
 
+def get(address, family=socket.AF_INET):
+    with socket.socket(family) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        sock.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        return read_all(sock).endswith(b"GET /x ")
+
+
+def test_where_it_listens(serve, tmp_path):
+    origin = serve(Origin)
+    path = str(tmp_path / "proxy.sock")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+    has_ipv6 = os.path.exists("/proc/net/if_inet6")
+    listen = [":0", "[::1]:0" if has_ipv6 else "127.0.0.1:0", "127.0.0.1:0", path]
+    options = [part for address in listen for part in ("--listen", address)]
+    pipe = subprocess.PIPE
+    command = [*PROGRAM, "--upstream", origin.url, *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        said = [process.stdout.readline().removeprefix("listening on ").strip() for _ in listen]
+        every, six, four, last = said
+        port = int(every.rpartition(":")[2])
+        assert get(("127.0.0.1", port))
+        if has_ipv6:
+            assert every == f"[::]:{port}"
+            assert get(("::1", port), socket.AF_INET6)
+            assert get(("::1", int(six.removeprefix("[::1]:"))), socket.AF_INET6)
+        assert get(("127.0.0.1", int(four.removeprefix("127.0.0.1:"))))
+        assert last == path
+        assert get(path, socket.AF_UNIX)
+        process.terminate()
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (0, "")
+    clients = [line.split()[0] for line in output.splitlines()]
+    assert clients == (["127.0.0.1", "::1", "::1", "127.0.0.1", "-"] if has_ipv6 else ["127.0.0.1"] * 2 + ["-"])
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1:1", "no.invalid:1", "/nowhere/proxy.sock"])
+def test_where_it_cannot_listen(address):
+    status, output, errors = run("--upstream", "http://127.0.0.1:1", "--listen", address)
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"cannot listen on {address}: ")
+    assert len(errors.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--config", "x", "--upstream", "y"], ["--config", "/nowhere.toml"], ["--upstream", "nonsense"]]
+    "arguments",
+    [["--config", "x", "--upstream", "y"], ["--config", "/nowhere.toml"], ["--upstream", "nonsense"], ["--check"]],
 )
 def test_wrong_flags(arguments):
     status, output, errors = run(*arguments)
     assert (status, output) == (2, "")
-    assert "expected" in errors or "don't go with it" in errors
+    assert "expected" in errors or "wants a --config" in errors or "don't go with it" in errors

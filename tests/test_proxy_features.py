@@ -14,16 +14,21 @@ from greensock.http import (
     AccessLog,
     ErrorPage,
     ErrorPages,
+    FieldEdits,
     Forwarding,
     GuardOptions,
     HealthOptions,
     HTTPServer,
     ProxyTimeouts,
+    Redirect,
     Response,
+    ReverseProxy,
+    Route,
     StickyCookie,
     parse_proxy_header,
     write_proxy_header,
 )
+from greensock.http.proxy import relay
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\n" + CLOSE
@@ -34,9 +39,9 @@ def proxied(serve):
     """Start a proxy before servers: ``proxied(url, ...)`` gives it and what asks it."""
     gateways = []
 
-    def start(*urls, server_options=None, **options):
+    def start(*urls, kind=Recorded, server_options=None, **options):
         gateways.append(gateway_to(*urls, **options))
-        proxy = serve(Recorded, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
+        proxy = serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
 
         def ask(data=GET):
             with socket.create_connection(proxy.address) as sock:
@@ -162,6 +167,43 @@ def test_proxy_protocol_out(proxied, version):
         assert headers[0].destination == proxy.address
 
 
+# -- ids
+
+TELLS_ID = FieldEdits(set={"X-Request-Id": "{request_id}"})
+
+
+def test_an_id_is_one_from_the_request_to_the_log(proxied, origin):
+    proxy, ask = proxied(origin.url, routes=[Route("site", request_fields=TELLS_ID, response_fields=TELLS_ID)])
+    answers = [ask(b"GET / HTTP/1.1\r\nX-Request-Id: mine\r\n" + CLOSE) for _ in range(2)]
+    ids = [fields_of(seen[2])["x-request-id"] for seen in origin.seen]
+    assert len(set(ids)) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{32}", each) for each in ids), "nobody trusts that client"
+    assert [re.search(rb"X-Request-Id: (.*)\r\n", answer)[1].decode() for answer in answers] == ids
+    assert [record.request_id for record in proxy.records] == ids
+
+
+@pytest.mark.parametrize("said", [b"a-1/b", b"two words", b"x" * 129])
+def test_the_id_of_a_trusted_peer(proxied, origin, said):
+    proxy, ask = proxied(origin.url, forwarding=LOCAL, routes=[Route("site", request_fields=TELLS_ID)])
+    ask(b"GET / HTTP/1.1\r\nX-Request-Id: %b\r\n" % said + CLOSE)
+    found = fields_of(origin.seen[0][2])["x-request-id"]
+    assert (found == said.decode()) is (said == b"a-1/b")
+    assert proxy.records[0].request_id == found
+
+
+def test_an_id_that_nobody_wants_is_not_made(proxied, origin, monkeypatch):
+    monkeypatch.setattr(relay, "new_id", lambda: pytest.fail("made"))
+    edits = FieldEdits(set={"X-Client": "{client}"})
+    routes = [Route(Redirect("/new"), path="/old"), Route("site", request_fields=edits, response_fields=edits)]
+    _, ask = proxied(origin.url, kind=ReverseProxy, routes=routes)
+    assert statuses([ask(), ask(b"GET /old HTTP/1.1\r\n" + CLOSE)]) == [200, 302]
+
+
+def test_an_id_in_a_redirect(proxied):
+    _, ask = proxied("http://127.0.0.1:1", routes=[Route(Redirect("/?id={request_id}"))])
+    assert re.search(rb"Location: /\?id=[0-9a-f]{32}\r\n", ask())
+
+
 # -- which server
 
 
@@ -176,6 +218,30 @@ def test_a_sticky_cookie_leads_back(proxied, serve):
     assert sorted(len(each.seen) for each in origins) == [0, 0, 7]
     next(each for each in origins if each.seen).stop(0)
     assert b"Set-Cookie: node=" in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE), "it is gone: another one"
+
+
+@pytest.mark.parametrize(
+    ("said", "added"),
+    [
+        (b"", True),
+        (b"Cache-Control: public, max-age=60\r\n", True),
+        (b'Cache-Control: private="X-A"\r\n', True),
+        (b"Cache-Control: max-age=60, Private\r\n", False),
+        (b"Cache-Control: no-store\r\n", False),
+    ],
+)
+def test_no_shared_cache_keeps_a_sticky_cookie(proxied, said, added):
+    def script(server, sock, number):
+        while server.head(sock):
+            sock.sendall(b"HTTP/1.1 200 OK\r\n%bContent-Length: 2\r\n\r\nok" % said)
+
+    with scripted(script) as server:
+        _, ask = proxied(server.url, sticky=StickyCookie("node", b"0123456789abcdef"))
+        answer = ask()
+        assert said in answer
+        assert (b"\r\nCache-Control: private\r\n" in answer) is added
+        value = re.search(rb"Set-Cookie: (node=[^;]+);", answer)[1]
+        assert b"Cache-Control: private\r\n" not in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE)
 
 
 def test_a_hash_keeps_a_key_at_its_server(proxied, serve):
@@ -205,6 +271,55 @@ def test_checks_take_a_server_out_and_in(proxied, serve):
     assert statuses([ask() for _ in range(6)]) == [200] * 6
     sick.fine = True
     wait_until(lambda: servers[0].health.is_clear)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_checks_speak_the_proxy_protocol_where_it_is_spoken(proxied, version):
+    headers = []
+
+    def script(server, sock, number):
+        data = b""
+        while not data or parse_proxy_header(data) is None:
+            data += sock.recv(1)
+        headers.append(parse_proxy_header(data)[0])
+        if server.head(sock):
+            sock.sendall(OK)
+
+    with (
+        scripted(script) as server,
+        scripted(lambda server, sock, number: server.head(sock) and sock.sendall(OK)) as other,
+    ):
+        health = HealthOptions(path="/ok", interval=0.02, timeout=1.0, rise=1, fall=1)
+        proxies = [
+            proxied(server.url, health=health, send_proxy_protocol=version)[0],
+            proxied(other.url, health=health)[0],
+        ]
+        for proxy in proxies:
+            known = proxy.gateway.upstreams["site"].all[0].health
+            wait_until(lambda known=known: known.statistics().checks_passed >= 2)
+            assert known.is_clear
+        assert server.heads[0].startswith(b"GET /ok HTTP/1.1\r\n")
+        assert {(header.version, header.source) for header in headers} == {(version, None)}
+        assert all(header.is_local is (version == 2) for header in headers)
+        assert other.heads[0].startswith(b"GET /ok HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("panic", [True, False])
+def test_an_ejected_server_is_asked_in_panic(proxied, panic):
+    healthy = False
+
+    def script(server, sock, number):
+        server.head(sock)
+        if healthy:
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        _, ask = proxied(server.url, health=HealthOptions(max_fails=1), panic=panic)
+        assert statuses([ask()]) == [502]
+        healthy = True
+        answer = ask()
+        assert statuses([answer]) == [200 if panic else 503]
+        assert panic or b"Retry-After: 5\r\n" in answer
 
 
 def test_no_server_is_up(proxied):
@@ -262,6 +377,21 @@ def test_error_pages(proxied):
     assert ask().endswith(b"\r\n\r\nnothing")
     _, ask = proxied("http://127.0.0.1:1", error_pages=pages)
     assert ask().endswith(b"\r\n\r\n<p>sorry</p>")
+
+
+TELLING = Forwarding(proxy_status=True)
+
+
+def test_proxy_status(proxied, origin):
+    _, ask = proxied("http://127.0.0.1:1", forwarding=TELLING)
+    assert b"\r\nProxy-Status: greensock; error=connection_refused\r\n" in ask()
+    _, ask = proxied("http://127.0.0.1:1", forwarding=TELLING, routes=[])
+    assert b"\r\nProxy-Status: greensock; error=destination_not_found\r\n" in ask()
+    _, ask = proxied(origin.url, forwarding=TELLING, guard=GuardOptions(request_rate=0.01, request_burst=1))
+    assert b"Proxy-Status" not in ask(b"GET /status/500 HTTP/1.1\r\n" + CLOSE), "that one is the server's"
+    assert b"\r\nProxy-Status: greensock; error=http_request_denied\r\n" in ask()
+    _, ask = proxied("http://127.0.0.1:1")
+    assert b"Proxy-Status" not in ask(), "strangers are told nothing if nobody wants that"
 
 
 def test_the_access_log(proxied, origin, tmp_path):

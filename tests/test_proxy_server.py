@@ -161,6 +161,26 @@ def test_expect_continue(proxied, origin):
     assert "expect" not in fields_of(origin.seen[0][2])
 
 
+@pytest.mark.parametrize(("target", "sent"), [("http://a", b"*"), ("http://a/", b"/"), ("http://a?x", b"/?x")])
+def test_options_of_a_whole_server(proxied, origin, target, sent):
+    _proxy, sock = proxied(origin.url)
+    assert ask(sock, f"OPTIONS {target} HTTP/1.1\n{CLOSE}")[0] == 200
+    assert origin.seen[0][1] == sent
+
+
+def test_trailers_make_no_claims(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        server.head(sock)  # the last chunk and its trailers
+        sock.sendall(OK)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url)
+        last = b"0\r\nX-One: 1\r\nX-Forwarded-For: x\r\nForwarded: for=x\r\nX-Real-IP: x\r\nX_User: x\r\n\r\n"
+        assert ask(sock, f"POST / HTTP/1.1\nTransfer-Encoding: chunked\n{CLOSE}", last)[0] == 200
+        assert server.heads[1] == b"0\r\nX-One: 1\r\n\r\n"
+
+
 def test_early_hints_go_by(proxied):
     def script(server, sock, number):
         server.head(sock)

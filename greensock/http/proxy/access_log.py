@@ -2,7 +2,8 @@
 
 The hub only puts a :class:`Record` into a bounded queue. The thread is a real one in a patched program, too; it shares
 nothing with the hub but that queue, counters that one side writes and the other reads, and the flag ``abandoned``. It
-calls nothing that gevent has patched and does not log: what went wrong is said by the hub, at most once a minute.
+calls nothing that gevent has patched and does not log: what went wrong is said by the hub, at most once a minute, and
+at the end how many lines were lost if that was not said before.
 
 Lines are lost, and counted, rather than waited for: if as many wait as may, if the disk is full, if nobody reads the
 pipe. A file is never left within a line: what follows a torn one begins anew.
@@ -185,7 +186,17 @@ class AccessLog:
         ValueError: a format that does not exist, or less than one record that may wait.
     """
 
-    __slots__ = ("__weakref__", "_form", "_is_closed", "_max_pending", "_refused", "_reported", "_target", "_writer")
+    __slots__ = (
+        "__weakref__",
+        "_form",
+        "_is_closed",
+        "_max_pending",
+        "_refused",
+        "_reported",
+        "_target",
+        "_told",
+        "_writer",
+    )
 
     def __init__(
         self, target: str | int = "-", format: str | Callable[[Record], bytes] = "combined", max_pending: int = 10_000
@@ -201,6 +212,7 @@ class AccessLog:
         self._is_closed = False
         self._reported = float("-inf")
         self._refused = 0
+        self._told = 0  # of how many lost lines
         self._writer = _Writer(self._target, form)
         _watch_forks()
         _logs.add(self)
@@ -225,8 +237,11 @@ class AccessLog:
         """Have a line written. It neither waits nor raises; the record is the log's from now on."""
         writer = self._writer
         waiting = writer.queue.qsize()
-        if waiting >= self._max_pending or self._is_closed:
+        if self._is_closed:
             self._refused += 1
+        elif waiting >= self._max_pending:
+            self._refused += 1
+            writer.trouble = writer.trouble or f"{waiting} lines wait to be written"
         else:
             if waiting > self._max_pending * ROOMY:
                 _shorten(record)
@@ -257,8 +272,8 @@ class AccessLog:
         is_done = self._wait_done(timeout)
         writer.abandoned = True
         is_done = is_done or self._wait_done(GRACE)
-        if writer.trouble is not None:
-            self._report()
+        if writer.trouble is not None or self.dropped > self._told:
+            self._report(at_end=True)
         return is_done
 
     def _wait_done(self, seconds: float) -> bool:
@@ -277,17 +292,17 @@ class AccessLog:
         except RuntimeError as error:  # no thread to be had: the next record tries again
             self._writer.trouble = str(error)
 
-    def _report(self) -> None:
+    def _report(self, *, at_end: bool = False) -> None:
         trouble, self._writer.trouble = self._writer.trouble, None
-        now = time.monotonic()
-        if now - self._reported >= REPORT_EVERY:
-            self._reported = now
-            log.warning("access log %s: %s; %d lines lost so far", self._target, trouble, self.dropped)
+        now, dropped = time.monotonic(), self.dropped
+        if now - self._reported >= REPORT_EVERY or (at_end and dropped > self._told):
+            self._reported, self._told = now, dropped
+            log.warning("access log %s: %s; lines lost so far: %d", self._target, trouble or "closed", dropped)
 
     def _forked(self) -> None:
         self._writer.close_file()
         self._writer = _Writer(self._target, self._form)
-        self._refused = 0
+        self._refused = self._told = 0
 
 
 def _shorten(record: Record) -> None:

@@ -22,9 +22,12 @@ from typing import Any
 import gevent
 
 from greensock.http.client import ClientResponse, HTTPClient
+from greensock.http.deadlines import Deadlines
+from greensock.http.exchange import Call
+from greensock.http.links import Lease
 from greensock.http.proxy.health import Health, HealthOptions
 
-__all__ = ["Checker"]
+__all__ = ["CheckClient", "Checker"]
 
 log = logging.getLogger("greensock.upstream")
 
@@ -38,6 +41,18 @@ JITTER = 0.1
 LEAST_PAUSE = 0.1
 #: Characters of a reason that are logged.
 MAX_REASON = 200
+
+
+class CheckClient(HTTPClient):
+    """Makes the requests of checks, each on a connection of its own that begins with ``preamble``."""
+
+    def __init__(self, preamble: bytes = b"") -> None:
+        super().__init__(user_agent="greensock health check", max_idle=0)
+        self._preamble = preamble
+
+    def _call(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
+        call.head = self._preamble + call.head
+        return super()._call(call, lease, deadlines)
 
 
 class Checker:

@@ -36,11 +36,21 @@ TABLES = (
     *("forwarding", "guard", "error_pages", "upstreams", "routes"),
 )
 
+#: Keys of an upstream that are no options of its own.
+GROUP_TABLES = ("servers", "health", "sticky")
+#: What a route may lead to.
+ACTIONS = ("upstream", "answer", "redirect")
+#: Timeouts that are none of a route's: the request is not known yet when they run, or it is over.
+OF_CONNECTIONS = ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger")
+
 #: What stands in for what is wrong while the rest of its table is checked.
 _SERVER = ServerOptions("http://localhost")
 _URL = {"url": _SERVER.url}
 _GROUP = {"name": "upstream", "servers": (_SERVER,)}
 _COOKIE = {"name": "sticky", "secret": b"?" * 16}
+
+#: Hosts that stand for every address, of IPv4 and IPv6.
+EVERY = frozenset({"", "::"})
 
 #: What kind of text an error page is, by the end of its file's name; others are HTML.
 _TYPES = {
@@ -65,7 +75,7 @@ class ConfigError(Exception):
 class ProxyConfig:
     """A sound configuration."""
 
-    #: Where to listen: ``(host, port)``, or the path of a Unix socket.
+    #: Where to listen: ``(host, port)``, or the path of a Unix socket. An empty host is every address, IPv6 ones too.
     listen: tuple[tuple[str, int] | str, ...]
     #: Whether connections begin with a PROXY header.
     proxy_protocol: bool
@@ -174,8 +184,8 @@ class _Reader(Tables):
             address = _address(text)
             if address is None:
                 self.note("", "listen", text, expected)
-            elif address in found:
-                self.note("", "listen", text, "each address once expected")
+            elif any(_overlap(address, each) for each in found):
+                self.note("", "listen", text, "each address once expected: one before takes it, too")
             else:
                 found.append(address)
         return found
@@ -194,13 +204,14 @@ class _Reader(Tables):
         if not isinstance(given, Mapping):
             self.note(table, "", given, "a table expected")
             return None
-        rest = {key: value for key, value in given.items() if key not in ("servers", "health", "sticky")}
+        rest = {key: value for key, value in given.items() if key not in GROUP_TABLES}
         health = self.made(f"[upstreams.{name}.health]", given.get("health", {}), HealthOptions)
         sticky = None
         if "sticky" in given:
             sticky = self.made(f"[upstreams.{name}.sticky]", given["sticky"], StickyCookie, samples=_COOKIE)
         servers = self.servers(table, given.get("servers"))
-        group = self.made(table, rest, UpstreamOptions, samples=_GROUP, name=name, servers=servers or (_SERVER,))
+        known = {"name": name, "servers": servers or (_SERVER,)}
+        group = self.made(table, rest, UpstreamOptions, samples=_GROUP, others=GROUP_TABLES, **known)
         if group is None or health is None or not servers:
             return None
         return group, health, sticky
@@ -226,7 +237,7 @@ class _Reader(Tables):
 
     def routes(self, given: Any, names: list[str], timeouts: ProxyTimeouts) -> list[Route]:
         if not isinstance(given, list):
-            self.note("[[routes]]", "", given, "tables expected")
+            self.note("[[routes]]", "", given, "tables, each with [[routes]] above it, expected")
             return []
         if not given:
             if len(names) > 1:
@@ -260,18 +271,20 @@ class _Reader(Tables):
             rest["headers"] = {name: None if value is True else value for name, value in rest["headers"].items()}
         if isinstance(action, str):
             rest.setdefault("name", action)
-        route = self.made(table, rest, Route, action=action or "?", **ready)
+        route = self.made(table, rest, Route, others=ACTIONS, action=action or "?", **ready)
         return None if action is None else route
 
     def route_timeouts(self, table: str, given: Any, timeouts: ProxyTimeouts) -> ProxyTimeouts | None:
         """Return the proxy's with those that the route has of its own."""
-        for key in ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger"):
-            if isinstance(given, Mapping) and key in given:
+        the_same = {key: getattr(timeouts, key) for key in OF_CONNECTIONS}
+        if isinstance(given, Mapping):
+            for key in the_same.keys() & given:
                 self.note(f"{table} timeouts", key, given[key], "only in [timeouts]: it is the same for all routes")
-        return self.made(f"{table} timeouts", given, ProxyTimeouts, base=timeouts)
+            given = {key: value for key, value in given.items() if key not in the_same}
+        return self.made(f"{table} timeouts", given, ProxyTimeouts, base=timeouts, **the_same)
 
     def action(self, table: str, rest: dict[str, Any], names: list[str]) -> str | StaticAnswer | Redirect | None:
-        chosen = [key for key in ("upstream", "answer", "redirect") if key in rest]
+        chosen = [key for key in ACTIONS if key in rest]
         if len(chosen) != 1:
             self.note(table, "", None, "one of upstream, answer, redirect expected")
             for key in chosen:
@@ -330,14 +343,26 @@ def _address(text: Any) -> tuple[str, int] | str | None:
     if match is None:
         return text if "/" in text else None
     port = int(match["port"])
-    return (match["host"].strip("[]") or "0.0.0.0", port) if port < 65536 else None
+    host = match["host"].strip("[]")
+    return ("" if host == "*" else host, port) if port < 65536 else None
+
+
+def _overlap(one: tuple[str, int] | str, other: tuple[str, int] | str) -> bool:
+    """Whether only one of two addresses can be listened on, as far as can be told without a resolver."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    (host, port), (other_host, other_port) = one, other
+    if port != other_port or not port:
+        return False
+    hosts = {host, other_host}
+    return len(hosts) == 1 or not hosts.isdisjoint(EVERY) or ("0.0.0.0" in hosts and ":" not in host + other_host)
 
 
 def _is_same(server: tuple[str, int] | str, listener: tuple[str, int] | str) -> bool:
     """Whether a server's address leads to a listener, as far as can be told without a resolver."""
     if isinstance(server, str) or isinstance(listener, str):
         return server == listener
-    local = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
+    local = {"localhost", "127.0.0.1", "::1", "0.0.0.0", *EVERY}
     same_host = server[0] == listener[0] or (server[0] in local and listener[0] in local)
     return same_host and server[1] == listener[1] != 0
 

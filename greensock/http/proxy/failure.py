@@ -1,36 +1,44 @@
 """What can go wrong between the proxy and a server, what the client is told of it, and whether another may be asked.
 
-=================  ======  =====================  =======================================================
-reason             status  may be asked again     what happened
-=================  ======  =====================  =======================================================
-connect-failed     502     yes, any request       nobody answers there; nothing was sent
-connect-timeout    504     yes, any request       the same, slowly
-queue-full         503     yes, any request       as many wait for this server as may
-queue-timeout      503     no                     the server had no connection free in time
-no-server          503     no                     no server is up
-no-response        502     if repeatable          closed, or reset, before the head was whole
-send-timeout       504     if repeatable          the server did not take the request
-head-timeout       504     if repeatable          the server did not answer
-bad-response       502     no                     what it answered is not HTTP
-body-incomplete    (cut)   no                     the answer's body broke off, or is malformed
-body-timeout       (cut)   no                     nothing more of it came
-total-timeout      504     no                     all of it took too long
-loop               508     no                     the request came from this proxy
-client-left        (none)  no                     the client closed; 499 in the log
-=================  ======  =====================  =======================================================
+=================  ======  ==============  ========================  ======================================
+reason             status  asked again     Proxy-Status: error=      what happened
+=================  ======  ==============  ========================  ======================================
+connect-failed     502     any request     connection_refused [1]_   nobody answers there; nothing was sent
+connect-timeout    504     any request     connection_timeout        the same, slowly
+queue-full         503     any request     connection_limit_reached  as many wait for this server as may
+queue-timeout      503     no              connection_limit_reached  it had no connection free in time
+no-server          503     no              destination_unavailable   no server is up
+no-response        502     if repeatable   connection_terminated     closed before the head was whole
+send-timeout       504     if repeatable   connection_write_timeout  it did not take the request
+head-timeout       504     if repeatable   connection_read_timeout   it did not answer
+bad-response       502     no              http_protocol_error [2]_  what it answered is not HTTP
+body-incomplete    (cut)   no                                        the answer's body broke off
+body-timeout       (cut)   no                                        nothing more of it came
+total-timeout      504     no              http_response_timeout     all of it took too long
+closed             502     no              destination_unavailable   the upstream was closed meanwhile
+loop               508     no              proxy_loop_detected       the request came from this proxy
+no-route           404     no              destination_not_found     no route takes it
+client-left        (none)  no                                        the client closed; 499 in the log
+=================  ======  ==============  ========================  ======================================
 
 A request is *repeatable* if its method is idempotent and its body was kept (RFC 9110 section 9.2.2). ``(cut)``: the
-head of the answer is out, so that the client's connection is reset.
+head of the answer is out, so that the client's connection is reset. The errors are those of RFC 9209 section 2.3; what
+is in no table is ``http_request_error`` or ``proxy_internal_error``.
+
+.. [1] or dns_error, destination_ip_unroutable, destination_unavailable: as the system said.
+.. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
+from socket import gaierror
 
 from greensock import ConnectFailed, ConnectionClosed, ConnectionLost
 from greensock.http.errors import BadResponse, BodyTimeout, PhaseTimeout, QueueFull, Reason
 
-__all__ = ["CLIENT_LEFT", "Again", "Failure", "failure_of"]
+__all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "failure_of"]
 
 
 class Again(enum.Enum):
@@ -48,7 +56,14 @@ class Failure(Exception):
     """One attempt, or the whole request, failed."""
 
     def __init__(
-        self, reason: str, status: int, again: Again = Again.NEVER, *, blames_server: bool = True, text: str = ""
+        self,
+        reason: str,
+        status: int,
+        again: Again = Again.NEVER,
+        *,
+        blames_server: bool = True,
+        text: str = "",
+        error: str = "",
     ) -> None:
         super().__init__(text or reason)
         #: One token for the log.
@@ -59,10 +74,47 @@ class Failure(Exception):
         self.again = again
         #: Whether it counts against the server.
         self.blames_server = blames_server
+        #: What Proxy-Status calls it.
+        self.error = error or _ERRORS.get(reason) or ("http_request_error" if status < 500 else "proxy_internal_error")
 
 
 #: What the log says of a request whose client did not wait; nothing is answered.
 CLIENT_LEFT = 499
+
+#: What Proxy-Status says of a request that the proxy did not want to pass on.
+DENIED = "http_request_denied"
+
+_ERRORS = {
+    "connect-failed": "destination_unavailable",
+    "connect-timeout": "connection_timeout",
+    "queue-full": "connection_limit_reached",
+    "queue-timeout": "connection_limit_reached",
+    "no-server": "destination_unavailable",
+    "no-response": "connection_terminated",
+    "send-timeout": "connection_write_timeout",
+    "head-timeout": "connection_read_timeout",
+    "bad-response": "http_protocol_error",
+    "body-incomplete": "http_response_incomplete",
+    "body-timeout": "connection_read_timeout",
+    "total-timeout": "http_response_timeout",
+    "closed": "destination_unavailable",
+    "loop": "proxy_loop_detected",
+    "no-route": "destination_not_found",
+}
+_ERRORS_OF_SYSTEM = {
+    errno.ECONNREFUSED: "connection_refused",
+    errno.EHOSTUNREACH: "destination_ip_unroutable",
+    errno.ENETUNREACH: "destination_ip_unroutable",
+}
+_ERRORS_OF_RESPONSE = {
+    Reason.HEAD_TOO_LARGE: "http_response_header_section_size",
+    Reason.TOO_MANY_FIELDS: "http_response_header_section_size",
+    Reason.BODY_TOO_LARGE: "http_response_body_size",
+    Reason.TRAILERS_TOO_LARGE: "http_response_trailer_section_size",
+    Reason.TRANSFER_ENCODING: "http_response_transfer_coding",
+    Reason.UNKNOWN_CODING: "http_response_transfer_coding",
+    Reason.UNEXPECTED_SWITCH: "http_upgrade_failed",
+}
 
 _OF_TIMEOUT = {
     "queue": Again.NEVER,
@@ -78,7 +130,7 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
     """Return what an error of the client's side of the proxy means; None: it is none of those."""
     text = str(error)
     if isinstance(error, ConnectFailed):
-        return Failure("connect-failed", 502, Again.ALWAYS, text=text)
+        return Failure("connect-failed", 502, Again.ALWAYS, text=text, error=_of_system(error.__cause__))
     if isinstance(error, QueueFull):
         return Failure("queue-full", 503, Again.ALWAYS, blames_server=False, text=text)
     if isinstance(error, PhaseTimeout):
@@ -89,9 +141,16 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
     if isinstance(error, BadResponse):
         if error.reason in (Reason.NO_RESPONSE, Reason.INCOMPLETE):
             return Failure("no-response", 502, Again.REPEATABLE, text=text)
-        return Failure("bad-response", 502, text=text)
+        return Failure("bad-response", 502, text=text, error=_ERRORS_OF_RESPONSE.get(error.reason, ""))
     if isinstance(error, ConnectionLost):
         return Failure("no-response", 502, Again.REPEATABLE, text=text)
     if isinstance(error, ConnectionClosed):
         return Failure("closed", 502, text=text, blames_server=False)
     return None
+
+
+def _of_system(cause: BaseException | None) -> str:
+    """Return what Proxy-Status says of a connection that did not come to stand; empty: nothing special."""
+    if isinstance(cause, gaierror | UnicodeError):
+        return "dns_error"
+    return _ERRORS_OF_SYSTEM.get(getattr(cause, "errno", None) or 0, "")

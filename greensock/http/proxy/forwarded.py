@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from random import getrandbits
 from typing import NamedTuple
 
 from greensock import Rule
 from greensock.http.events import RequestHead, ResponseHead
 from greensock.http.headers import Headers
-from greensock.http.hopbyhop import HOP_BY_HOP, fields_of_the_hop
+from greensock.http.hopbyhop import HOP_BY_HOP, end_to_end_trailers, fields_of_the_hop
 from greensock.http.proxy.networks import Networks, are_networks, canonical_address, node_address
 from greensock.http.syntax import TOKEN, is_authority, is_token
 
-__all__ = ["Forwarder", "Forwarding"]
+__all__ = ["Forwarder", "Forwarding", "new_id"]
 
 Pair = tuple[bytes, bytes]
 
@@ -46,7 +47,16 @@ NO_TUNNELS = frozenset({b"h2c", b"h2", b"http", b"tls"})
 
 _PAIR = rb"""[ \t]*(%b)=(?:(%b)|"([^"\\;,]*)")[ \t]*""" % (TOKEN, TOKEN)
 _pairs_of = re.compile(_PAIR).findall
+_is_id = re.compile(rb"[0-9A-Za-z_.:+/=@\-]{1,128}").fullmatch
 _is_element = re.compile(rb"%b(?:;%b)*" % (_PAIR, _PAIR)).fullmatch
+
+
+def new_id() -> str:
+    """Return an id for a request: 32 hexadecimal digits.
+
+    Of 128 random bits, as no two may be the same, and cheap (0.3 us): it is no secret. A fork draws others.
+    """
+    return f"{getrandbits(128):032x}"
 
 
 def _is_name(value: object) -> bool:
@@ -66,6 +76,7 @@ RULES: Mapping[str, Rule] = {
     "forwarded": Rule.flag(),
     "via": Rule(lambda value: value == "" or _is_name(value), "a name without spaces, or an empty text"),
     "via_response": Rule.flag(),
+    "proxy_status": Rule.flag(),
     "allow_underscores": Rule.flag(),
 }
 
@@ -91,6 +102,8 @@ class Forwarding:
     via: str = "greensock"
     #: Whether answers get a Via, too.
     via_response: bool = False
+    #: Whether Proxy-Status (RFC 9209) says why the proxy answers with an error. It tells strangers what is behind it.
+    proxy_status: bool = False
     #: Whether fields with ``_`` in their names are passed on. CGI and WSGI can't tell ``X_User`` from ``X-User``.
     allow_underscores: bool = False
 
@@ -129,6 +142,8 @@ class _Peer(NamedTuple):
     passes: _Names
     #: Those of our own fields that are the same in each of its requests.
     own: tuple[Pair, ...]
+    #: The same as lines.
+    own_lines: bytes
 
 
 class Forwarder:
@@ -154,6 +169,9 @@ class Forwarder:
         self._host = options.preserve_host.encode() if isinstance(options.preserve_host, str) else b""
         self._name = options.via.encode()
         self._mark = b"(%b)" % instance.encode()
+        self._proxy_name = self._name or b"greensock"
+        if not self._proxy_name[:1].isalpha():  # tokens of RFC 8941 section 3.3.4 begin with a letter
+            self._proxy_name = b'"%b"' % self._proxy_name
         self._peer = functools.lru_cache(MAX_PEERS)(self._know)
         self._passes_from_trusted = _Names(functools.partial(self._may_pass, True))
         self._passes_from_others = _Names(functools.partial(self._may_pass, False))
@@ -193,6 +211,13 @@ class Forwarder:
         last = said.rpartition(b",")[2].strip(b" \t").lower()
         return last.decode() if last in (b"http", b"https") else scheme
 
+    def request_id_of(self, peer: str, headers: Headers) -> str:
+        """Return what a trusted peer says in X-Request-Id; empty if it says none, or what no log should have."""
+        if not self._peer(peer).is_trusted:
+            return ""
+        said = headers.get_raw(b"x-request-id")
+        return said.decode() if said is not None and _is_id(said) else ""
+
     def is_loop(self, headers: Headers) -> bool:
         """Whether the request was here before: Via names this instance, or ``MAX_PASSES`` proxies of our name."""
         value = headers.get_raw(b"via")
@@ -219,7 +244,7 @@ class Forwarder:
         if self._name:
             own.append((b"Via", b"%b %b %b" % (version.encode(), self._name, self._mark)))
         passes = self._passes_from_trusted if is_trusted else self._passes_from_others
-        return _Peer(address, is_trusted, passes, tuple(own))
+        return _Peer(address, is_trusted, passes, tuple(own), _lines(own))
 
     # -- requests
 
@@ -230,18 +255,29 @@ class Forwarder:
         client: str,
         scheme: str,
         host: bytes,
-        *,
         upgrade: bool = False,
         trailers: bool = False,
-    ) -> list[bytes]:
+    ) -> bytes:
         """Return the lines of the fields to send, Host first; framing and the empty line are the caller's to add.
 
         ``client`` and ``scheme`` are what :meth:`client_of` and :meth:`scheme_of` said, ``host`` the server's
         authority. With ``upgrade`` the client's Upgrade is passed on, as far as it offers what may be tunnelled; with
         ``trailers`` the upstream is told that trailers are taken, and Trailer is passed on.
         """
-        pairs = self._request_pairs(head, peer, client, scheme, host, upgrade, trailers)
-        return [b"%b: %b\r\n" % pair for pair in pairs]
+        headers, authority = head.headers, head.authority
+        known = self._peer(peer, scheme, head.version)
+        is_usual = not (known.is_trusted or upgrade or trailers or self.options.forwarded)
+        if not is_usual or (headers.get_raw(b"connection") is not None and fields_of_the_hop(headers)):
+            return _lines(self._request_pairs(head, peer, client, scheme, host, upgrade, trailers))
+        passes = known.passes
+        if not self._preserve_host:
+            host = self._host or host
+        elif authority:
+            host = authority
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
+        if self._x_forwarded and authority:
+            return b"Host: %b\r\n%b%bX-Forwarded-Host: %b\r\n" % (host, lines, known.own_lines, authority)
+        return b"Host: %b\r\n%b%b" % (host, lines, known.own_lines)
 
     def request_headers(
         self,
@@ -308,7 +344,20 @@ class Forwarder:
             return True
         return from_trusted and lower not in self._appended
 
+    def request_trailers(self, head: RequestHead, trailers: Headers) -> Headers:
+        """Return the trailers of a request to pass on: nobody's claims, as the upstream may merge them."""
+        passes = self._passes_from_others
+        kept = end_to_end_trailers(trailers, head.headers).raw
+        return Headers.of_raw([pair for pair in kept if passes[pair[0]]])
+
     # -- answers
+
+    def response_lines(self, head: ResponseHead) -> bytes:
+        """Return the lines of the fields of an answer to pass on, as :meth:`response_pairs` does, without trailers."""
+        headers, passes = head.headers, self._passes_back
+        if self.options.via_response or head.status == 426 or fields_of_the_hop(headers):
+            return _lines(self.response_pairs(head, trailers=False))
+        return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
 
     def response_pairs(self, head: ResponseHead, *, trailers: bool) -> list[Pair]:
         """Return the fields of an answer to pass on; framing is the caller's to add, and Date if there is none.
@@ -326,6 +375,14 @@ class Forwarder:
         if self.options.via_response and self._name:
             pairs.append((b"Via", b"%b %b" % (head.version.encode(), self._name)))
         return pairs
+
+    def proxy_status(self, error: str) -> bytes | None:
+        """Return the value of Proxy-Status for an error of RFC 9209 section 2.3; None: it is not to be sent."""
+        return b"%b; error=%b" % (self._proxy_name, error.encode()) if self.options.proxy_status else None
+
+
+def _lines(pairs: Iterable[Pair]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
 
 
 def _add_fields_of_the_hop(pairs: list[Pair], headers: Headers, upgrade: bool, trailers: bool) -> None:

@@ -7,15 +7,15 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from greensock.http.client import HTTPClient
 from greensock.http.deadlines import Deadlines, Timeouts
 from greensock.http.limits import Limits
 from greensock.http.proxy.access_log import AccessLog
-from greensock.http.proxy.checks import Checker
+from greensock.http.proxy.checks import CheckClient, Checker
 from greensock.http.proxy.forwarded import Forwarder, Forwarding
 from greensock.http.proxy.guard import Guard, GuardOptions
 from greensock.http.proxy.health import HealthOptions
 from greensock.http.proxy.options import ProxyTimeouts, UpstreamOptions
+from greensock.http.proxy.proxy_protocol import write_proxy_header
 from greensock.http.proxy.routes import Route, Routes
 from greensock.http.proxy.rules import ErrorPages
 from greensock.http.proxy.servers import Upstream
@@ -73,7 +73,7 @@ class Gateway:
         self.log = log
         self._listeners: set[object] = set()
         self._checkers: list[Checker] = []
-        self._client: HTTPClient | None = None
+        self._clients: dict[int, CheckClient] = {}  # by the PROXY protocol's version
         self._deadlines: dict[ProxyTimeouts, Deadlines] = {}
         self._usual = self._deadlines_for(self.timeouts)
 
@@ -106,23 +106,28 @@ class Gateway:
         for checker in self._checkers:
             checker.stop()
         self._checkers.clear()
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
         for upstream in self.upstreams.values():
             upstream.drop_idle()
 
     def _start_checks(self) -> None:
         servers = [server for upstream in self.upstreams.values() for server in upstream.all]
-        checked = [server for server in servers if server.health.options.path is not None]
-        if not checked:
-            return
-        self._client = HTTPClient(user_agent="greensock health check", max_idle=0)
-        for server in checked:
-            address, health = server.origin.address, server.health
-            self._checkers.append(Checker(address, health.options, health, self._client, name=server.name))
+        for server in servers:
+            if server.health.options.path is not None:
+                address, health = server.origin.address, server.health
+                client = self._client_for(server.send_proxy_protocol)
+                self._checkers.append(Checker(address, health.options, health, client, name=server.name))
         for checker in self._checkers:
             checker.start()
+
+    def _client_for(self, version: int) -> CheckClient:
+        """Return what checks servers that are spoken to by that version of the PROXY protocol."""
+        client = self._clients.get(version)
+        if client is None:  # the proxy speaks for itself: UNKNOWN, or LOCAL
+            client = self._clients[version] = CheckClient(write_proxy_header(version, None, None) if version else b"")
+        return client
 
     def server_options(self) -> dict[str, Any]:
         """Return what the listeners are to be told."""

@@ -120,7 +120,7 @@ class ServerOptions:
         try:
             target = self._destination.target
         except ValueError as error:
-            text = str(error).removeprefix(f"url={self.url!r}: ")
+            text = str(error).removeprefix(f"url={self.url!r}: ").replace("http://host[:port]/path", _WHERE)
             raise ValueError(f"url={self.url!r}: {text if 'expected' in text else text + ': http expected'}") from None
         if target != b"/" or self.url.endswith("?"):
             raise ValueError(f"url={self.url!r}: no path, query or fragment expected")
@@ -142,10 +142,11 @@ class ServerOptions:
         return self._destination.authority
 
 
+_WHERE = "http://host[:port] or unix:/path"
 _SERVER = {
     "url": Rule(
         lambda value: isinstance(value, str) and value not in ("", "unix:") and "\0" not in value,
-        "http://host[:port] or unix:/path",
+        _WHERE,
     ),
     "weight": Rule(lambda value: Rule.whole(1).fits(value) and value <= 65535, "a whole number from 1 to 65535"),
     "max_connections": Rule.whole(1).or_none(),
@@ -170,6 +171,8 @@ class UpstreamOptions:
     balance: str = "round_robin"
     #: What of a request ``hash`` goes by: ``client``, ``header:NAME`` or ``cookie:NAME``.
     hash_key: str = "client"
+    #: Whether a server that failed requests is asked before its time when no other is left; else the answer is 503.
+    panic: bool = True
     #: How often a request is tried again after its first try.
     retries: int = 2
     #: Retries that all requests together may cause, as a part of their number.
@@ -207,6 +210,7 @@ _UPSTREAM = {
     "hash_key": Rule(
         lambda value: isinstance(value, str) and bool(_hash_key(value)), "'client', 'header:NAME' or 'cookie:NAME'"
     ),
+    "panic": Rule.flag(),
     "retries": Rule.whole(0),
     "retry_budget": Rule(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "min_retry_rate": Rule(lambda value: _number(value) and 0 <= value < float("inf"), "a number of at least 0"),

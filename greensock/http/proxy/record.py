@@ -82,5 +82,5 @@ class Record:
         self.reused = False
         #: Why the proxy answered with an error of its own or cut the answer short, as one token; empty if it did not.
         self.reason = ""
-        #: The request's id; empty if it has none.
+        #: The request's id; empty if it was refused before it got one.
         self.request_id = ""

@@ -151,12 +151,13 @@ _RULES = {
     "name": Rule(lambda value: isinstance(value, str) and value.isprintable(), "printable text"),
     "hosts": Rule(
         lambda value: isinstance(value, tuple) and all(map(_is_host, value)),
-        "names like 'example.org' or '*.example.org', without a port",
+        "a tuple of names like 'example.org' or '*.example.org', without a port",
     ),
     "path": Rule(_is_path, "a path that begins with '/', without query, '%2F' or '..' above the root"),
     "exact": Rule.flag(),
     "methods": Rule(
-        lambda value: isinstance(value, frozenset) and bool(value) and all(map(_is_token_text, value)), "methods"
+        lambda value: isinstance(value, frozenset) and bool(value) and all(map(_is_token_text, value)),
+        "a frozenset of methods",
     ).or_none(),
     "headers": Rule(_are_conditions, "names of fields, each with its whole value"),
     "encoded_slash": Rule.flag(),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from greensock.http.headers import Headers
+from greensock.http.syntax import is_token
 from greensock.http.writer import phrase_of
 
 __all__ = [
@@ -35,7 +36,7 @@ VARIABLES: Mapping[str, str] = {
     "method": "the method",
     "path": "the target's path as it came",
     "query": "the target's query without its question mark",
-    "request_id": "the request's id",
+    "request_id": "the request's id: a trusted peer's X-Request-Id, or one of the proxy's own",
     "scheme": "http or https",
     "target": "path and query as they came",
 }
@@ -186,17 +187,15 @@ def _as_pairs(what: str, given: Pairs) -> tuple[tuple[str, str], ...]:
 def _as_names(given: Iterable[str]) -> tuple[str, ...]:
     names = () if isinstance(given, str) else tuple(given)
     if isinstance(given, str) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"remove={given!r}: names of fields expected")
+        raise ValueError(f"remove={given!r}: a tuple of names of fields expected")
     for name in names:
         _check_name("remove", name)
     return names
 
 
 def _check_name(what: str, name: str) -> None:
-    try:
-        Headers([(name, "")])
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from None
+    if not name.isascii() or not is_token(name.encode()):
+        raise ValueError(f"{what}: field {name!r}: a token (letters, digits, hyphens) expected")
     if name.lower().encode() in _OURS:
         raise ValueError(f"{what}: field {name!r}: a field that the proxy does not write itself expected")
 
@@ -286,6 +285,11 @@ class Redirect:
             object.__setattr__(self, "_template", Template(self.location))
         except ValueError as error:
             raise ValueError(f"location={error}") from None
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The variables that are needed to fill it in."""
+        return self._template.variables
 
     def location_for(self, variables: Mapping[str, str]) -> bytes:
         """Return the value of Location. What a URL can't have is percent-encoded; it never raises."""

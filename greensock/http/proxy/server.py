@@ -18,12 +18,12 @@ from greensock.http.events import RequestHead
 from greensock.http.headers import Headers
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
+from greensock.http.proxy.networks import canonical_address
 from greensock.http.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
 from greensock.http.proxy.servers import Upstream
 from greensock.http.request import Request
-from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPConnection, HTTPServer
 
@@ -35,20 +35,20 @@ log = logging.getLogger("greensock.upstream")
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "ends", "is_counted", "parser_in_use", "peer")
+    __slots__ = ("awaits_header", "ends", "is_counted", "peer")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
         self.peer: str = self.address[0] if self.address else ""
+        if ":" in self.peer:  # an IPv4 address has another look to a socket that takes both
+            self.peer = canonical_address(self.peer)
         #: Whether its PROXY header is yet to come.
         self.awaits_header = False
         #: What that said of both ends.
         self.ends: tuple[Any, Any] | None = None
         #: Whether the guard counts it.
         self.is_counted = False
-        #: What a request that asks for another protocol came through.
-        self.parser_in_use: RequestParser | None = None
 
 
 class ReverseProxy(HTTPServer):
@@ -193,14 +193,8 @@ class ReverseProxy(HTTPServer):
             return conn.ends
         if not relay.client or not isinstance(conn.local_address, tuple):
             return None, None
-        port = conn.address[1] if relay.client == conn.address[0] else 0
+        port = conn.address[1] if relay.client == conn.peer else 0
         return (relay.client, port), conn.local_address[:2]
-
-    def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
-        if head.headers.get_raw(b"upgrade") is not None:
-            assert isinstance(conn, ProxyConnection)
-            conn.parser_in_use = parser
-        return super()._exchange(conn, parser, head)
 
     def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         before = conn.bytes_sent

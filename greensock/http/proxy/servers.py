@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from greensock.http.deadlines import Deadlines
 from greensock.http.headers import Headers
 from greensock.http.limits import Limits
-from greensock.http.links import Lease, Links
+from greensock.http.links import Links
 from greensock.http.pool import Pool
 from greensock.http.proxy.balance import balancer_of
 from greensock.http.proxy.budget import RetryBudget
@@ -146,10 +145,6 @@ class UpstreamServer:
         if self.health.succeeded(monotonic()):
             log.warning("%s is up again", self.name)
 
-    def lease(self, deadlines: Deadlines) -> Lease:
-        """Lend a connection; see :meth:`Links.lease`."""
-        return self.links.lease(self.origin, deadlines)
-
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""
         pool = self.links.pool.statistics(self.origin)
@@ -180,7 +175,7 @@ class Upstream:
         first_backup = sum(not each.backup for each in options.servers)
         self.servers: Sequence[UpstreamServer] = self.all[:first_backup]
         self.backups: Sequence[UpstreamServer] = self.all[first_backup:]
-        self._balancer = balancer_of(options.balance, random)
+        self._balancer = balancer_of(options.balance, random, panic=options.panic)
         self._key_of = key_of(options.hash_key) if options.balance == "hash" else None
         self._only = self.all[0] if len(self.all) == 1 else None
         #: The cookie by which a client comes back to its server; None: there is none.

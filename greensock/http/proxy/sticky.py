@@ -64,6 +64,9 @@ _RULES: Mapping[str, Rule] = {
 class StickyCookie:
     """How the cookie of one group of servers looks.
 
+    An answer that sets it gets ``Cache-Control: private`` unless it has that or ``no-store``: a shared cache would give
+    one client's cookie to all. What a route's ``response_fields`` say of Cache-Control has the last word.
+
     Raises:
         ValueError: an option is not allowed. A secret is never in the text.
     """

@@ -48,9 +48,9 @@ class ConfigProblem:
     expected: str
 
     def __str__(self) -> str:
-        place = " ".join(part for part in (f"{self.file}:" if self.file else "", self.table, self.key) if part)
+        place = " ".join(part for part in (self.table, self.key) if part)
         value = f" = {self.value}" if self.value else ""
-        return f"{place}{value}: {self.expected}"
+        return ": ".join(part for part in (self.file, place + value, self.expected) if part)
 
 
 class Tables:
@@ -70,11 +70,11 @@ class Tables:
     def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
         """Note the keys that there are not, each with the one that may be meant."""
         names = list(known)
-        for key in given:
+        for key in map(str, given):
             if key not in names:
-                near = difflib.get_close_matches(str(key), names, 1)
+                near = difflib.get_close_matches(key, names, 1) or [name for name in names if key and key in name]
                 hint = f"{near[0]}?" if near else f"one of {', '.join(names)} expected"
-                self.note(table, str(key), given[key], f"no such key: {hint}")
+                self.note(table, key, given[key], f"no such key: {hint}")
 
     def made(
         self,
@@ -84,19 +84,21 @@ class Tables:
         *,
         base: object = None,
         samples: Mapping[str, Any] | None = None,
+        others: Iterable[str] = (),
         **ready: Any,
     ) -> Kind | None:
         """Return what a table says, made; None if that can't be.
 
         ``ready`` are fields that are no keys; ``base`` has the values of keys that are left out; ``samples`` are what
-        stands in for a required field that is missing or wrong while the rest is checked.
+        stands in for a required field that is missing or wrong while the rest is checked; ``others`` are further keys,
+        which were taken out before.
         """
         if not isinstance(given, Mapping):
             self.note(table, "", given, "a table expected")
             return None
         fields = {each.name: each for each in dataclasses.fields(kind) if each.init}  # type: ignore[arg-type]
         keys = [name for name in fields if name not in ready]
-        self.check_keys(table, given, keys)
+        self.check_keys(table, given, [*others, *keys])
         spare = {name: getattr(base, name) for name in keys} if base is not None else dict(samples or {})
         missing = [name for name in keys if name not in given and base is None and _is_required(fields[name])]
         for name in missing:
