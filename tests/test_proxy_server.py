@@ -226,6 +226,24 @@ def test_upgrade_refused_is_an_answer(proxied, origin):
     assert read_all(sock).endswith(b"GET /ws ")
 
 
+@pytest.mark.parametrize("offered", ["h2c, websocket", "h2c"])
+def test_upgrade_required(proxied, offered):
+    wanted = f"HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade\r\nUpgrade: {offered}\r\nContent-Length: 0\r\n\r\n"
+
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(wanted.encode())
+
+    with scripted(script) as server:
+        edits = Route("site", response_fields=FieldEdits(add={"X-Edited": "1"}))
+        _, sock = proxied(server.url, routes=[edits])
+        status, answer = ask(sock, f"GET /echo HTTP/1.1\n{CLOSE}")
+    assert status == 426
+    assert (b"\r\nUpgrade: websocket\r\n" in answer) is ("websocket" in offered)
+    assert (b"\r\nConnection: Upgrade\r\n" in answer) is ("websocket" in offered)
+    assert b"h2c" not in answer
+
+
 def test_unasked_101(proxied):
     def script(server, sock, number):
         server.head(sock)

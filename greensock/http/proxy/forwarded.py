@@ -355,7 +355,7 @@ class Forwarder:
     def response_lines(self, head: ResponseHead) -> bytes:
         """Return the lines of the fields of an answer to pass on, as :meth:`response_pairs` does, without trailers."""
         headers, passes = head.headers, self._passes_back
-        if self.options.via_response or fields_of_the_hop(headers):
+        if self.options.via_response or head.status == 426 or fields_of_the_hop(headers):
             return _lines(self.response_pairs(head, trailers=False))
         return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
 
@@ -370,6 +370,8 @@ class Forwarder:
             pairs = [pair for pair in pairs if pair[0].lower() not in named]
         if trailers and (announced := headers.get_raw(b"trailer")) is not None:
             pairs.append((b"Trailer", announced))
+        if head.status == 426 and (wanted := _tunnels(headers.get_raw(b"upgrade") or b"")):
+            pairs.append((b"Upgrade", wanted))  # what the client is to ask for (RFC 9110 section 15.5.22)
         if self.options.via_response and self._name:
             pairs.append((b"Via", b"%b %b" % (head.version.encode(), self._name)))
         return pairs

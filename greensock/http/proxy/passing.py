@@ -38,6 +38,7 @@ OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", 
 
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
+UPGRADE = b"Connection: Upgrade\r\n"  # where Upgrade is passed on (RFC 9110 section 7.8)
 
 _status_lines: dict[tuple[int, bytes], bytes] = {}
 
@@ -121,6 +122,8 @@ def _written_head(relay: Relay, head: ResponseHead, keep: bool) -> bytes:
         option = CLOSE
     elif relay.request.version == "1.0":
         option = KEEP_ALIVE
+    if status == 426 and b"\nUpgrade: " in b"\n" + lines:
+        option += UPGRADE
     date = b"" if head.headers.get_raw(b"date") is not None else proxy._date_line()
     proxy._statuses[status] += 1
     line = _status_lines.get((status, head.phrase)) or _status_line(status, head.phrase)
