@@ -7,6 +7,7 @@ monkey.patch_all()
 import argparse
 import logging
 import resource
+import signal
 import sys
 from typing import Any
 
@@ -84,6 +85,8 @@ def main() -> int:
 
 def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
     gateway = config.gateway()
+    if gateway.log is not None:
+        gevent.signal_handler(signal.SIGUSR1, gateway.log.reopen)
     proxies: list[ReverseProxy] = []
     for listen in config.listen:
         try:
