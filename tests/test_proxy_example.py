@@ -86,6 +86,14 @@ def test_with_a_file(serve, tmp_path):
     assert (b"X-From", b"127.0.0.1") in origin.seen[0][2]
 
 
+def open_files(pid):
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(fd))
+    return found
+
+
 def test_the_log_is_opened_anew(serve, tmp_path):
     origin = serve(Origin)
     log, old = tmp_path / "access.log", tmp_path / "access.log.1"
@@ -94,7 +102,7 @@ def test_the_log_is_opened_anew(serve, tmp_path):
         wait_until(lambda: log.exists() and log.read_bytes().endswith(b"\n"))
         log.rename(old)
         process.send_signal(signal.SIGUSR1)
-        wait_until(lambda: str(old) not in [os.readlink(fd) for fd in Path(f"/proc/{process.pid}/fd").iterdir()])
+        wait_until(lambda: str(old) not in open_files(process.pid))
         assert get(("127.0.0.1", port))
         process.terminate()
         assert process.wait(PATIENCE) == 0
