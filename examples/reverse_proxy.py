@@ -8,6 +8,7 @@ import argparse
 import gc
 import logging
 import resource
+import signal
 import sys
 from typing import Any
 
@@ -85,6 +86,8 @@ def main() -> int:
 
 def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
     gateway = config.gateway()
+    if gateway.log is not None:
+        gevent.signal_handler(signal.SIGUSR1, gateway.log.reopen)
     proxies: list[ReverseProxy] = []
     for listen in config.listen:
         try:

@@ -7,13 +7,14 @@ import http.client
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, read_all
+from conftest import PATIENCE, read_all, wait_until
 from proxies import Origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,6 +84,39 @@ def test_with_a_file(serve, tmp_path):
             assert answer.status == status
         client.close()
     assert (b"X-From", b"127.0.0.1") in origin.seen[0][2]
+
+
+def open_files(pid):
+    found = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(fd))
+    return found
+
+
+def test_the_log_is_opened_anew(serve, tmp_path):
+    origin = serve(Origin)
+    log, old = tmp_path / "access.log", tmp_path / "access.log.1"
+    with running("--listen", "127.0.0.1:0", "--upstream", origin.url, "--log", str(log)) as (process, port):
+        assert get(("127.0.0.1", port))
+        wait_until(lambda: log.exists() and log.read_bytes().endswith(b"\n"))
+        log.rename(old)
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: str(old) not in open_files(process.pid))
+        assert get(("127.0.0.1", port))
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+    assert [path.read_text().count('"GET /x HTTP/1.1" 200') for path in (old, log)] == [1, 1]
+
+
+def test_a_log_that_takes_nothing_stops_nobody(serve, tmp_path):
+    origin = serve(Origin)
+    with running("--listen", "127.0.0.1:0", "--upstream", origin.url, "--log", "/dev/full") as (process, port):
+        assert all(get(("127.0.0.1", port)) for _ in range(3))
+        process.terminate()
+        output, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, output) == (0, "")
+    assert errors.rstrip().endswith("access log /dev/full: No space left on device; lines lost so far: 3")
 
 
 def test_a_wrong_file(tmp_path):

@@ -18,6 +18,7 @@ from greensock.http import (
     Forwarding,
     GuardOptions,
     HealthOptions,
+    HTTPError,
     HTTPServer,
     ProxyTimeouts,
     Redirect,
@@ -32,6 +33,7 @@ from greensock.http.proxy import relay
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\n" + CLOSE
+LOCAL = Forwarding(trusted=("127.0.0.1",))
 
 
 @pytest.fixture
@@ -112,9 +114,33 @@ def test_a_client_that_collects_errors_is_banned(proxied, origin):
     assert statuses([ask(b"TRACE / HTTP/1.1\r\n" + CLOSE), ask()]) == [405, 429]
 
 
-# -- the PROXY protocol
+def test_a_trusted_peer_does_not_pay_for_its_clients(proxied, origin):
+    guard = GuardOptions(connection_rate=0.01, connection_burst=1, max_connections=1, ban_errors=2)
+    proxy, ask = proxied(origin.url, guard=guard, forwarding=LOCAL)
+    theirs = b"X-Forwarded-For: 192.0.2.1\r\n"
+    bad = [b"nonsense\r\n\r\n"] * 3 + [b"TRACE / HTTP/1.1\r\n" + theirs + CLOSE] * 2
+    with socket.create_connection(proxy.address):
+        assert statuses(map(ask, bad)) == [400, 400, 400, 405, 405]
+        assert statuses([ask(b"GET / HTTP/1.1\r\n" + theirs + CLOSE), ask()]) == [429, 200], "who did it is banned"
 
-LOCAL = Forwarding(trusted=("127.0.0.1",))
+
+def test_a_refused_request_is_recorded(proxied, origin):
+    proxy, ask = proxied(origin.url, forwarding=LOCAL)
+    fields = b"X-Forwarded-For: 192.0.2.1\r\nUser-Agent: me\r\nReferer: /x\r\n"
+    answers = [
+        ask(b"TRACE / HTTP/1.1\r\n" + fields + CLOSE),
+        ask(b"GET / HTTP/1.1\r\nExpect: more\r\n" + fields + CLOSE),
+        ask(b"nonsense\r\n\r\n"),
+    ]
+    assert [record.sent for record in proxy.records] == [len(answer) for answer in answers]
+    assert [record.status for record in proxy.records] == statuses(answers) == [405, 417, 400]
+    assert [record.reason for record in proxy.records] == ["method", "expectation", "request-line"]
+    for record in proxy.records[:2]:
+        assert (record.client, record.peer, record.host) == ("192.0.2.1", "127.0.0.1", b"a")
+        assert (record.agent, record.referer, record.target) == (b"me", b"/x", b"/")
+
+
+# -- the PROXY protocol
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -371,12 +397,29 @@ def test_what_belongs_to_one_hop_stays_there(proxied):
         assert b"Host: a\r\n" in server.heads[0]
 
 
-def test_error_pages(proxied):
+def test_error_pages(proxied, origin):
     pages = ErrorPages({"5xx": ErrorPage(b"<p>sorry</p>"), "404": ErrorPage(b"nothing", "text/plain")})
     _, ask = proxied("http://127.0.0.1:1", error_pages=pages, routes=[])
     assert ask().endswith(b"\r\n\r\nnothing")
     _, ask = proxied("http://127.0.0.1:1", error_pages=pages)
     assert ask().endswith(b"\r\n\r\n<p>sorry</p>")
+
+
+def test_error_pages_of_what_is_refused(proxied, origin):
+    class Failing(Recorded):
+        def choose_upstream(self, relay):
+            if relay.request.path == "/own":
+                raise HTTPError(500, "my own")
+            raise RuntimeError("as it was told to")
+
+    pages = ErrorPages({"4xx": ErrorPage(b"<p>no</p>"), "500": ErrorPage(b"<p>oh</p>")})
+    _, ask = proxied(origin.url, error_pages=pages, kind=Failing)
+    for bad in (b"nonsense\r\n\r\n", b"TRACE / HTTP/1.1\r\n" + CLOSE, b"GET /%b HTTP/1.1\r\n" % (b"x" * 9000) + CLOSE):
+        answer = ask(bad)
+        assert b"\r\nContent-Type: text/html; charset=utf-8\r\n" in answer
+        assert answer.endswith(b"\r\nContent-Length: 9\r\n\r\n<p>no</p>")
+    assert ask().endswith(b"\r\n\r\n<p>oh</p>")
+    assert ask(b"GET /own HTTP/1.1\r\n" + CLOSE).endswith(b"\r\n\r\nmy own\n")
 
 
 TELLING = Forwarding(proxy_status=True)

@@ -85,6 +85,8 @@ RULES: Mapping[str, Rule] = {
 class GuardOptions:
     """What a client may do. None: no such limit. A client is an IPv4 address, or an IPv6 network of ``ipv6_prefix``.
 
+    Behind a trusted peer (``Forwarding.trusted``) it is whom that names; the peer's own connections are not limited.
+
     Raises:
         ValueError: a field is not what it may be; the text names it.
     """

@@ -391,6 +391,8 @@ class Relay:
                 self.conn.abort()  # whoever reads must see that it was cut short
             raise error
         answer = proxy._error_response(request, error)
+        if answer.status == 500 and not isinstance(error, HTTPError):
+            answer = self.error_answer(500, "internal-error", error="proxy_internal_error")
         return self._answer(answer, self.keep and isinstance(error, HTTPError))
 
     # -- leaving

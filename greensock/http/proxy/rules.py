@@ -333,9 +333,13 @@ class ErrorPages:
                 raise ValueError(f"{key!r}: a status from 400 to 599, 4xx or 5xx expected")
             self._pages[text] = page
 
+    def find(self, status: int) -> ErrorPage | None:
+        """Return the page that was given for a status or its class; None if there was none."""
+        return self._pages.get(str(status)) or self._pages.get(f"{status // 100}xx")
+
     def page(self, status: int, reason: str = "") -> tuple[bytes, str]:
         """Return body and Content-Type for a status. ``reason`` is not shown: it is for the log."""
-        page = self._pages.get(str(status)) or self._pages.get(f"{status // 100}xx")
+        page = self.find(status)
         if page is not None:
             return page.body, page.content_type
         return b"%d %b\n" % (status, phrase_of(status) or b"Error"), "text/plain; charset=utf-8"

@@ -35,7 +35,7 @@ log = logging.getLogger("greensock.upstream")
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "ends", "is_counted", "peer")
+    __slots__ = ("awaits_header", "ends", "is_counted", "peer", "refusal")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -49,6 +49,8 @@ class ProxyConnection(HTTPConnection):
         self.ends: tuple[Any, Any] | None = None
         #: Whether the guard counts it.
         self.is_counted = False
+        #: The record of a request that is being refused.
+        self.refusal: Record | None = None
 
 
 class ReverseProxy(HTTPServer):
@@ -178,6 +180,8 @@ class ReverseProxy(HTTPServer):
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""
+        if self._is_trusted(conn):
+            return
         refused = guard.connection(conn.peer, monotonic())
         if refused is None:
             conn.is_counted = True
@@ -199,29 +203,59 @@ class ReverseProxy(HTTPServer):
     def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         before = conn.bytes_sent
         super()._refuse(conn, refusal, reason)
-        self._record_refusal(conn, None, refusal, reason, conn.bytes_sent - before)
+        self._record_refusal(conn, refusal, reason, conn.bytes_sent - before)
 
     def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
         answer = super()._refusal_of(conn, head)
         if answer is not None:
-            reason = "method" if answer.status == 405 else "expectation"
-            self._record_refusal(conn, head, HTTPError(answer.status), reason, 0)
+            assert isinstance(conn, ProxyConnection)
+            gateway, headers = self.gateway, head.headers
+            client = gateway.forwarder.client_of(conn.peer, headers) if gateway.trusts_somebody else conn.peer
+            if gateway.guard is not None:
+                gateway.guard.answered(client, monotonic(), answer.status)
+            if self.wants_records:
+                conn.refusal = record = Record(time(), client, conn.peer, head.method, head.target, head.version)
+                record.status, record.reason = answer.status, "method" if answer.status == 405 else "expectation"
+                record.host = head.authority
+                record.referer, record.agent = headers.get_raw(b"referer"), headers.get_raw(b"user-agent")
         return answer
 
-    def _record_refusal(
-        self, conn: Connection, head: RequestHead | None, refusal: BadRequest | HTTPError, reason: str, sent: int
-    ) -> None:
-        """Have a request that never got to a relay counted by the guard and the log."""
+    def _answer(self, request: Request, response: Response, keep: bool) -> bool:
+        before = request.connection.bytes_sent
+        try:
+            return super()._answer(request, response, keep)
+        finally:
+            conn = request.connection
+            assert isinstance(conn, ProxyConnection)
+            if conn.refusal is not None:
+                record, conn.refusal = conn.refusal, None
+                record.sent = conn.bytes_sent - before
+                self._record_done(record)
+
+    def request_refused(self, conn: Connection, refusal: BadRequest | HTTPError) -> Response:
+        """Return the answer to a request that is refused: with the page for its status, if there is one."""
+        answer = super().request_refused(conn, refusal)
+        page = self.gateway.error_pages.find(answer.status)
+        if page is not None:
+            answer.body = page.body
+            answer.headers.set(b"Content-Type", page.content_type)
+        return answer
+
+    def _record_refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str, sent: int) -> None:
+        """Have what never became a request counted by the guard and the log."""
         assert isinstance(conn, ProxyConnection)
         status = refusal.response.status if isinstance(refusal, HTTPError) else refusal.status or 400
-        if self.gateway.guard is not None:
-            self.gateway.guard.answered(conn.peer, monotonic(), status)
-        if not self.wants_records:
-            return
-        method, target, version = (head.method, head.target, head.version) if head is not None else ("", b"", "1.1")
-        record = Record(time(), conn.peer, conn.peer, method, target, version)
-        record.status, record.reason, record.sent = status, reason, sent
-        self._record_done(record)
+        guard = self.gateway.guard
+        if guard is not None and not self._is_trusted(conn):
+            guard.answered(conn.peer, monotonic(), status)
+        if self.wants_records:
+            record = Record(time(), conn.peer, conn.peer, "", b"", "1.1")
+            record.status, record.reason, record.sent = status, reason, sent
+            self._record_done(record)
+
+    def _is_trusted(self, conn: ProxyConnection) -> bool:
+        """Whether a connection is a trusted peer's: it brings what many clients ask, and pays for none of them."""
+        return self.gateway.trusts_somebody and conn.peer in self.gateway.forwarder.trusted
 
     def _respond(self, request: Request, keep: bool) -> bool:
         conn = request.connection

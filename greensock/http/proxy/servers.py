@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from math import ceil
 from time import monotonic
 from typing import Any
 
@@ -226,7 +227,7 @@ class Upstream:
         now = monotonic()
         until = [server.health.ejected_until for server in self.all]
         soonest = min((each - now for each in until if each is not None), default=1.0)
-        return max(1, min(30, round(soonest)))
+        return max(1, min(30, ceil(soonest)))
 
     def drop_idle(self) -> None:
         """Close the connections that are kept."""
