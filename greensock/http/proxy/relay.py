@@ -267,7 +267,7 @@ class Relay:
         """Send the request and wait for the head of the answer; return what went wrong, if it was not the client."""
         conn, body, deadlines = self.conn, self.request.body, self.deadlines
         try:
-            self._lease = lease = server.links.lease(server.origin, deadlines)
+            self._lease = lease = server.lease(deadlines)
             upstream_conn = lease.connection
             assert upstream_conn is not None
             if server.send_proxy_protocol:

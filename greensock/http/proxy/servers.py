@@ -14,9 +14,10 @@ from math import ceil
 from time import monotonic
 from typing import Any
 
+from greensock.http.deadlines import Deadlines
 from greensock.http.headers import Headers
 from greensock.http.limits import Limits
-from greensock.http.links import Links
+from greensock.http.links import Lease, Links
 from greensock.http.pool import Pool
 from greensock.http.proxy.balance import balancer_of
 from greensock.http.proxy.budget import RetryBudget
@@ -145,6 +146,10 @@ class UpstreamServer:
         """Note that a request was answered."""
         if self.health.succeeded(monotonic()):
             log.warning("%s is up again", self.name)
+
+    def lease(self, deadlines: Deadlines) -> Lease:
+        """Lend a connection; see :meth:`Links.lease`."""
+        return self.links.lease(self.origin, deadlines)
 
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""
