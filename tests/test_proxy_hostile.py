@@ -514,9 +514,9 @@ def test_an_answer_before_the_request_is_complete(before, upload, answer, status
     asked = []
 
     def script(server, sock, number):
-        head = server.head(sock)
-        asked.append((number, head.split()[1]))
-        sock.sendall(answer if b"/1" in head else SECOND)
+        target = server.head(sock).split()[1]
+        asked.append((number, target))
+        sock.sendall(answer if target == b"/1" else SECOND)
         while sock.recv(65536):
             pass
 
@@ -527,18 +527,16 @@ def test_an_answer_before_the_request_is_complete(before, upload, answer, status
         raw = sock.recv(65536)  # before the rest is sent
         try:
             sock.sendall(body[10:] + ASK_SECOND)
-            sock.shutdown(socket.SHUT_WR)
             raw += read_all(sock)
-        except OSError:
-            pass  # closed, which is one way
+        except ConnectionError:
+            pass  # closed: there is more of the body than is worth dropping
     finals, rest = take_finals(raw, ["POST", "GET"], ended=False)
     assert finals[0].status == status
-    if len(finals) > 1:
-        assert finals[1].body == b"second"
+    assert [final.body for final in finals[1:]] == ([] if body is UPLOADS["length"][1] else [b"second"])
     assert not rest
     places = {target: number for number, target in asked}
     assert places[b"/1"] == 1
-    assert places.get(b"/2") in (2, None), "the first one was in the middle of a request"
+    assert places.get(b"/2", 2) == 2, "the first one was in the middle of a request"
     assert len(asked) <= 2
     wait_until(lambda: not proxy.statistics().active)
     assert proxy.statistics().errors == 0
