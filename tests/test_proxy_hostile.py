@@ -18,7 +18,7 @@ from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
 from http_messages import cases
 from pairs import reset
-from proxies import Recorded, gateway_to, scripted
+from proxies import OK, Recorded, gateway_to, scripted
 from wire import Message, body_so_far, finals_by_h11, take_finals, take_request
 
 from greensock.http import HealthOptions, ProxyTimeouts
@@ -397,12 +397,12 @@ def before(serve):
     """Start a proxy before a server that follows a script: ``before(script)`` gives both."""
     stack = []
 
-    def start(script, **options):
+    def start(script, kind=Recorded, **options):
         manager = scripted(script)
         server = manager.__enter__()
         gateway = gateway_to(server.url, health=PATIENT, **options)
         stack.append((manager, gateway))
-        return serve(Recorded, gateway=gateway), server
+        return serve(kind, gateway=gateway), server
 
     yield start
     for manager, gateway in stack:
@@ -430,6 +430,36 @@ def test_every_answer(before, answer):
             hostile.say(pieces, answer.then)
             heard = Heard(proxy, request, method, hostile.said)
             check(server, hostile, heard, due, version, at_once=len(pieces) == 1)
+            proxy.gateway.upstreams["site"].drop_idle()
+    assert proxy.statistics().errors == 0
+
+
+class Meddler(Recorded):
+    """Looks at everything, and would like to frame the answers itself."""
+
+    def edit_response(self, relay, status, headers):
+        for name, value in ("Content-Length", "7"), ("Transfer-Encoding", "chunked"), ("Connection", "close"):
+            headers.set(name, value)
+        headers.set("X-Edited", "yes")
+
+    def watch_response_body(self, relay, piece):
+        assert b"evil" not in piece
+
+
+@pytest.mark.parametrize("answer", [*CORPUS.values(), *HOSTILE.values()], ids=[*CORPUS, *HOSTILE])
+def test_every_answer_watched_and_edited(before, answer):
+    hostile = Hostile()
+    proxy, server = before(hostile, Meddler)
+    for name in ("get", "get-1.0", "post-chunked"):
+        method, version, request = CLIENTS[name]
+        if answer.method and answer.method != method:
+            continue
+        for pieces in ([answer.data], in_pieces(answer.data)):
+            hostile.say(pieces, answer.then)
+            heard = Heard(proxy, request, method, hostile.said)
+            check(server, hostile, heard, answer, version, at_once=len(pieces) == 1)
+            if heard.answer is not None and heard.answer.status != 502:
+                assert heard.answer.all(b"x-edited") == [b"yes"]
             proxy.gateway.upstreams["site"].drop_idle()
     assert proxy.statistics().errors == 0
 
@@ -484,6 +514,33 @@ def test_a_server_that_speaks_first(before, twice):
     proxy, _ = before(script)
     heard = heard_of(proxy, ASK, said=said)
     assert heard.answer.body in (b"early", b"second")
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 20", b"HTTP/1.1 100 Continue\r\n\r\n", OK[:-1]])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_kept_connection_that_ends_in_an_answer(before, method, said):
+    """The one free try is for a request that may be repeated, and of which nothing was heard."""
+    asked = []
+
+    def script(server, sock, number):
+        for request in requests_on(sock):
+            asked.append((request.method, request.target, number))
+            if request.target == b"/1" and number == 1:
+                sock.sendall(said)
+                return
+            sock.sendall(SECOND)
+
+    proxy, _ = before(script)
+    with socket.create_connection(proxy.address, PATIENCE) as sock:
+        assert second(sock).endswith(b"second")
+    heard = heard_of(proxy, ASK.replace(b"GET", method.encode()), method)
+    again = method == "GET" and not said
+    assert asked[1:-1] == [(method, b"/1", 1)] + [(method, b"/1", 2)] * again
+    if said == OK[:-1]:
+        assert heard.was_reset
+        assert heard.answer is None
+    else:
+        assert heard.answer.status == (200 if again else 502)
 
 
 UPLOADS = {
