@@ -126,7 +126,7 @@ def test_what_connection_names_is_dropped():
     "name",
     [
         *("Host", "Content-Length", "Content-Type", "Cookie", "Set-Cookie", "Authorization", "Cache-Control"),
-        *("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "Via"),
+        *("Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "Via", "Date"),
     ],
 )
 def test_what_belongs_to_the_message_can_not_be_listed_away(name):

@@ -30,7 +30,7 @@ def sent(
     client = proxy.client_of(peer, head.headers) if client is None else client
     lines = proxy.request_lines(head, peer, client, scheme, b"upstream:9000", **call or {})
     headers = proxy.request_headers(head, peer, client, scheme, b"upstream:9000", **call or {})
-    assert lines == [b"%b: %b\r\n" % pair for pair in headers.raw]
+    assert lines == b"".join(b"%b: %b\r\n" % pair for pair in headers.raw)
     assert headers.raw[0][0] == b"Host"
     assert Headers(fields).raw == head.headers.raw
     return headers
@@ -372,7 +372,7 @@ def test_names_are_remembered_within_bounds():
     proxy = forwarder()
     for number in range(3 * MAX_NAMES):
         fields = [(f"X-{number}", "1"), ("X" * (MAX_NAME + 1), "2"), ("X-Forwarded-A", "3")]
-        lines = proxy.request_lines(head_of(fields), CLIENT, CLIENT, "http", b"up")
+        lines = proxy.request_lines(head_of(fields), CLIENT, CLIENT, "http", b"up").splitlines(keepends=True)
         assert lines[1:3] == [b"X-%d: 1\r\n" % number, b"X" * (MAX_NAME + 1) + b": 2\r\n"]
         assert len(lines) == 7
         assert len(proxy._passes_from_others) <= MAX_NAMES
@@ -413,7 +413,11 @@ def test_whatever_comes_ours_is_said_once(fields, peer, options, call):
 
 def answered(fields, trailers=False, version="1.1", **options) -> list[tuple[bytes, bytes]]:
     head = ResponseHead(200, b"OK", version, Headers(fields), None, False, True, False)
-    return forwarder(**options).response_pairs(head, trailers=trailers)
+    proxy = forwarder(**options)
+    pairs = proxy.response_pairs(head, trailers=trailers)
+    if not trailers:
+        assert proxy.response_lines(head) == b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+    return pairs
 
 
 def test_fields_of_an_answer():

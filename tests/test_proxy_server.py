@@ -161,6 +161,26 @@ def test_expect_continue(proxied, origin):
     assert "expect" not in fields_of(origin.seen[0][2])
 
 
+@pytest.mark.parametrize(("target", "sent"), [("http://a", b"*"), ("http://a/", b"/"), ("http://a?x", b"/?x")])
+def test_options_of_a_whole_server(proxied, origin, target, sent):
+    _proxy, sock = proxied(origin.url)
+    assert ask(sock, f"OPTIONS {target} HTTP/1.1\n{CLOSE}")[0] == 200
+    assert origin.seen[0][1] == sent
+
+
+def test_trailers_make_no_claims(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        server.head(sock)  # the last chunk and its trailers
+        sock.sendall(OK)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url)
+        last = b"0\r\nX-One: 1\r\nX-Forwarded-For: x\r\nForwarded: for=x\r\nX-Real-IP: x\r\nX_User: x\r\n\r\n"
+        assert ask(sock, f"POST / HTTP/1.1\nTransfer-Encoding: chunked\n{CLOSE}", last)[0] == 200
+        assert server.heads[1] == b"0\r\nX-One: 1\r\n\r\n"
+
+
 def test_early_hints_go_by(proxied):
     def script(server, sock, number):
         server.head(sock)
@@ -204,6 +224,24 @@ def test_upgrade_refused_is_an_answer(proxied, origin):
     _proxy, sock = proxied(origin.url)
     sock.sendall(b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n")
     assert read_all(sock).endswith(b"GET /ws ")
+
+
+@pytest.mark.parametrize("offered", ["h2c, websocket", "h2c"])
+def test_upgrade_required(proxied, offered):
+    wanted = f"HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade\r\nUpgrade: {offered}\r\nContent-Length: 0\r\n\r\n"
+
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(wanted.encode())
+
+    with scripted(script) as server:
+        edits = Route("site", response_fields=FieldEdits(add={"X-Edited": "1"}))
+        _, sock = proxied(server.url, routes=[edits])
+        status, answer = ask(sock, f"GET /echo HTTP/1.1\n{CLOSE}")
+    assert status == 426
+    assert (b"\r\nUpgrade: websocket\r\n" in answer) is ("websocket" in offered)
+    assert (b"\r\nConnection: Upgrade\r\n" in answer) is ("websocket" in offered)
+    assert b"h2c" not in answer
 
 
 def test_unasked_101(proxied):
@@ -533,6 +571,28 @@ def test_upcalls(proxied, origin):
     assert proxy.bytes_in == 200_000
     assert fields_of(origin.seen[0][2])["x-mine"] == "{}:{}".format(*origin.address)
     assert proxy.statistics().errors == 1
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_edits_and_upgrades(proxied, allowed):
+    class Mine(Recorded):
+        def edit_request(self, relay, headers):
+            if not allowed:
+                headers.remove("Upgrade")
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, kind=Mine)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n")
+        assert read_exactly(sock, 12) == (b"HTTP/1.1 101" if allowed else b"HTTP/1.1 502")
+        assert (b"\r\nUpgrade: echo\r\n" in server.heads[0]) is allowed
+        assert (b"\r\nConnection: Upgrade\r\n" in server.heads[0]) is allowed
+        assert proxy.tunnels == allowed
+        sock.close()
+        wait_until(lambda: not proxy.statistics().active)
 
 
 def test_a_loop_is_refused(serve, connect):

@@ -12,6 +12,7 @@ target           a request's target and its authority
 events           what a parser tells
 inbox            the bytes that were fed and not yet taken
 lines            sections of lines: found whole, then lexed
+plain            heads that are plain: lexed line by line, from memory where a line was seen before
 framing          which body a head announces
 body             bodies: by length, in chunks, until close
 parser           bytes in, events out: what both parsers have in common

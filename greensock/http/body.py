@@ -49,22 +49,23 @@ class BodyReader:
 class LengthReader(BodyReader):
     """A body of so many bytes."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
     def __init__(self, length: int) -> None:
-        self._left = length
+        #: Bytes that are still to come.
+        self.left = length
 
     def skip(self, count: int) -> None:
         """Count bytes that went elsewhere."""
-        self._left -= count
+        self.left -= count
 
     def read(self, inbox: Inbox) -> Data | EndOfMessage | Signal:
-        if not self._left:
+        if not self.left:
             return EndOfMessage()
-        data = inbox.take(self._left)
+        data = inbox.take(self.left)
         if not data:
             return NEED_DATA
-        self._left -= len(data)
+        self.left -= len(data)
         return Data(data)
 
 

@@ -8,6 +8,7 @@ from greensock.http.headers import Headers
 
 __all__ = [
     "END_OF_INPUT",
+    "END_OF_MESSAGE",
     "NEED_DATA",
     "SWITCHED",
     "Data",
@@ -51,6 +52,11 @@ class _Head:
     @property
     def keep_alive(self) -> bool:
         """Whether the sender means to go on with this connection (RFC 9112 section 9.3)."""
+        said = self.headers.get_raw(b"connection")
+        if said is None:
+            return self.version == "1.1"
+        if said == b"keep-alive" or said == b"close":
+            return said == b"keep-alive"
         options = self.headers.tokens(b"connection")
         if not options:
             return self.version == "1.1"
@@ -182,3 +188,7 @@ class EndOfMessage:
 
     def __repr__(self) -> str:
         return f"<EndOfMessage {self.trailers!r}>"
+
+
+#: The end of a message without trailers.
+END_OF_MESSAGE = EndOfMessage()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -104,7 +105,6 @@ class Call:
         method: str,
         head: bytes,
         payload: Payload,
-        *,
         trailers: Trailers = None,
         interim: Interim | None = None,
         is_upgrade: bool = False,
@@ -195,17 +195,45 @@ class Exchange:
         payload = call.payload
         length = payload.length
         if length == 0:
-            self._send_short(call.head)
-        elif call.expects:
+            return self._run_short(call.head)
+        if call.expects:
             self._send_short(call.head)
             self.is_sent = False
             self._sent_at = None
             if self._may_continue():
                 return self._run_long(b"")
-        elif length is not None and len(payload.data) == length and length <= JOINED:
-            self._send_short(call.head + payload.data)
+            return self.head or self._wait_head()
+        if length is not None and length <= JOINED and len(payload.data) == length:
+            return self._run_short(call.head + payload.data)
+        return self._run_long(call.head)
+
+    def _run_short(self, data: bytes) -> ResponseHead:
+        """Send what goes out in one write, and take what comes first; most often that is the head."""
+        self._send_short(data)
+        conn, deadlines = self._conn, self._deadlines
+        seconds = deadlines.timeouts.head
+        if deadlines.total_due != inf:
+            return self._wait_head()
+        try:
+            data = conn.recv(None, seconds)
+        except OperationTimeout:
+            raise deadlines.late(HeadTimeout, seconds, conn) from None
+        parser = conn.parser
+        if data:
+            self.is_heard = True
+            parser.feed(data)
         else:
-            return self._run_long(call.head)
+            parser.feed_eof()
+        head = parser.next_event()
+        if type(head) is ResponseHead:
+            if head.status >= 200 or head.is_switch:
+                self.head = head
+                return head
+            self._interim.append(head)
+            try:
+                self._take()
+            finally:
+                self._tell()
         return self.head or self._wait_head()
 
     def stop(self) -> None:
@@ -298,9 +326,11 @@ class Exchange:
     # -- sending
 
     def _send_short(self, data: bytes) -> None:
-        seconds = self._deadlines.timeouts.send
+        deadlines = self._deadlines
+        seconds = deadlines.timeouts.send
         try:
-            self._conn.send(data, timeout=self._deadlines.within(seconds, SendTimeout, self._conn))
+            within = seconds if deadlines.total_due == inf else deadlines.within(seconds, SendTimeout, self._conn)
+            self._conn.send(data, False, within)
         except OperationTimeout:
             raise self._deadlines.late(SendTimeout, seconds, self._conn) from None
         self.is_sent = True

@@ -31,6 +31,7 @@ END_TO_END = frozenset(
         b"content-range",
         b"content-type",
         b"cookie",
+        b"date",
         b"forwarded",
         b"host",
         b"set-cookie",

@@ -14,14 +14,24 @@ from httptools import (
 
 from greensock.http.body import ChunkedReader, LengthReader
 from greensock.http.errors import BadMessage, BadRequest, Reason
-from greensock.http.events import END_OF_INPUT, NEED_DATA, SWITCHED, Data, EndOfMessage, RequestHead, Signal
+from greensock.http.events import (
+    END_OF_INPUT,
+    END_OF_MESSAGE,
+    NEED_DATA,
+    SWITCHED,
+    Data,
+    EndOfMessage,
+    RequestHead,
+    Signal,
+)
 from greensock.http.framing import framing_of
 from greensock.http.headers import Headers
 from greensock.http.limits import DEFAULT_LIMITS, Limits
 from greensock.http.lines import early_refusal, end_of_section, reason_of, tidy
 from greensock.http.parser import BODY, END, HEAD, RAW, MessageParser
+from greensock.http.plain import lex_plain_fields, plain_methods, plain_target
 from greensock.http.syntax import TOKEN
-from greensock.http.target import authority_of, check_host
+from greensock.http.target import authority_of, check_host, is_sound
 
 __all__ = ["RequestParser"]
 
@@ -64,7 +74,7 @@ class RequestParser(MessageParser):
                 return self._next_head()
             if state is END:
                 self._state = HEAD
-                return EndOfMessage()
+                return END_OF_MESSAGE
             if state is BODY:
                 return self._next_of_body()
             return SWITCHED
@@ -85,6 +95,11 @@ class RequestParser(MessageParser):
         end = end_of_section(inbox) if start < len(data) else -1
         if end < 0:
             return self._wait()
+        event = self._lex_plain(data[start : end - 4]) if end - start <= limits.max_head else None
+        if event is not None:
+            inbox.start, inbox.scanned = end, 0
+            self._after_blank = False
+            return event
         line = data[start : data.find(b"\r\n", start)]
         if end - start > limits.max_head or len(line) > limits.max_target + LINE_REST:
             raise self._early_refusal(end) or BadMessage("a large head", Reason.HEAD_TOO_LARGE)
@@ -117,6 +132,37 @@ class RequestParser(MessageParser):
             begin = inbox.data[inbox.start : inbox.start + 1]
             return BadMessage(f"a request begins with {begin!r}", Reason.REQUEST_LINE)
         return early_refusal(inbox, end, limits.max_head, Reason.HEAD_TOO_LARGE, limits.max_target + LINE_REST)
+
+    def _lex_plain(self, head: bytes) -> RequestHead | None:
+        """Return the head if all of it is plain and sound, None if the lexer is to look at it. Never raises."""
+        lines = head.split(b"\r\n")
+        line = lines[0].split(b" ")
+        if len(line) != 3 or line[2] != b"HTTP/1.1":
+            return None
+        method, target, limits = plain_methods.get(line[0]), line[1], self._limits
+        if method is None or len(target) > limits.max_target or not plain_target(target):
+            return None
+        del lines[0]
+        found = lex_plain_fields(lines)
+        if found is None:
+            return None
+        fields, index = found
+        host = index.get(b"host")
+        if host is None or not is_sound(host) or len(fields) > limits.max_fields:
+            return None
+        if len(fields) != len(index) and sum(name.lower() == b"host" for name, _ in fields) > 1:
+            return None
+        headers = Headers.of_raw(fields, index)
+        if b"content-length" not in index and b"transfer-encoding" not in index:
+            self._state = END
+            return RequestHead(method, target, "1.1", headers, None, False, host)
+        try:
+            length, is_chunked = framing_of(fields, index, "1.1")
+            event = RequestHead(method, target, "1.1", headers, length, is_chunked, host)
+            self._go_on(event, line[0])
+        except BadMessage:
+            return None
+        return event
 
     def _lex(self, head: bytes, line: bytes) -> RequestHead:
         record = self._record

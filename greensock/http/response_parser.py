@@ -9,12 +9,22 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from greensock.http.body import BodyReader, ChunkedReader, LengthReader, UntilCloseReader
 from greensock.http.errors import BadMessage, BadResponse, Reason
-from greensock.http.events import END_OF_INPUT, NEED_DATA, SWITCHED, Data, EndOfMessage, ResponseHead, Signal
+from greensock.http.events import (
+    END_OF_INPUT,
+    END_OF_MESSAGE,
+    NEED_DATA,
+    SWITCHED,
+    Data,
+    EndOfMessage,
+    ResponseHead,
+    Signal,
+)
 from greensock.http.framing import framing_of
 from greensock.http.headers import Headers
 from greensock.http.limits import DEFAULT_LIMITS, Limits
 from greensock.http.lines import early_refusal, end_of_section, reason_of, tidy
 from greensock.http.parser import BODY, END, HEAD, IDLE, RAW, MessageParser
+from greensock.http.plain import lex_plain_fields
 from greensock.http.syntax import TOKEN, is_value
 
 __all__ = ["ResponseParser"]
@@ -97,7 +107,7 @@ class ResponseParser(MessageParser):
                 return self._next_of_body()
             if state is END:
                 self._end_message()
-                return EndOfMessage()
+                return END_OF_MESSAGE
             if state is RAW:
                 return SWITCHED
             if self._inbox.pending:
@@ -105,6 +115,25 @@ class ResponseParser(MessageParser):
             return END_OF_INPUT if self._inbox.ended else NEED_DATA
         except BadMessage as refusal:
             raise self._break(refusal) from None
+
+    def take_whole_body(self) -> bytes | None:
+        """Take what is left of the answer, and end it, if that has come and nothing else; None: go on with events.
+
+        It is what ``next_event`` would have given in pieces, without trailers.
+        """
+        inbox, state = self._inbox, self._state
+        if state is BODY:
+            body = self._body
+            if type(body) is not LengthReader or body.left != len(inbox.data) - inbox.start or self._broken is not None:
+                return None
+            data = inbox.data[inbox.start :]
+            inbox.data, inbox.start = b"", 0
+            self._state = IDLE
+            return data
+        if state is END:
+            self._end_message()
+            return b""
+        return None
 
     def skip_body(self, count: int) -> None:
         """Tell that so many bytes of a body of known length were taken from the connection without being fed.
@@ -136,7 +165,7 @@ class ResponseParser(MessageParser):
             raise BadMessage("the server closed without an answer", Reason.NO_RESPONSE)
         if end - inbox.start > self._limits.max_head:
             raise self._early_refusal(end) or BadMessage("a large head", Reason.HEAD_TOO_LARGE)
-        event = self._lex(inbox.data[inbox.start : end])
+        event = self._lex_plain(inbox.data[inbox.start : end - 4]) or self._lex(inbox.data[inbox.start : end])
         inbox.start, inbox.scanned = end, 0
         return event
 
@@ -146,6 +175,26 @@ class ResponseParser(MessageParser):
         if not b"HTTP/".startswith(inbox.data[inbox.start : inbox.start + min(5, most)]):
             return BadMessage("an answer does not begin with HTTP/", Reason.STATUS_LINE)
         return early_refusal(inbox, end, most, Reason.HEAD_TOO_LARGE)
+
+    def _lex_plain(self, head: bytes) -> ResponseHead | None:
+        """Return the head if all of it is plain, None if the lexer is to look at it."""
+        lines = head.split(b"\r\n")
+        parts = _parts_of_status_line(lines[0])
+        if parts is None or parts[1] < 200 or self._method == "CONNECT":
+            return None
+        del lines[0]
+        found = lex_plain_fields(lines)
+        if found is None:
+            return None
+        fields, index = found
+        if len(fields) > self._limits.max_fields:
+            return None
+        version, status, phrase = parts
+        try:
+            length, is_chunked = framing_of(fields, index, version)
+        except BadMessage:
+            return None
+        return self._go_on(status, phrase, version, Headers.of_raw(fields, index), length, is_chunked)
 
     def _lex(self, head: bytes) -> ResponseHead:
         line = head[: head.find(b"\r\n")]
@@ -197,7 +246,7 @@ class ResponseParser(MessageParser):
         self, status: int, phrase: bytes, version: str, headers: Headers, length: int | None, is_chunked: bool
     ) -> ResponseHead:
         is_switch = status == 101 or self._opens_tunnel(status)
-        has_body = not (is_switch or status < 200 or status in (204, 304) or self._method == "HEAD")
+        has_body = not (is_switch or status < 200 or status == 204 or status == 304 or self._method == "HEAD")
         if is_switch or status < 200 or status == 204:
             length, is_chunked = None, False  # must not be there, and would say nothing (RFC 9110 section 8.6)
         elif length == 0:
@@ -213,19 +262,19 @@ class ResponseParser(MessageParser):
             if self._interim > self._limits.max_interim:
                 most = self._limits.max_interim
                 raise BadMessage(f"more than max_interim={most} answers 1xx", Reason.TOO_MANY_INTERIM)
+        elif has_body:
+            self._keep_alive = (length is not None or is_chunked) and head.keep_alive
+            self._body = self._reader_of(head)
+            self._state = BODY
         else:
-            self._keep_alive = head.keep_alive and not head.is_until_close
-            self._state = BODY if has_body else END
-            if has_body:
-                self._body = self._reader_of(head)
+            self._keep_alive = head.keep_alive
+            self._state = END
         return head
 
     def _reader_of(self, head: ResponseHead) -> BodyReader:
-        most = self._limits.max_body
-        if head.is_chunked:
-            return ChunkedReader(self._limits)
-        if head.content_length is None:
-            return UntilCloseReader(most)
-        if most is not None and head.content_length > most:
-            raise BadMessage(f"a body of more than max_body={most} bytes", Reason.BODY_TOO_LARGE)
-        return LengthReader(head.content_length)
+        most, length = self._limits.max_body, head.content_length
+        if length is not None:
+            if most is not None and length > most:
+                raise BadMessage(f"a body of more than max_body={most} bytes", Reason.BODY_TOO_LARGE)
+            return LengthReader(length)
+        return ChunkedReader(self._limits) if head.is_chunked else UntilCloseReader(most)

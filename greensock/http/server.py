@@ -61,11 +61,13 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 class HTTPConnection(Connection):
     """A connection that speaks HTTP."""
 
-    __slots__ = ("_parser", "requests")
+    __slots__ = ("_parser", "parser_in_use", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._parser: RequestParser | None = None  # while it holds part of a head
+        #: What the request that is being answered came through.
+        self.parser_in_use: RequestParser | None = None
         #: How many requests came so far.
         self.requests = 0
 
@@ -253,6 +255,7 @@ class HTTPServer(AnsweringServer):
         """Answer one request; True if the connection goes on."""
         conn.requests += 1
         self._requests += 1
+        conn.parser_in_use = parser
         fields = head.headers
         keep = head.version == "1.1" if fields.get_raw(b"connection") is None else head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:

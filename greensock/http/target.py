@@ -8,7 +8,7 @@ import re
 from greensock.http.errors import BadMessage, Reason
 from greensock.http.syntax import is_authority
 
-__all__ = ["authority_of", "check_host"]
+__all__ = ["authority_of", "check_host", "is_sound"]
 
 _absolute = re.compile(rb"(https?)://([^/?]*)(?:[/?].*)?", re.IGNORECASE).fullmatch
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
@@ -35,7 +35,7 @@ def authority_of(method: bytes, target: bytes, host: bytes | None) -> bytes:
     if match is None:
         raise BadMessage(f"the target {target[:80]!r} is neither a path nor an http URI", Reason.TARGET)
     scheme, authority = match.group(1).lower(), match.group(2)
-    if not _is_sound(authority):
+    if not is_sound(authority):
         raise BadMessage(f"the target names no sound authority: {authority[:80]!r}", Reason.TARGET)
     if host is not None and _canonical(scheme, host) != _canonical(scheme, authority):
         raise BadMessage(f"the target is at {authority[:80]!r}, Host says {host[:80]!r}", Reason.HOST_MISMATCH)
@@ -48,7 +48,7 @@ def check_host(host: bytes) -> None:
     Raises:
         BadMessage: it is empty, or no ``name[:port]``.
     """
-    if not _is_sound(host):
+    if not is_sound(host):
         raise BadMessage(f"Host {host[:80]!r} is no name with an optional port", Reason.HOST_MALFORMED)
 
 
@@ -60,7 +60,8 @@ def _authority_form(target: bytes) -> bytes:
 
 
 @functools.lru_cache(maxsize=1024)  # a server is asked for the same few
-def _is_sound(authority: bytes) -> bool:
+def is_sound(authority: bytes) -> bool:
+    """Whether it is ``name[:port]``."""
     match = is_authority(authority)
     return match is not None and int(match.group(2) or 0) < 65536
 

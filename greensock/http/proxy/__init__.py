@@ -24,6 +24,7 @@ failure         what can go wrong, what is answered then, and whether another se
 servers         the servers of a group, and the connections to them
 tunnel          bytes both ways, after 101
 passing         the answer's way back
+asking          the request's way to a server
 relay           one request on its way
 gateway         what the listeners of a proxy share
 server          the reverse proxy

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from random import getrandbits
 from typing import NamedTuple
@@ -19,11 +19,11 @@ from typing import NamedTuple
 from greensock import Rule
 from greensock.http.events import RequestHead, ResponseHead
 from greensock.http.headers import Headers
-from greensock.http.hopbyhop import HOP_BY_HOP, fields_of_the_hop
+from greensock.http.hopbyhop import HOP_BY_HOP, end_to_end_trailers, fields_of_the_hop
 from greensock.http.proxy.networks import Networks, are_networks, canonical_address, node_address
 from greensock.http.syntax import TOKEN, is_authority, is_token
 
-__all__ = ["Forwarder", "Forwarding", "new_id"]
+__all__ = ["Forwarder", "Forwarding", "new_id", "protocols_offered"]
 
 Pair = tuple[bytes, bytes]
 
@@ -142,6 +142,8 @@ class _Peer(NamedTuple):
     passes: _Names
     #: Those of our own fields that are the same in each of its requests.
     own: tuple[Pair, ...]
+    #: The same as lines.
+    own_lines: bytes
 
 
 class Forwarder:
@@ -242,7 +244,7 @@ class Forwarder:
         if self._name:
             own.append((b"Via", b"%b %b %b" % (version.encode(), self._name, self._mark)))
         passes = self._passes_from_trusted if is_trusted else self._passes_from_others
-        return _Peer(address, is_trusted, passes, tuple(own))
+        return _Peer(address, is_trusted, passes, tuple(own), _lines(own))
 
     # -- requests
 
@@ -253,18 +255,29 @@ class Forwarder:
         client: str,
         scheme: str,
         host: bytes,
-        *,
         upgrade: bool = False,
         trailers: bool = False,
-    ) -> list[bytes]:
+    ) -> bytes:
         """Return the lines of the fields to send, Host first; framing and the empty line are the caller's to add.
 
         ``client`` and ``scheme`` are what :meth:`client_of` and :meth:`scheme_of` said, ``host`` the server's
         authority. With ``upgrade`` the client's Upgrade is passed on, as far as it offers what may be tunnelled; with
         ``trailers`` the upstream is told that trailers are taken, and Trailer is passed on.
         """
-        pairs = self._request_pairs(head, peer, client, scheme, host, upgrade, trailers)
-        return [b"%b: %b\r\n" % pair for pair in pairs]
+        headers, authority = head.headers, head.authority
+        known = self._peer(peer, scheme, head.version)
+        is_usual = not (known.is_trusted or upgrade or trailers or self.options.forwarded)
+        if not is_usual or (headers.get_raw(b"connection") is not None and fields_of_the_hop(headers)):
+            return _lines(self._request_pairs(head, peer, client, scheme, host, upgrade, trailers))
+        passes = known.passes
+        if not self._preserve_host:
+            host = self._host or host
+        elif authority:
+            host = authority
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
+        if self._x_forwarded and authority:
+            return b"Host: %b\r\n%b%bX-Forwarded-Host: %b\r\n" % (host, lines, known.own_lines, authority)
+        return b"Host: %b\r\n%b%b" % (host, lines, known.own_lines)
 
     def request_headers(
         self,
@@ -331,7 +344,20 @@ class Forwarder:
             return True
         return from_trusted and lower not in self._appended
 
+    def request_trailers(self, head: RequestHead, trailers: Headers) -> Headers:
+        """Return the trailers of a request to pass on: nobody's claims, as the upstream may merge them."""
+        passes = self._passes_from_others
+        kept = end_to_end_trailers(trailers, head.headers).raw
+        return Headers.of_raw([pair for pair in kept if passes[pair[0]]])
+
     # -- answers
+
+    def response_lines(self, head: ResponseHead) -> bytes:
+        """Return the lines of the fields of an answer to pass on, as :meth:`response_pairs` does, without trailers."""
+        headers, passes = head.headers, self._passes_back
+        if self.options.via_response or head.status == 426 or fields_of_the_hop(headers):
+            return _lines(self.response_pairs(head, trailers=False))
+        return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
 
     def response_pairs(self, head: ResponseHead, *, trailers: bool) -> list[Pair]:
         """Return the fields of an answer to pass on; framing is the caller's to add, and Date if there is none.
@@ -344,6 +370,8 @@ class Forwarder:
             pairs = [pair for pair in pairs if pair[0].lower() not in named]
         if trailers and (announced := headers.get_raw(b"trailer")) is not None:
             pairs.append((b"Trailer", announced))
+        if head.status == 426 and (wanted := _tunnels(headers.get_raw(b"upgrade") or b"")):
+            pairs.append((b"Upgrade", wanted))  # what the client is to ask for (RFC 9110 section 15.5.22)
         if self.options.via_response and self._name:
             pairs.append((b"Via", b"%b %b" % (head.version.encode(), self._name)))
         return pairs
@@ -351,6 +379,10 @@ class Forwarder:
     def proxy_status(self, error: str) -> bytes | None:
         """Return the value of Proxy-Status for an error of RFC 9209 section 2.3; None: it is not to be sent."""
         return b"%b; error=%b" % (self._proxy_name, error.encode()) if self.options.proxy_status else None
+
+
+def _lines(pairs: Iterable[Pair]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
 
 
 def _add_fields_of_the_hop(pairs: list[Pair], headers: Headers, upgrade: bool, trailers: bool) -> None:
@@ -365,6 +397,11 @@ def _add_fields_of_the_hop(pairs: list[Pair], headers: Headers, upgrade: bool, t
         options.append(b"TE")
     if options:
         pairs.append((b"Connection", b", ".join(options)))
+
+
+def protocols_offered(head: RequestHead) -> list[bytes]:
+    """Return what a request's Upgrade offers and may be tunnelled, in lower case: to this alone a server may switch."""
+    return [name for name in head.upgrade if name.partition(b"/")[0] not in NO_TUNNELS]
 
 
 def _tunnels(offered: bytes) -> bytes:

@@ -12,12 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from greensock import Connection, OperationTimeout
-from greensock.http.errors import BadResponse, BodyTimeout
+from greensock.http.errors import BadResponse, BodyTimeout, Reason
 from greensock.http.events import Data, EndOfMessage, ResponseHead
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
 from greensock.http.proxy.failure import CLIENT_LEFT, Failure, failure_of
+from greensock.http.proxy.forwarded import protocols_offered
+from greensock.http.proxy.rules import NO_EDITS
 from greensock.http.proxy.tunnel import run_tunnel
 from greensock.http.writer import LAST_CHUNK, phrase_of, write_last_chunk
 
@@ -36,6 +38,7 @@ OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", 
 
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
+UPGRADE = b"Connection: Upgrade\r\n"  # where Upgrade is passed on (RFC 9110 section 7.8)
 
 _status_lines: dict[tuple[int, bytes], bytes] = {}
 
@@ -49,19 +52,44 @@ def pass_answer(relay: Relay) -> bool:
     relay.note_head(head.status)
     if head.is_switch:
         return _switch(relay, head)
+    body = conn.parser.take_whole_body()
+    if body is not None:
+        relay.finish()
+        return _pass_whole(relay, head, body)
     whole, first = _look_ahead(relay, head, conn)
     if whole:
-        _finish_exchange(relay)
+        relay.finish()
     return _Passage(relay, head, conn, first, whole).run()
+
+
+def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
+    """Pass on an answer that came whole, without chunks: the common case."""
+    proxy, request, client, keep = relay.proxy, relay.request, relay.conn, relay.keep and not relay.proxy.draining
+    length, status = head.content_length, head.status
+    if length is None and status != 204 and status != 304 and request.method != "HEAD":
+        length = 0
+    framing = b"Content-Length: %d\r\n\r\n" % length if length is not None else b"\r\n"
+    written = _written_head(relay, head, keep) + framing
+    request.is_answered = True
+    request.body.stop_awaiting()
+    if proxy.watches_responses and body:
+        proxy.watch_response_body(relay, body)
+    client.send(written + body if len(body) <= JOINED else [written, body])
+    return _go_on(relay, keep)
+
+
+def _go_on(relay: Relay, keep: bool) -> bool:
+    """Let the client's connection go on behind an answer, or close it."""
+    request = relay.request
+    if keep and not request.body.is_ended:
+        keep = relay.proxy._can_discard(request)
+    return relay.proxy._end_exchange(request, keep)
 
 
 def _look_ahead(relay: Relay, head: ResponseHead, conn: ClientConnection) -> tuple[bool, bytes | memoryview]:
     """Take what of the body came with the head; True if that is all of it."""
     next_event = conn.parser.next_event
     try:
-        if not head.has_body:
-            event = next_event()
-            return True, b""
         event = next_event()
         if type(event) is not Data:
             if type(event) is EndOfMessage:
@@ -82,17 +110,35 @@ def _look_ahead(relay: Relay, head: ResponseHead, conn: ClientConnection) -> tup
         raise relay.blame_server(error) from None
 
 
-def _finish_exchange(relay: Relay) -> None:
-    """Let go of a server whose answer is whole."""
-    exchange, server = relay.exchange, relay.server
-    assert exchange is not None
-    assert server is not None
-    if exchange.is_sending:
-        exchange.stop_and_wait()
-    relay.end_lease(exchange.is_sent and exchange.connection.parser.is_reusable)
-    server.succeeded()
-    relay.left()
-    relay.note_end()
+def _written_head(relay: Relay, head: ResponseHead, keep: bool) -> bytes:
+    """Return the head for the client, without the field that says how long the body is, and the empty line."""
+    proxy, status, route = relay.proxy, head.status, relay.route
+    if proxy.edits_responses or relay.sets_cookie or (route is not None and route.response_fields is not NO_EDITS):
+        lines = _edited(relay, head)
+    else:
+        lines = proxy.gateway.forwarder.response_lines(head)
+    option = b""
+    if not keep:
+        option = CLOSE
+    elif relay.request.version == "1.0":
+        option = KEEP_ALIVE
+    if status == 426 and b"\nUpgrade: " in b"\n" + lines:
+        option += UPGRADE
+    date = b"" if head.headers.get_raw(b"date") is not None else proxy._date_line()
+    proxy._statuses[status] += 1
+    line = _status_lines.get((status, head.phrase)) or _status_line(status, head.phrase)
+    return b"%b%b%b%b" % (line, date, lines, option)
+
+
+def _edited(relay: Relay, head: ResponseHead) -> bytes:
+    """Return the lines of an answer with the changes of its route and of the program."""
+    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=False))
+    relay.add_cookie(headers)
+    if relay.route is not None and relay.route.response_fields:
+        edits = relay.route.response_fields
+        edits.apply(headers, relay.variables(edits.variables))
+    relay.proxy.edit_response(relay, head.status, headers)
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
 
 class _Passage:
@@ -115,69 +161,32 @@ class _Passage:
 
     def run(self) -> bool:
         relay, request = self._relay, self._relay.request
-        written = self._written_head()
+        framing = self._framing()
+        if relay.proxy.draining:
+            self._keep = False
+        written = _written_head(relay, self._head, self._keep) + framing
         request.is_answered = True
         request.body.stop_awaiting()
         if self._whole:
             self._send_whole(written)
         else:
             self._send_as_it_comes(written)
-            _finish_exchange(relay)
-        if not request.body.is_ended and self._keep:
-            self._keep = relay.proxy._can_discard(request)
-        return relay.proxy._end_exchange(request, self._keep)
-
-    # -- the head
-
-    def _written_head(self) -> bytes:
-        """Return the head for the client."""
-        relay, head = self._relay, self._head
-        proxy, status = relay.proxy, head.status
-        pairs = proxy.gateway.forwarder.response_pairs(head, trailers=False)
-        if proxy.edits_responses or (relay.route is not None and relay.route.response_fields) or relay.sets_cookie:
-            pairs = self._edited(pairs)
-        framing = self._framing()
-        if self._keep and proxy.draining:
-            self._keep = False
-        option = b""
-        if not self._keep:
-            option = CLOSE
-        elif relay.request.version == "1.0":
-            option = KEEP_ALIVE
-        date = b"" if head.headers.get_raw(b"date") is not None else proxy._date_line()
-        proxy._statuses[status] += 1
-        line = _status_lines.get((status, head.phrase)) or _status_line(status, head.phrase)
-        lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
-        return b"%b%b%b%b%b" % (line, date, lines, option, framing)
+            relay.finish()
+        return _go_on(relay, self._keep)
 
     def _framing(self) -> bytes:
         """Return the field that says how long the body is, and the empty line (RFC 9112 section 6.3)."""
-        head, request = self._head, self._relay.request
-        length = head.content_length
+        length = self._head.content_length
         if length is not None:
             self._left = length
             return b"Content-Length: %d\r\n\r\n" % length
-        if not head.has_body:
-            if self._whole and head.status not in (204, 304) and request.method != "HEAD":
-                return b"Content-Length: 0\r\n\r\n"
-            return b"\r\n"
-        if request.version == "1.1":
+        if self._relay.request.version == "1.1":
             if self._whole and not self._relay.answer_trailers:
                 return b"Content-Length: %d\r\n\r\n" % len(self._first)
             self._chunked = True
             return b"Transfer-Encoding: chunked\r\n\r\n"
         self._keep = False
         return b"\r\n"
-
-    def _edited(self, pairs: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        relay = self._relay
-        headers = Headers.of_raw(list(pairs))
-        relay.add_cookie(headers)
-        if relay.route is not None and relay.route.response_fields:
-            edits = relay.route.response_fields
-            edits.apply(headers, relay.variables(edits.variables))
-        relay.proxy.edit_response(relay, self._head.status, headers)
-        return [pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS]
 
     # -- the body
 
@@ -285,6 +294,10 @@ def _status_line(status: int, phrase: bytes) -> bytes:
 def _switch(relay: Relay, head: ResponseHead) -> bool:
     """Pass on 101, and then whatever comes, both ways."""
     client = relay.conn
+    taken = head.headers.tokens(b"upgrade")
+    if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
+        error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
+        raise relay.blame_server(error)
     pairs = relay.proxy.gateway.forwarder.response_pairs(head, trailers=False)
     lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
     upgrade = b", ".join(head.headers.all_raw(b"upgrade"))

@@ -10,30 +10,28 @@ What holds for every request:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from greensock import Connection, State
 from greensock.http.deadlines import Deadlines
-from greensock.http.errors import BadRequest, SendTimeout
+from greensock.http.errors import BadRequest
 from greensock.http.events import ResponseHead
-from greensock.http.exchange import IDEMPOTENT, WITH_BODY, Call, Exchange
+from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
-from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import Lease
-from greensock.http.payload import NOTHING, Payload, payload_in_memory, payload_in_pieces
+from greensock.http.payload import NOTHING, Payload
+from greensock.http.proxy.asking import call_for, introduce, payload_for
 from greensock.http.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, failure_of
 from greensock.http.proxy.forwarded import new_id
-from greensock.http.proxy.passing import OWN_FIELDS, pass_answer
-from greensock.http.proxy.proxy_protocol import write_proxy_header
+from greensock.http.proxy.passing import pass_answer
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.routes import BadPath
 from greensock.http.proxy.rules import VARIABLES, Redirect, StaticAnswer, variables_of
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
-from greensock.http.writer import write_response_head
 
 if TYPE_CHECKING:
     from greensock.http.proxy.routes import Route
@@ -49,7 +47,6 @@ class Relay:
         "_client_left",
         "_lease",
         "_left",
-        "_peer",
         "_request_id",
         "_started",
         "_wanted",
@@ -60,6 +57,7 @@ class Relay:
         "exchange",
         "head",
         "keep",
+        "peer",
         "proxy",
         "record",
         "request",
@@ -104,7 +102,8 @@ class Relay:
         self.deadlines: Deadlines
         #: The exchange with the server.
         self.exchange: Exchange | None = None
-        self._peer = peer
+        #: The address of who connected, or what its PROXY header said.
+        self.peer = peer
         self._request_id = ""  # made when something asks for it
         self._lease: Lease | None = None
         self._left = True  # the server
@@ -121,14 +120,15 @@ class Relay:
         if proxy.wants_records:
             self._begin_record()
         try:
-            answer = self._decide()
-            if answer is None:
-                return self._forward()
-            return self._answer(answer, self.keep)
-        except Failure as failure:
-            return self._fail(failure)
+            choice = self._decide()
+            if isinstance(choice, Upstream):
+                self.upstream = choice
+                return self._forward(choice)
+            return self._answer(choice, self.keep)
         except BaseException as error:
-            return self._blame(error)
+            if not self._left:
+                self._leave()  # first: while the request is being sent, its body is not ours to drop
+            return self._fail(error) if isinstance(error, Failure) else self._blame(error)
         finally:
             if not self._left:
                 self._leave()
@@ -138,14 +138,14 @@ class Relay:
             if self.record is not None:
                 self._end_record(self.record, self.conn.bytes_sent - before)
 
-    def _decide(self) -> Response | None:
-        """Return the proxy's own answer; None: the request is to be passed on."""
+    def _decide(self) -> Upstream | Response:
+        """Return who is to answer the request: servers, or the proxy itself."""
         proxy, request = self.proxy, self.request
         gateway, head = proxy.gateway, request.head
         headers = head.headers
         if gateway.trusts_somebody:
-            self.client = gateway.forwarder.client_of(self._peer, headers)
-            self.scheme = gateway.forwarder.scheme_of(self._peer, headers, "http")
+            self.client = gateway.forwarder.client_of(self.peer, headers)
+            self.scheme = gateway.forwarder.scheme_of(self.peer, headers, "http")
             if self.record is not None:
                 self.record.client = self.client
         if gateway.guard is not None:
@@ -159,10 +159,7 @@ class Relay:
         except BadPath as error:
             self.keep = False
             raise Failure(error.reason, error.status) from None
-        if type(choice) is Upstream:
-            self.upstream = choice
-            return None
-        if isinstance(choice, Response):
+        if isinstance(choice, Upstream | Response):
             return choice
         if choice is None:
             raise Failure("no-route", 404)
@@ -215,7 +212,7 @@ class Relay:
         The same whenever it is asked for; made by the first who asks.
         """
         if not self._request_id:
-            self._request_id = self.proxy.gateway.forwarder.request_id_of(self._peer, self.request.headers) or new_id()
+            self._request_id = self.proxy.gateway.forwarder.request_id_of(self.peer, self.request.headers) or new_id()
         return self._request_id
 
     def variables(self, wanted: Collection[str] = VARIABLES) -> dict[str, str]:
@@ -228,27 +225,33 @@ class Relay:
 
     # -- to the server
 
-    def _forward(self) -> bool:
+    def _forward(self, upstream: Upstream) -> bool:
         """Have a server answer, and pass that on."""
-        upstream = self.upstream
-        assert upstream is not None
         self.deadlines = self.proxy.gateway.deadlines_of(self.route)
-        payload = self._payload(upstream.options.max_replay)
+        payload = NOTHING if self.request.body is NO_BODY else payload_for(self, upstream.options.max_replay)
         upstream.budget.request(monotonic())
+        failure = self._ask(self._choose(upstream, ()), payload)
+        if failure is not None:
+            self._ask_others(failure, upstream, payload)
+        return pass_answer(self)
+
+    def _ask_others(self, failure: Failure, upstream: Upstream, payload: Payload) -> None:
+        """Ask one server after the other until one answers, or raise the last failure."""
         tried: list[UpstreamServer] = []
         while True:
-            server = self._choose(upstream, tried)
-            failure = self._ask(server, payload)
-            if failure is None:
-                return pass_answer(self)
+            assert self.server is not None
+            tried.append(self.server)
             self._note_attempt("-")
             self._leave()
-            tried.append(server)
             if not self._may_retry(failure, payload, upstream, len(tried)):
                 raise failure
             self.proxy.retries += 1
+            found = self._ask(self._choose(upstream, tried), payload)
+            if found is None:
+                return
+            failure = found
 
-    def _choose(self, upstream: Upstream, tried: list[UpstreamServer]) -> UpstreamServer:
+    def _choose(self, upstream: Upstream, tried: Collection[UpstreamServer]) -> UpstreamServer:
         headers = self.request.headers
         if upstream.sticky is not None:
             self._wanted = upstream.server_of_cookie(headers, time())
@@ -262,20 +265,22 @@ class Relay:
 
     def _ask(self, server: UpstreamServer, payload: Payload) -> Failure | None:
         """Send the request and wait for the head of the answer; return what went wrong, if it was not the client."""
-        conn = self.conn
+        conn, body, deadlines = self.conn, self.request.body, self.deadlines
         try:
-            self._lease = lease = server.lease(self.deadlines)
+            self._lease = lease = server.lease(deadlines)
             upstream_conn = lease.connection
             assert upstream_conn is not None
             if server.send_proxy_protocol:
-                self._introduce(upstream_conn, server.send_proxy_protocol)
+                introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
-            call = self._call(server, payload)
-            if self._watches() and not conn.notify_disconnect(self._on_client_left):
-                self._client_left = True
-                raise Failure("client-left", CLIENT_LEFT, blames_server=False)
-            self.exchange = exchange = Exchange(call, upstream_conn, self.deadlines)
+            call = call_for(self, server, payload)
+            # A client that leaves is noticed while the server works, but not before its body was read.
+            if self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended):
+                if not conn.notify_disconnect(self._on_client_left):
+                    self._client_left = True
+                    raise Failure("client-left", CLIENT_LEFT, blames_server=False)
+            self.exchange = exchange = Exchange(call, upstream_conn, deadlines)
             try:
                 self.head = exchange.run()
             except Exception as error:
@@ -284,11 +289,6 @@ class Relay:
             return self.blame_server(error)
         return None
 
-    def _introduce(self, upstream_conn: Connection, version: int) -> None:
-        """Tell a server by the PROXY protocol who the client is."""
-        header = write_proxy_header(version, *self.proxy.ends_of(self))
-        upstream_conn.send(header, timeout=self.deadlines.within(self.deadlines.timeouts.send, SendTimeout))
-
     def _ask_again(self, error: Exception, exchange: Exchange, lease: Lease, call: Call) -> ResponseHead:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
         if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
@@ -296,77 +296,7 @@ class Relay:
         self.exchange = Exchange(call, lease.renew(self.deadlines), self.deadlines)
         return self.exchange.run()
 
-    def _call(self, server: UpstreamServer, payload: Payload) -> Call:
-        """Write the head of the request to a server."""
-        proxy, request = self.proxy, self.request
-        head = request.head
-        method, target = head.method, head.target
-        upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(head.upgrade)
-        lines = proxy.gateway.forwarder.request_lines(
-            head, self._peer, self.client, self.scheme, server.authority, upgrade=upgrade
-        )
-        if proxy.edits_requests or (self.route is not None and self.route.request_fields):
-            lines = self._edited(lines)
-        length = payload.length
-        if length is None:
-            lines.append(b"Transfer-Encoding: chunked\r\n\r\n")
-        elif length or method in WITH_BODY:
-            lines.append(b"Content-Length: %d\r\n\r\n" % length)
-        else:
-            lines.append(b"\r\n")
-        if not target.startswith(b"/"):
-            target = _origin_form(target)
-        if self.route is not None and self.route.strip_prefix:
-            target = self.route.target_for(target)
-        written = b"%b %b HTTP/1.1\r\n%b" % (method.encode(), target, b"".join(lines))
-        trailers = self._trailers if length is None else None
-        return Call.written(method, written, payload, trailers=trailers, interim=self._pass_interim, is_upgrade=upgrade)
-
-    def _payload(self, max_replay: int) -> Payload:
-        """Return the body to send: a short one is read first, so that a slow client holds no server."""
-        body = self.request.body
-        if body is NO_BODY:
-            return NOTHING
-        length = self.request.head.content_length
-        if length is not None and length <= max_replay:
-            data = body.read_all(length)
-            self.proxy.watch_request_body(self, data)
-            return payload_in_memory(data)
-        return payload_in_pieces(self._pieces(), length)
-
-    def _pieces(self) -> Iterator[bytes]:
-        body, watch = self.request.body, self.proxy.watch_request_body
-        while piece := body.read():
-            watch(self, piece)
-            yield piece
-
-    def _trailers(self) -> Headers | None:
-        """Return the fields that go out behind a body in chunks."""
-        trailers = self.request.trailers
-        return end_to_end_trailers(trailers, self.request.headers) if trailers is not None else None
-
-    def _edited(self, lines: list[bytes]) -> list[bytes]:
-        """Return the lines of a request with the changes of its route and of the program."""
-        headers = Headers.of_raw([_pair(line) for block in lines for line in block.splitlines()])
-        if self.route is not None and self.route.request_fields:
-            edits = self.route.request_fields
-            edits.apply(headers, self.variables(edits.variables))
-        self.proxy.edit_request(self, headers)
-        return [b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS]
-
-    def _pass_interim(self, head: ResponseHead) -> None:
-        """Pass on an answer 1xx, but for 100: the client gets ours, when its body is read."""
-        if head.status == 100 or self.request.version == "1.0":
-            return
-        fields = self.proxy.gateway.forwarder.response_pairs(head, trailers=False)
-        self.conn.send(write_response_head(head.status, Headers.of_raw(fields)))
-
     # -- when it does not go well
-
-    def _watches(self) -> bool:
-        """Whether a client that leaves is noticed while the server works: not before its body was read."""
-        body = self.request.body
-        return self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended)
 
     def _on_client_left(self) -> None:
         """The client left while the server works. In the hub."""
@@ -467,12 +397,22 @@ class Relay:
 
     # -- leaving
 
-    def end_lease(self, reusable: bool) -> None:
-        """Give the connection to the server back, or close it."""
+    def finish(self) -> None:
+        """Let go of a server whose answer is whole: the connection to it is free for the next request."""
+        exchange, server, lease = self.exchange, self.server, self._lease
+        assert exchange is not None
+        assert server is not None
+        if exchange.is_sending:
+            exchange.stop_and_wait()
         self.conn.notify_disconnect(None)
-        lease, self._lease = self._lease, None
+        self._lease = None
         if lease is not None:
-            lease.end(reusable and not (self.server is not None and self.server.send_proxy_protocol))
+            reusable = exchange.is_sent and exchange.connection.parser.is_reusable
+            lease.end(reusable and not server.send_proxy_protocol)
+        server.succeeded()
+        self.left()
+        if self.record is not None:
+            self.record.upstream_time = monotonic() - self._started
 
     def take_lease(self) -> Lease:
         """Take the connection to the server out, for a tunnel."""
@@ -503,7 +443,7 @@ class Relay:
     def _begin_record(self) -> None:
         head = self.request.head
         self._started = monotonic()
-        self.record = record = Record(time(), self.client, self._peer, head.method, head.target, head.version)
+        self.record = record = Record(time(), self.client, self.peer, head.method, head.target, head.version)
         headers = head.headers
         record.host = head.authority
         record.referer = headers.get_raw(b"referer")
@@ -545,27 +485,6 @@ class Relay:
         self.proxy._record_done(record)
 
 
-def _origin_form(target: bytes) -> bytes:
-    """Return path and query of a target that names its host, too (RFC 9112 section 3.2.1)."""
-    _, colon, rest = target.partition(b"://")
-    if not colon:
-        return target  # *
-    slash, mark = rest.find(b"/"), rest.find(b"?")
-    if slash < 0 or -1 < mark < slash:
-        return b"/" + (rest[mark:] if mark >= 0 else b"")
-    return rest[slash:]
-
-
-def _is_private(headers: Headers) -> bool:
-    """Whether no shared cache may keep an answer (RFC 9111 section 5.2.2); with names of fields it may."""
-    return not {b"private", b"no-store"}.isdisjoint(headers.tokens(b"cache-control"))
-
-
-def _pair(line: bytes) -> tuple[bytes, bytes]:
-    name, _, value = line.partition(b": ")
-    return name, value
-
-
 def _token_of(error: BaseException, conn: Connection) -> str:
     """Return one word for the log."""
     if isinstance(error, BadRequest):
@@ -573,3 +492,8 @@ def _token_of(error: BaseException, conn: Connection) -> str:
     if getattr(error, "connection", None) is conn:
         return "client-timeout" if isinstance(error, TimeoutError) else "client-left"
     return "internal-error"
+
+
+def _is_private(headers: Headers) -> bool:
+    """Whether no shared cache may keep an answer (RFC 9111 section 5.2.2); with names of fields it may."""
+    return not {b"private", b"no-store"}.isdisjoint(headers.tokens(b"cache-control"))

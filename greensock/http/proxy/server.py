@@ -24,7 +24,6 @@ from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
 from greensock.http.proxy.servers import Upstream
 from greensock.http.request import Request
-from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPConnection, HTTPServer
 
@@ -36,7 +35,7 @@ log = logging.getLogger("greensock.upstream")
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "ends", "is_counted", "parser_in_use", "peer", "refusal")
+    __slots__ = ("awaits_header", "ends", "is_counted", "peer", "refusal")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -50,8 +49,6 @@ class ProxyConnection(HTTPConnection):
         self.ends: tuple[Any, Any] | None = None
         #: Whether the guard counts it.
         self.is_counted = False
-        #: What a request that asks for another protocol came through.
-        self.parser_in_use: RequestParser | None = None
         #: The record of a request that is being refused.
         self.refusal: Record | None = None
 
@@ -202,12 +199,6 @@ class ReverseProxy(HTTPServer):
             return None, None
         port = conn.address[1] if relay.client == conn.peer else 0
         return (relay.client, port), conn.local_address[:2]
-
-    def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
-        if head.headers.get_raw(b"upgrade") is not None:
-            assert isinstance(conn, ProxyConnection)
-            conn.parser_in_use = parser
-        return super()._exchange(conn, parser, head)
 
     def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         before = conn.bytes_sent

@@ -1,0 +1,125 @@
+"""The request's way to a server: its head written anew, framing included, and its body as it comes.
+
+A short body is read before a server is asked, so that a slow client holds none, and so that it can be sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from greensock import Connection
+from greensock.http.errors import SendTimeout
+from greensock.http.events import ResponseHead
+from greensock.http.exchange import WITH_BODY, Call
+from greensock.http.headers import Headers
+from greensock.http.payload import Payload, payload_in_memory, payload_in_pieces
+from greensock.http.proxy.forwarded import protocols_offered
+from greensock.http.proxy.passing import OWN_FIELDS
+from greensock.http.proxy.proxy_protocol import write_proxy_header
+from greensock.http.proxy.rules import NO_EDITS
+from greensock.http.writer import write_response_head
+
+if TYPE_CHECKING:
+    from greensock.http.proxy.relay import Relay
+    from greensock.http.proxy.servers import UpstreamServer
+
+__all__ = ["call_for", "introduce", "payload_for"]
+
+
+def introduce(relay: Relay, upstream: Connection, version: int) -> None:
+    """Tell a server by the PROXY protocol who the client is."""
+    header = write_proxy_header(version, *relay.proxy.ends_of(relay))
+    deadlines = relay.deadlines
+    upstream.send(header, timeout=deadlines.within(deadlines.timeouts.send, SendTimeout))
+
+
+def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
+    """Write the head of the request to a server."""
+    proxy, head, route = relay.proxy, relay.request.head, relay.route
+    method, target = head.method, head.target
+    upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(protocols_offered(head))
+    lines = proxy.gateway.forwarder.request_lines(
+        head, relay.peer, relay.client, relay.scheme, server.authority, upgrade
+    )
+    if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
+        lines = _edited(relay, lines)
+        upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
+        if upgrade:
+            lines += b"Connection: Upgrade\r\n"
+    length = payload.length
+    if length is None:
+        framing = b"Transfer-Encoding: chunked\r\n"
+    elif length or method in WITH_BODY:
+        framing = b"Content-Length: %d\r\n" % length
+    else:
+        framing = b""
+    if not target.startswith(b"/"):
+        target = _origin_form(method, target)
+    if route is not None and route.strip_prefix:
+        target = route.target_for(target)
+    written = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target, lines, framing)
+    trailers = partial(_trailers, relay) if length is None else None
+    return Call.written(method, written, payload, trailers, partial(_pass_interim, relay), upgrade)
+
+
+def payload_for(relay: Relay, max_replay: int) -> Payload:
+    """Return the body to send, of a request that has one; read already if it is no longer than ``max_replay`` bytes."""
+    length = relay.request.head.content_length
+    if length is not None and length <= max_replay:
+        data = relay.request.body.read_all(length)
+        relay.proxy.watch_request_body(relay, data)
+        return payload_in_memory(data)
+    return payload_in_pieces(_pieces(relay), length)
+
+
+def _pieces(relay: Relay) -> Iterator[bytes]:
+    body, watch = relay.request.body, relay.proxy.watch_request_body
+    while piece := body.read():
+        watch(relay, piece)
+        yield piece
+
+
+def _trailers(relay: Relay) -> Headers | None:
+    """Return the fields that go out behind a body in chunks."""
+    trailers = relay.request.trailers
+    if trailers is None:
+        return None
+    return relay.proxy.gateway.forwarder.request_trailers(relay.request.head, trailers)
+
+
+def _edited(relay: Relay, lines: bytes) -> bytes:
+    """Return the lines of a request with the changes of its route and of the program."""
+    headers = Headers.of_raw([_pair(line) for line in lines.split(b"\r\n")[:-1]])
+    if relay.route is not None and relay.route.request_fields:
+        edits = relay.route.request_fields
+        edits.apply(headers, relay.variables(edits.variables))
+    relay.proxy.edit_request(relay, headers)
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
+
+
+def _pair(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b": ")
+    return name, value
+
+
+def _pass_interim(relay: Relay, head: ResponseHead) -> None:
+    """Pass on an answer 1xx, but for 100: the client gets ours, when its body is read."""
+    if head.status == 100 or relay.request.version == "1.0":
+        return
+    fields = relay.proxy.gateway.forwarder.response_pairs(head, trailers=False)
+    relay.conn.send(write_response_head(head.status, Headers.of_raw(fields)))
+
+
+def _origin_form(method: str, target: bytes) -> bytes:
+    """Return path and query of a target that names its host, too (RFC 9112 sections 3.2.1 and 3.2.4)."""
+    _, colon, rest = target.partition(b"://")
+    if not colon:
+        return target  # *
+    slash, mark = rest.find(b"/"), rest.find(b"?")
+    if slash < 0 or -1 < mark < slash:
+        if mark < 0 and method == "OPTIONS":
+            return b"*"
+        return b"/" + (rest[mark:] if mark >= 0 else b"")
+    return rest[slash:]

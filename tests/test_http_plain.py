@@ -1,0 +1,122 @@
+"""Plain heads: what is taken without the lexer is what the lexer would have taken; the memory is bounded."""
+
+from __future__ import annotations
+
+import pytest
+from http_messages import answering, cases, play
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from greensock.http import Limits, RequestParser, ResponseParser
+from greensock.http.plain import MAX_LINE, MAX_LINES, _known, lex_plain_fields, plain_methods, plain_target
+
+
+class LexedRequests(RequestParser):
+    """A parser that has every head lexed."""
+
+    __slots__ = ()
+
+    def _lex_plain(self, head):
+        return None
+
+
+class LexedResponses(ResponseParser):
+    __slots__ = ()
+
+    def _lex_plain(self, head):
+        return None
+
+
+BROWSER = (
+    b"GET /a?b=c HTTP/1.1\r\nHost: example.org\r\nUser-Agent: x/1.0 (y; z) \xe9\r\nAccept:*/*\r\nEmpty:\r\n"
+    b"Cookie: a=b; c=d\r\nConnection: keep-alive\r\nX-Tab:\ta\tb\r\nContent-Length: 3\r\n\r\nabc"
+)
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nServer: x\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\nContent-Length: 3\r\n"
+    b"Connection: keep-alive\r\n\r\nabc"
+)
+SOURCES = {
+    "requests": [BROWSER] * 20 + [data for _, data, _ in cases("requests") if len(data) < 600],
+    "responses": [ANSWER] * 20 + [data for _, data, _ in cases("responses") if len(data) < 600],
+}
+PIECES = [b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b"\x7f", b"\x1f", b"\xff", b"#", b"%", b"HTTP/1.0"]
+PIECES += [b"A: b\r\n", b" x\r\n", b"Host: b\r\n", b"Content-Length: 3\r\n", b"content-length:3\r\n"]
+PIECES += [b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"Connection: upgrade\r\n", b"Upgrade: h2c\r\n"]
+
+
+@st.composite
+def heads(draw, kind):
+    """One of the sources with a few pieces put in, or bytes taken out; most remain plain."""
+    data = draw(st.sampled_from(SOURCES[kind]))
+    for _ in range(draw(st.integers(0, 3))):
+        lines = [place + 2 for place in range(len(data)) if data.startswith(b"\r\n", place)]
+        place = draw(st.sampled_from(lines) if lines and draw(st.booleans()) else st.integers(0, len(data)))
+        data = data[:place] + draw(st.sampled_from(PIECES)) + data[place + draw(st.integers(0, 2)) :]
+    return data
+
+
+@settings(deadline=None, max_examples=1500)
+@given(heads("requests"))
+def test_a_request_is_what_the_lexer_says(data):
+    assert play(RequestParser(), [data], eof=True) == play(LexedRequests(), [data], eof=True)
+
+
+@settings(deadline=None, max_examples=1500)
+@given(heads("responses"), st.sampled_from(["GET", "HEAD", "CONNECT"]))
+def test_an_answer_is_what_the_lexer_says(data, method):
+    found = []
+    for kind in ResponseParser, LexedResponses:
+        parser = kind()
+        parser.expect(method, upgrade=True)
+        found.append((play(parser, [data], eof=True), parser.is_reusable))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_each_byte_in_each_place(byte):
+    for template in (b"GE%bT / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n"):
+        data = template % bytes([byte])
+        assert play(RequestParser(), [data]) == play(LexedRequests(), [data]), data
+    for template in (b"A%b: b", b"A: %b", b"A: b%bc", b"A:%bc", b"A: c%b", b"%bA: c"):
+        data = b"GET / HTTP/1.1\r\nHost: a\r\n" + template % bytes([byte]) + b"\r\n\r\n"
+        assert play(RequestParser(), [data]) == play(LexedRequests(), [data]), data
+        data = b"HTTP/1.1 200 OK\r\n" + template % bytes([byte]) + b"\r\nContent-Length: 0\r\n\r\n"
+        pair = (play(answering(), [data]), play_lexed(data))
+        assert pair[0] == pair[1], data
+
+
+def play_lexed(data):
+    parser = LexedResponses()
+    parser.expect("GET")
+    return play(parser, [data])
+
+
+def test_most_requests_are_plain():
+    parser = RequestParser()
+    assert parser._lex_plain(BROWSER.partition(b"\r\n\r\n")[0]) is not None
+    for name in plain_methods:
+        assert parser._lex_plain(name + b" / HTTP/1.1\r\nHost: a") is not None
+    assert plain_target(b"/~me/%2f;p=1,2/@:!$&'()*+=?q/?")
+    assert answering()._lex_plain(ANSWER.partition(b"\r\n\r\n")[0]) is not None
+
+
+def test_limits_hold_for_plain_heads():
+    for limits in Limits(max_fields=2), Limits(max_target=10), Limits(max_body=2), Limits(max_head=100):
+        for data in BROWSER, b"GET /0123456789 HTTP/1.1\r\nHost: a\r\n\r\n":
+            assert play(RequestParser(limits), [data]) == play(LexedRequests(limits), [data])
+
+
+def test_the_memory_is_bounded():
+    for number in range(2 * MAX_LINES + 10):
+        assert lex_plain_fields([b"X-%d: y" % number]) == ([(b"X-%d" % number, b"y")], {b"x-%d" % number: b"y"})
+        assert len(_known) <= MAX_LINES
+    lex_plain_fields([b"X: " + b"y" * MAX_LINE])
+    assert max(map(len, _known)) <= MAX_LINE
+    _known.clear()
+
+
+def test_secrets_are_not_kept():
+    lines = [b"Cookie: a=b", b"Set-Cookie: a=b", b"Authorization: Basic eA==", b"Proxy-Authorization: x", b"broken"]
+    _known.clear()
+    assert lex_plain_fields(lines) is None
+    assert not _known
