@@ -16,12 +16,17 @@ from typing import Any
 import gevent
 import pytest
 from greenlet import getcurrent, greenlet
+from hypothesis import settings
 
 from greensock import Server
 from greensock.poller import get_poller
 
 #: Seconds that a condition may take to come true.
 PATIENCE = 10.0
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("greensock", deadline=None)
+settings.load_profile("greensock")
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
