@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 import socket
 import subprocess
@@ -11,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import PATIENCE, read_exactly
+from proxies import Origin, fields_of
 
 from greensock import Connection, Server
-from greensock.http import HTTPClient
+from greensock.http import HTTPClient, ReverseProxy, load_config
 from greensock.options import OPTIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -23,9 +26,9 @@ PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @contextmanager
 def running(program: str) -> Iterator[tuple[str, int]]:
     """Run a program of the README on a free port; give its address."""
-    start = re.search(r"(\w+)\(\(\"127.0.0.1\", \d+\)\)\.serve_forever\(\)\n$", program)
+    start = re.search(r"(\w+)\(\(\"127.0.0.1\", \d+\)(.*)\)\.serve_forever\(\)\n$", program)
     program = program[: start.start()]
-    program += f"server = {start[1]}(('127.0.0.1', 0))\n"
+    program += f"server = {start[1]}(('127.0.0.1', 0){start[2]})\n"
     program += "server.start(); print(server.server_port, flush=True); server.serve_forever()\n"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -58,7 +61,68 @@ def test_the_programs_of_wsgi_and_of_the_client_run():
     assert (done.stdout, done.stderr) == ("200 text/plain b'hello from /'\n12 bytes, as they came\n", "")
 
 
+def test_the_proxy_of_the_readme_runs(serve):
+    origins = [serve(Origin) for _ in range(2)]
+    program = PROGRAMS[4]
+    for port, origin in zip((9000, 9001), origins, strict=True):
+        program = program.replace(f"http://127.0.0.1:{port}", origin.url)
+    with running(program) as (host, port), HTTPClient() as client:
+        base = f"http://{host}:{port}"
+        assert client.get(base + "/ping").read_all() == b"pong"
+        served = set()
+        for _ in range(2):
+            with client.get(base + "/x") as answer:
+                assert answer.read_all() == b"GET /x "
+                served.add(answer.headers["x-served-by"])
+        assert served == {origin.url.removeprefix("http://") for origin in origins}
+        with client.post(base + "/x", b"something forbidden") as answer:
+            assert answer.status == 422
+    seen = [seen for origin in origins for seen in origin.seen]
+    assert len(seen) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{32}", fields_of(fields)["x-request-id"]) for _, _, fields, _ in seen)
+
+
+def test_the_configuration_in_the_readme_is_true(serve, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1].replace(":8080", "127.0.0.1:0")
+    web, other, api = origins = [serve(Origin) for _ in range(3)]
+    for port, origin in zip((9000, 9001, 9100), origins, strict=True):
+        text = text.replace(f"http://127.0.0.1:{port}", origin.url)
+    Path("proxy.toml").write_text(text.replace("127.0.0.1:9101", "127.0.0.1:1"))
+    config = load_config("proxy.toml")
+    gateway = config.gateway()
+    proxy = serve(ReverseProxy, config.listen[0], gateway=gateway)
+    base = "http://{}:{}".format(*proxy.address)
+    with HTTPClient() as client:
+
+        def get(path, **fields):
+            with client.get(base + path, headers=fields) as answer:
+                answer.read_all()
+                return answer
+
+        cookie = get("/x").headers["set-cookie"].partition(";")[0]
+        before = [sum(seen[1] == b"/x" for seen in origin.seen) for origin in (web, other)]
+        for _ in range(4):
+            assert "set-cookie" not in get("/x", Cookie=cookie).headers
+        after = [sum(seen[1] == b"/x" for seen in origin.seen) for origin in (web, other)]
+        assert sorted(after) == [0, sum(before) + 4], "it stays at its server"
+        assert get("/old").headers["location"] == "/new"
+        keys = [f"Bearer {number}" for number in range(8)]
+        assert {get("/api/y", Authorization=key).status for key in keys} == {200}, "the one that is down is passed over"
+        assert all("x-request-id" in fields_of(seen[2]) for seen in api.seen)
+        limited = next(answer for answer in (get("/x", Cookie=cookie) for _ in range(60)) if answer.status != 200)
+        assert (limited.status, limited.headers["retry-after"]) == (429, "1")
+    assert gateway.log.close()
+    lines = [json.loads(line) for line in Path("access.log").read_text().splitlines()]
+    assert lines[-1]["reason"] == "request-rate"
+    for upstream in gateway.upstreams.values():
+        upstream.close()
+
+
 def test_what_the_readme_names_exists():
+    upcalls = re.findall(r"^\| `(\w+)\((?:relay|record)", README, re.MULTILINE)
+    own = inspect.getsource(ReverseProxy).partition("# -- what to override")[2].partition("# -- starting")[0]
+    assert upcalls == re.findall(r"def (\w+)", own), "each in the order of the class"
     for upcall in re.findall(r"^\| `(\w+)\(conn", README, re.MULTILINE):
         assert callable(getattr(Server, upcall)), upcall
     table = README.split("| downcall |")[1].split("\n\n")[0]

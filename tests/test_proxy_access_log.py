@@ -220,6 +220,22 @@ def test_standard_output():
     assert (numbers(b"".join(lines)), last) == ([5, 6], b"True 0\n"), done.stderr
 
 
+def test_standard_output_that_nobody_reads():
+    program = """if True:
+        import logging
+        from greensock.http import AccessLog, Record
+        logging.basicConfig()
+        log = AccessLog()
+        log.write(Record(0.0, "c", "p", "GET", b"/5", "1.1"))
+        log.close()
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 0
+    assert b"access log on standard output: Broken pipe; lines lost so far: 1\n" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [(("-", "clf"), "format='clf': 'combined', 'json' or"), (("-", "json", 0), "max_pending=0: .* expected")],

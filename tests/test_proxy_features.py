@@ -465,3 +465,43 @@ def test_the_server_sees_its_own_name_if_told_so(proxied, origin):
     fields = fields_of(origin.seen[0][2])
     assert fields["host"] == origin.url.removeprefix("http://")
     assert fields["x-forwarded-host"] == "a"
+
+
+# -- upcalls
+
+
+@pytest.mark.parametrize("size", [10, 20_000, 300_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_can_be_refused_as_it_goes_by(proxied, origin, size, chunked):
+    class Careful(Recorded):
+        def watch_request_body(self, relay, piece):
+            if b"!" in piece:
+                raise HTTPError(422)
+
+    proxy, ask = proxied(origin.url, kind=Careful)
+    body = b"x" * (size - 1) + b"!"
+    framing = b"Content-Length: %d\r\n" % size
+    if chunked:
+        framing, body = b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+    answer = ask(b"POST / HTTP/1.1\r\n" + framing + CLOSE + body)
+    assert statuses([answer]) == [422]
+    assert not [seen for seen in origin.seen if b"!" in seen[3]]
+    assert proxy.gateway.upstreams["site"].all[0].health.statistics().failed == 0
+    assert statuses([ask()]) == [200]
+
+
+@pytest.mark.parametrize("size", [10, 20_000, 300_000])
+def test_an_answer_is_cut_if_the_program_fails_as_it_goes_by(proxied, origin, size):
+    class Failing(Recorded):
+        def watch_response_body(self, relay, piece):
+            raise RuntimeError("as it was told to")
+
+    proxy, ask = proxied(origin.url, kind=Failing)
+    try:
+        answer = ask(b"GET /large/%d HTTP/1.1\r\n" % size + CLOSE)
+    except ConnectionResetError:
+        answer = b""
+    assert not answer.endswith(b"x" * size), "it is not whole"
+    assert proxy.gateway.upstreams["site"].all[0].health.statistics().failed == 0
+    wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == "internal-error"

@@ -297,7 +297,8 @@ class AccessLog:
         now, dropped = time.monotonic(), self.dropped
         if now - self._reported >= REPORT_EVERY or (at_end and dropped > self._told):
             self._reported, self._told = now, dropped
-            log.warning("access log %s: %s; lines lost so far: %d", self._target, trouble or "closed", dropped)
+            where = "on standard output" if self._target == 1 else self._target
+            log.warning("access log %s: %s; lines lost so far: %d", where, trouble or "closed", dropped)
 
     def _forked(self) -> None:
         self._writer.close_file()

@@ -14,6 +14,7 @@ head-timeout       504     if repeatable   connection_read_timeout   it did not 
 bad-response       502     no              http_protocol_error [2]_  what it answered is not HTTP
 body-incomplete    (cut)   no                                        the answer's body broke off
 body-timeout       (cut)   no                                        nothing more of it came
+tunnel-timeout     (cut)   no                                        nothing moved either way after 101
 total-timeout      504     no              http_response_timeout     all of it took too long
 closed             502     no              destination_unavailable   the upstream was closed meanwhile
 loop               508     no              proxy_loop_detected       the request came from this proxy

@@ -314,7 +314,8 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         relay.server.succeeded()
     relay.proxy.tunnels += 1
     try:
-        run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
+        if not run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route)) and relay.record:
+            relay.record.reason = "tunnel-timeout"
     finally:
         upstream.close()
         client.close()

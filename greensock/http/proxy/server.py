@@ -109,7 +109,7 @@ class ReverseProxy(HTTPServer):
         """See a piece of an answer's body go by. To override it is to give up that long bodies stay in the kernel."""
 
     def request_recorded(self, record: Record) -> None:
-        """A request is over, and this is what is known of it."""
+        """A request is over, and this is what is known of it. It must not block: the hub may call it."""
 
     # -- starting, stopping
 

@@ -12,19 +12,22 @@ __all__ = ["run_tunnel"]
 class _Way:
     """One direction."""
 
-    __slots__ = ("_source", "_target", "_timeout")
+    __slots__ = ("_source", "_target", "_timeout", "is_late")
 
     def __init__(self, source: Connection, target: Connection, timeout: float | None) -> None:
         self._source = source
         self._target = target
         self._timeout = timeout
+        #: Whether it was given up because nothing moved.
+        self.is_late = False
 
     def run(self) -> None:
         """Move bytes until the source ends; then tell the target so. If anything breaks, both are reset."""
         try:
             self._move()
             self._target.shutdown_write()
-        except (ConnectionClosed, ConnectionLost, OperationTimeout):
+        except (ConnectionClosed, ConnectionLost, OperationTimeout) as error:
+            self.is_late = isinstance(error, OperationTimeout)
             self._source.abort()
             self._target.abort()
 
@@ -45,14 +48,18 @@ def _moved(one: Connection, other: Connection) -> int:
     return one.bytes_received + other.bytes_received
 
 
-def run_tunnel(client: Connection, upstream: Connection, timeout: float | None) -> None:
+def run_tunnel(client: Connection, upstream: Connection, timeout: float | None) -> bool:
     """Join two connections until both have ended; each end is passed on as soon as it comes (half-close).
 
-    ``timeout`` is in seconds without a byte either way; None for none. Both connections are the caller's to close.
+    ``timeout`` is in seconds without a byte either way, and None for no bound; it is noticed at the latest when twice
+    that has passed. Return False if it ended for that, or as somebody took nothing for so long. Both connections are
+    the caller's to close.
     """
-    there = gevent.spawn(_Way(client, upstream, timeout).run)
+    ways = _Way(client, upstream, timeout), _Way(upstream, client, timeout)
+    there = gevent.spawn(ways[0].run)
     try:
-        _Way(upstream, client, timeout).run()
+        ways[1].run()
         there.join()
     finally:
         there.kill()
+    return not any(way.is_late for way in ways)
