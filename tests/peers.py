@@ -108,6 +108,8 @@ http {{
         location /seen {{ return 200 "$remote_addr $http_host $http_x_forwarded_for $http_connection"; }}
         location /connection {{ return 200 "$connection\\n"; }}
         location /hang-up {{ return 444; }}
+        location /brief {{ keepalive_timeout 2ms; return 200 "brief"; }}
+        location /five {{ keepalive_requests 5; return 200 "five"; }}
         location /small-bodies {{ client_max_body_size 1k; proxy_pass http://127.0.0.1:{port}; }}
     }}
     server {{
@@ -248,7 +250,7 @@ def proxied(
 
 def run(name: str, *arguments: str, status: int | tuple[int, ...] = 0, **options: Any) -> bytes:
     """Run a client to its end, which must be with that exit status or one of those; return its output."""
-    done = subprocess.run([program(name), *arguments], capture_output=True, timeout=3 * PATIENCE, **options)
+    done = subprocess.run([program(name), *arguments], capture_output=True, timeout=6 * PATIENCE, **options)
     wanted = status if isinstance(status, tuple) else (status,)
     assert done.returncode in wanted, f"{name} {' '.join(arguments)}: {done.returncode}, {done.stderr.decode()}"
     return done.stdout
