@@ -71,7 +71,7 @@ INHERIT = _Inherit.INHERIT
 #: Seconds, None for no limit, or INHERIT.
 Timeout = float | None | _Inherit
 
-#: What a lingering close reads and drops at the most before it gives up on the peer. So much may be on its way before the
+#: What a lingering close reads and drops at the most before it gives up on the peer. Much may be on its way before the
 #: peer can know, in the buffers of both ends (Linux: 4 MiB there, 6 here). With 1 MiB, curl missed 2 % of the refusals.
 LINGER_BYTES = 1 << 24
 
