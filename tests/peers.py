@@ -82,13 +82,13 @@ def started(
 
 
 @contextlib.contextmanager
-def flask(directory: Path) -> Iterator[str]:
-    """Run ``flask_app.py`` under gunicorn, with its default worker; give the URL."""
+def flask(directory: Path, *, bind: str = "127.0.0.1:0", worker: str = "sync") -> Iterator[str]:
+    """Run ``flask_app.py`` under gunicorn, with its default worker; give the URL, or what else it listens on."""
     pytest.importorskip("flask")
     pytest.importorskip("gunicorn")
-    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--worker-class", "sync", "--workers", "1"]
+    command = [sys.executable, "-m", "gunicorn", "--bind", bind, "--worker-class", worker, "--workers", "1"]
     command += ["--worker-tmp-dir", str(directory), "--chdir", str(PROGRAMS), "flask_app:app"]
-    with started(command, directory, r"Listening at: (http://127.0.0.1:\d+)(?s:.*)Booting worker") as (_, _, url):
+    with started(command, directory, r"Listening at: (\S+)(?s:.*)Booting worker") as (_, _, url):
         yield url
 
 
@@ -228,7 +228,7 @@ def proxied(
     log, path = directory / "access.log", directory / "proxy.toml"
     log.touch()
     groups = [
-        f"[upstreams.{name}]\nidle_timeout = 0.5\n" + (f'servers = ["{said}"]\n' if said.startswith("http") else said)
+        f"[upstreams.{name}]\nidle_timeout = 0.5\n" + (said if "=" in said else f'servers = ["{said}"]\n')
         for name, said in upstreams.items()
     ]
     routes = routes or f'[[routes]]\nupstream = "{list(upstreams)[-1]}"\n'

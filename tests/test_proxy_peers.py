@@ -11,6 +11,7 @@ import re
 import socket
 import struct
 import subprocess
+import tempfile
 from types import SimpleNamespace
 
 import peers
@@ -254,6 +255,25 @@ def test_the_worker_dies(flask, session, method):
     assert session.get(f"{flask.url}/home", timeout=PATIENCE).status_code == 200
 
 
+@pytest.fixture
+def short_path():
+    """Give a folder where the path of a Unix socket is not too long."""
+    with tempfile.TemporaryDirectory(prefix="peers") as path:
+        yield path
+
+
+def test_flask_behind_a_unix_socket(folder, short_path, large):
+    with (
+        peers.flask(folder("flask"), bind=f"unix:{short_path}/app", worker="gthread") as where,
+        peers.proxied(folder("proxy"), {"flask": f"unix:{where.removeprefix('unix:')}"}) as proxy,
+    ):
+        for number in range(3):
+            arguments = ["--interface", "127.0.0.9", "--data-binary", f"@{large}", f"{proxy.url}/seen?{number}"]
+            seen = json.loads(curl(*arguments))
+            assert (seen["client"], seen["digest"]) == ("127.0.0.9", digest(HUGE))
+            assert seen["url"] == f"{proxy.url}/seen?{number}"
+
+
 # -- nginx
 
 
@@ -344,6 +364,25 @@ def test_other_answers_of_nginx(nginx, large):
             arguments = ["-X", "POST", "-T", str(large), *framing, "-H", expect, f"{nginx.url}/small-bodies"]
             heads, _ = heads_and_body(curl("-i", *arguments))
             assert heads[-1].split()[1] == b"413"
+
+
+def test_other_manners_of_curl(nginx):
+    host = nginx.url.removeprefix("http://")
+    assert curl("--proxy", nginx.url, "--noproxy", "", "http://a.example/seen") == b"127.0.0.1 a.example 127.0.0.1 "
+    heads, body = heads_and_body(curl("-i", "--http2", f"{nginx.url}/seen"))  # it offers h2c
+    assert (heads[0].split()[:2], body) == ([b"HTTP/1.1", b"200"], f"127.0.0.1 {host} 127.0.0.1 ".encode())
+    curl("--http2-prior-knowledge", f"{nginx.url}/seen", status=(16, 52, 56, 92, 1))  # what it gets is no HTTP/2
+    heads, _ = heads_and_body(curl("-i", "-X", "OPTIONS", "--request-target", "*", nginx.url))
+    assert (heads[0].split()[1], fields_of(heads[0])["server"][:5]) == (b"400", "nginx"), "which does not know it"
+    for method, status in (("TRACE", b"405"), ("BREW", b"501"), ("PROPFIND", b"405")):
+        heads, _ = heads_and_body(curl("-i", "-X", method, f"{nginx.url}/text.txt"))
+        assert heads[0].split()[1] == status
+        assert ("server" in fields_of(heads[0])) is (method == "PROPFIND"), "the others did not get as far as nginx"
+    curl("--proxy", nginx.url, "--noproxy", "", "--proxytunnel", "http://a.example/", status=56)  # CONNECT is refused
+    large_head = ["-H", f"X-Large: {'x' * 7000}", "-H", f"X-Too: {'y' * 7000}"]
+    assert curl(*large_head, f"{nginx.url}/seen").startswith(b"127.0.0.1 ")
+    heads, _ = heads_and_body(curl("-i", *large_head, "-H", f"X-Much: {'z' * 7000}", f"{nginx.url}/seen"))
+    assert heads[0].split()[1] == b"431"
 
 
 def test_connections_are_kept(nginx):
@@ -475,7 +514,7 @@ def test_bodies_until_close(wsgiref, count):
 def websocket(folder):
     with (
         peers.websocket_server(folder("websockets")) as url,
-        peers.proxied(folder("proxy"), {"websockets": url}, top="timeouts = { tunnel = 5 }") as proxy,
+        peers.proxied(folder("proxy"), {"websockets": url}) as proxy,
     ):
         yield proxy
 
