@@ -82,13 +82,13 @@ def started(
 
 
 @contextlib.contextmanager
-def flask(directory: Path) -> Iterator[str]:
-    """Run ``flask_app.py`` under gunicorn, with its default worker; give the URL."""
+def flask(directory: Path, *, bind: str = "127.0.0.1:0", worker: str = "sync") -> Iterator[str]:
+    """Run ``flask_app.py`` under gunicorn, with its default worker; give the URL, or what else it listens on."""
     pytest.importorskip("flask")
     pytest.importorskip("gunicorn")
-    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--worker-class", "sync", "--workers", "1"]
+    command = [sys.executable, "-m", "gunicorn", "--bind", bind, "--worker-class", worker, "--workers", "1"]
     command += ["--worker-tmp-dir", str(directory), "--chdir", str(PROGRAMS), "flask_app:app"]
-    with started(command, directory, r"Listening at: (http://127.0.0.1:\d+)(?s:.*)Booting worker") as (_, _, url):
+    with started(command, directory, r"Listening at: (\S+)(?s:.*)Booting worker") as (_, _, url):
         yield url
 
 
@@ -108,6 +108,8 @@ http {{
         location /seen {{ return 200 "$remote_addr $http_host $http_x_forwarded_for $http_connection"; }}
         location /connection {{ return 200 "$connection\\n"; }}
         location /hang-up {{ return 444; }}
+        location /brief {{ keepalive_timeout 2ms; return 200 "brief"; }}
+        location /five {{ keepalive_requests 5; return 200 "five"; }}
         location /small-bodies {{ client_max_body_size 1k; proxy_pass http://127.0.0.1:{port}; }}
     }}
     server {{
@@ -226,7 +228,7 @@ def proxied(
     log, path = directory / "access.log", directory / "proxy.toml"
     log.touch()
     groups = [
-        f"[upstreams.{name}]\nidle_timeout = 0.5\n" + (f'servers = ["{said}"]\n' if said.startswith("http") else said)
+        f"[upstreams.{name}]\nidle_timeout = 0.5\n" + (said if "=" in said else f'servers = ["{said}"]\n')
         for name, said in upstreams.items()
     ]
     routes = routes or f'[[routes]]\nupstream = "{list(upstreams)[-1]}"\n'
@@ -248,7 +250,7 @@ def proxied(
 
 def run(name: str, *arguments: str, status: int | tuple[int, ...] = 0, **options: Any) -> bytes:
     """Run a client to its end, which must be with that exit status or one of those; return its output."""
-    done = subprocess.run([program(name), *arguments], capture_output=True, timeout=3 * PATIENCE, **options)
+    done = subprocess.run([program(name), *arguments], capture_output=True, timeout=6 * PATIENCE, **options)
     wanted = status if isinstance(status, tuple) else (status,)
     assert done.returncode in wanted, f"{name} {' '.join(arguments)}: {done.returncode}, {done.stderr.decode()}"
     return done.stdout

@@ -49,6 +49,13 @@ def numbers(count):
     return Response((b"%d\n" % number for number in range(count)), content_type="text/plain")
 
 
+@app.get("/events")
+def events():
+    """A stream of events, as browsers read them."""
+    pieces = (f"data: {word}\n\n" for word in ("one", "two", "three"))
+    return Response(pieces, content_type="text/event-stream")
+
+
 @app.post("/mirror")
 def mirror():
     """Send back what comes, as it comes."""
