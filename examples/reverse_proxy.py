@@ -30,12 +30,11 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def configuration(given: argparse.Namespace, upstreams: dict[str, Any], routes: list[dict[str, Any]]) -> ProxyConfig:
+def configuration(given: argparse.Namespace, **tables: Any) -> ProxyConfig:
     if given.config:
         return load_config(given.config)
     log = {} if given.log == "none" else {"log": {"path": given.log}}
-    listen = given.listen or ["127.0.0.1:8080"]
-    return parse_config({"listen": listen, "upstreams": upstreams, "routes": routes, **log}, "the command line")
+    return parse_config({"listen": given.listen or ["127.0.0.1:8080"], **log, **tables}, "the command line")
 
 
 def started_site() -> tuple[list[Site], dict[str, Any], list[dict[str, Any]]]:
@@ -69,10 +68,10 @@ def main() -> int:
     sites: list[Site] = []
     try:
         if given.config or given.upstream:
-            config = configuration(given, {"upstream": {"servers": given.upstream or []}}, [])
+            config = configuration(given, upstreams={"upstream": {"servers": given.upstream or []}})
         else:
             sites, upstreams, routes = started_site()
-            config = configuration(given, upstreams, routes)
+            config = configuration(given, upstreams=upstreams, routes=routes, timeouts={"drain": 1})
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
