@@ -30,6 +30,7 @@ from greensock.http import (
     write_proxy_header,
 )
 from greensock.http.proxy import relay
+from greensock.http.proxy.failure import Failure
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\n" + CLOSE
@@ -346,6 +347,15 @@ def test_an_ejected_server_is_asked_in_panic(proxied, panic):
         answer = ask()
         assert statuses([answer]) == [200 if panic else 503]
         assert panic or b"Retry-After: 5\r\n" in answer
+
+
+def test_what_failed_is_said_though_no_other_is_left(proxied):
+    health = HealthOptions(max_fails=1)
+    proxy, ask = proxied("http://127.0.0.1:1", "http://127.0.0.1:2", health=health, panic=False)
+    proxy.gateway.upstreams["site"].all[1].failed(Failure("no-response", 502))
+    assert statuses([ask(), ask()]) == [502, 503]
+    assert [record.reason for record in proxy.records] == ["connect-failed", "no-server"]
+    assert (proxy.retries, proxy.records[0].tries) == (0, 1)
 
 
 def test_no_server_is_up(proxied):
