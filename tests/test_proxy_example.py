@@ -212,7 +212,13 @@ def test_where_it_cannot_listen(address):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--config", "x", "--upstream", "y"], ["--config", "/nowhere.toml"], ["--upstream", "nonsense"], ["--check"]],
+    [
+        ["--config", "x", "--upstream", "y"],
+        ["--config", "x", "--log", "y"],
+        ["--config", "/nowhere.toml"],
+        ["--upstream", "nonsense"],
+        ["--check"],
+    ],
 )
 def test_wrong_flags(arguments):
     status, output, errors = run(*arguments)
