@@ -1185,3 +1185,12 @@ def test_limits_are_the_parsers(serve, connect):
     assert statuses(ask(connect(server), post("/echo", 4, "abcd"))) == [413]
     assert statuses(ask(connect(server), post("/echo", 3, "abc", "Connection: close\n"))) == [200]
     assert server.refused == {"body-too-large": 1}
+
+
+def test_a_client_that_looks_late_gets_the_refusal(site):
+    server, sock = site
+    sock.sendall(b"POST /unread HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+    for _ in range(128):
+        sock.sendall(bytes(65536))  # 8 MiB, and only then
+    assert read_all(sock).endswith(b"\r\n\r\nnot read")
+    assert server.statistics().statuses == {200: 1}

@@ -69,6 +69,7 @@ class Due:
             if "method" in event:
                 whole, method, keeps = False, event["method"], _keeps(event)
                 if method == "CONNECT":
+                    self.goes_on = False
                     self.methods, self.statuses = [method], [405]
                     return
             elif "end" in event:
@@ -80,6 +81,8 @@ class Due:
                 self.methods.append(method)
                 self.statuses.append(200)
                 whole, open_ = True, keeps
+        #: Whether a request behind these gets an answer.
+        self.goes_on = open_ and whole and "refused" not in expected
         if "refused" in expected and open_:
             self.in_body = not whole
             self.methods.append("GET" if whole else method)
@@ -238,6 +241,32 @@ def test_every_file(behind, data, expected):
         check(proxy, recorder, [data + BEHIND], due, due.requests)
     check(proxy, recorder, [b""], Due(b"", {}), [good], before=1)
     assert proxy.statistics().errors == 0
+
+
+def test_pipelines(behind):
+    """Files in random order and split at random: each gets there once and in order, up to the first that is bad."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    sound, last = [], []
+    for _, data, expected in REQUESTS:
+        due = Due(data, expected)
+        (sound if due.goes_on and due.methods else last).append((data, due))
+    last = [(data, due) for data, due in last if due.methods and not due.eof]
+    proxy, recorder = behind()
+    for _ in range(60):
+        chosen = [*chance.choices(sound, k=chance.randrange(8)), chance.choice(last)]
+        due = chosen[-1][1]
+        all_due = Due(b"", {})
+        for _, each in chosen:
+            all_due.methods += each.methods
+            all_due.statuses += each.statuses
+            all_due.requests += each.requests
+        all_due.in_body = due.in_body
+        data = b"".join(data for data, _ in chosen) + BEHIND
+        places = sorted(chance.sample(range(1, len(data)), chance.randrange(min(9, len(data)))))
+        pieces = [data[start:end] for start, end in zip([0, *places], [*places, len(data)], strict=True)]
+        check(proxy, recorder, pieces, all_due, all_due.requests)
 
 
 FIELDS = {

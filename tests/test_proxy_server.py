@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import select
 import socket
 
 import gevent
@@ -644,3 +646,46 @@ def test_many_at_once(proxied, origin):
     jobs = [gevent.spawn(client, number) for number in range(100)]
     gevent.joinall(jobs, raise_error=True)
     assert len(origin.seen) == 1000
+
+
+@pytest.mark.parametrize("status", [200, 413])
+@pytest.mark.parametrize("size", [10, 50_000])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_answer_whose_rest_comes_with_a_reset(proxied, status, size, chunked):
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size + 1}"
+    passed = Event()
+
+    def script(server, sock, _):
+        server.head(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        sock.sendall(f"HTTP/1.1 {status} Early\r\n{framing}\r\n\r\n".encode() + (b"1\r\nx\r\n" if chunked else b"x"))
+        assert passed.wait(PATIENCE)
+        sock.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size) if chunked else b"x" * size)
+        # and closes, with most of what came unread: a reset
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+        sending = gevent.spawn(send_on, sock)
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n1\r\nx\r\n" if chunked else b"\r\n\r\nx"):
+            answer += read_exactly(sock, 1)
+        wait_until(lambda: not sock_takes(sock))  # all buffers are full
+        passed.set()
+        answer = read_all(sock)
+        sending.kill()
+    assert answer.count(b"x") == size
+    assert answer.endswith(b"0\r\n\r\n" if chunked else b"x")
+    wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == ""
+
+
+def send_on(sock):
+    """Send a body for as long as it is taken."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            sock.sendall(bytes(65536))
+
+
+def sock_takes(sock):
+    return bool(select.select([], [sock], [], 0.05)[1])

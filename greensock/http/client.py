@@ -221,7 +221,7 @@ class ClientResponse:
     def _feed(self) -> None:
         deadlines, seconds = self._deadlines, self._deadlines.timeouts.body
         try:
-            data = self._conn.recv(timeout=deadlines.within(seconds, BodyTimeout, self._conn))
+            data = self._conn.hear(deadlines.within(seconds, BodyTimeout, self._conn))
         except OperationTimeout:
             raise deadlines.late(BodyTimeout, seconds, self._conn) from None
         if data:

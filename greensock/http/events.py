@@ -38,7 +38,7 @@ SWITCHED = Signal.SWITCHED
 class _Head:
     """What the heads of requests and answers have in common."""
 
-    __slots__ = ("content_length", "headers", "is_chunked", "version")
+    __slots__ = ("content_length", "headers", "is_chunked", "is_ordinary", "version")
 
     #: "1.1" or "1.0".
     version: str
@@ -48,10 +48,15 @@ class _Head:
     content_length: int | None
     #: Whether the body comes in chunks.
     is_chunked: bool
+    #: Whether it is known to be HTTP/1.1, to keep its connection, and to have no field that is for this hop, nor Expect
+    #: or Via. False says nothing.
+    is_ordinary: bool
 
     @property
     def keep_alive(self) -> bool:
         """Whether the sender means to go on with this connection (RFC 9112 section 9.3)."""
+        if self.is_ordinary:
+            return True
         said = self.headers.get_raw(b"connection")
         if said is None:
             return self.version == "1.1"
@@ -89,7 +94,9 @@ class RequestHead(_Head):
         content_length: int | None,
         is_chunked: bool,
         authority: bytes,
+        is_ordinary: bool = False,
     ) -> None:
+        self.is_ordinary = is_ordinary
         self.method = method
         #: As it came, byte for byte.
         self.target = target
@@ -133,7 +140,9 @@ class ResponseHead(_Head):
         is_chunked: bool,
         has_body: bool,
         is_switch: bool,
+        is_ordinary: bool = False,
     ) -> None:
+        self.is_ordinary = is_ordinary
         self.status = status
         #: The reason phrase, often empty.
         self.phrase = phrase

@@ -6,12 +6,11 @@ redirection (300 and above) means that nobody wants the rest, and sending stops 
 may be made of what we send, so both go on until the answer ends, and with it the sending.
 
 A server that refuses a body often closes at once, and its reset overtakes us: a send fails although the answer is
-there. So a second descriptor is kept until the head is there, through which what had come before the reset is read.
+there, or in part. So a second descriptor is kept, through which what had come before the reset is read.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from math import inf
 from time import monotonic
@@ -36,8 +35,6 @@ __all__ = ["IDEMPOTENT", "WITH_BODY", "Call", "Exchange", "Interim", "Trailers"]
 JOINED = 16384
 #: After so many bytes others get their turn.
 BREATH = 1 << 20
-#: How much is read of an answer that came before a reset.
-SALVAGED = 1 << 20
 
 #: What may be told of answers 1xx.
 Interim = Callable[[ResponseHead], object]
@@ -297,7 +294,7 @@ class Exchange:
     def _hear(self, timeout: float | None) -> None:
         """Take what comes next; sets ``head`` if it was in that."""
         conn = self._conn
-        data = conn.recv(timeout=timeout)
+        data = conn.hear(timeout)
         if data:
             self.is_heard = True
             conn.parser.feed(data)
@@ -339,7 +336,7 @@ class Exchange:
     def _run_long(self, first: bytes) -> ResponseHead:
         """Send the body, behind the head if that did not go out before, and listen meanwhile."""
         self._heard = Event()
-        spare = os.dup(self._conn.fileno())
+        self._conn.keep_spare()
         self._sender = gevent.spawn(self._send_all, first)
         try:
             head = self._wait_head()
@@ -347,16 +344,11 @@ class Exchange:
             self._sender.kill()
             if self.failure is not None and isinstance(error, ConnectionClosed):
                 raise self.failure from None
-            if not isinstance(error, ConnectionLost) or error.connection is not self._conn:
-                raise
-            self._salvage(spare)
-            if self.head is None:
-                raise
-            return self.head
-        finally:
-            os.close(spare)
+            raise
         if head.status >= 300:
             self._sender.kill()
+        if self.is_sent:
+            self._conn.drop_spare()
         return head
 
     def _send_all(self, first: bytes) -> None:
@@ -414,21 +406,3 @@ class Exchange:
             send(data, timeout=deadlines.within(seconds, SendTimeout, conn))
         except OperationTimeout:
             raise deadlines.late(SendTimeout, seconds, conn) from None
-
-    def _salvage(self, spare: int) -> None:
-        """Read what had come before the connection broke.
-
-        Raises:
-            BadResponse: it is no answer.
-        """
-        left = SALVAGED
-        try:
-            while left > 0 and (data := os.read(spare, min(left, 65536))):
-                left -= len(data)
-                self.is_heard = True
-                self._conn.parser.feed(data)
-                if self.head is None:
-                    self._take()
-        except OSError:
-            pass  # that was all
-        self._tell()

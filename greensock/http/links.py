@@ -17,7 +17,7 @@ from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from greensock import Connection, ConnectionClosed, OperationTimeout, State, connect
+from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State, connect
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import ConnectTimeout, PhaseTimeout, QueueFull, QueueTimeout
 from greensock.http.limits import Limits
@@ -36,7 +36,7 @@ _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
 class ClientConnection(Connection):
     """A connection to a server."""
 
-    __slots__ = ("_probe", "parser", "requests")
+    __slots__ = ("_probe", "_spare", "parser", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -46,6 +46,42 @@ class ClientConnection(Connection):
         #: How many requests it was lent for.
         self.requests = 0
         self._probe: Any = None
+        self._spare = -1
+
+    def keep_spare(self) -> None:
+        """Keep a second descriptor until the lease ends: what came before a reset can be read through it.
+
+        A send that fails closes the first one, and servers that refuse a body often reset while their answer is on its
+        way: it would be lost.
+        """
+        if self._spare < 0:
+            self._spare = os.dup(self.fileno())
+
+    def drop_spare(self) -> None:
+        """Close the second descriptor, if there is one."""
+        if self._spare >= 0:
+            spare, self._spare = self._spare, -1
+            os.close(spare)
+
+    def hear(self, timeout: float | None) -> bytes:
+        """Receive, from the second descriptor if the connection is lost and there is one."""
+        try:
+            return self.recv(timeout=timeout)
+        except ConnectionLost:
+            if self._spare < 0:
+                raise
+            try:
+                return os.read(self._spare, self.recv_size)
+            except OSError:
+                pass  # that was all
+            raise
+
+    def _release(self) -> None:
+        if self._spare >= 0:
+            self._poller.forget(self, still_open=True)
+        super()._release()
+        if self._spare >= 0 and self.drop_reason is not DropReason.LOST:
+            self.drop_spare()
 
     def is_quiet(self) -> bool:
         """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
@@ -87,6 +123,8 @@ class Lease:
         if links is None:
             return
         conn, self.connection = self.connection, None
+        if conn is not None and conn._spare >= 0:
+            conn.drop_spare()
         if conn is not None and not reusable:
             conn.close()
             conn = None
@@ -103,6 +141,7 @@ class Lease:
         conn, self.connection = self.connection, None
         if conn is None:
             raise RuntimeError("the connection was given back before")
+        conn.drop_spare()
         self.end(False)
         return conn
 
@@ -112,6 +151,7 @@ class Lease:
             raise RuntimeError("the slot was given back before")
         if self.connection is not None:
             self.connection.abort()
+            self.connection.drop_spare()
             self.connection = None
         self.is_reused = False
         self.connection = self._links.connect(self._origin, deadlines)

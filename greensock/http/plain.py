@@ -25,24 +25,34 @@ plain_methods = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", 
 #: Whether the whole of it is a path, with or without a query, of the characters of RFC 3986 section 3.3.
 plain_target = re.compile(rb"/[0-9A-Za-z\-._~%!$&'()*+,;=:@/?]*").fullmatch
 
+#: Fields that say something of the hop, or that a gateway must look at. A head without them is *ordinary*: it keeps its
+#: connection, as HTTP/1.1 does, and none of its fields needs a second look.
+SPECIAL = frozenset(
+    {b"connection", b"expect", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"via"}
+)
+
 _VISIBLE = rb"[\x21-\x7e\x80-\xff]"
 _field = re.compile(rb"(%b):[ \t]*((?:%b(?:[\t\x20-\x7e\x80-\xff]*%b)?)?)" % (TOKEN, _VISIBLE, _VISIBLE)).fullmatch
 
 Pair = tuple[bytes, bytes]
 
 
-class _Lines(dict[bytes, tuple[Pair, bytes, bytes] | None]):
-    """A line of a head to its field, the lower-case name and the value; None if it is not plain."""
+_Found = tuple[Pair, bytes, bytes, bool]
+
+
+class _Lines(dict[bytes, _Found | None]):
+    """A line of a head to its field, the lower-case name, the value, and whether it is special; None: not plain."""
 
     __slots__ = ()
 
-    def __missing__(self, line: bytes) -> tuple[Pair, bytes, bytes] | None:
+    def __missing__(self, line: bytes) -> _Found | None:
         match = _field(line)
         if match is None:
             return None
         name, value = match.groups()
         lower = name.lower()
-        found = ((name, value), lower, value)
+        is_special = lower in SPECIAL and (lower, value) != (b"connection", b"keep-alive")
+        found = ((name, value), lower, value, is_special)
         if len(line) <= MAX_LINE and not lower.endswith((b"cookie", b"authorization")):
             if len(self) >= MAX_LINES:
                 self.clear()
@@ -53,13 +63,18 @@ class _Lines(dict[bytes, tuple[Pair, bytes, bytes] | None]):
 _known = _Lines()
 
 
-def lex_plain_fields(lines: list[bytes]) -> tuple[list[Pair], dict[bytes, bytes]] | None:
-    """Return the fields, and an index of their values by lower-case name; None if a line is not plain."""
-    known, pairs, index = _known, [], {}
+def lex_plain_fields(lines: list[bytes]) -> tuple[list[Pair], dict[bytes, bytes], bool] | None:
+    """Return the fields, an index of their values by lower-case name, and whether none is special.
+
+    None if a line is not plain.
+    """
+    known, pairs, index, is_ordinary = _known, [], {}, True
     for line in lines:
         found = known[line]
         if found is None:
             return None
         pairs.append(found[0])
         index[found[1]] = found[2]
-    return pairs, index
+        if found[3]:
+            is_ordinary = False
+    return pairs, index, is_ordinary

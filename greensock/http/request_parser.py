@@ -146,7 +146,7 @@ class RequestParser(MessageParser):
         found = lex_plain_fields(lines)
         if found is None:
             return None
-        fields, index = found
+        fields, index, is_ordinary = found
         host = index.get(b"host")
         if host is None or not is_sound(host) or len(fields) > limits.max_fields:
             return None
@@ -155,10 +155,10 @@ class RequestParser(MessageParser):
         headers = Headers.of_raw(fields, index)
         if b"content-length" not in index and b"transfer-encoding" not in index:
             self._state = END
-            return RequestHead(method, target, "1.1", headers, None, False, host)
+            return RequestHead(method, target, "1.1", headers, None, False, host, is_ordinary)
         try:
             length, is_chunked = framing_of(fields, index, "1.1")
-            event = RequestHead(method, target, "1.1", headers, length, is_chunked, host)
+            event = RequestHead(method, target, "1.1", headers, length, is_chunked, host, is_ordinary)
             self._go_on(event, line[0])
         except BadMessage:
             return None

@@ -186,7 +186,7 @@ class ResponseParser(MessageParser):
         found = lex_plain_fields(lines)
         if found is None:
             return None
-        fields, index = found
+        fields, index, is_ordinary = found
         if len(fields) > self._limits.max_fields:
             return None
         version, status, phrase = parts
@@ -194,7 +194,8 @@ class ResponseParser(MessageParser):
             length, is_chunked = framing_of(fields, index, version)
         except BadMessage:
             return None
-        return self._go_on(status, phrase, version, Headers.of_raw(fields, index), length, is_chunked)
+        is_ordinary = is_ordinary and version == "1.1"
+        return self._go_on(status, phrase, version, Headers.of_raw(fields, index), length, is_chunked, is_ordinary)
 
     def _lex(self, head: bytes) -> ResponseHead:
         line = head[: head.find(b"\r\n")]
@@ -243,7 +244,14 @@ class ResponseParser(MessageParser):
             raise BadMessage(f"fields: {second}", reason_of(second, mended)) from None
 
     def _go_on(
-        self, status: int, phrase: bytes, version: str, headers: Headers, length: int | None, is_chunked: bool
+        self,
+        status: int,
+        phrase: bytes,
+        version: str,
+        headers: Headers,
+        length: int | None,
+        is_chunked: bool,
+        is_ordinary: bool = False,
     ) -> ResponseHead:
         is_switch = status == 101 or self._opens_tunnel(status)
         has_body = not (is_switch or status < 200 or status == 204 or status == 304 or self._method == "HEAD")
@@ -251,7 +259,7 @@ class ResponseParser(MessageParser):
             length, is_chunked = None, False  # must not be there, and would say nothing (RFC 9110 section 8.6)
         elif length == 0:
             has_body = False
-        head = ResponseHead(status, phrase, version, headers, length, is_chunked, has_body, is_switch)
+        head = ResponseHead(status, phrase, version, headers, length, is_chunked, has_body, is_switch, is_ordinary)
         if is_switch:
             if status == 101 and not self._upgrade:
                 raise BadMessage("101 though no Upgrade was sent", Reason.UNEXPECTED_SWITCH)

@@ -256,8 +256,7 @@ class HTTPServer(AnsweringServer):
         conn.requests += 1
         self._requests += 1
         conn.parser_in_use = parser
-        fields = head.headers
-        keep = head.version == "1.1" if fields.get_raw(b"connection") is None else head.keep_alive
+        keep = head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:
             keep = False
         if head.is_chunked or head.content_length:
@@ -268,7 +267,8 @@ class HTTPServer(AnsweringServer):
                 keep = False
         request = Request(conn, head, body)
         refused = None
-        if head.method in self.refused_methods or fields.get_raw(b"expect") is not None:
+        may_expect = not head.is_ordinary and head.headers.get_raw(b"expect") is not None
+        if may_expect or head.method in self.refused_methods:
             refused = self._refusal_of(conn, head)
         if refused is not None:
             return self._answer(request, refused, False)

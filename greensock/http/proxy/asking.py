@@ -39,7 +39,7 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     """Write the head of the request to a server."""
     proxy, head, route = relay.proxy, relay.request.head, relay.route
     method, target = head.method, head.target
-    upgrade = head.headers.get_raw(b"upgrade") is not None and not head.has_body and bool(protocols_offered(head))
+    upgrade = not (head.is_ordinary or head.has_body) and bool(protocols_offered(head))
     lines = proxy.gateway.forwarder.request_lines(
         head, relay.peer, relay.client, relay.scheme, server.authority, upgrade
     )

@@ -218,7 +218,9 @@ class _Passage:
         deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.body
         next_event, feed = conn.parser.next_event, conn.parser.feed
         left = self._left
-        if left is not None and left - len(self._first) >= SPLICED and not relay.proxy.watches_responses:
+        assert relay.exchange is not None
+        may_splice = relay.exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
+        if left is not None and left - len(self._first) >= SPLICED and may_splice:
             self._splice(left - len(self._first))
         while True:
             event = next_event()
@@ -230,7 +232,7 @@ class _Passage:
                 return
             else:
                 try:
-                    data = conn.recv(timeout=deadlines.within(seconds, BodyTimeout, conn))
+                    data = conn.hear(deadlines.within(seconds, BodyTimeout, conn))
                 except OperationTimeout:
                     raise deadlines.late(BodyTimeout, seconds, conn) from None
                 if data:

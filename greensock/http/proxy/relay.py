@@ -152,7 +152,7 @@ class Relay:
             refused = gateway.guard.request(self.client, monotonic(), head.method, head.authority)
             if refused is not None:
                 return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
-        if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
+        if not head.is_ordinary and headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
             raise Failure("loop", 508)
         try:
             choice = proxy.choose_upstream(self)
