@@ -158,11 +158,14 @@ def test_proxy_protocol_in(proxied, origin, version, split):
     assert proxy.records[0].client == "192.0.2.7"
 
 
-def test_proxy_protocol_from_whom_is_not_trusted(proxied, origin):
-    _, ask = proxied(origin.url, server_options={"proxy_protocol": True})
-    with contextlib.suppress(ConnectionResetError):
-        assert ask(write_proxy_header(1, ("192.0.2.7", 5555), ("192.0.2.1", 80)) + GET) == b""
+def test_proxy_protocol_from_whom_is_not_trusted(proxied, origin, caplog):
+    proxy, ask = proxied(origin.url, server_options={"proxy_protocol": True})
+    for _ in range(3):
+        with contextlib.suppress(ConnectionResetError):
+            assert ask(write_proxy_header(1, ("192.0.2.7", 5555), ("192.0.2.1", 80)) + GET) == b""
     assert not origin.seen
+    assert proxy.refused["proxy-untrusted"] == 3
+    assert caplog.text.count("127.0.0.1 may not connect") == 1, "strangers don't fill the log"
 
 
 def test_proxy_protocol_that_is_none(proxied, origin):
