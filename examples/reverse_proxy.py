@@ -23,19 +23,25 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.reverse_proxy", description=__doc__)
     parser.add_argument("--config", metavar="FILE", help="a configuration: see examples/reverse_proxy.toml")
     parser.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
-    parser.add_argument("--listen", action="append", metavar="ADDRESS", help="[HOST]:PORT, or the path of a socket")
-    parser.add_argument("--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH")
-    parser.add_argument("--log", default="-", metavar="FILE", help="of requests; -: standard output; none: none")
+    parser.add_argument(
+        "--listen",
+        action="append",
+        metavar="ADDRESS",
+        help="[HOST]:PORT, or the path of a socket; 127.0.0.1:8080 if not given; may be repeated",
+    )
+    parser.add_argument(
+        "--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH; may be repeated"
+    )
+    parser.add_argument("--log", metavar="FILE", help="of requests; none: none; standard output if not given")
     parser.add_argument("--once", action="store_true", help="with a site of its own: end after the tour")
     return parser
 
 
-def configuration(given: argparse.Namespace, upstreams: dict[str, Any], routes: list[dict[str, Any]]) -> ProxyConfig:
+def configuration(given: argparse.Namespace, **tables: Any) -> ProxyConfig:
     if given.config:
         return load_config(given.config)
-    log = {} if given.log == "none" else {"log": {"path": given.log}}
-    listen = given.listen or ["127.0.0.1:8080"]
-    return parse_config({"listen": listen, "upstreams": upstreams, "routes": routes, **log}, "the command line")
+    log = {} if given.log == "none" else {"log": {"path": given.log or "-"}}
+    return parse_config({"listen": given.listen or ["127.0.0.1:8080"], **log, **tables}, "the command line")
 
 
 def started_site() -> tuple[list[Site], dict[str, Any], list[dict[str, Any]]]:
@@ -61,18 +67,18 @@ def shown(address: Any) -> str:
 def main() -> int:
     parser = arguments()
     given = parser.parse_args()
-    if given.config and (given.listen or given.upstream):
-        parser.error("--config says where to listen and what is behind: --listen and --upstream don't go with it")
+    if given.config and (given.listen or given.upstream or given.log):
+        parser.error("--config says it all: --listen, --upstream and --log don't go with it")
     if given.check and not (given.config or given.upstream):
         parser.error("--check wants a --config, or an --upstream")
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
     sites: list[Site] = []
     try:
         if given.config or given.upstream:
-            config = configuration(given, {"upstream": {"servers": given.upstream or []}}, [])
+            config = configuration(given, upstreams={"upstream": {"servers": given.upstream or []}})
         else:
             sites, upstreams, routes = started_site()
-            config = configuration(given, upstreams, routes)
+            config = configuration(given, upstreams=upstreams, routes=routes, timeouts={"drain": 1})
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ import pytest
 
 from greensock.http import (
     ConfigError,
+    FieldEdits,
     Forwarding,
     GuardOptions,
     HealthOptions,
@@ -378,3 +379,6 @@ def test_the_commented_example_has_every_key():
             if isinstance(default, int | float | str):
                 shown = str(default).lower() if isinstance(default, bool) else default
                 assert any(each.strip('"') == str(shown) for each in found), f"{kind.__name__}.{field.name}: {found}"
+    for kind in (StaticAnswer, Redirect, FieldEdits):
+        for field in dataclasses.fields(kind):
+            assert not field.init or re.search(rf"[{{ ]{field.name} = ", text), f"{kind.__name__}.{field.name}"

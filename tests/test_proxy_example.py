@@ -13,8 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gevent
 import pytest
 from conftest import PATIENCE, read_all, wait_until
+from gevent.event import Event
 from proxies import Origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +86,38 @@ def test_with_a_file(serve, tmp_path):
             assert answer.status == status
         client.close()
     assert (b"X-From", b"127.0.0.1") in origin.seen[0][2]
+
+
+def test_requests_end_before_it_stops(serve):
+    came, go = Event(), Event()
+
+    class Slow(Origin):
+        def handle_request(self, request):
+            came.set()
+            go.wait()
+            return super().handle_request(request)
+
+    origin = serve(Slow)
+    options = ["--upstream", origin.url, "--log", "none", "--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]
+    with running(*options) as (process, port):
+        ports = port, int(process.stdout.readline().rpartition(":")[2])
+        jobs = []
+        for each in ports:
+            came.clear()
+            jobs.append(gevent.spawn(get, ("127.0.0.1", each)))
+            assert came.wait(PATIENCE)
+        process.terminate()
+        wait_until(lambda: not any(map(is_listening, ports)))
+        assert process.poll() is None
+        gevent.sleep(1.2)  # longer than a server that is no proxy waits
+        go.set()
+        assert all(job.get() for job in jobs)
+        assert process.wait(PATIENCE) == 0
+
+
+def is_listening(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 def open_files(pid):
@@ -178,7 +212,13 @@ def test_where_it_cannot_listen(address):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--config", "x", "--upstream", "y"], ["--config", "/nowhere.toml"], ["--upstream", "nonsense"], ["--check"]],
+    [
+        ["--config", "x", "--upstream", "y"],
+        ["--config", "x", "--log", "y"],
+        ["--config", "/nowhere.toml"],
+        ["--upstream", "nonsense"],
+        ["--check"],
+    ],
 )
 def test_wrong_flags(arguments):
     status, output, errors = run(*arguments)

@@ -30,6 +30,7 @@ from greensock.http import (
     write_proxy_header,
 )
 from greensock.http.proxy import relay
+from greensock.http.proxy.failure import Failure
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\n" + CLOSE
@@ -157,11 +158,14 @@ def test_proxy_protocol_in(proxied, origin, version, split):
     assert proxy.records[0].client == "192.0.2.7"
 
 
-def test_proxy_protocol_from_whom_is_not_trusted(proxied, origin):
-    _, ask = proxied(origin.url, server_options={"proxy_protocol": True})
-    with contextlib.suppress(ConnectionResetError):
-        assert ask(write_proxy_header(1, ("192.0.2.7", 5555), ("192.0.2.1", 80)) + GET) == b""
+def test_proxy_protocol_from_whom_is_not_trusted(proxied, origin, caplog):
+    proxy, ask = proxied(origin.url, server_options={"proxy_protocol": True})
+    for _ in range(3):
+        with contextlib.suppress(ConnectionResetError):
+            assert ask(write_proxy_header(1, ("192.0.2.7", 5555), ("192.0.2.1", 80)) + GET) == b""
     assert not origin.seen
+    assert proxy.refused["proxy-untrusted"] == 3
+    assert caplog.text.count("127.0.0.1 may not connect") == 1, "strangers don't fill the log"
 
 
 def test_proxy_protocol_that_is_none(proxied, origin):
@@ -346,6 +350,15 @@ def test_an_ejected_server_is_asked_in_panic(proxied, panic):
         answer = ask()
         assert statuses([answer]) == [200 if panic else 503]
         assert panic or b"Retry-After: 5\r\n" in answer
+
+
+def test_what_failed_is_said_though_no_other_is_left(proxied):
+    health = HealthOptions(max_fails=1)
+    proxy, ask = proxied("http://127.0.0.1:1", "http://127.0.0.1:2", health=health, panic=False)
+    proxy.gateway.upstreams["site"].all[1].failed(Failure("no-response", 502))
+    assert statuses([ask(), ask()]) == [502, 503]
+    assert [record.reason for record in proxy.records] == ["connect-failed", "no-server"]
+    assert (proxy.retries, proxy.records[0].tries) == (0, 1)
 
 
 def test_no_server_is_up(proxied):

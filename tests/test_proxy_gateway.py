@@ -84,7 +84,7 @@ def test_each_gateway_has_a_mark_of_its_own():
 
 def test_what_the_listeners_are_told():
     timeouts = ProxyTimeouts(
-        request_header=1, request_body=2, min_body_rate=3, keep_alive=4, send=5, linger=6, upstream_send=99
+        request_header=1, request_body=2, min_body_rate=3, keep_alive=4, send=5, linger=6, drain=7, upstream_send=99
     )
     assert Gateway([APP], [], timeouts=timeouts).server_options() == {
         "head_timeout": 1,
@@ -93,6 +93,7 @@ def test_what_the_listeners_are_told():
         "idle_timeout": 4,
         "send_timeout": 5,
         "linger_timeout": 6,
+        "stop_timeout": 7,
         "limits": Limits(),
     }
     none = ProxyTimeouts(request_header=None, request_body=None, keep_alive=None, send=None)

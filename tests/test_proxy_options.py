@@ -25,7 +25,7 @@ def server(**given):
 
 
 KINDS = {ProxyTimeouts: ProxyTimeouts, ServerOptions: server, UpstreamOptions: upstream, LogOptions: LogOptions}
-SECONDS = [name for name in ProxyTimeouts.__dataclass_fields__ if name not in ("min_body_rate", "linger")]
+SECONDS = [name for name in ProxyTimeouts.__dataclass_fields__ if name not in ("min_body_rate", "linger", "drain")]
 
 
 @pytest.mark.parametrize("name", SECONDS)
@@ -38,12 +38,13 @@ def test_timeouts(name):
 
 
 def test_the_timeouts_that_are_usual():
-    assert dataclasses.astuple(ProxyTimeouts()) == (10, 60, 256, 75, 60, 10, 5, 60, 60, 60, None, 300, 5)
+    assert dataclasses.astuple(ProxyTimeouts()) == (10, 60, 256, 75, 60, 10, 5, 60, 60, 60, None, 300, 5, 30)
 
 
 GOOD = [
     (ProxyTimeouts, "min_body_rate", [0, 1]),
     (ProxyTimeouts, "linger", [0, 0.5]),
+    (ProxyTimeouts, "drain", [0, 0.5]),
     (ServerOptions, "weight", [1, 65535]),
     (ServerOptions, "max_connections", [None, 1]),
     (ServerOptions, "max_waiting", [0, 1]),
@@ -66,6 +67,7 @@ GOOD = [
 BAD = [
     (ProxyTimeouts, "min_body_rate", [-1, 1.5, None, True]),
     (ProxyTimeouts, "linger", [-1, None, inf]),
+    (ProxyTimeouts, "drain", [-1, None, inf]),
     (ServerOptions, "weight", [0, -1, 65536, 1.5, None]),
     (ServerOptions, "max_connections", [0, "9"]),
     (ServerOptions, "max_waiting", [-1, None]),

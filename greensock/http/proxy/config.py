@@ -40,8 +40,8 @@ TABLES = (
 GROUP_TABLES = ("servers", "health", "sticky")
 #: What a route may lead to.
 ACTIONS = ("upstream", "answer", "redirect")
-#: Timeouts that are none of a route's: the request is not known yet when they run, or it is over.
-OF_CONNECTIONS = ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger")
+#: Timeouts that are none of a route's: they are the connection's, or all the proxy's.
+OF_CONNECTIONS = ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger", "drain")
 
 #: What stands in for what is wrong while the rest of its table is checked.
 _SERVER = ServerOptions("http://localhost")

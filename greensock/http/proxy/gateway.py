@@ -139,6 +139,7 @@ class Gateway:
             "idle_timeout": timeouts.keep_alive,
             "send_timeout": timeouts.send,
             "linger_timeout": timeouts.linger,
+            "stop_timeout": timeouts.drain,
             "limits": self.limits,
         }
 

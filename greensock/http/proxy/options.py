@@ -54,6 +54,7 @@ _TIMEOUTS = {
     "total": _seconds,
     "tunnel": _seconds,
     "linger": Rule.seconds(),
+    "drain": Rule.seconds(),
 }
 
 
@@ -91,6 +92,8 @@ class ProxyTimeouts:
     tunnel: float | None = 300.0
     #: For what the client still sends when its connection is closed.
     linger: float = 5.0
+    #: For requests and tunnels that are under way when the proxy is told to stop.
+    drain: float = 30.0
 
     def __post_init__(self) -> None:
         _check(self, _TIMEOUTS)

@@ -2,8 +2,8 @@
 
 What holds for every request:
 
-- It gets one answer, or its connection is reset; and each server is asked at most once for it, but for one free try on
-  a fresh connection when a kept one turns out to be dead.
+- It gets one answer, or its connection is reset; and no server is asked twice for it while another is up, but for one
+  free try on a fresh connection when a kept one turns out to be dead.
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
 """
@@ -245,8 +245,12 @@ class Relay:
             self._leave()
             if not self._may_retry(failure, payload, upstream, len(tried)):
                 raise failure
+            try:
+                server = self._choose(upstream, tried)
+            except Failure:
+                raise failure from None  # which says more than that no other is up
             self.proxy.retries += 1
-            found = self._ask(self._choose(upstream, tried), payload)
+            found = self._ask(server, payload)
             if found is None:
                 return
             failure = found

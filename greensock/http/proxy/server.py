@@ -31,6 +31,9 @@ __all__ = ["ProxyConnection", "ReverseProxy"]
 
 log = logging.getLogger("greensock.upstream")
 
+#: Seconds between two warnings of connections that were refused.
+WARN_EVERY = 60.0
+
 
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
@@ -79,6 +82,7 @@ class ReverseProxy(HTTPServer):
         self.retries = 0
         #: How many connections were switched to another protocol.
         self.tunnels = 0
+        self._warning_due = 0.0
         mine, base = type(self), ReverseProxy
         self.edits_requests = mine.edit_request is not base.edit_request
         self.edits_responses = mine.edit_response is not base.edit_response
@@ -133,7 +137,8 @@ class ReverseProxy(HTTPServer):
         guard = self.gateway.guard
         if self.proxy_protocol:
             if conn.peer not in self.gateway.forwarder.trusted:
-                log.warning("%s may not connect: its PROXY header is not trusted", conn.peer or "a Unix socket")
+                self.refused["proxy-untrusted"] += 1
+                self._warn("%s may not connect: its PROXY header is not trusted", conn.peer or "a Unix socket")
                 return DROP
             conn.awaits_header = True
             self._heads.begin(conn, self.head_timeout)
@@ -154,7 +159,7 @@ class ReverseProxy(HTTPServer):
         try:
             found = parse_proxy_header(data)
         except BadProxyHeader as error:
-            log.warning("%s: %s", conn.peer, error)
+            self._warn("%s: %s", conn.peer or "a Unix socket", error)
             self.refused["proxy-header"] += 1
             return DROP
         if found is None:
@@ -170,6 +175,13 @@ class ReverseProxy(HTTPServer):
         if length < len(data) and conn.state is State.OPEN:
             super().connection_recv(conn, data[length:])
         return None
+
+    def _warn(self, text: str, *about: object) -> None:
+        """Log what any stranger can cause: once a minute."""
+        now = monotonic()
+        if now >= self._warning_due:
+            self._warning_due = now + WARN_EVERY
+            log.warning(text, *about)
 
     def connection_drop(self, conn: Connection) -> None:
         """Count a connection out."""
