@@ -1,106 +1,242 @@
-"""Two connections joined: bytes both ways, ends one by one, and an end when nothing moves."""
+"""A tunnel between two connections, without a proxy around it."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from time import monotonic
+import time
 
 import gevent
 import pytest
-from conftest import read_all, read_exactly, wait_until
-from pairs import reset, tcp_pair, wrap
+from conftest import PATIENCE, read_all, read_exactly, wait_until
+from pairs import connected, drain, read_all_fast, reset
 from proxies import Recorded, gateway_to, scripted
 
 from greensock import State
 from greensock.http import ProxyTimeouts
 from greensock.http.proxy.tunnel import run_tunnel
 
-
-class Joined:
-    """A tunnel; ``left`` and ``right`` are the sockets at its ends."""
-
-    def __init__(self, timeout):
-        (mine, self.left), (other, self.right) = tcp_pair(), tcp_pair()
-        self.conns = wrap(mine), wrap(other)
-        self.job = gevent.spawn(run_tunnel, *self.conns, timeout)
-
-    def close(self):
-        self.job.kill()
-        for each in self.conns:
-            each.abort()
-        self.left.close()
-        self.right.close()
+#: Both ways of a tunnel: who speaks, who listens.
+WAYS = pytest.mark.parametrize("way", ["there", "back"])
 
 
-@pytest.fixture
-def joined():
-    made = []
+class Tunnel:
+    """A tunnel, and the sockets of both peers: ``here`` is the one that the test's way begins at."""
 
-    def join(timeout=None):
-        made.append(Joined(timeout))
-        return made[-1]
+    def __init__(self, client, upstream, way):
+        self.conns = client[0], upstream[0]
+        self.here, self.there = (client[1], upstream[1]) if way == "there" else (upstream[1], client[1])
+        self.first, self.second = self.conns if way == "there" else self.conns[::-1]
+        self.task = None
 
-    yield join
-    for each in made:
-        each.close()
+    def start(self, timeout=PATIENCE):
+        self.task = gevent.spawn(run_tunnel, *self.conns, timeout)
 
-
-SIDES = pytest.mark.parametrize("sides", [("left", "right"), ("right", "left")])
-
-
-@SIDES
-def test_bytes_go_both_ways_until_both_have_ended(joined, sides):
-    tunnel = joined()
-    first, last = (getattr(tunnel, side) for side in sides)
-    first.sendall(b"there")
-    assert read_exactly(last, 5) == b"there"
-    last.sendall(b"and back")
-    assert read_exactly(first, 8) == b"and back"
-    first.shutdown(socket.SHUT_WR)
-    assert read_all(last) == b""
-    last.sendall(b"still " * 100_000)
-    last.shutdown(socket.SHUT_WR)
-    assert read_all(first) == b"still " * 100_000
-    assert tunnel.job.get() is True
+    def is_over(self):
+        return self.task.ready()
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_reset_reaches_the_other_side(joined, side):
-    tunnel = joined()
-    reset(getattr(tunnel, side))
-    with pytest.raises(ConnectionResetError):
-        read_all(tunnel.right if side == "left" else tunnel.left)
-    assert tunnel.job.get() is True
-    assert all(conn.state is State.CLOSED for conn in tunnel.conns)
+@pytest.fixture(params=["tcp", "unix"])
+def tunnel(request, way):
+    with contextlib.ExitStack() as stack:
+        ends = [stack.enter_context(contextlib.contextmanager(connected)(request.param)) for _ in range(2)]
+        made = Tunnel(*ends, way)
+        yield made
+        if made.task is not None:
+            made.task.kill()
 
 
-def test_silence_ends_it(joined):
-    tunnel, began = joined(0.05), monotonic()
-    assert tunnel.job.get() is False
-    assert monotonic() - began >= 0.05
-    for sock in (tunnel.left, tunnel.right):
-        with pytest.raises(ConnectionResetError):
-            read_all(sock)
+def is_reset(sock):
+    """Whether the next that comes is a reset, or what a Unix socket has in its place: the end."""
+    try:
+        return sock.recv(1) == b"" and sock.family == socket.AF_UNIX
+    except ConnectionResetError:
+        return True
 
 
-@SIDES
-def test_bytes_one_way_are_no_silence(joined, sides):
-    tunnel = joined(0.3)
-    source, target = (getattr(tunnel, side) for side in sides)
-    until = monotonic() + 0.7
-    while monotonic() < until:
-        source.sendall(b"x")
-        assert read_exactly(target, 1) == b"x"
-        gevent.sleep(0.02)
-    assert not tunnel.job.ready()
-    assert tunnel.job.get() is False, "and then it is silent"
+@WAYS
+def test_half_close(tunnel):
+    tunnel.start()
+    tunnel.here.sendall(b"a question")
+    tunnel.here.shutdown(socket.SHUT_WR)
+    assert read_all(tunnel.there) == b"a question"
+    gevent.sleep(0)
+    assert not tunnel.is_over()
+    tunnel.there.sendall(b"an answer")
+    assert read_exactly(tunnel.here, 9) == b"an answer"
+    tunnel.there.sendall(b", and more")
+    tunnel.there.close()
+    assert read_all(tunnel.here) == b", and more"
+    tunnel.task.get(timeout=PATIENCE)
+    assert [conn.state for conn in tunnel.conns] == [State.OPEN] * 2, "they are the caller's to close"
 
 
-def test_who_takes_nothing_ends_it(joined):
-    tunnel = joined(0.1)
-    with pytest.raises(ConnectionResetError):
-        tunnel.left.sendall(bytes(1 << 27))
-    assert tunnel.job.get() is False
+@WAYS
+def test_both_ways_at_once_and_more_than_fits(tunnel):
+    tunnel.start()
+    data = bytes(range(256)) * 8192
+    senders = [gevent.spawn(sock.sendall, data) for sock in (tunnel.here, tunnel.there)]
+    readers = [gevent.spawn(read_all_fast, sock) for sock in (tunnel.here, tunnel.there)]
+    gevent.joinall(senders, timeout=PATIENCE, raise_error=True)
+    for sock in (tunnel.here, tunnel.there):
+        sock.shutdown(socket.SHUT_WR)
+    assert [reader.get(timeout=PATIENCE) == data for reader in readers] == [True, True]
+    tunnel.task.get(timeout=PATIENCE)
+
+
+@WAYS
+def test_what_was_read_before_goes_first(tunnel):
+    tunnel.first.unread(b"early, ")
+    tunnel.here.sendall(b"late")
+    tunnel.here.shutdown(socket.SHUT_WR)
+    tunnel.start()
+    assert read_all(tunnel.there) == b"early, late"
+
+
+@WAYS
+def test_what_was_read_before_goes_without_anything_behind_it(tunnel):
+    tunnel.first.unread(b"early")
+    tunnel.second.unread(b"too")
+    tunnel.start()
+    assert read_exactly(tunnel.there, 5) == b"early"
+    assert read_exactly(tunnel.here, 3) == b"too"
+
+
+@WAYS
+def test_silence(tunnel):
+    began = time.monotonic()
+    tunnel.start(0.1)
+    wait_until(tunnel.is_over)
+    assert time.monotonic() - began >= 0.1
+    assert is_reset(tunnel.here)
+    assert is_reset(tunnel.there)
+    assert tunnel.task.successful()
+
+
+@WAYS
+def test_bytes_one_way_keep_it_open(tunnel):
+    timeout = 0.2
+    tunnel.start(timeout)
+    began = last = time.monotonic()
+    while time.monotonic() - began < 3 * timeout:
+        with contextlib.suppress(ConnectionError):
+            tunnel.here.sendall(b"x")
+            if tunnel.there.recv(1) == b"x":
+                last = time.monotonic()
+        if tunnel.is_over():
+            break
+        gevent.sleep(0.01)
+    assert not tunnel.is_over() or time.monotonic() - last > timeout, "unless this machine stood still"
+    wait_until(tunnel.is_over)
+    assert is_reset(tunnel.there)
+
+
+@WAYS
+def test_silence_behind_a_half_close(tunnel):
+    tunnel.start(0.1)
+    tunnel.here.shutdown(socket.SHUT_WR)
+    assert tunnel.there.recv(1) == b""
+    wait_until(tunnel.is_over)
+    assert is_reset(tunnel.here)
+
+
+@WAYS
+def test_who_takes_nothing_is_not_kept_for_what_it_says(tunnel):
+    tunnel.start(0.2)
+    talking = gevent.spawn(_talk, tunnel.there)
+    listening = gevent.spawn(drain, tunnel.here)
+    flooding = gevent.spawn(_flood, tunnel.here)
+    wait_until(tunnel.is_over)
+    gevent.joinall([talking, listening, flooding], timeout=PATIENCE, raise_error=True)
+
+
+def _talk(sock):
+    """Say something all the time, and hear nothing."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            sock.sendall(b"x")
+            gevent.sleep(0.01)
+
+
+def _flood(sock):
+    with contextlib.suppress(ConnectionError):
+        while True:
+            sock.sendall(bytes(65536))
+
+
+@WAYS
+def test_no_timeout(tunnel):
+    tunnel.start(None)
+    tunnel.here.sendall(b"x")
+    assert read_exactly(tunnel.there, 1) == b"x"
+    tunnel.here.close()
+    tunnel.there.close()
+    tunnel.task.get(timeout=PATIENCE)
+
+
+@WAYS
+def test_a_break_is_passed_on(tunnel):
+    tunnel.start()
+    tunnel.here.sendall(b"abc")
+    assert read_exactly(tunnel.there, 3) == b"abc"
+    if tunnel.here.family == socket.AF_UNIX:
+        tunnel.first.abort()  # as there is no RST
+    else:
+        reset(tunnel.here)
+    assert is_reset(tunnel.there)
+    tunnel.task.get(timeout=PATIENCE)
+
+
+@WAYS
+def test_a_break_while_the_other_side_takes_nothing(tunnel):
+    tunnel.start()
+    flooding = gevent.spawn(_flood, tunnel.here)
+    wait_until(lambda: tunnel.second.statistics().bytes_queued)
+    tunnel.there.close()  # with much unread
+    wait_until(tunnel.is_over)
+    flooding.get(timeout=PATIENCE)
+    assert tunnel.task.successful()
+
+
+@WAYS
+def test_the_end_of_both_sides_at_once(tunnel):
+    for sock in (tunnel.here, tunnel.there):
+        sock.sendall(b"bye")
+        sock.shutdown(socket.SHUT_WR)
+    tunnel.start()
+    assert [read_all(sock) for sock in (tunnel.here, tunnel.there)] == [b"bye"] * 2
+    tunnel.task.get(timeout=PATIENCE)
+
+
+@WAYS
+def test_a_side_that_is_gone_before(tunnel):
+    tunnel.first.abort()
+    tunnel.start()
+    tunnel.task.get(timeout=PATIENCE)
+    assert is_reset(tunnel.there)
+
+
+@WAYS
+def test_killed(tunnel):
+    tunnel.start()
+    tunnel.here.sendall(b"x")
+    assert read_exactly(tunnel.there, 1) == b"x"
+    tunnel.task.kill()
+    assert [conn.state for conn in tunnel.conns] == [State.OPEN] * 2
+    tunnel.here.sendall(b"y")
+    assert tunnel.first.recv(timeout=PATIENCE) == b"y", "nobody else reads it"
+
+
+@WAYS
+def test_a_break_when_one_way_has_ended(tunnel):
+    tunnel.start()
+    tunnel.there.shutdown(socket.SHUT_WR)
+    assert tunnel.here.recv(1) == b""
+    reset(tunnel.there)
+    flooding = gevent.spawn(_flood, tunnel.here)
+    wait_until(tunnel.is_over)
+    assert [conn.state for conn in tunnel.conns] == [State.CLOSED] * 2, "nobody is there to read it"
+    flooding.get(timeout=PATIENCE)
 
 
 def test_the_log_says_that_it_was_silent(serve):
