@@ -165,7 +165,7 @@ def test_proxy_protocol_from_whom_is_not_trusted(proxied, origin, caplog):
             assert ask(write_proxy_header(1, ("192.0.2.7", 5555), ("192.0.2.1", 80)) + GET) == b""
     assert not origin.seen
     assert proxy.refused["proxy-untrusted"] == 3
-    assert caplog.text.count("127.0.0.1 may not connect") == 1, "strangers don't fill the log"
+    assert caplog.text.count("127.0.0.1: it may not connect") == 1, "strangers don't fill the log"
 
 
 def test_proxy_protocol_that_is_none(proxied, origin):

@@ -31,7 +31,7 @@ __all__ = ["ProxyConnection", "ReverseProxy"]
 
 log = logging.getLogger("greensock.upstream")
 
-#: Seconds between two warnings of connections that were refused.
+#: Seconds between two warnings of connections that were refused for the same reason.
 WARN_EVERY = 60.0
 
 
@@ -82,7 +82,7 @@ class ReverseProxy(HTTPServer):
         self.retries = 0
         #: How many connections were switched to another protocol.
         self.tunnels = 0
-        self._warning_due = 0.0
+        self._warnings_due: dict[str, float] = {}
         mine, base = type(self), ReverseProxy
         self.edits_requests = mine.edit_request is not base.edit_request
         self.edits_responses = mine.edit_response is not base.edit_response
@@ -137,8 +137,7 @@ class ReverseProxy(HTTPServer):
         guard = self.gateway.guard
         if self.proxy_protocol:
             if conn.peer not in self.gateway.forwarder.trusted:
-                self.refused["proxy-untrusted"] += 1
-                self._warn("%s may not connect: its PROXY header is not trusted", conn.peer or "a Unix socket")
+                self._warn("proxy-untrusted", conn, "it may not connect: its PROXY header is not trusted")
                 return DROP
             conn.awaits_header = True
             self._heads.begin(conn, self.head_timeout)
@@ -159,8 +158,7 @@ class ReverseProxy(HTTPServer):
         try:
             found = parse_proxy_header(data)
         except BadProxyHeader as error:
-            self._warn("%s: %s", conn.peer or "a Unix socket", error)
-            self.refused["proxy-header"] += 1
+            self._warn("proxy-header", conn, error)
             return DROP
         if found is None:
             return POSTPONE
@@ -176,12 +174,13 @@ class ReverseProxy(HTTPServer):
             super().connection_recv(conn, data[length:])
         return None
 
-    def _warn(self, text: str, *about: object) -> None:
-        """Log what any stranger can cause: once a minute."""
+    def _warn(self, reason: str, conn: ProxyConnection, what: object) -> None:
+        """Count a connection that is refused, and log it: what any stranger can cause, once a minute."""
+        self.refused[reason] += 1
         now = monotonic()
-        if now >= self._warning_due:
-            self._warning_due = now + WARN_EVERY
-            log.warning(text, *about)
+        if now >= self._warnings_due.get(reason, 0.0):
+            self._warnings_due[reason] = now + WARN_EVERY
+            log.warning("%s: %s", conn.peer or "a Unix socket", what)
 
     def connection_drop(self, conn: Connection) -> None:
         """Count a connection out."""
