@@ -21,6 +21,7 @@ from greensock.http.proxy.failure import CLIENT_LEFT, Failure, failure_of
 from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.rules import NO_EDITS
 from greensock.http.proxy.tunnel import run_tunnel
+from greensock.http.request import NO_BODY
 from greensock.http.writer import LAST_CHUNK, phrase_of, write_last_chunk
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
     framing = b"Content-Length: %d\r\n\r\n" % length if length is not None else b"\r\n"
     written = _written_head(relay, head, keep) + framing
     request.is_answered = True
-    request.body.stop_awaiting()
+    if request.body is not NO_BODY:
+        request.body.stop_awaiting()
     if proxy.watches_responses and body:
         proxy.watch_response_body(relay, body)
     client.send(written + body if len(body) <= JOINED else [written, body])
@@ -81,6 +83,10 @@ def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
 def _go_on(relay: Relay, keep: bool) -> bool:
     """Let the client's connection go on behind an answer, or close it."""
     request = relay.request
+    if request.body is NO_BODY:
+        if not keep:
+            relay.conn.close()
+        return keep
     if keep and not request.body.is_ended:
         keep = relay.proxy._can_discard(request)
     return relay.proxy._end_exchange(request, keep)
