@@ -267,7 +267,7 @@ class Forwarder:
         headers, authority = head.headers, head.authority
         known = self._peer(peer, scheme, head.version)
         is_usual = not (known.is_trusted or upgrade or trailers or self.options.forwarded)
-        if not is_usual or (headers.get_raw(b"connection") is not None and fields_of_the_hop(headers)):
+        if not is_usual or (not head.is_ordinary and fields_of_the_hop(headers)):
             return _lines(self._request_pairs(head, peer, client, scheme, host, upgrade, trailers))
         passes = known.passes
         if not self._preserve_host:
@@ -355,7 +355,8 @@ class Forwarder:
     def response_lines(self, head: ResponseHead) -> bytes:
         """Return the lines of the fields of an answer to pass on, as :meth:`response_pairs` does, without trailers."""
         headers, passes = head.headers, self._passes_back
-        if self.options.via_response or head.status == 426 or fields_of_the_hop(headers):
+        is_usual = head.status != 426 and not self.options.via_response
+        if not is_usual or (not head.is_ordinary and fields_of_the_hop(headers)):
             return _lines(self.response_pairs(head, trailers=False))
         return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
 
