@@ -99,6 +99,7 @@ class Forwarding:
     #: Whether Forwarded (RFC 7239) is sent, which says the same once more.
     forwarded: bool = False
     #: The name in Via of requests, by which a loop is recognised. Empty: no Via, and no loop is recognised.
+    #: (An nginx behind compresses nothing for requests with Via, unless its gzip_proxied says so.)
     via: str = "greensock"
     #: Whether answers get a Via, too.
     via_response: bool = False
