@@ -78,6 +78,29 @@ def test_a_request_and_its_answer(proxied, origin):
     }
 
 
+@pytest.mark.parametrize(("said", "passed"), [("5", "4"), ("1", "0"), ("007", "6"), ("x", "x"), ("-1", "-1")])
+def test_max_forwards_of_options_is_counted_down(proxied, origin, said, passed):
+    """RFC 9110 section 7.6.2."""
+    _proxy, sock = proxied(origin.url)
+    assert ask(sock, f"OPTIONS / HTTP/1.1\nmax-forwards: {said}\nX: Max-Forwards: 3\n{CLOSE}")[0] == 200
+    fields = fields_of(origin.seen[0][2])
+    assert (fields["max-forwards"], fields["x"]) == (passed, "Max-Forwards: 3")
+
+
+def test_max_forwards_is_for_options_only(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    assert ask(sock, f"GET / HTTP/1.1\nMax-Forwards: 0\n{CLOSE}")[0] == 200
+    assert fields_of(origin.seen[0][2])["max-forwards"] == "0"
+
+
+def test_options_that_may_go_no_further(proxied, origin):
+    _proxy, sock = proxied(origin.url)
+    status, answer = ask(sock, f"OPTIONS * HTTP/1.1\nMax-Forwards: 0\n{CLOSE}")
+    assert status == 204
+    assert b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n" in answer
+    assert not origin.seen
+
+
 def test_kept_both_ways_and_pipelined(proxied, origin):
     proxy, sock = proxied(origin.url)
     sock.sendall(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(20)))

@@ -285,11 +285,15 @@ class HTTPServer(AnsweringServer):
             keep = keep and isinstance(error, HTTPError)
         return self._answer(request, response, keep)
 
+    @property
+    def allowed_methods(self) -> str:
+        """What Allow says where a method is refused."""
+        return ", ".join(method for method in METHODS if method not in self.refused_methods)
+
     def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
         """Return the answer to a request that is sound and yet not for the program."""
         if head.method in self.refused_methods:
-            allowed = ", ".join(method for method in METHODS if method not in self.refused_methods)
-            return self._refusal(conn, HTTPError(405, headers=[("Allow", allowed)]), "method")
+            return self._refusal(conn, HTTPError(405, headers=[("Allow", self.allowed_methods)]), "method")
         expected = head.headers.tokens(b"expect")
         if head.version == "1.0" or set(expected) <= {b"100-continue"}:
             return None  # RFC 9110 section 10.1.1

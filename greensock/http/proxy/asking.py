@@ -5,6 +5,7 @@ A short body is read before a server is asked, so that a slow client holds none,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["call_for", "introduce", "payload_for"]
 
+_max_forwards = re.compile(rb"(?im)^(Max-Forwards: )([0-9]{1,9})(?=\r$)").sub
+
 
 def introduce(relay: Relay, upstream: Connection, version: int) -> None:
     """Tell a server by the PROXY protocol who the client is."""
@@ -43,6 +46,8 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     lines = proxy.gateway.forwarder.request_lines(
         head, relay.peer, relay.client, relay.scheme, server.authority, upgrade
     )
+    if method == "OPTIONS" and head.headers.get_raw(b"max-forwards") is not None:
+        lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
         upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
@@ -97,6 +102,10 @@ def _edited(relay: Relay, lines: bytes) -> bytes:
         edits.apply(headers, relay.variables(edits.variables))
     relay.proxy.edit_request(relay, headers)
     return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
+
+
+def _one_less(match: re.Match[bytes]) -> bytes:
+    return match[1] + b"%d" % max(0, int(match[2]) - 1)
 
 
 def _pair(line: bytes) -> tuple[bytes, bytes]:

@@ -154,6 +154,8 @@ class Relay:
                 return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
         if not head.is_ordinary and headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
             raise Failure("loop", 508)
+        if head.method == "OPTIONS" and headers.get_raw(b"max-forwards") == b"0":
+            return Response(b"", 204, [(b"Allow", proxy.allowed_methods)])  # we are asked (RFC 9110 section 7.6.2)
         try:
             choice = proxy.choose_upstream(self)
         except BadPath as error:
