@@ -416,7 +416,8 @@ class Relay:
             reusable = exchange.is_sent and exchange.connection.parser.is_reusable
             lease.end(reusable and not server.send_proxy_protocol)
         server.succeeded()
-        self.left()
+        self._left = True
+        server.leave()
         if self.record is not None:
             self.record.upstream_time = monotonic() - self._started
 
