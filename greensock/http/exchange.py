@@ -18,6 +18,7 @@ from typing import Any
 
 import gevent
 from gevent.event import Event
+from gevent.monkey import get_original
 from greenlet import GreenletExit
 
 from greensock import ConnectionClosed, ConnectionLost, OperationTimeout
@@ -30,6 +31,8 @@ from greensock.http.payload import Payload, Segment
 from greensock.http.writer import write_chunk, write_last_chunk, write_request_head
 
 __all__ = ["IDEMPOTENT", "WITH_BODY", "Call", "Exchange", "Interim", "Trailers"]
+
+_close = get_original("os", "close")  # gevent's waits for the next pass of the loop, and so would a reset
 
 #: Up to so many bytes a body goes out with its head, in one write and without listening meanwhile.
 JOINED = 16384
@@ -324,7 +327,7 @@ class Exchange:
                 raise
             return self.head
         finally:
-            os.close(spare)
+            _close(spare)
         if head.status >= 300:
             self._sender.kill()
         return head
