@@ -275,7 +275,10 @@ class Relay:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
         if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
             raise error
-        self.exchange = Exchange(call, lease.renew(self.deadlines), self.deadlines)
+        upstream_conn = lease.renew(self.deadlines)
+        if self._client_left:  # meanwhile: there was no connection to reset
+            raise error
+        self.exchange = Exchange(call, upstream_conn, self.deadlines)
         return self.exchange.run()
 
     def _call(self, server: UpstreamServer, payload: Payload) -> Call:
@@ -321,6 +324,9 @@ class Relay:
         while piece := body.read():
             watch(self, piece)
             yield piece
+        # From here on nobody reads the client, which may leave while the server works.
+        if self.proxy.abort_on_eof and not self.conn.notify_disconnect(self._on_client_left):
+            self._on_client_left()
 
     def _trailers(self) -> Headers | None:
         """Return the fields that go out behind a body in chunks."""
