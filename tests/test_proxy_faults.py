@@ -11,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 import gevent
 import pytest
@@ -838,3 +839,304 @@ def test_a_server_that_closes_its_half_only(proxied, dial):
         proxy = proxied(server.url)
         assert read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE)).endswith(b"9\r\nall of it\r\n0\r\n\r\n")
         assert server_of(proxy).links.pool.origins == 0
+
+
+# -- timeouts, each by its name
+
+#: A timeout that is waited for, and one that is not to be.
+SHORT, NEVER = 0.1, 60.0
+
+
+def timed(**short):
+    """Return timeouts that are all too long but these."""
+    names = ("request_header", "request_body", "keep_alive", "send", "queue", "connect")
+    names += ("upstream_send", "upstream_head", "upstream_idle", "tunnel")
+    return ProxyTimeouts(**{**dict.fromkeys(names, NEVER), "linger": 0.2, **short})
+
+
+def says(answer):
+    """Return a script: read the head, say that, and nothing more."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(answer)
+        wait_gone(sock)
+
+    return script
+
+
+GET = b"GET / HTTP/1.1\r\n" + CLOSE
+LONG_POST = b"POST / HTTP/1.1\r\nContent-Length: 100000000\r\n" + CLOSE
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
+UPGRADE = b"GET / HTTP/1.1\r\nUpgrade: x\r\nConnection: Upgrade\r\nHost: a\r\n\r\n"
+
+
+def check_failed(proxy, sock, status, reason, blamed):
+    """Check what a client gets; a status of 0 is a reset within the answer."""
+    began = time.monotonic()
+    came, was_reset = wait_gone(sock)
+    assert time.monotonic() - began < PATIENCE
+    if status:
+        assert status_of(came) == status
+    else:
+        assert was_reset
+    record = record_of(proxy)
+    assert record.reason == reason
+    assert record.duration >= SHORT * 0.9
+    assert health_of(proxy) == (0, int(blamed))
+
+
+@pytest.fixture
+def full():
+    """A server that takes no connection: its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket())
+            sock.settimeout(0.05)
+            with contextlib.suppress(TimeoutError):
+                sock.connect(listener.getsockname())
+        yield "http://{}:{}".format(*listener.getsockname())
+
+
+def test_the_connect_timeout(proxied, dial, full, origin):
+    proxy = proxied(full, timeouts=timed(connect=SHORT))
+    check_failed(proxy, dial(proxy, request("POST")), 504, "connect-timeout", True)
+    proxy = proxied(full, ServerOptions(origin.url, backup=True), timeouts=timed(connect=SHORT))
+    assert status_of(read_all(dial(proxy, request("POST")))) == 200, "nothing was sent: another is asked"
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+def test_the_head_timeout(proxied, dial, answer):
+    with scripted(says(answer)) as server:
+        proxy = proxied(server.url, timeouts=timed(upstream_head=SHORT))
+        sock = dial(proxy, b"GET / HTTP/1.0\r\n" + CLOSE)
+        check_failed(proxy, sock, 504, "head-timeout", True)
+
+
+def test_interim_answers_do_not_prolong_the_head_timeout(proxied, dial):
+    def script(server, sock, number):
+        server.head(sock)
+        for _ in range(8):
+            sock.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            gevent.sleep(SHORT / 2)
+        sock.sendall(OK)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(upstream_head=SHORT))
+        check_failed(proxy, dial(proxy, b"GET / HTTP/1.0\r\n" + CLOSE), 504, "head-timeout", True)
+
+
+@pytest.mark.parametrize("head", [LENGTH, CHUNKED, SPLICED, b"X: y"])
+def test_the_idle_timeout(proxied, dial, head):
+    with scripted(says(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")) as server:
+        proxy = proxied(server.url, timeouts=timed(upstream_idle=SHORT))
+        check_failed(proxy, dial(proxy, GET), 0, "body-timeout", True)
+
+
+def test_the_queue_timeout(proxied, dial):
+    with scripted(says(b"")) as server:
+        proxy = proxied(ServerOptions(server.url, max_connections=1), timeouts=timed(queue=SHORT))
+        first = dial(proxy, GET)
+        wait_until(lambda: server.heads)
+        check_failed(proxy, dial(proxy, GET), 503, "queue-timeout", False)
+        reset(first)
+
+
+def test_the_upstream_send_timeout(proxied, dial):
+    go = Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        go.wait(PATIENCE)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(upstream_send=SHORT))
+        sock = dial(proxy, LONG_POST)
+        sending = gevent.spawn(flood, sock)
+        check_failed(proxy, sock, 504, "send-timeout", True)
+        go.set()
+        sending.get(timeout=PATIENCE)
+
+
+def flood(sock):
+    with contextlib.suppress(ConnectionError):
+        while True:
+            sock.sendall(bytes(65536))
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 50", b"Content-Length: 500000", b"Transfer-Encoding: chunked"])
+def test_the_request_body_timeout(proxied, dial, framing):
+    """A server that works for it already is left; it is not to blame."""
+    gone = Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        assert wait_gone(sock)[1]
+        gone.set()
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(request_body=SHORT))
+        sock = dial(proxy, b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + CLOSE + b"5\r\n12345\r\n")
+        check_failed(proxy, sock, 408, "client-timeout", False)
+        if framing != b"Content-Length: 50":
+            assert gone.wait(PATIENCE)
+        else:
+            assert server.accepted == 0
+
+
+@pytest.mark.parametrize("head", [CHUNKED, SPLICED])
+def test_the_send_timeout(proxied, dial, head):
+    """A client that takes nothing is not waited for, and the server not blamed; it is left."""
+    gone = Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                sock.sendall(b"ffff\r\n" + bytes(65535) + b"\r\n")
+        gone.set()
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(send=SHORT))
+        sock = dial(proxy, GET)
+        assert gone.wait(PATIENCE)
+        check_failed(proxy, sock, 0, "client-timeout", False)
+
+
+def test_a_client_that_pauses_longer_than_a_server_may(proxied, dial):
+    """The server's timeout is not the client's."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n" + SPLICED + b"\r\n\r\n")
+        sock.sendall(bytes(LARGE))
+        wait_gone(sock)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(upstream_idle=SHORT))
+        sock = dial(proxy, GET)
+        wait_until(lambda: any(conn.statistics().bytes_queued for conn in proxy.connections))
+        gevent.sleep(3 * SHORT)
+        assert drain(sock) > LARGE
+        assert record_of(proxy).reason == ""
+
+
+def drips(head):
+    """Return a script: an answer that comes byte by byte, and without an end."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                sock.sendall(b"1\r\nx\r\n")
+                gevent.sleep(0.01)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [(says(b""), 504), (drips(LENGTH + b"0000"), 0), (drips(CHUNKED), 0), (drips(SPLICED), 0)]
+)
+def test_the_total_timeout(proxied, dial, script, status):
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(total=SHORT))
+        check_failed(proxy, dial(proxy, GET), status, "total-timeout", status == 504)
+
+
+def test_the_total_timeout_of_who_waits(proxied, dial):
+    """No server is to blame for what it was not asked."""
+    with scripted(says(b"")) as server:
+        proxy = proxied(ServerOptions(server.url, max_connections=1), timeouts=timed())
+        first = dial(proxy, GET)
+        wait_until(lambda: server.heads)
+        proxy.gateway.timeouts = timed(total=SHORT)
+        proxy.gateway._usual = proxy.gateway._deadlines_for(proxy.gateway.timeouts)
+        check_failed(proxy, dial(proxy, GET), 504, "total-timeout", False)
+        reset(first)
+
+
+def test_the_total_timeout_of_a_slow_upload(proxied, dial):
+    """A client can't have a server ejected that waits for it."""
+    with scripted(says(b"")) as server:
+        proxy = proxied(server.url, timeouts=timed(total=SHORT))
+        check_failed(proxy, dial(proxy, LONG_POST + b"12345"), 504, "total-timeout", False)
+
+
+def test_the_header_timeout(proxied, dial, origin):
+    proxy = proxied(origin.url, timeouts=timed(request_header=SHORT))
+    assert status_of(read_all(dial(proxy, b"GET / HTTP/1.1\r\nHo"))) == 408
+    assert record_of(proxy).reason == "head-timeout"
+
+
+def test_the_keep_alive_timeout(proxied, dial, origin):
+    proxy = proxied(origin.url, timeouts=timed(keep_alive=SHORT))
+    assert read_all(dial(proxy, b"GET /x HTTP/1.1\r\n" + KEEP)).endswith(b"GET /x "), "and then the end"
+
+
+@pytest.mark.parametrize("talks", [False, True])
+def test_the_tunnel_timeout(proxied, dial, talks):
+    with scripted(says(SWITCH + b"hello")) as server:
+        proxy = proxied(server.url, timeouts=timed(tunnel=SHORT, total=SHORT / 2 if talks else None))
+        sock = dial(proxy, UPGRADE)
+        began = time.monotonic()
+        while talks and time.monotonic() - began < 4 * SHORT:
+            sock.sendall(b"x")
+            gevent.sleep(SHORT / 20)
+        came, was_reset = wait_gone(sock)
+        assert came.endswith(b"\r\n\r\nhello")
+        assert was_reset
+        assert record_of(proxy).duration > SHORT * (4 if talks else 1)
+
+
+# -- several things at once
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"nonsense\r\n"])
+@pytest.mark.parametrize("framing", [b"Content-Length: 100000", b"Transfer-Encoding: chunked"])
+def test_a_bad_answer_while_the_body_still_comes(proxied, dial, answer, framing):
+    """The client's rest is read by one greenlet at a time: it gets its 502."""
+    with scripted(says(answer)) as server:
+        proxy = proxied(server.url)
+        sock = dial(proxy, b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + KEEP + b"5\r\n12345\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 502"
+        assert record_of(proxy).reason == "bad-response"
+        assert not proxy.statistics().errors
+
+
+@pytest.mark.parametrize("phase", ["in the body", "in the answer"])
+def test_a_trial_that_ends_with_its_client(proxied, dial, phase):
+    """A server on trial whose client left is not blocked: the next request is its trial."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        if number <= 3:
+            return
+        if number == 4:
+            if phase == "in the answer":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+            wait_gone(sock)
+        else:
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, health=HealthOptions(max_fails=3, ejection_time=0.02, max_ejection=0.02))
+        health = server_of(proxy).health
+        for _ in range(3):
+            assert status_of(read_all(dial(proxy, GET))) == 502
+        wait_until(lambda: health.is_up(time.monotonic()))
+        sock = dial(proxy, LONG_POST + b"12345" if phase == "in the body" else GET)
+        wait_until(lambda: len(server.heads) == 4)
+        assert health.standing is Standing.TRYING
+        if phase == "in the answer":
+            assert sock.recv(12)
+        reset(sock)
+        wait_until(lambda: len(proxy.records) == 4)
+        assert health.standing is Standing.EJECTED
+        assert health.is_up(time.monotonic())
+        assert status_of(read_all(dial(proxy, GET))) == 200
+        assert health.standing is Standing.UP

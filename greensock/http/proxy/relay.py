@@ -127,8 +127,7 @@ class Relay:
         except BaseException as error:
             return self._blame(error)
         finally:
-            if not self._left:
-                self._leave()
+            self._leave_unjudged()
             guard = proxy.gateway.guard
             if guard is not None:
                 guard.answered(self.client, monotonic(), self.status)
@@ -245,6 +244,7 @@ class Relay:
     def _ask(self, server: UpstreamServer, payload: Payload) -> Failure | None:
         """Send the request and wait for the head of the answer; return what went wrong, if it was not the client."""
         conn = self.conn
+        self.exchange = None
         try:
             self._lease = lease = server.lease(self.deadlines)
             upstream_conn = lease.connection
@@ -372,6 +372,8 @@ class Relay:
         failure = failure_of(error)
         if failure is None:
             raise error  # the program's
+        if failure.reason == "total-timeout" and self.exchange is not None and self.exchange.is_sent:
+            failure.blames_server = True  # it had the request, and did not answer: it was not the client's time
         return failure
 
     def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
@@ -392,6 +394,7 @@ class Relay:
 
     def _fail(self, failure: Failure) -> bool:
         """Answer that it failed."""
+        self._leave_unjudged()  # before the rest of the body is dropped, which a greenlet may still be sending
         self.proxy.failures[failure.reason] += 1
         if self.record is not None:
             self.record.reason = failure.reason
@@ -437,6 +440,7 @@ class Relay:
 
     def _blame(self, error: BaseException) -> bool:
         """Answer what the client or the program is to blame for; raise it again if there is no answer to give."""
+        self._leave_unjudged()
         proxy, request = self.proxy, self.request
         if self.record is not None:
             self.record.reason = _token_of(error, self.conn)
@@ -472,6 +476,13 @@ class Relay:
             if self.exchange is not None:
                 self.exchange.stop_and_wait()
         self.left()
+
+    def _leave_unjudged(self) -> None:
+        """Let go of a server of which this request tells nothing, if it was not left before."""
+        if not self._left:
+            self._leave()
+            assert self.server is not None
+            self.server.abandoned()
 
     def left(self) -> None:
         """Count the request out of its server."""
