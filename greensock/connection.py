@@ -39,17 +39,26 @@ class Connection(Receiving, Sending):
 
     __slots__ = ()
 
-    def splice(self, other: Connection, count: int | None = None, *, timeout: Timeout = INHERIT) -> int:
+    def splice(
+        self,
+        other: Connection,
+        count: int | None = None,
+        *,
+        timeout: Timeout = INHERIT,
+        send_timeout: Timeout = INHERIT,
+    ) -> int:
         """Move what comes in here out to ``other``, in the kernel, until the end of input or ``count`` bytes.
 
-        Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole. Other sends on ``other``
-        wait until it is over. A failure of either side raises as ``recv`` or ``send`` does on that side
-        (``connection``).
+        Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole; with ``send_timeout`` only
+        for those for input, and that for those until ``other`` has taken it. Other sends on ``other`` wait until it is
+        over. A failure of either side raises as ``recv`` or ``send`` does on that side (``connection``).
         """
+        if send_timeout is INHERIT:
+            send_timeout = timeout
         self._hold_decoder()
         moved = 0
         if self._stash:
-            moved = self._send_stash(other, count, timeout)
+            moved = self._send_stash(other, count, send_timeout)
         if count is not None and moved >= count:
             return moved
         pipe = Pipe(self._wake_reader)
@@ -61,7 +70,7 @@ class Connection(Receiving, Sending):
                     break
                 moved += pulled
                 other._flush()
-                other._await_sent(pipe, timeout)
+                other._await_sent(pipe, send_timeout)
         finally:
             pipe.finish()
             other._flush()

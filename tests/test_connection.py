@@ -238,6 +238,13 @@ def test_splice_that_times_out_for_want_of_input(splice):
     assert read_exactly(splice.right, 6) == b"usable"
 
 
+def test_splice_waits_for_its_target_as_long_as_it_is_told(splice):
+    content = splice.stall(8_000_000, timeout=0.02, send_timeout=PATIENCE)
+    gevent.sleep(0.1)  # longer than for input
+    assert read_exactly_fast(splice.right, len(content)) == content
+    assert splice.moving.get(timeout=PATIENCE) == len(content)
+
+
 def test_splice_counts_what_is_queued(splice):
     content = splice.stall()
     # Never more than what was taken and has not gone out.

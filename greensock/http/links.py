@@ -28,6 +28,7 @@ from greensock.http.response_parser import ResponseParser
 __all__ = ["ClientConnection", "Lease", "Links"]
 
 _new_poll = get_original("select", "poll")
+_close = get_original("os", "close")  # gevent's waits for the next pass of the loop, and so would a reset
 _READABLE: int = select.POLLIN | select.POLLRDHUP
 
 _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
@@ -61,7 +62,7 @@ class ClientConnection(Connection):
         """Close the second descriptor, if there is one."""
         if self._spare >= 0:
             spare, self._spare = self._spare, -1
-            os.close(spare)
+            _close(spare)
 
     def hear(self, timeout: float | None) -> bytes:
         """Receive, from the second descriptor if the connection is lost and there is one."""

@@ -84,6 +84,9 @@ def _pieces(relay: Relay) -> Iterator[bytes]:
     while piece := body.read():
         watch(relay, piece)
         yield piece
+    # From here on nobody reads the client, which may leave while the server works.
+    if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):
+        relay.on_client_left()
 
 
 def _trailers(relay: Relay) -> Headers | None:

@@ -136,7 +136,8 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
         return Failure("queue-full", 503, Again.ALWAYS, blames_server=False, text=text)
     if isinstance(error, PhaseTimeout):
         phase = error.phase.value
-        return Failure(f"{phase}-timeout", error.status, _OF_TIMEOUT[phase], blames_server=phase != "queue", text=text)
+        blames_server = phase not in ("queue", "total")
+        return Failure(f"{phase}-timeout", error.status, _OF_TIMEOUT[phase], blames_server=blames_server, text=text)
     if in_body and isinstance(error, BadResponse | ConnectionLost | BodyTimeout):
         return Failure("body-incomplete", 502, text=text)
     if isinstance(error, BadResponse):

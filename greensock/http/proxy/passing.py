@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import gevent
+
 from greensock import Connection, OperationTimeout
-from greensock.http.errors import BadResponse, BodyTimeout, Reason
+from greensock.http.errors import BadResponse, BodyTimeout, Reason, TotalTimeout
 from greensock.http.events import Data, EndOfMessage, ResponseHead
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
@@ -248,14 +250,16 @@ class _Passage:
 
     def _splice(self, count: int) -> None:
         """Move the rest of a body of known length from socket to socket."""
-        relay, conn = self._relay, self._conn
-        seconds = relay.deadlines.timeouts.body
-        timeout = relay.deadlines.within(seconds, BodyTimeout, conn)
+        deadlines, conn, client = self._relay.deadlines, self._conn, self._client
+        seconds = deadlines.timeouts.body
+        total = deadlines.left(deadlines.total_due, TotalTimeout, deadlines.total, conn)
+        late = TotalTimeout(deadlines.total or 0.0, conn)
         try:
-            moved = conn.splice(self._client, count, timeout=timeout)
+            with gevent.Timeout(total, late):
+                moved = conn.splice(client, count, timeout=seconds, send_timeout=client.send_timeout)
         except OperationTimeout as error:
-            if error.connection is conn:
-                raise relay.deadlines.late(BodyTimeout, seconds, conn) from None
+            if error is not late and error.connection is conn:
+                raise BodyTimeout(seconds or 0.0, conn) from None
             raise
         conn.parser.skip_body(moved)
 

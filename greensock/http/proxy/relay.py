@@ -126,12 +126,10 @@ class Relay:
                 return self._forward(choice)
             return self._answer(choice, self.keep)
         except BaseException as error:
-            if not self._left:
-                self._leave()  # first: while the request is being sent, its body is not ours to drop
             return self._fail(error) if isinstance(error, Failure) else self._blame(error)
         finally:
             if not self._left:
-                self._leave()
+                self._leave_unjudged()
             guard = proxy.gateway.guard
             if guard is not None:
                 guard.answered(self.client, monotonic(), self.status)
@@ -272,6 +270,7 @@ class Relay:
     def _ask(self, server: UpstreamServer, payload: Payload) -> Failure | None:
         """Send the request and wait for the head of the answer; return what went wrong, if it was not the client."""
         conn, body, deadlines = self.conn, self.request.body, self.deadlines
+        self.exchange = None
         try:
             self._lease = lease = server.lease(deadlines)
             upstream_conn = lease.connection
@@ -283,7 +282,7 @@ class Relay:
             call = call_for(self, server, payload)
             # A client that leaves is noticed while the server works, but not before its body was read.
             if self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended):
-                if not conn.notify_disconnect(self._on_client_left):
+                if not conn.notify_disconnect(self.on_client_left):
                     self._client_left = True
                     raise Failure("client-left", CLIENT_LEFT, blames_server=False)
             self.exchange = exchange = Exchange(call, upstream_conn, deadlines)
@@ -299,12 +298,15 @@ class Relay:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
         if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
             raise error
-        self.exchange = Exchange(call, lease.renew(self.deadlines), self.deadlines)
+        upstream_conn = lease.renew(self.deadlines)
+        if self._client_left:  # meanwhile: there was no connection to reset
+            raise error
+        self.exchange = Exchange(call, upstream_conn, self.deadlines)
         return self.exchange.run()
 
     # -- when it does not go well
 
-    def _on_client_left(self) -> None:
+    def on_client_left(self) -> None:
         """The client left while the server works. In the hub."""
         self._client_left = True
         if self._lease is not None and self._lease.connection is not None:
@@ -321,6 +323,8 @@ class Relay:
         failure = failure_of(error)
         if failure is None:
             raise error  # the program's
+        if failure.reason == "total-timeout" and self.exchange is not None and self.exchange.is_sent:
+            failure.blames_server = True  # it had the request, and did not answer: it was not the client's time
         return failure
 
     def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
@@ -341,6 +345,7 @@ class Relay:
 
     def _fail(self, failure: Failure) -> bool:
         """Answer that it failed."""
+        self._leave_unjudged()  # before the rest of the body is dropped, which a greenlet may still be sending
         self.proxy.failures[failure.reason] += 1
         if self.record is not None:
             self.record.reason = failure.reason
@@ -389,6 +394,7 @@ class Relay:
 
     def _blame(self, error: BaseException) -> bool:
         """Answer what the client or the program is to blame for; raise it again if there is no answer to give."""
+        self._leave_unjudged()
         proxy, request = self.proxy, self.request
         if self.record is not None:
             self.record.reason = _token_of(error, self.conn)
@@ -437,6 +443,13 @@ class Relay:
             if self.exchange is not None:
                 self.exchange.stop_and_wait()
         self.left()
+
+    def _leave_unjudged(self) -> None:
+        """Let go of a server of which this request tells nothing, if it was not left before."""
+        if not self._left:
+            self._leave()
+            assert self.server is not None
+            self.server.abandoned()
 
     def left(self) -> None:
         """Count the request out of its server."""

@@ -136,11 +136,15 @@ class UpstreamServer:
         """Note that a request failed, and log it if the server is ejected with that."""
         now = monotonic()
         if not failure.blames_server:
-            if not self.health.is_clear:
-                self.health.abandoned(now)
+            self.abandoned()
         elif self.health.failed(now):
             seconds = (self.health.ejected_until or now) - now
             log.warning("%s gets no requests for %.1f s: %s", self.name, seconds, failure)
+
+    def abandoned(self) -> None:
+        """Note that a request ended, and nothing is known of the server: the client left, say."""
+        if not self.health.is_clear:
+            self.health.abandoned(monotonic())
 
     def succeeded(self) -> None:
         """Note that a request was answered."""
