@@ -50,7 +50,7 @@ TABLE = [
     (SendTimeout(1), "send-timeout", 504, "repeatable", 1, "connection_write_timeout"),
     (HeadTimeout(1), "head-timeout", 504, "repeatable", 1, "connection_read_timeout"),
     (BodyTimeout(1), "body-timeout", 504, "never", 1, "connection_read_timeout"),
-    (TotalTimeout(1), "total-timeout", 504, "never", 1, "http_response_timeout"),
+    (TotalTimeout(1), "total-timeout", 504, "never", 0, "http_response_timeout"),
     (ConnectionLost("it was reset"), "no-response", 502, "repeatable", 1, "connection_terminated"),
     (bad_response(Reason.NO_RESPONSE), "no-response", 502, "repeatable", 1, "connection_terminated"),
     (bad_response(Reason.INCOMPLETE), "no-response", 502, "repeatable", 1, "connection_terminated"),
@@ -87,7 +87,8 @@ def test_before_the_head_is_out(error, reason, status, again, blames, told):
 )
 def test_in_the_body_nothing_is_asked_again(error, reason):
     found = failure_of(error, in_body=True)
-    assert (found.reason, found.again, found.blames_server) == (reason, Again.NEVER, True)
+    assert (found.reason, found.again) == (reason, Again.NEVER)
+    assert found.blames_server is (reason != "total-timeout"), "the client may have been the slow one"
 
 
 @pytest.mark.parametrize(
