@@ -206,6 +206,27 @@ def test_trailers_make_no_claims(proxied):
         assert server.heads[1] == b"0\r\nX-One: 1\r\n\r\n"
 
 
+@pytest.mark.parametrize("rest", [60_000, 3_000_000])
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 2\r\n\r\nno", b"Transfer-Encoding: chunked\r\n\r\n2\r\nno\r\n0\r\n\r\n"]
+)
+def test_an_early_answer_says_whether_the_connection_goes_on(proxied, rest, framing):
+    def script(server, sock, number):
+        assert server.head(sock)
+        sock.sendall(b"HTTP/1.1 403 Forbidden\r\n" + framing)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url, max_replay=0)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % rest + bytes(1000))
+        answer = b""
+        while not answer.endswith((b"no", b"0\r\n\r\n")):
+            answer += sock.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert (b"Connection: close" in answer) is (rest > 65536 + 1000)
+        if rest > 65536 + 1000:
+            assert read_all(sock) == b""
+
+
 def test_early_hints_go_by(proxied):
     def script(server, sock, number):
         server.head(sock)

@@ -67,7 +67,7 @@ def pass_answer(relay: Relay) -> bool:
 
 def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
     """Pass on an answer that came whole, without chunks: the common case."""
-    proxy, request, client, keep = relay.proxy, relay.request, relay.conn, relay.keep and not relay.proxy.draining
+    proxy, request, client, keep = relay.proxy, relay.request, relay.conn, _may_keep(relay)
     length, status = head.content_length, head.status
     if length is None and status != 204 and status != 304 and request.method != "HEAD":
         length = 0
@@ -80,6 +80,16 @@ def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
         proxy.watch_response_body(relay, body)
     client.send(written + body if len(body) <= JOINED else [written, body])
     return _go_on(relay, keep)
+
+
+def _may_keep(relay: Relay) -> bool:
+    """Whether the answer may say that the client's connection goes on."""
+    request, exchange = relay.request, relay.exchange
+    keep = relay.keep and not relay.proxy.draining
+    if keep and request.body is not NO_BODY and not request.body.is_ended:
+        if exchange is None or not exchange.is_sending:  # else what is left is still being sent to the server
+            keep = relay.proxy._can_discard(request)
+    return keep
 
 
 def _go_on(relay: Relay, keep: bool) -> bool:
@@ -170,8 +180,7 @@ class _Passage:
     def run(self) -> bool:
         relay, request = self._relay, self._relay.request
         framing = self._framing()
-        if relay.proxy.draining:
-            self._keep = False
+        self._keep = self._keep and _may_keep(relay)
         written = _written_head(relay, self._head, self._keep) + framing
         request.is_answered = True
         request.body.stop_awaiting()
