@@ -3,6 +3,7 @@
 import http
 import json
 import signal
+import socket
 import threading
 
 from websockets.exceptions import ConnectionClosed
@@ -26,7 +27,8 @@ def handle(conn):
         elif path == "/ping":
             conn.send("alive" if conn.ping().wait(10) else "dead")
         elif path == "/drop":
-            conn.socket.close()
+            # close() would send no FIN while the thread that receives is in recv().
+            conn.socket.shutdown(socket.SHUT_RDWR)
         else:
             for message in conn:
                 conn.send(message)
