@@ -5,7 +5,6 @@ from gevent import monkey
 monkey.patch_all()
 
 import argparse
-import gc
 import logging
 import resource
 import signal
@@ -106,10 +105,6 @@ def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
     if sites:
         print("No server was named: the proxy stands before a site of its own, two servers and an echo of WebSockets.")
     failed = bool(sites) and not take_tour(proxies[0], sites)
-    # Requests leave no cycles, but those in flight look like growth to the collector: 7 % of the time went there.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
     if not once:
         others = [gevent.spawn(proxy.serve_forever) for proxy in proxies[1:]]
         proxies[0].serve_forever()

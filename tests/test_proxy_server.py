@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import select
 import socket
@@ -20,12 +21,15 @@ from greensock.http import (
     HTTPError,
     ProxyTimeouts,
     Redirect,
+    Relay,
+    Request,
     Response,
     ReverseProxy,
     Route,
     ServerOptions,
     StaticAnswer,
 )
+from greensock.http.exchange import Exchange
 
 
 @pytest.fixture
@@ -225,6 +229,27 @@ def test_an_early_answer_says_whether_the_connection_goes_on(proxied, rest, fram
         assert (b"Connection: close" in answer) is (rest > 65536 + 1000)
         if rest > 65536 + 1000:
             assert read_all(sock) == b""
+
+
+def test_requests_leave_nothing_to_the_garbage_collector(proxied, origin, connect):
+    """What is collected is collected at the cost of others: a pause of milliseconds."""
+    proxy, _sock = proxied(origin.url)
+    asked = [
+        ("GET / HTTP/1.1\n", b""),
+        ("GET /large/400000 HTTP/1.1\n", b""),
+        ("GET /chunked HTTP/1.1\n", b""),
+        ("POST / HTTP/1.1\nContent-Length: 100000\n", bytes(100000)),
+        ("POST / HTTP/1.1\nTransfer-Encoding: chunked\n", b"3\r\nabc\r\n0\r\n\r\n"),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        for head, body in asked * 2:
+            assert ask(connect(proxy), head + CLOSE, body)[0] == 200
+        wait_until(lambda: len(proxy.records) == 10)
+        wait_until(lambda: not [each for each in gc.get_objects() if isinstance(each, Relay | Exchange | Request)])
+    finally:
+        gc.enable()
 
 
 def test_early_hints_go_by(proxied):

@@ -130,6 +130,7 @@ class Relay:
         finally:
             if not self._left:
                 self._leave_unjudged()
+            self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
             guard = proxy.gateway.guard
             if guard is not None:
                 guard.answered(self.client, monotonic(), self.status)
