@@ -6,6 +6,7 @@ import contextlib
 import re
 import select
 import socket
+import time
 
 import gevent
 import pytest
@@ -689,3 +690,66 @@ def send_on(sock):
 
 def sock_takes(sock):
     return bool(select.select([], [sock], [], 0.05)[1])
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_tiny_chunks_do_not_hold_up_the_others(proxied, way):
+    tiny = b"1\r\nx\r\n" * 30_000
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n"
+
+    def script(server, sock, _):
+        server.head(sock)
+        if way == "down":
+            sock.sendall(b"HTTP/1.1 200 OK\r\n" + chunked + tiny + b"0\r\n\r\n")
+        while sock.recv(65536):
+            pass
+
+    def client():
+        with contextlib.suppress(OSError):
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + (chunked + tiny if way == "up" else b"\r\n"))
+            while sock.recv(1 << 20):
+                pass
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        job = gevent.spawn(client)
+        worst, before, ticks = 0.0, time.thread_time(), 0
+        while ticks < 100:  # the longest time, of the processor, for which another greenlet had to wait
+            gevent.sleep(0.001)
+            now = time.thread_time()
+            worst, before, ticks = max(worst, now - before), now, ticks + 1
+        sock.shutdown(socket.SHUT_RDWR)
+        job.join()
+        wait_until(lambda: proxy.records)
+    assert worst < 0.08  # it was 0.19 and 0.24
+
+
+def test_a_spliced_body_ends_with_the_total_time(proxied):
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+        for _ in range(150):
+            sock.sendall(b"x" * 100)
+            gevent.sleep(0.02)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(total=0.3))
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == "total-timeout"
+    assert proxy.records[0].duration < 1.5
+
+
+def test_a_client_that_takes_nothing_of_a_spliced_body(proxied):
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+        send_on(sock)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(send=0.3, upstream_idle=5.0))
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == "client-timeout"
+    assert proxy.records[0].duration < 3
+    assert not proxy.failures

@@ -9,11 +9,13 @@ Where an answer breaks off after its head went out, the client's connection is r
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from greensock import Connection, OperationTimeout
 from greensock.http.errors import BadResponse, BodyTimeout, Reason
 from greensock.http.events import Data, EndOfMessage, ResponseHead
+from greensock.http.fairness import let_others_run
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
@@ -225,13 +227,16 @@ class _Passage:
         next_event, feed = conn.parser.next_event, conn.parser.feed
         left = self._left
         assert relay.exchange is not None
-        may_splice = relay.exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
+        # A reset spills what is in the pipe; and nothing in a splice looks at the time that is left for all of it.
+        may_splice = relay.exchange.is_sent and not relay.proxy.watches_responses and deadlines.total_due == inf
         if left is not None and left - len(self._first) >= SPLICED and may_splice:
             self._splice(left - len(self._first))
+        began = 0.0
         while True:
             event = next_event()
             if type(event) is Data:
                 client.send(self._watched(event.data))
+                began = let_others_run(began)
             elif type(event) is EndOfMessage:
                 if self._chunked:
                     client.send(self._last_chunk(event.trailers))
@@ -249,10 +254,10 @@ class _Passage:
     def _splice(self, count: int) -> None:
         """Move the rest of a body of known length from socket to socket."""
         relay, conn = self._relay, self._conn
-        seconds = relay.deadlines.timeouts.body
-        timeout = relay.deadlines.within(seconds, BodyTimeout, conn)
+        # Not an argument: that would be for the client as well, which has a send_timeout of its own.
+        conn.recv_timeout = seconds = relay.deadlines.timeouts.body
         try:
-            moved = conn.splice(self._client, count, timeout=timeout)
+            moved = conn.splice(self._client, count)
         except OperationTimeout as error:
             if error.connection is conn:
                 raise relay.deadlines.late(BodyTimeout, seconds, conn) from None
