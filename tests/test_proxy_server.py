@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 import select
 import socket
@@ -753,3 +755,46 @@ def test_a_client_that_takes_nothing_of_a_spliced_body(proxied):
     assert proxy.records[0].reason == "client-timeout"
     assert proxy.records[0].duration < 3
     assert not proxy.failures
+
+
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_an_answer_until_the_end_that_a_reset_ends(proxied, ends_first):
+    """A reset is no end, unless the server had said that this was all."""
+    passed = Event()
+
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nx")
+        assert passed.wait(PATIENCE)
+        if ends_first:
+            sock.shutdown(socket.SHUT_WR)
+        reset(sock)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+        sending = gevent.spawn(send_on, sock)
+        answer = b""
+        while not answer.endswith(b"1\r\nx\r\n"):
+            answer += read_exactly(sock, 1)
+        wait_until(lambda: not sock_takes(sock))  # all buffers are full
+        passed.set()
+        rest = b""
+        with contextlib.suppress(ConnectionError):
+            rest = read_all(sock)
+        sending.kill()
+        wait_until(lambda: proxy.records)
+    assert rest == (b"0\r\n\r\n" if ends_first else b"")
+    assert proxy.records[0].reason == ("" if ends_first else "body-incomplete")
+
+
+def test_an_upload_without_a_descriptor_to_spare(proxied, origin, monkeypatch):
+    _proxy, sock = proxied(origin.url)
+
+    def none_left(fd):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", none_left)
+    status, _answer = ask(sock, f"POST / HTTP/1.1\nContent-Length: 30000\n{CLOSE}", b"x" * 30000)
+    monkeypatch.undo()
+    assert status == 200
