@@ -798,3 +798,32 @@ def test_an_upload_without_a_descriptor_to_spare(proxied, origin, monkeypatch):
     status, _answer = ask(sock, f"POST / HTTP/1.1\nContent-Length: 30000\n{CLOSE}", b"x" * 30000)
     monkeypatch.undo()
     assert status == 200
+
+
+def test_an_answer_that_comes_while_a_request_is_edited(proxied):
+    editing = Event()
+
+    class Slow(Recorded):
+        def edit_request(self, relay, headers):
+            if relay.request.target == b"/2":
+                editing.set()
+                gevent.sleep(0.1)
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(OK)
+        if number == 1:
+            assert editing.wait(PATIENCE)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+        if server.head(sock):
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url, kind=Slow)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += read_exactly(sock, 1)
+        status, answer = ask(sock, f"GET /2 HTTP/1.1\n{CLOSE}")
+    assert status == 200
+    assert answer.endswith(b"\r\n\r\nok")

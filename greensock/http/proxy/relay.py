@@ -271,6 +271,8 @@ class Relay:
         """Send the request and wait for the head of the answer; return what went wrong, if it was not the client."""
         conn, body, deadlines = self.conn, self.request.body, self.deadlines
         try:
+            # First what may block, if the program edits: a connection is looked at just before it is used.
+            call = call_for(self, server, payload)
             self._lease = lease = server.lease(deadlines)
             upstream_conn = lease.connection
             assert upstream_conn is not None
@@ -278,7 +280,6 @@ class Relay:
                 introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
-            call = call_for(self, server, payload)
             # A client that leaves is noticed while the server works, but not before its body was read.
             if self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended):
                 if not conn.notify_disconnect(self._on_client_left):
