@@ -827,3 +827,31 @@ def test_an_answer_that_comes_while_a_request_is_edited(proxied):
         status, answer = ask(sock, f"GET /2 HTTP/1.1\n{CLOSE}")
     assert status == 200
     assert answer.endswith(b"\r\n\r\nok")
+
+
+@pytest.mark.parametrize("farewell", [b"", b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"])
+def test_a_body_that_begins_late_on_a_kept_connection(proxied, farewell):
+    """The server is told of the request at once: one that hears nothing closes a kept connection, and may say so."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(OK)
+        sock.settimeout(0.3)
+        try:
+            server.head(sock)
+        except TimeoutError:
+            sock.sendall(farewell)
+            return
+        sock.settimeout(PATIENCE)
+        assert read_exactly(sock, 11) == b"1\r\nx\r\n0\r\n\r\n"
+        sock.sendall(OK)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += read_exactly(sock, 1)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        gevent.sleep(0.5)
+        assert ask(sock, "", b"1\r\nx\r\n0\r\n\r\n")[0] == 200

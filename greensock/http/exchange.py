@@ -367,6 +367,10 @@ class Exchange:
     def _send_pieces(self, first: bytes) -> None:
         payload, conn = self._call.payload, self._conn
         chunked = payload.length is None
+        if first and not payload.is_replayable:
+            # It comes from somebody who may take his time. A server that hears nothing meanwhile closes what was kept.
+            self._push(conn.send, first)
+            first = b""
         began = 0.0
         for piece in payload.pieces():
             if isinstance(piece, Segment):
