@@ -23,12 +23,15 @@ from greensock.http import (
     HTTPError,
     ProxyTimeouts,
     Redirect,
+    Relay,
     Response,
     ReverseProxy,
     Route,
     ServerOptions,
     StaticAnswer,
+    links,
 )
+from greensock.poller import get_poller
 
 
 @pytest.fixture
@@ -855,3 +858,62 @@ def test_a_body_that_begins_late_on_a_kept_connection(proxied, farewell):
         sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
         gevent.sleep(0.5)
         assert ask(sock, "", b"1\r\nx\r\n0\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_second_try_on_a_fresh_connection(proxied, monkeypatch, leaves):
+    connecting, connected = Event(), Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(OK)
+        server.head(sock)  # and closes: the first one dies, asked for the second time
+
+    real, made = links.connect, []
+
+    def connect(*arguments, **options):
+        made.append(real(*arguments, **options))
+        if len(made) == 2:
+            connecting.set()
+            assert connected.wait(PATIENCE)
+        return made[-1]
+
+    monkeypatch.setattr(links, "connect", connect)
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += read_exactly(sock, 1)
+        sock.sendall(b"GET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert connecting.wait(PATIENCE)
+        if leaves:
+            sock.close()
+            gevent.sleep(0.05)
+        connected.set()
+        wait_until(lambda: len(proxy.records) == 2)
+        made.clear()
+    assert len(server.heads) == (2 if leaves else 3)
+    record = proxy.records[1]
+    assert record.status == (499 if leaves else 200)
+    if not leaves:
+        assert not record.reused
+        assert record.connect_time
+
+
+def test_a_tunnel_that_can_not_begin(proxied, monkeypatch):
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert not sock.recv(1)
+
+    def closed_meanwhile(relay):
+        relay.conn.abort()
+        return b"x"
+
+    monkeypatch.setattr(Relay, "client_rest", closed_meanwhile)
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, server_options={"abort_on_eof": False})
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        wait_until(lambda: proxy.records)
+        wait_until(lambda: not any(isinstance(each, links.ClientConnection) for each in get_poller().endpoints.values()))

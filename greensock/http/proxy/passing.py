@@ -319,12 +319,12 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     relay.proxy._statuses[head.status] += 1
     client.send(b"%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (line, lines, upgrade))
     upstream = relay.take_lease().detach()
-    upstream.unread(upstream.parser.take_rest())
-    client.unread(relay.client_rest())
-    if relay.server is not None:
-        relay.server.succeeded()
-    relay.proxy.tunnels += 1
     try:
+        upstream.unread(upstream.parser.take_rest())
+        client.unread(relay.client_rest())
+        if relay.server is not None:
+            relay.server.succeeded()
+        relay.proxy.tunnels += 1
         if not run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route)) and relay.record:
             relay.record.reason = "tunnel-timeout"
     finally:

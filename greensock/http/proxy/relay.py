@@ -298,7 +298,12 @@ class Relay:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
         if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
             raise error
-        self.exchange = Exchange(call, lease.renew(self.deadlines), self.deadlines)
+        conn = lease.renew(self.deadlines)
+        if self._client_left:  # meanwhile
+            raise error
+        if self.record is not None:
+            self._note_connected(lease)
+        self.exchange = Exchange(call, conn, self.deadlines)
         return self.exchange.run()
 
     # -- when it does not go well
