@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import os
 import re
 import select
 import socket
+import time
 
 import gevent
 import pytest
@@ -28,8 +31,10 @@ from greensock.http import (
     Route,
     ServerOptions,
     StaticAnswer,
+    links,
 )
 from greensock.http.exchange import Exchange
+from greensock.poller import get_poller
 
 
 @pytest.fixture
@@ -758,3 +763,226 @@ def send_on(sock):
 
 def sock_takes(sock):
     return bool(select.select([], [sock], [], 0.05)[1])
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_tiny_chunks_do_not_hold_up_the_others(proxied, way):
+    tiny = b"1\r\nx\r\n" * 30_000
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n"
+
+    def script(server, sock, _):
+        server.head(sock)
+        if way == "down":
+            sock.sendall(b"HTTP/1.1 200 OK\r\n" + chunked + tiny + b"0\r\n\r\n")
+        while sock.recv(65536):
+            pass
+
+    def client():
+        with contextlib.suppress(OSError):
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + (chunked + tiny if way == "up" else b"\r\n"))
+            while sock.recv(1 << 20):
+                pass
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        job = gevent.spawn(client)
+        worst, before, ticks = 0.0, time.thread_time(), 0
+        while ticks < 100:  # the longest time, of the processor, for which another greenlet had to wait
+            gevent.sleep(0.001)
+            now = time.thread_time()
+            worst, before, ticks = max(worst, now - before), now, ticks + 1
+        sock.shutdown(socket.SHUT_RDWR)
+        job.join()
+        wait_until(lambda: proxy.records)
+    assert worst < 0.08  # it was 0.19 and 0.24
+
+
+def test_a_spliced_body_ends_with_the_total_time(proxied):
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+        for _ in range(150):
+            sock.sendall(b"x" * 100)
+            gevent.sleep(0.02)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(total=0.3))
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == "total-timeout"
+    assert proxy.records[0].duration < 1.5
+
+
+def test_a_client_that_takes_nothing_of_a_spliced_body(proxied):
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+        send_on(sock)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(send=0.3, upstream_idle=5.0))
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == "client-timeout"
+    assert proxy.records[0].duration < 3
+    assert not proxy.failures
+
+
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_an_answer_until_the_end_that_a_reset_ends(proxied, ends_first):
+    """A reset is no end, unless the server had said that this was all."""
+    passed = Event()
+
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\nx")
+        assert passed.wait(PATIENCE)
+        if ends_first:
+            sock.shutdown(socket.SHUT_WR)
+        reset(sock)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+        sending = gevent.spawn(send_on, sock)
+        answer = b""
+        while not answer.endswith(b"1\r\nx\r\n"):
+            answer += read_exactly(sock, 1)
+        wait_until(lambda: not sock_takes(sock))  # all buffers are full
+        passed.set()
+        rest = b""
+        with contextlib.suppress(ConnectionError):
+            rest = read_all(sock)
+        sending.kill()
+        wait_until(lambda: proxy.records)
+    assert rest == (b"0\r\n\r\n" if ends_first else b"")
+    assert proxy.records[0].reason == ("" if ends_first else "body-incomplete")
+
+
+def test_an_upload_without_a_descriptor_to_spare(proxied, origin, monkeypatch):
+    _proxy, sock = proxied(origin.url)
+
+    def none_left(fd):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "dup", none_left)
+    status, _answer = ask(sock, f"POST / HTTP/1.1\nContent-Length: 30000\n{CLOSE}", b"x" * 30000)
+    monkeypatch.undo()
+    assert status == 200
+
+
+def test_an_answer_that_comes_while_a_request_is_edited(proxied):
+    editing = Event()
+
+    class Slow(Recorded):
+        def edit_request(self, relay, headers):
+            if relay.request.target == b"/2":
+                editing.set()
+                gevent.sleep(0.1)
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(OK)
+        if number == 1:
+            assert editing.wait(PATIENCE)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+        if server.head(sock):
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url, kind=Slow)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += read_exactly(sock, 1)
+        status, answer = ask(sock, f"GET /2 HTTP/1.1\n{CLOSE}")
+    assert status == 200
+    assert answer.endswith(b"\r\n\r\nok")
+
+
+@pytest.mark.parametrize("farewell", [b"", b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"])
+def test_a_body_that_begins_late_on_a_kept_connection(proxied, farewell):
+    """The server is told of the request at once: one that hears nothing closes a kept connection, and may say so."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(OK)
+        sock.settimeout(0.3)
+        try:
+            server.head(sock)
+        except TimeoutError:
+            sock.sendall(farewell)
+            return
+        sock.settimeout(PATIENCE)
+        assert read_exactly(sock, 11) == b"1\r\nx\r\n0\r\n\r\n"
+        sock.sendall(OK)
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += read_exactly(sock, 1)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        gevent.sleep(0.5)
+        assert ask(sock, "", b"1\r\nx\r\n0\r\n\r\n")[0] == 200
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_second_try_on_a_fresh_connection(proxied, monkeypatch, leaves):
+    connecting, connected = Event(), Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(OK)
+        server.head(sock)  # and closes: the first one dies, asked for the second time
+
+    real, made = links.connect, []
+
+    def connect(*arguments, **options):
+        made.append(real(*arguments, **options))
+        if len(made) == 2:
+            connecting.set()
+            assert connected.wait(PATIENCE)
+        return made[-1]
+
+    monkeypatch.setattr(links, "connect", connect)
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += read_exactly(sock, 1)
+        sock.sendall(b"GET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert connecting.wait(PATIENCE)
+        if leaves:
+            sock.close()
+            gevent.sleep(0.05)
+        connected.set()
+        wait_until(lambda: len(proxy.records) == 2)
+        made.clear()
+    assert len(server.heads) == (2 if leaves else 3)
+    record = proxy.records[1]
+    assert record.status == (499 if leaves else 200)
+    if not leaves:
+        assert not record.reused
+        assert record.connect_time
+
+
+def test_a_tunnel_that_can_not_begin(proxied, monkeypatch):
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert not sock.recv(1)
+
+    def closed_meanwhile(relay):
+        relay.conn.abort()
+        return b"x"
+
+    monkeypatch.setattr(Relay, "client_rest", closed_meanwhile)
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, server_options={"abort_on_eof": False})
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        wait_until(lambda: proxy.records)
+        ends = get_poller().endpoints.values()
+        wait_until(lambda: not any(isinstance(each, links.ClientConnection) for each in ends))

@@ -24,6 +24,7 @@ from greensock import ConnectionClosed, ConnectionLost, OperationTimeout
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import BadResponse, HeadTimeout, Reason, SendTimeout
 from greensock.http.events import ResponseHead
+from greensock.http.fairness import let_others_run
 from greensock.http.headers import Headers
 from greensock.http.links import ClientConnection
 from greensock.http.payload import Payload, Segment
@@ -33,9 +34,6 @@ __all__ = ["IDEMPOTENT", "WITH_BODY", "Call", "Exchange", "Interim", "Trailers"]
 
 #: Up to so many bytes a body goes out with its head, in one write and without listening meanwhile.
 JOINED = 16384
-#: After so many bytes others get their turn.
-BREATH = 1 << 20
-
 #: What may be told of answers 1xx.
 Interim = Callable[[ResponseHead], object]
 #: The fields behind a body in chunks, or what returns them once the body is out.
@@ -369,21 +367,21 @@ class Exchange:
     def _send_pieces(self, first: bytes) -> None:
         payload, conn = self._call.payload, self._conn
         chunked = payload.length is None
-        unbroken = 0
+        if first and not payload.is_replayable:
+            # It comes from somebody who may take his time. A server that hears nothing meanwhile closes what was kept.
+            self._push(conn.send, first)
+            first = b""
+        began = 0.0
         for piece in payload.pieces():
             if isinstance(piece, Segment):
                 if first:
                     self._push(conn.send, first)
                 self._push(self._send_segment, piece)
-                unbroken += piece.size
             else:
                 buffers = write_chunk(piece) if chunked else [piece]
                 self._push(conn.send, [first, *buffers] if first else buffers)
-                unbroken += len(piece)
             first = b""
-            if unbroken >= BREATH:
-                unbroken = 0
-                gevent.sleep(0)
+            began = let_others_run(began)
         if chunked:
             trailers = self._call.trailers
             last = write_last_chunk(trailers() if callable(trailers) else trailers)

@@ -7,6 +7,8 @@ there are some. All of it belongs to one hub: a client is used in the thread it 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import select
 import weakref
@@ -56,7 +58,8 @@ class ClientConnection(Connection):
         way: it would be lost.
         """
         if self._spare < 0:
-            self._spare = os.dup(self.fileno())
+            with contextlib.suppress(OSError):  # none is left: it may never be needed
+                self._spare = os.dup(self.fileno())
 
     def drop_spare(self) -> None:
         """Close the second descriptor, if there is one."""
@@ -65,16 +68,19 @@ class ClientConnection(Connection):
             _close(spare)
 
     def hear(self, timeout: float | None) -> bytes:
-        """Receive, from the second descriptor if the connection is lost and there is one."""
+        """Receive, from the second descriptor if the connection is lost and there is one.
+
+        An end that a reset made is none: an answer that ends with its connection would look whole.
+        """
         try:
             return self.recv(timeout=timeout)
-        except ConnectionLost:
+        except ConnectionLost as lost:
             if self._spare < 0:
                 raise
-            try:
-                return os.read(self._spare, self.recv_size)
-            except OSError:
-                pass  # that was all
+            with contextlib.suppress(OSError):
+                data = os.read(self._spare, self.recv_size)
+                if data or getattr(lost.__cause__, "errno", None) == errno.EPIPE:  # FIN had come before the reset
+                    return data
             raise
 
     def _release(self) -> None:

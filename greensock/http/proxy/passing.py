@@ -16,6 +16,7 @@ import gevent
 from greensock import Connection, OperationTimeout
 from greensock.http.errors import BadResponse, BodyTimeout, Reason, TotalTimeout
 from greensock.http.events import Data, EndOfMessage, ResponseHead
+from greensock.http.fairness import let_others_run
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
@@ -239,10 +240,12 @@ class _Passage:
         may_splice = relay.exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
         if left is not None and left - len(self._first) >= SPLICED and may_splice:
             self._splice(left - len(self._first))
+        began = 0.0
         while True:
             event = next_event()
             if type(event) is Data:
                 client.send(self._watched(event.data))
+                began = let_others_run(began)
             elif type(event) is EndOfMessage:
                 if self._chunked:
                     client.send(self._last_chunk(event.trailers))
@@ -327,12 +330,12 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     relay.proxy._statuses[head.status] += 1
     client.send(b"%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (line, lines, upgrade))
     upstream = relay.take_lease().detach()
-    upstream.unread(upstream.parser.take_rest())
-    client.unread(relay.client_rest())
-    if relay.server is not None:
-        relay.server.succeeded()
-    relay.proxy.tunnels += 1
     try:
+        upstream.unread(upstream.parser.take_rest())
+        client.unread(relay.client_rest())
+        if relay.server is not None:
+            relay.server.succeeded()
+        relay.proxy.tunnels += 1
         if not run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route)) and relay.record:
             relay.record.reason = "tunnel-timeout"
     finally:

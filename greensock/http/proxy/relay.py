@@ -273,6 +273,8 @@ class Relay:
         conn, body, deadlines = self.conn, self.request.body, self.deadlines
         self.exchange = None
         try:
+            # First what may block, if the program edits: a connection is looked at just before it is used.
+            call = call_for(self, server, payload)
             self._lease = lease = server.lease(deadlines)
             upstream_conn = lease.connection
             assert upstream_conn is not None
@@ -280,7 +282,6 @@ class Relay:
                 introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
-            call = call_for(self, server, payload)
             # A client that leaves is noticed while the server works, but not before its body was read.
             if self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended):
                 if not conn.notify_disconnect(self.on_client_left):
@@ -302,6 +303,8 @@ class Relay:
         upstream_conn = lease.renew(self.deadlines)
         if self._client_left:  # meanwhile: there was no connection to reset
             raise error
+        if self.record is not None:
+            self._note_connected(lease)
         self.exchange = Exchange(call, upstream_conn, self.deadlines)
         return self.exchange.run()
 
