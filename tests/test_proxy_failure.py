@@ -87,7 +87,8 @@ def test_before_the_head_is_out(error, reason, status, again, blames, told):
 )
 def test_in_the_body_nothing_is_asked_again(error, reason):
     found = failure_of(error, in_body=True)
-    assert (found.reason, found.again, found.blames_server) == (reason, Again.NEVER, True)
+    blames_server = reason != "total-timeout"  # it may be the client that was slow
+    assert (found.reason, found.again, found.blames_server) == (reason, Again.NEVER, blames_server)
 
 
 @pytest.mark.parametrize(

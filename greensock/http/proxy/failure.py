@@ -37,7 +37,7 @@ import errno
 from socket import gaierror
 
 from greensock import ConnectFailed, ConnectionClosed, ConnectionLost
-from greensock.http.errors import BadResponse, BodyTimeout, PhaseTimeout, QueueFull, Reason
+from greensock.http.errors import BadResponse, PhaseTimeout, QueueFull, Reason
 
 __all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "failure_of"]
 
@@ -136,8 +136,10 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
         return Failure("queue-full", 503, Again.ALWAYS, blames_server=False, text=text)
     if isinstance(error, PhaseTimeout):
         phase = error.phase.value
-        return Failure(f"{phase}-timeout", error.status, _OF_TIMEOUT[phase], blames_server=phase != "queue", text=text)
-    if in_body and isinstance(error, BadResponse | ConnectionLost | BodyTimeout):
+        # That all of it took too long in the middle of a body may be the client's doing, who takes it slowly.
+        blames = phase != "queue" and not (in_body and phase == "total")
+        return Failure(f"{phase}-timeout", error.status, _OF_TIMEOUT[phase], blames_server=blames, text=text)
+    if in_body and isinstance(error, BadResponse | ConnectionLost):
         return Failure("body-incomplete", 502, text=text)
     if isinstance(error, BadResponse):
         if error.reason in (Reason.NO_RESPONSE, Reason.INCOMPLETE):

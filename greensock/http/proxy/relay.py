@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from greensock import Connection, State
 from greensock.http.deadlines import Deadlines
-from greensock.http.errors import BadRequest
+from greensock.http.errors import BadRequest, TotalTimeout
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
@@ -243,6 +243,7 @@ class Relay:
             tried.append(self.server)
             self._note_attempt("-")
             self._leave()
+            self.exchange = None
             if not self._may_retry(failure, payload, upstream, len(tried)):
                 raise failure
             try:
@@ -387,6 +388,10 @@ class Relay:
     def blame_server(self, error: Exception) -> Failure:
         """Return the failure that an error of the server's is, which is counted against it."""
         failure = self._failure_of(error)
+        if isinstance(error, TotalTimeout) and self.deadlines.total is not None:
+            # Any client could have all servers ejected: it need only send its body slowly.
+            waited = self.exchange.waited if self.exchange is not None else 0.0
+            failure.blames_server = waited >= self.deadlines.total / 2
         assert self.server is not None
         self.server.failed(failure)
         return failure
@@ -439,6 +444,9 @@ class Relay:
             lease.give_up()
             if self.exchange is not None:
                 self.exchange.stop_and_wait()
+        server = self.server
+        if server is not None and not (self._left or server.health.is_clear):
+            server.health.abandoned(monotonic())  # if it was on trial and nobody judged: the next one may be
         self.left()
 
     def left(self) -> None:
