@@ -917,7 +917,9 @@ def test_a_tunnel_that_can_not_begin(proxied, monkeypatch):
         proxy, sock = proxied(server.url, server_options={"abort_on_eof": False})
         sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         wait_until(lambda: proxy.records)
-        wait_until(lambda: not any(isinstance(each, links.ClientConnection) for each in get_poller().endpoints.values()))
+        wait_until(
+            lambda: not any(isinstance(each, links.ClientConnection) for each in get_poller().endpoints.values())
+        )
 
 
 @pytest.mark.parametrize("slow", ["short body", "long body", "takes nothing", "server"])
@@ -968,3 +970,24 @@ def test_a_client_that_spoils_the_trial(proxied, connect):
         gevent.sleep(0.15)
         assert ask(connect(proxy), f"POST / HTTP/1.1\nTransfer-Encoding: chunked\n{CLOSE}", b"none\r\n")[0] == 400
         assert ask(connect(proxy), f"GET / HTTP/1.1\n{CLOSE}")[0] == 200, "not only 30 s later"
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_an_early_answer_says_that_nothing_can_follow(proxied, chunks):
+    """What is left of the body is more than can be dropped."""
+    body = b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n" if chunks else b"Content-Length: 1\r\n\r\nx"
+
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 413 Early\r\n" + body)
+        gevent.sleep(0.05)
+        if chunks:
+            sock.sendall(b"0\r\n\r\n")
+        while sock.recv(65536):
+            pass
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+        answer = read_all(sock)
+    assert b"\r\nConnection: close\r\n" in answer

@@ -24,7 +24,8 @@ client-left        (none)  no                                        the client 
 
 A request is *repeatable* if its method is idempotent and its body was kept (RFC 9110 section 9.2.2). ``(cut)``: the
 head of the answer is out, so that the client's connection is reset. The errors are those of RFC 9209 section 2.3; what
-is in no table is ``http_request_error`` or ``proxy_internal_error``.
+is in no table is ``http_request_error`` or ``proxy_internal_error``. The total time counts against a server that had at
+least half of it for its head: the rest may be the client's doing.
 
 .. [1] or dns_error, destination_ip_unroutable, destination_unavailable: as the system said.
 .. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.

@@ -67,7 +67,8 @@ def pass_answer(relay: Relay) -> bool:
 
 def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
     """Pass on an answer that came whole, without chunks: the common case."""
-    proxy, request, client, keep = relay.proxy, relay.request, relay.conn, relay.keep and not relay.proxy.draining
+    proxy, request, client = relay.proxy, relay.request, relay.conn
+    keep = relay.keep and not proxy.draining and (request.body is NO_BODY or _can_follow(relay))
     length, status = head.content_length, head.status
     if length is None and status != 204 and status != 304 and request.method != "HEAD":
         length = 0
@@ -80,6 +81,14 @@ def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
         proxy.watch_response_body(relay, body)
     client.send(written + body if len(body) <= JOINED else [written, body])
     return _go_on(relay, keep)
+
+
+def _can_follow(relay: Relay) -> bool:
+    """Whether another request can follow this one, as far as that is known before the answer."""
+    body, exchange = relay.request.body, relay.exchange
+    if body.is_ended or (exchange is not None and exchange.is_sending):
+        return True
+    return relay.proxy._can_discard(relay.request)
 
 
 def _go_on(relay: Relay, keep: bool) -> bool:
@@ -170,8 +179,7 @@ class _Passage:
     def run(self) -> bool:
         relay, request = self._relay, self._relay.request
         framing = self._framing()
-        if relay.proxy.draining:
-            self._keep = False
+        self._keep = self._keep and not relay.proxy.draining and _can_follow(relay)
         written = _written_head(relay, self._head, self._keep) + framing
         request.is_answered = True
         request.body.stop_awaiting()
