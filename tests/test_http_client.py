@@ -1482,12 +1482,12 @@ def test_nginx(files, client):
         assert mine.put(url + "small", b"x", expect_continue=True).status == 405
 
 
-APPLICATION = '''
+APPLICATION = """
 def app(environ, start_response):
     body = environ["wsgi.input"].read()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [environ["REQUEST_METHOD"].encode(), b" ", str(len(body)).encode(), b" ", body[:5]]
-'''
+"""
 
 
 def test_gunicorn(tmp_path, client):

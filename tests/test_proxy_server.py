@@ -30,6 +30,7 @@ from greensock.http import (
     ReverseProxy,
     Route,
     ServerOptions,
+    Standing,
     StaticAnswer,
     links,
 )
@@ -986,3 +987,74 @@ def test_a_tunnel_that_can_not_begin(proxied, monkeypatch):
         wait_until(lambda: proxy.records)
         ends = get_poller().endpoints.values()
         wait_until(lambda: not any(isinstance(each, links.ClientConnection) for each in ends))
+
+
+@pytest.mark.parametrize("slow", ["short body", "long body", "takes nothing", "server"])
+def test_who_is_blamed_for_the_total_time(proxied, slow):
+    """A server, if most of it was its own: else any client could have all of them ejected."""
+
+    def script(server, sock, _):
+        server.head(sock)
+        if slow == "takes nothing":
+            sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    sock.sendall(b"10000\r\n%b\r\n" % bytes(65536))
+        while sock.recv(65536):
+            pass
+
+    with scripted(script) as server:
+        limits = ProxyTimeouts(total=0.3, send=5)
+        proxy, sock = proxied(server.url, timeouts=limits, health=HealthOptions(max_fails=1))
+        length = {"short body": "10", "long body": "100000"}.get(slow, "0")
+        sock.sendall(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n".encode())
+        if slow == "short body":
+            gevent.sleep(0.4)
+            sock.sendall(b"0123456789")
+        if slow == "takes nothing":
+            gevent.sleep(0.5)
+        with contextlib.suppress(ConnectionError):
+            while not proxy.records and sock.recv(65536):
+                pass
+        wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == "total-timeout"
+    standing = proxy.gateway.upstreams["site"].all[0].health.standing
+    assert standing is (Standing.EJECTED if slow == "server" else Standing.UP)
+
+
+def test_a_client_that_spoils_the_trial(proxied, connect):
+    works = Event()
+
+    def script(server, sock, _):
+        while (head := server.head(sock)) and works.is_set():
+            if head.startswith(b"GET"):
+                sock.sendall(OK)
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, health=HealthOptions(max_fails=1, ejection_time=0.1), panic=False)
+        assert ask(sock, f"POST / HTTP/1.1\nContent-Length: 0\n{CLOSE}")[0] == 502
+        works.set()
+        gevent.sleep(0.15)
+        assert ask(connect(proxy), f"POST / HTTP/1.1\nTransfer-Encoding: chunked\n{CLOSE}", b"none\r\n")[0] == 400
+        assert ask(connect(proxy), f"GET / HTTP/1.1\n{CLOSE}")[0] == 200, "not only 30 s later"
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_an_early_answer_says_that_nothing_can_follow(proxied, chunks):
+    """What is left of the body is more than can be dropped."""
+    body = b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n" if chunks else b"Content-Length: 1\r\n\r\nx"
+
+    def script(server, sock, _):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 413 Early\r\n" + body)
+        gevent.sleep(0.05)
+        if chunks:
+            sock.sendall(b"0\r\n\r\n")
+        while sock.recv(65536):
+            pass
+
+    with scripted(script) as server:
+        _proxy, sock = proxied(server.url)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+        answer = read_all(sock)
+    assert b"\r\nConnection: close\r\n" in answer

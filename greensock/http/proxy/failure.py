@@ -24,7 +24,8 @@ client-left        (none)  no                                        the client 
 
 A request is *repeatable* if its method is idempotent and its body was kept (RFC 9110 section 9.2.2). ``(cut)``: the
 head of the answer is out, so that the client's connection is reset. The errors are those of RFC 9209 section 2.3; what
-is in no table is ``http_request_error`` or ``proxy_internal_error``.
+is in no table is ``http_request_error`` or ``proxy_internal_error``. The total time counts against a server that had at
+least half of it for its head: the rest may be the client's doing.
 
 .. [1] or dns_error, destination_ip_unroutable, destination_unavailable: as the system said.
 .. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.
@@ -37,7 +38,7 @@ import errno
 from socket import gaierror
 
 from greensock import ConnectFailed, ConnectionClosed, ConnectionLost
-from greensock.http.errors import BadResponse, BodyTimeout, PhaseTimeout, QueueFull, Reason
+from greensock.http.errors import BadResponse, PhaseTimeout, QueueFull, Reason
 
 __all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "failure_of"]
 
@@ -136,9 +137,10 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
         return Failure("queue-full", 503, Again.ALWAYS, blames_server=False, text=text)
     if isinstance(error, PhaseTimeout):
         phase = error.phase.value
+        # That all of it took too long may be the client's doing: whoever knows more says so.
         blames_server = phase not in ("queue", "total")
         return Failure(f"{phase}-timeout", error.status, _OF_TIMEOUT[phase], blames_server=blames_server, text=text)
-    if in_body and isinstance(error, BadResponse | ConnectionLost | BodyTimeout):
+    if in_body and isinstance(error, BadResponse | ConnectionLost):
         return Failure("body-incomplete", 502, text=text)
     if isinstance(error, BadResponse):
         if error.reason in (Reason.NO_RESPONSE, Reason.INCOMPLETE):
