@@ -1982,6 +1982,7 @@ from greensock import Server
 
 caught = []
 signal.signal(signal.SIGTERM, lambda *args: caught.append(args[0]))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with SIGINT ignored
 for number in range(2):
     server = Server(("127.0.0.1", 0))
     gevent.spawn(server.stop)
