@@ -30,6 +30,7 @@ from greensock.http import (
     ReverseProxy,
     Route,
     ServerOptions,
+    Standing,
     StaticAnswer,
     links,
 )
@@ -986,3 +987,23 @@ def test_a_tunnel_that_can_not_begin(proxied, monkeypatch):
         wait_until(lambda: proxy.records)
         ends = get_poller().endpoints.values()
         wait_until(lambda: not any(isinstance(each, links.ClientConnection) for each in ends))
+
+
+@pytest.mark.parametrize("slow", ["client", "server"])
+def test_who_had_most_of_the_total_time(proxied, slow):
+    """A body that is whole just before the end leaves a server no time, which is not its fault."""
+
+    def script(server, sock, _):
+        while sock.recv(65536):
+            pass
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(total=0.6), health=HealthOptions(max_fails=1))
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
+        if slow == "client":
+            gevent.sleep(0.4)
+        sock.sendall(b"x")
+        wait_until(lambda: proxy.records)
+    assert proxy.records[0].reason == "total-timeout"
+    standing = proxy.gateway.upstreams["site"].all[0].health.standing
+    assert standing is (Standing.EJECTED if slow == "server" else Standing.UP)

@@ -173,6 +173,11 @@ class Exchange:
         return self._conn
 
     @property
+    def waited(self) -> float:
+        """Seconds since the request went out whole; 0.0 before."""
+        return monotonic() - self._sent_at if self._sent_at is not None else 0.0
+
+    @property
     def is_sending(self) -> bool:
         """Whether a body is still going out."""
         return self._sender is not None and not self._sender.dead

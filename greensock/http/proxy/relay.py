@@ -327,8 +327,9 @@ class Relay:
         failure = failure_of(error)
         if failure is None:
             raise error  # the program's
-        if failure.reason == "total-timeout" and self.exchange is not None and self.exchange.is_sent:
-            failure.blames_server = True  # it had the request, and did not answer: it was not the client's time
+        if failure.reason == "total-timeout" and self.exchange is not None:
+            # If it had the request for most of the time: else a client with a slow body could have it ejected.
+            failure.blames_server = self.exchange.waited >= (self.deadlines.total or 0.0) / 2
         return failure
 
     def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
