@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from greensock import Connection, State
 from greensock.http.deadlines import Deadlines
-from greensock.http.errors import BadRequest, TotalTimeout
+from greensock.http.errors import BadRequest
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
@@ -327,6 +327,9 @@ class Relay:
         failure = failure_of(error)
         if failure is None:
             raise error  # the program's
+        if failure.reason == "total-timeout" and self.exchange is not None:
+            # If it had the request for most of the time: else a client with a slow body could have it ejected.
+            failure.blames_server = self.exchange.waited >= (self.deadlines.total or 0.0) / 2
         return failure
 
     def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
@@ -390,10 +393,6 @@ class Relay:
     def blame_server(self, error: Exception) -> Failure:
         """Return the failure that an error of the server's is, which is counted against it."""
         failure = self._failure_of(error)
-        if isinstance(error, TotalTimeout) and self.deadlines.total is not None:
-            # Any client could have all servers ejected: it need only send its body slowly.
-            waited = self.exchange.waited if self.exchange is not None else 0.0
-            failure.blames_server = waited >= self.deadlines.total / 2
         assert self.server is not None
         self.server.failed(failure)
         return failure
