@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from greensock import Connection
+from greensock import Connection, OperationTimeout
 from greensock.http.errors import SendTimeout
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import WITH_BODY, Call
@@ -34,8 +34,11 @@ _max_forwards = re.compile(rb"(?im)^(Max-Forwards: )([0-9]{1,9})(?=\r$)").sub
 def introduce(relay: Relay, upstream: Connection, version: int) -> None:
     """Tell a server by the PROXY protocol who the client is."""
     header = write_proxy_header(version, *relay.proxy.ends_of(relay))
-    deadlines = relay.deadlines
-    upstream.send(header, timeout=deadlines.within(deadlines.timeouts.send, SendTimeout))
+    deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.send
+    try:
+        upstream.send(header, timeout=deadlines.within(seconds, SendTimeout, upstream))
+    except OperationTimeout:
+        raise deadlines.late(SendTimeout, seconds, upstream) from None
 
 
 def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
