@@ -116,7 +116,8 @@ def test_the_memory_is_bounded():
 
 
 def test_secrets_are_not_kept():
-    lines = [b"Cookie: a=b", b"Set-Cookie: a=b", b"Authorization: Basic eA==", b"Proxy-Authorization: x", b"broken"]
+    lines = [b"Cookie: a=b", b"Set-Cookie: a=b", b"Authorization: Basic eA==", b"Proxy-Authorization: x"]
+    lines += [b"X-Api-Key: x", b"X-Auth-Token: x", b"X-Secret: x", b"X-Password: x", b"broken"]
     _known.clear()
     assert lex_plain_fields(lines) is None
     assert not _known

@@ -18,6 +18,7 @@ from gevent.event import Event
 from pairs import reset
 from proxies import OK, Origin, Recorded, fields_of, gateway_to, scripted
 
+from greensock import OperationTimeout
 from greensock.http import (
     FieldEdits,
     HealthOptions,
@@ -1037,6 +1038,16 @@ def test_a_client_that_spoils_the_trial(proxied, connect):
         gevent.sleep(0.15)
         assert ask(connect(proxy), f"POST / HTTP/1.1\nTransfer-Encoding: chunked\n{CLOSE}", b"none\r\n")[0] == 400
         assert ask(connect(proxy), f"GET / HTTP/1.1\n{CLOSE}")[0] == 200, "not only 30 s later"
+
+
+def test_a_proxy_header_that_does_not_go_out_in_time(proxied, origin, monkeypatch):
+    def send(self, data, close=False, timeout=None):
+        raise OperationTimeout("the peer took nothing", self, "send", 1.0)
+
+    monkeypatch.setattr(links.ClientConnection, "send", send)
+    proxy, sock = proxied(origin.url, send_proxy_protocol=1)
+    assert ask(sock, f"GET / HTTP/1.1\n{CLOSE}")[0] == 504
+    assert proxy.records[0].reason == "send-timeout"
 
 
 @pytest.mark.parametrize("slow", ["client", "server"])

@@ -1,4 +1,4 @@
-"""Sections of lines: a head, or trailers; found whole, then lexed by httptools (llhttp).
+"""Sections of lines: a head that is not plain, or trailers; found whole, then lexed by httptools (llhttp).
 
 The end of a section is searched for here and its size checked before a byte of it is lexed: the lexer has no limits. A
 section is lexed in one call, so that the lexer keeps no state between calls and its spans come whole.

@@ -12,8 +12,9 @@ A parser owns the bytes that were fed and not yet taken. It does no I/O and know
 - It never runs ahead: a message's bytes are looked at when the event before has been taken. What was fed beyond stays
   as it is, and who feeds only after ``NEED_DATA`` holds no more than one piece of input (back-pressure).
 - However the input is split, the events are the same (``Data`` in other pieces), and so is the error.
-- httptools (llhttp) lexes heads and trailers, each in one call. What it leaves out is checked here and beside: sizes
-  before a byte is lexed, then the first line against what was found in it, Host, framing.
+- Heads that are plain are lexed in ``plain``; all others, and trailers, by httptools (llhttp), each in one call. What
+  that leaves out is checked here and beside: sizes before a byte is lexed, then the first line against what was found
+  in it, Host, framing.
 - A parser that has raised raises the same error ever after. Where the next message would begin can't be known then.
 
 ::

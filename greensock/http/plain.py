@@ -3,10 +3,10 @@
 A peer says the same lines again and again: who it is, what it accepts, what it serves. So a field that was lexed once
 is looked up from then on, in a tenth of the time. Only what is *plain* is taken here, by a grammar narrower than
 llhttp's; for all else ``None`` is returned and llhttp decides: what it takes here, llhttp takes in the same sense, and
-what must be refused is refused by llhttp, or by the checks behind it. (``tests/test_http_properties.py`` compares.)
+what must be refused is refused by llhttp, or by the checks behind it. (``tests/test_http_plain.py`` compares.)
 
-The memory is bounded, in lines and in bytes of each, and keeps no line that is a secret: ``Cookie``, ``Set-Cookie`` and
-what has ``Authorization`` in its name.
+The memory is bounded, in lines and in bytes of each, and keeps no field whose name says that it is a secret: cookies,
+and what has ``auth``, ``key``, ``token``, ``secret`` or ``pass`` in it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SPECIAL = frozenset(
     {b"connection", b"expect", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"via"}
 )
 
+_may_be_secret = re.compile(rb"cookie|auth|key|token|secret|pass").search
+
 _VISIBLE = rb"[\x21-\x7e\x80-\xff]"
 _field = re.compile(rb"(%b):[ \t]*((?:%b(?:[\t\x20-\x7e\x80-\xff]*%b)?)?)" % (TOKEN, _VISIBLE, _VISIBLE)).fullmatch
 
 Pair = tuple[bytes, bytes]
-
-
 _Found = tuple[Pair, bytes, bytes, bool]
 
 
@@ -53,7 +53,7 @@ class _Lines(dict[bytes, _Found | None]):
         lower = name.lower()
         is_special = lower in SPECIAL and (lower, value) != (b"connection", b"keep-alive")
         found = ((name, value), lower, value, is_special)
-        if len(line) <= MAX_LINE and not lower.endswith((b"cookie", b"authorization")):
+        if len(line) <= MAX_LINE and not _may_be_secret(lower):
             if len(self) >= MAX_LINES:
                 self.clear()
             self[line] = found
