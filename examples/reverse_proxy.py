@@ -100,7 +100,10 @@ def main() -> int:
         return 2
     if given.check:
         problems = check_listeners(config, given.config or "the command line")
-        print(*problems or ["the configuration is sound"], sep="\n", file=sys.stderr if problems else sys.stdout)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if not problems:
+            print("the configuration is sound")
         return 2 if problems else 0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

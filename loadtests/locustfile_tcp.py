@@ -62,7 +62,7 @@ class LinesUser(User):
         self.mine = uuid4().hex[:12]
         self.table: dict[str, str] = {}
         while not self.try_to_connect():
-            self.wait()
+            self.wait()  # type: ignore[no-untyped-call]
         self.replies = self.sock.makefile("rb")
         self.settled = True
 

@@ -17,6 +17,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
@@ -167,13 +168,7 @@ class HTTPServer(AnsweringServer):
         else:
             conn._parser = None
         parser.feed(data)
-        try:
-            self._take_requests(conn, parser)
-        except BadRequest as refusal:
-            if refusal.connection is not None:
-                raise  # not the parser's
-            conn._parser = parser  # whoever logs the refusal looks at what was asked
-            self._refuse(conn, refusal, refusal.reason.value)
+        self._take_requests(conn, parser)
 
     def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
         """Refuse the head of which only a part came: the client may have closed its sending half only."""
@@ -201,7 +196,15 @@ class HTTPServer(AnsweringServer):
     def _take_requests(self, conn: HTTPConnection, parser: RequestParser) -> None:
         """Answer the requests that are whole, and keep the parser if it holds part of one more."""
         began = 0.0
-        while type(event := parser.next_event()) is RequestHead:
+        while True:
+            try:
+                event = parser.next_event()
+            except BadRequest as refusal:
+                conn._parser = parser  # whoever logs the refusal looks at what was asked
+                self._refuse(conn, refusal, refusal.reason.value)
+                return
+            if type(event) is not RequestHead:
+                break
             if self._heads:
                 self._heads.pop(conn, None)
             if not self._exchange(conn, parser, event):
@@ -251,9 +254,11 @@ class HTTPServer(AnsweringServer):
             log.info("refused a request from %s: %s (%s)%s", conn.address, refusal, reason, more)
 
     def _failed_program(self, text: str, *about: object) -> None:
-        """Count and log what the program failed at."""
+        """Count and log what the program failed at: the exception that is being handled."""
         self._errors += 1
-        log.exception(text, *about)
+        error = sys.exc_info()[1]
+        assert error is not None
+        self._log_failure(error, text, *about)
 
     # -- one request and its answer
 
@@ -320,7 +325,7 @@ class HTTPServer(AnsweringServer):
         if not isinstance(error, Exception | gevent.Timeout):
             raise error  # killed
         self._errors += 1
-        log.error("%r failed", request, exc_info=error)
+        self._log_failure(error, "%r failed", request)
         return HTTPError(500).response
 
     def _answer(self, request: Request, response: Response, keep: bool) -> bool:
