@@ -44,6 +44,7 @@ from greensock.errors import (
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
+from greensock.log_limit import LogLimit
 from greensock.options import Rule
 from greensock.server import Server
 from greensock.socket_connection import SocketConnection
@@ -71,6 +72,7 @@ __all__ = [
     "LengthPrefixed",
     "LimitExceeded",
     "Lines",
+    "LogLimit",
     "MessageTooLong",
     "OperationTimeout",
     "ProtocolError",

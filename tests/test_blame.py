@@ -14,6 +14,7 @@ from greensock import (
     Framer,
     IncompleteMessage,
     Lines,
+    LogLimit,
     OperationTimeout,
     ProtocolError,
     Server,
@@ -23,7 +24,6 @@ from greensock import (
 )
 from greensock.http import BadRequest, HTTPClient, HTTPServer, QueueFull, RequestParser, Response, Timeouts
 from greensock.http.errors import BadResponse, PhaseTimeout
-from greensock.turns import LogLimit
 
 
 class Relaying(Server):

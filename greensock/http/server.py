@@ -30,6 +30,7 @@ from greensock import (
     Connection,
     ConnectionClosed,
     ConnectionLost,
+    LogLimit,
     OperationTimeout,
     Rule,
     Server,
@@ -46,7 +47,6 @@ from greensock.http.request import NO_BODY, Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.stats import HTTPStatistics
-from greensock.log_limit import LogLimit
 
 __all__ = ["HTTPConnection", "HTTPServer"]
 
