@@ -651,7 +651,7 @@ def test_who_leaves_in_a_tunnel(proxied, dial, how, who):
                 assert read_all(sock) == b""
             sock.close()
         record = record_of(proxy)
-        assert (record.status, record.reason) == (101, "")
+        assert (record.status, record.reason) == (101, f"{who}-left" if how == "reset" else "")
         assert server_of(proxy).used == 0
 
 

@@ -336,8 +336,9 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         if relay.server is not None:
             relay.server.succeeded()
         relay.proxy.tunnels += 1
-        if not run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route)) and relay.record:
-            relay.record.reason = "tunnel-timeout"
+        reason = run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
+        if relay.record is not None:
+            relay.record.reason = reason
     finally:
         upstream.close()
         client.close()
