@@ -12,6 +12,7 @@ syscalls           the system calls of the hot path
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
+pace               how fast a peer takes what is sent to it
 outgoing           what waits to be sent on a connection
 lifecycle          a connection's fields and states, and how it closes
 receiving          the downcalls that read
@@ -19,6 +20,7 @@ sending            the downcalls that write
 connection         one connection: both of them, and what needs both
 client             ``connect``: connections of one's own
 upcalls            what a server calls, and the verdicts
+idle               the idle limit of a server
 turns              what a server does with a connection that is ready
 acceptor           takes connections out of the kernel's queue
 server             options; start, drain, stop

@@ -68,6 +68,7 @@ OPTIONS: Mapping[str, Rule] = {
     "idle_timeout": Rule.seconds(zero=False).or_none(),
     "recv_timeout": Rule.seconds(zero=False).or_none(),
     "send_timeout": Rule.seconds(zero=False).or_none(),
+    "min_send_rate": Rule.whole(0),
     "linger_timeout": Rule.seconds(),
     "stop_timeout": Rule.seconds(),
     "reuse_port": Rule.flag(),

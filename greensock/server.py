@@ -29,6 +29,7 @@ from greensock.address import listen, parse_address
 from greensock.connection import Connection
 from greensock.errors import DropReason
 from greensock.framing import Framer
+from greensock.idle import IdleSweep
 from greensock.lifecycle import OPEN
 from greensock.log_limit import LogLimit
 from greensock.options import OPTIONS, Rule, checked
@@ -75,14 +76,20 @@ class Server(Turns):
     max_postponed: int = 65536
     #: Bytes that ``send_nowait`` may hold for one connection.
     max_send_queue: int = 1 << 20
-    #: Seconds without a byte either way after which a waiting connection is dropped (up to an eighth late). None:
-    #: never.
+    #: Seconds without a byte either way after which a connection is dropped that rests between two turns (up to an
+    #: eighth late). While an upcall runs or is blocked the limit of what it does counts; in the blocking style there is
+    #: no rest, and ``recv_timeout`` counts. None: never.
     idle_timeout: float | None = None
     #: Default ``timeout`` of the receiving downcalls, in seconds. None: none.
     recv_timeout: float | None = None
-    #: Default ``timeout`` of the sending downcalls, in seconds. None: none.
+    #: Seconds in which the peer must take a byte of what is sent, if a sending downcall is given no ``timeout``. None:
+    #: whenever it wants.
     send_timeout: float | None = None
-    #: Seconds without progress that a closing connection may take to flush and to see the peer's FIN. 0: close at once.
+    #: Bytes a second that the peer must take of one send, once ``send_timeout`` has passed: who takes a byte now and
+    #: then is slower. 0: any.
+    min_send_rate: int = 256
+    #: Seconds without progress that a closing connection may take to flush, and then to see the peer's FIN. 0: flush,
+    #: and close at once.
     linger_timeout: float = 5.0
     #: Seconds that ``stop`` lets connections end by themselves.
     stop_timeout: float = 1.0
@@ -124,6 +131,7 @@ class Server(Turns):
         self._changed = Event()
         self._stopped = Event()
         self._stopped.set()
+        self._sweep: IdleSweep | None = None
 
     # -- life
 
@@ -170,6 +178,9 @@ class Server(Turns):
         self._pid = os.getpid()
         self._stopped.clear()
         self._draining = False
+        if self.idle_timeout is not None:
+            self._sweep = IdleSweep(self._poller, self, self.idle_timeout)
+            self._sweep.start()
         self._acceptor = Acceptor(self._listener, self._on_accepted, self._permits, self.max_accept)
         self._acceptor.start()
         _warn_if_unpatched()
@@ -239,6 +250,9 @@ class Server(Turns):
             if self._alive > self._own():
                 log.error("%d upcalls did not end when they were killed", self._alive - self._own())
         finally:  # whoever waits may be killed: two upcalls that abort at once kill each other
+            if self._sweep is not None:
+                self._sweep.stop()
+                self._sweep = None
             poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
             self._stopped.set()
 
@@ -389,10 +403,6 @@ class Server(Turns):
             raise
         self._accepted += 1
         self._alive += 1
-        if self.idle_timeout is not None:
-            conn._idle_mark = 0
-            conn._idle_since = monotonic()
-            self._poller.arm(conn, conn._idle_since + self.idle_timeout / 8)
         if self._on_new is None and self._on_handle is None:
             conn._stage = SERVED
             conn._plain = conn._decoder is None

@@ -12,7 +12,7 @@ from greensock.options import OPTIONS, checked
 FLAGS = {"reuse_port", "no_delay", "keep_alive"}
 SECONDS = {"linger_timeout", "stop_timeout"}
 SECONDS_OR_NONE = {"idle_timeout", "recv_timeout", "send_timeout"}
-FROM_0 = {"max_postponed", "max_send_queue"}
+FROM_0 = {"max_postponed", "max_send_queue", "min_send_rate"}
 FROM_1 = {"backlog", "max_accept", "recv_size", "turn_budget"}
 FROM_1_OR_NONE = {"max_connections", "max_workers"}
 

@@ -1576,7 +1576,9 @@ def test_deadlines_that_move_cost_no_timer(serve, connect, timeouts):
             sock.sendall(b"x")
             assert read_exactly(sock, 1) == b"x"
     del poller.arm, poller._set_timer
-    assert set_timer.count == 1
+    if "idle_timeout" in timeouts:  # one sweep for all
+        assert (set_timer.count, arm.count) == (0, 0)
+    assert set_timer.count <= 1
     assert arm.count <= 2 * len(socks)
     assert len(poller._deadlines) <= 2 * len(socks) + 64
 

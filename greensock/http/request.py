@@ -309,9 +309,13 @@ class Request:
         self.connection.send(write_response_head(status, fields))
         return True
 
-    def wait_disconnect(self, timeout: float | None = None) -> bool:
-        """Block until the client has left; False if ``timeout`` seconds passed first. For answers that take long."""
-        return self.connection.wait_disconnect(timeout)
+    def wait_disconnect(self, timeout: float | None = None) -> None:
+        """Block until the client has left. For answers that take long.
+
+        Raises:
+            OperationTimeout: ``timeout`` seconds passed first.
+        """
+        self.connection.wait_disconnect(timeout)
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.target!r} from {self.client_address!r}>"
