@@ -5,8 +5,8 @@ The layers, lowest first; each imports only what stands above it:
 =================  ===================================================================================
 errors             every exception, told apart by whose fault it is; why a connection ended
 framing            framers: cut a stream into messages (no I/O)
+address            how addresses are written, and sockets that listen
 options, stats     what a server can be told; what it counted
-address            how addresses are written
 syscalls           the system calls of the hot path
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
