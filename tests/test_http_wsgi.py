@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -191,20 +192,29 @@ def test_set_environ_and_its_kin(site):
     assert "LATER" not in seen[0]
 
 
-def test_unix_sockets(site, tmp_path):
+@pytest.mark.parametrize(("scheme", "port"), [("http", "80"), ("https", "443")])
+@pytest.mark.parametrize("early", [False, True])
+def test_unix_sockets(tmp_path, scheme, port, early):
     seen = []
+    path = tmp_path / "s"
 
     def application(environ, start_response):
         seen.append(environ)
         start_response("200 OK", TEXT)
         return [b"unix"]
 
-    server = WSGIServer(str(tmp_path / "s"), application, log=None, stop_timeout=0.2)
+    environ = {"wsgi.url_scheme": scheme}
+    server = WSGIServer(str(path), application, log=None, environ=environ, stop_timeout=0.2, unix_mode=0o600)
+    if early:
+        server.init_socket()
+        assert path.exists()
     with server, socket.socket(socket.AF_UNIX) as sock:
         sock.connect(server.address)
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert read_all(sock).endswith(b"\r\n\r\nunix")
-    assert (seen[0]["SERVER_NAME"], seen[0]["SERVER_PORT"]) == ("", "")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+    assert (seen[0]["SERVER_NAME"], seen[0]["SERVER_PORT"]) == ("localhost", port)  # PEP 3333: never empty
     assert "REMOTE_ADDR" not in seen[0]
 
 

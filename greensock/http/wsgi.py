@@ -30,7 +30,7 @@ import gevent
 from gevent import socket as _socket
 from gevent.pywsgi import LoggingLogAdapter
 
-from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, StreamServer, __version__
+from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, __version__
 from greensock.http.errors import BadRequest
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
@@ -137,15 +137,18 @@ class WSGIServer(HTTPServer):
         return self.environ_class(self.environ)
 
     def update_environ(self) -> None:
-        """Add the server's name and port, unless they were given. Called before the first connection is accepted."""
+        """Add the server's name and port, unless they were given. Called before the first connection is accepted.
+
+        A Unix socket has none, and PEP 3333 wants them never to be empty: ``localhost``, and the port of the scheme.
+        """
         address = self.address
         if not isinstance(address, tuple):
-            self.environ.setdefault("SERVER_NAME", "")
-            self.environ.setdefault("SERVER_PORT", "")
+            self.environ.setdefault("SERVER_NAME", "localhost")
+            self.environ.setdefault("SERVER_PORT", "443" if self.environ["wsgi.url_scheme"] == "https" else "80")
             return
         if "SERVER_NAME" not in self.environ:
             try:
-                self.environ["SERVER_NAME"] = _socket.getfqdn(address[0])
+                self.environ["SERVER_NAME"] = _socket.getfqdn(address[0]) or str(address[0])
             except OSError:
                 self.environ["SERVER_NAME"] = str(address[0])
         self.environ.setdefault("SERVER_PORT", str(address[1]))
@@ -207,7 +210,7 @@ class WSGIServer(HTTPServer):
     def init_socket(self) -> None:
         """Bind and listen, but accept nothing before ``start``: for what is to be done in between, such as forking."""
         if self._listener is None:
-            self._take_listener(StreamServer.get_listener(self.address, self.backlog, self.family))
+            self._take_listener(self._listen())
         self.update_environ()
 
     @property
