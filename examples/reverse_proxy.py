@@ -13,6 +13,8 @@ from typing import Any
 
 import gevent
 
+sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/reverse_proxy.py` finds the others
+
 from examples._site import Site, WebSocketEcho
 from examples._tour import take_tour
 from greensock.http import ConfigError, ProxyConfig, ReverseProxy, load_config, parse_config

@@ -7,6 +7,7 @@ errors             every exception, told apart by whose fault it is; why a conne
 framing            framers: cut a stream into messages (no I/O)
 address            how addresses are written, and sockets that listen
 options, stats     what a server can be told; what it counted
+log_limit          a bound on the log lines that strangers can cause
 syscalls           the system calls of the hot path
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines

@@ -20,6 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
+from time import monotonic
 from typing import Any, ClassVar
 
 import gevent
@@ -44,6 +45,7 @@ from greensock.http.request import NO_BODY, Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.stats import HTTPStatistics
+from greensock.log_limit import LogLimit
 
 __all__ = ["HTTPConnection", "HTTPServer"]
 
@@ -81,8 +83,8 @@ class HTTPServer(AnsweringServer):
     """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block.
 
     Options are those of :class:`Server` and the ones below. A request that breaks the protocol or crosses a limit is
-    refused: answered with the status that is due, counted in ``refused``, logged (level INFO), and its connection is
-    closed.
+    refused: answered with the status that is due, counted in ``refused``, logged (level INFO; at most 50 at once and
+    one a second in the long run, and the next line says how many were left out), and its connection is closed.
     """
 
     #: Seconds that a kept connection may wait for its next request.
@@ -117,6 +119,7 @@ class HTTPServer(AnsweringServer):
         super().__init__(listener, **options)
         #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
         self.refused: Counter[str] = Counter()
+        self._refusals_logged = LogLimit()
         self._requests = 0
         self._spare: list[RequestParser] = []
         self._heads = HeadWatch(self._refuse_late_head)
@@ -169,6 +172,7 @@ class HTTPServer(AnsweringServer):
         except BadRequest as refusal:
             if refusal.connection is not None:
                 raise  # not the parser's
+            conn._parser = parser  # whoever logs the refusal looks at what was asked
             self._refuse(conn, refusal, refusal.reason.value)
 
     def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
@@ -242,7 +246,9 @@ class HTTPServer(AnsweringServer):
 
     def _note_refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         self.refused[reason] += 1
-        log.info("refused a request from %s: %s (%s)", conn.address, refusal, reason)
+        if log.isEnabledFor(logging.INFO) and (left_out := self._refusals_logged.left_out(monotonic())) >= 0:
+            more = f"; {left_out} more were not logged" if left_out else ""
+            log.info("refused a request from %s: %s (%s)%s", conn.address, refusal, reason, more)
 
     def _failed_program(self, text: str, *about: object) -> None:
         """Count and log what the program failed at."""
