@@ -20,6 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
+from math import inf
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -63,7 +64,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 class HTTPConnection(Connection):
     """A connection that speaks HTTP."""
 
-    __slots__ = ("_parser", "parser_in_use", "requests")
+    __slots__ = ("_parser", "has_switched", "parser_in_use", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -72,6 +73,11 @@ class HTTPConnection(Connection):
         self.parser_in_use: RequestParser | None = None
         #: How many requests came so far.
         self.requests = 0
+        #: Whether it speaks another protocol from now on: how long it may be idle is not for HTTP to say.
+        self.has_switched = False
+
+    def _on_idle(self, now: float) -> float:
+        return inf if self.has_switched else super()._on_idle(now)
 
     def _held(self) -> int:
         """Count part of a head as held: a server that drains lets such a connection go on."""

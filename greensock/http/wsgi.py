@@ -9,9 +9,10 @@ for its next request holds no greenlet. Here are the environ, ``start_response``
   for the whole. The traceback goes to ``error_log``.
 
 What a program could notice: requests are judged strictly; no body goes out with HEAD, 204 and 304; an answer's
-``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101;
-``handler_class`` is not taken, for there are no handlers (``format_request`` and ``application_failed`` can be
-overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; TLS is not spoken yet.
+``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101 but
+through the socket that a request for an upgrade finds in its environ (see ``wsgi_socket``); ``handler_class``,
+``handle`` and ``set_handle`` are refused, for there are no handlers (``format_request`` and ``application_failed`` can
+be overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; TLS is not spoken yet.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from time import time
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -37,6 +39,7 @@ from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPServer
 from greensock.http.wsgi_answer import Answer
 from greensock.http.wsgi_input import FileWrapper, InputError, RawInput, environ_key
+from greensock.http.wsgi_socket import ConnectionSocket
 
 __all__ = ["WSGIServer"]
 
@@ -115,6 +118,7 @@ class WSGIServer(HTTPServer):
         self.environ: dict[str, Any] = {}
         self.set_environ(environ)
         self._log_second, self._log_time = 0, ""
+        self._sockets: set[ConnectionSocket] = set()  # those that applications took
 
     # -- the environ
 
@@ -184,6 +188,9 @@ class WSGIServer(HTTPServer):
             answer.input = RawInput(request.body)
             environ["wsgi.input"] = io.BufferedReader(answer.input)
         environ["wsgi.input_terminated"] = True
+        if not request.head.is_ordinary and "HTTP_UPGRADE" in environ and request.body is NO_BODY:
+            answer.socket = ConnectionSocket(request.connection, partial(self._hand_over, answer))
+            environ["werkzeug.socket"] = answer.socket
         return environ
 
     # -- life
@@ -222,6 +229,18 @@ class WSGIServer(HTTPServer):
         """Close the listener; connections go on."""
         self._close_listener()
 
+    def abort(self) -> None:
+        """Stop now; see :meth:`Server.abort`."""
+        sockets = list(self._sockets)
+        super().abort()
+        for sock in sockets:
+            sock.cut()
+
+    def _close_idle(self) -> None:
+        super()._close_idle()
+        for sock in self._sockets:
+            sock.end_input()
+
     # -- what to override
 
     def format_request(self, request: Request, status: int, sent: int, seconds: float) -> str:
@@ -255,7 +274,8 @@ class WSGIServer(HTTPServer):
         try:
             try:
                 result = self.application(self._environ_of(answer), answer.start_response)
-                answer.send_all(result)
+                if answer.socket is None or not answer.socket.is_taken:
+                    answer.send_all(result)
             finally:
                 close = getattr(result, "close", None)
                 if close is not None:
@@ -267,10 +287,14 @@ class WSGIServer(HTTPServer):
                 keep = self._answer(request, response, False)
         except BaseException:
             conn.abort()
+            if answer.socket is not None:
+                self._sockets.discard(answer.socket)
             raise
         else:
             response = None
         answer.is_over = True
+        if answer.socket is not None:
+            self._take_back(answer, answer.socket)
         if response is None:
             keep = answer.keep
             if answer.complaint:
@@ -283,11 +307,34 @@ class WSGIServer(HTTPServer):
             self._write(self.log, line + "\n")
         return keep
 
+    def _hand_over(self, answer: Answer, sock: ConnectionSocket) -> None:
+        """The application begins to use the socket."""
+        conn: Any = answer.request.connection
+        conn.has_switched = True
+        conn.unread(conn.parser_in_use.take_rest())
+        answer.keep = False
+        self._sockets.add(sock)
+        if self.draining:
+            sock.end_input()
+
+    def _take_back(self, answer: Answer, sock: ConnectionSocket) -> None:
+        """The request that was offered a socket is over."""
+        sock.expire()
+        self._sockets.discard(sock)
+        if sock.is_taken and not answer.is_begun:
+            answer.code = 101
+            self._statuses[101] += 1
+
     def _on_failure(self, answer: Answer, error: BaseException) -> Response | None:
         """Tell whose fault it is; return what to answer, None if it is too late for that."""
         request = answer.request
         conn = request.connection
         answer.keep = False
+        if answer.socket is not None and answer.socket.is_taken:
+            if not isinstance(error, ConnectionError | StopIteration):  # with which programs say that there is no more
+                self._errors += 1
+                self.application_failed(request, error)
+            return None
         if isinstance(error, InputError):
             error = error.refusal
         mine = getattr(error, "connection", None) is conn
