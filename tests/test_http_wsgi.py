@@ -218,6 +218,35 @@ def test_unix_sockets(tmp_path, scheme, port, early):
     assert "REMOTE_ADDR" not in seen[0]
 
 
+# -- what gevent's servers take, and this one does not
+
+
+def test_a_backlog_beside_a_socket():
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(TypeError, match="backlog: None expected"):
+        WSGIServer(listener, answers([b""]), backlog=25)
+
+
+def test_a_handler_is_refused(site):
+    def handle(*arguments):
+        raise AssertionError("called")
+
+    class Handling(WSGIServer):
+        def handle(self, sock, address):
+            super().handle(sock, address)
+
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        WSGIServer(("127.0.0.1", 0), answers([b""]), handle=handle)
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        Handling(("127.0.0.1", 0), answers([b""]))
+    server = WSGIServer(("127.0.0.1", 0), answers([b""]))
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        server.set_handle(handle)
+    server.handle = handle
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        server.start()
+    assert not server.started
+
+
 # -- the body of a request
 
 
@@ -963,7 +992,7 @@ def test_arguments_that_are_refused(options, words):
 
 
 def test_arguments_that_are_taken():
-    with pytest.raises(TypeError, match="unknown option 'handle'"):
+    with pytest.raises(TypeError, match="handle=print: there are no handlers"):
         WSGIServer(0, handle=print)
     application = answers([])
     server = WSGIServer(0, application, 7, Pool(5), None, None, None, {"A": "b"}, keyfile=None, head_timeout=3.0)

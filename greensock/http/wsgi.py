@@ -9,8 +9,8 @@ for its next request holds no greenlet. Here are the environ, ``start_response``
   for the whole. The traceback goes to ``error_log``.
 
 What a program could notice: requests are judged strictly; no body goes out with HEAD, 204 and 304; an answer's
-``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101 but
-through the socket that a request for an upgrade finds in its environ (see ``wsgi_socket``); ``handler_class``,
+``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101
+but through the socket that a request for an upgrade finds in its environ (see ``wsgi_socket``); ``handler_class``,
 ``handle`` and ``set_handle`` are refused, for there are no handlers (``format_request`` and ``application_failed`` can
 be overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; TLS is not spoken yet.
 """
@@ -35,7 +35,7 @@ from gevent.pywsgi import LoggingLogAdapter
 from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, __version__
 from greensock.http.errors import BadRequest
 from greensock.http.request import NO_BODY, Request
-from greensock.http.response import HTTPError, Response
+from greensock.http.response import Response
 from greensock.http.server import HTTPServer
 from greensock.http.wsgi_answer import Answer
 from greensock.http.wsgi_input import FileWrapper, InputError, RawInput, environ_key
@@ -102,6 +102,9 @@ class WSGIServer(HTTPServer):
                 raise ValueError(f"{name}: WSGIServer speaks no TLS yet; put something that does in front of it")
         if handler_class is not None:
             raise ValueError(f"handler_class={handler_class!r}: None expected, for there are no handlers here")
+        self._refuse_handle(options.pop("handle", None))
+        if backlog is not None and hasattr(listener, "accept"):
+            raise TypeError("backlog: None expected where a socket is given, as with gevent")
         most = _most_connections(spawn)
         if most is not None:
             options.setdefault("max_connections", most)
@@ -199,6 +202,7 @@ class WSGIServer(HTTPServer):
         """Bind if need be, and begin to serve; see :meth:`Server.start`."""
         if self.started:
             return
+        self._refuse_handle()
         super().start()
         self.stop_accepting()  # the name may have to be asked for, and no request may come before
         try:
@@ -207,6 +211,16 @@ class WSGIServer(HTTPServer):
             self.abort()
             raise
         self.start_accepting()
+
+    def set_handle(self, handle: Any) -> None:
+        """Raise TypeError: there are no handlers here, each request goes to the application."""
+        self._refuse_handle(handle)
+
+    def _refuse_handle(self, given: Any = None) -> None:
+        handle = given or self._overridden("handle")
+        if handle is not None:
+            name = getattr(handle, "__qualname__", handle)
+            raise TypeError(f"handle={name}: there are no handlers here, each request goes to the application")
 
     def serve_forever(self, stop_timeout: float | None = None) -> None:
         """Start, and block until the server stops; ``stop_timeout``, if given, takes the option's place."""
@@ -346,7 +360,7 @@ class WSGIServer(HTTPServer):
         else:
             self._errors += 1
             self.application_failed(request, error)
-            response = HTTPError(500).response
+            response = Response("Internal Server Error", 500)  # pywsgi's words
         if not answer.is_begun:
             return response
         if not answer.is_finished:
