@@ -9,6 +9,7 @@ address            how addresses are written, and sockets that listen
 options, stats     what a server can be told; what it counted
 log_limit          a bound on the log lines that strangers can cause
 syscalls           the system calls of the hot path
+pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
 outgoing           what waits to be sent on a connection
@@ -44,6 +45,7 @@ from greensock.errors import (
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
+from greensock.log_limit import LogLimit
 from greensock.options import Rule
 from greensock.server import Server
 from greensock.socket_connection import SocketConnection
@@ -71,6 +73,7 @@ __all__ = [
     "LengthPrefixed",
     "LimitExceeded",
     "Lines",
+    "LogLimit",
     "MessageTooLong",
     "OperationTimeout",
     "ProtocolError",

@@ -8,8 +8,9 @@ Invariants:
 - Every request whose head was taken gets exactly one final answer, or its connection is closed.
 - A refusal is counted and logged once. After it, and wherever the next request's beginning is in doubt, the connection
   closes, with a linger, so that the answer arrives (RFC 9112 section 9.6).
-- An answer that cannot be finished ends with a reset, never with what looks like its end. Until its head is out, what
-  goes wrong still becomes an answer with an error status.
+- An answer that cannot be finished never ends with what looks like its end: where its framing shows that it was cut, it
+  ends with FIN behind all that is out (a reset would destroy what is on its way), else with a reset. Until its head is
+  out, what goes wrong still becomes an answer with an error status.
 - Whatever becomes of an answer, its body is closed.
 - A connection that always has more to be read or written lets the others have their turn every few milliseconds.
 """
@@ -17,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
@@ -30,6 +32,7 @@ from greensock import (
     Connection,
     ConnectionClosed,
     ConnectionLost,
+    LogLimit,
     OperationTimeout,
     Rule,
     Server,
@@ -46,7 +49,6 @@ from greensock.http.request import NO_BODY, Request, RequestBody
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.stats import HTTPStatistics
-from greensock.log_limit import LogLimit
 
 __all__ = ["HTTPConnection", "HTTPServer"]
 
@@ -173,13 +175,7 @@ class HTTPServer(AnsweringServer):
         else:
             conn._parser = None
         parser.feed(data)
-        try:
-            self._take_requests(conn, parser)
-        except BadRequest as refusal:
-            if refusal.connection is not None:
-                raise  # not the parser's
-            conn._parser = parser  # whoever logs the refusal looks at what was asked
-            self._refuse(conn, refusal, refusal.reason.value)
+        self._take_requests(conn, parser)
 
     def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
         """Refuse the head of which only a part came: the client may have closed its sending half only."""
@@ -207,7 +203,15 @@ class HTTPServer(AnsweringServer):
     def _take_requests(self, conn: HTTPConnection, parser: RequestParser) -> None:
         """Answer the requests that are whole, and keep the parser if it holds part of one more."""
         began = 0.0
-        while type(event := parser.next_event()) is RequestHead:
+        while True:
+            try:
+                event = parser.next_event()
+            except BadRequest as refusal:
+                conn._parser = parser  # whoever logs the refusal looks at what was asked
+                self._refuse(conn, refusal, refusal.reason.value)
+                return
+            if type(event) is not RequestHead:
+                break
             if self._heads:
                 self._heads.pop(conn, None)
             if not self._exchange(conn, parser, event):
@@ -257,9 +261,11 @@ class HTTPServer(AnsweringServer):
             log.info("refused a request from %s: %s (%s)%s", conn.address, refusal, reason, more)
 
     def _failed_program(self, text: str, *about: object) -> None:
-        """Count and log what the program failed at."""
+        """Count and log what the program failed at: the exception that is being handled."""
         self._errors += 1
-        log.exception(text, *about)
+        error = sys.exc_info()[1]
+        assert error is not None
+        self._log_failure(error, text, *about)
 
     # -- one request and its answer
 
@@ -326,7 +332,7 @@ class HTTPServer(AnsweringServer):
         if not isinstance(error, Exception | gevent.Timeout):
             raise error  # killed
         self._errors += 1
-        log.error("%r failed", request, exc_info=error)
+        self._log_failure(error, "%r failed", request)
         return HTTPError(500).response
 
     def _answer(self, request: Request, response: Response, keep: bool) -> bool:
@@ -355,7 +361,7 @@ class HTTPServer(AnsweringServer):
         return keep
 
     def _send_error(self, request: Request, failed: Response, error: BaseException) -> Response:
-        """Answer with an error in the place of an answer whose sending failed, and return it; or reset and raise."""
+        """Answer with an error in place of an answer whose sending failed, and return that; or cut off, and raise."""
         conn = request.connection
         try:
             if request.is_answered:
@@ -365,11 +371,21 @@ class HTTPServer(AnsweringServer):
             response = self._error_response(request, error)
             self._send(request, response, False)
         except BaseException:
-            if conn.state is State.OPEN:
-                conn.abort()  # whoever reads must see that it was cut short
+            self._cut_off(request, error)
             raise
         self._close_body(request, failed)
         return response
+
+    def _cut_off(self, request: Request, error: BaseException) -> None:
+        """End an answer that is out in part, so that whoever reads it sees that it was cut short."""
+        conn = request.connection
+        if conn.state is not State.OPEN:
+            return
+        takes_nothing = isinstance(error, OperationTimeout) and error.connection is conn and error.operation == "send"
+        if request.shows_cut and isinstance(error, Exception | gevent.Timeout) and not takes_nothing:
+            conn.close()
+        else:
+            conn.abort()
 
     def _finish(self, request: Request, response: Response, sent: int) -> None:
         """Let go of the answer, and tell the program."""

@@ -109,6 +109,10 @@ class ProxyConfig:
     #: What is shown for errors.
     error_pages: ErrorPages
 
+    def proxy_options(self) -> dict[str, Any]:
+        """Return what a :class:`ReverseProxy` is to be told beside the gateway."""
+        return {"proxy_protocol": self.proxy_protocol, "abort_on_eof": self.abort_on_eof}
+
     def gateway(self) -> Gateway:
         """Return the gateway. Its log is opened with its first line; close it when all is over.
 
