@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import io
 import os
 import re
@@ -12,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 
 import flask
 import flask_sock
@@ -25,6 +27,7 @@ import websockets.sync.client
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import reset
+from proxies import Recorded, gateway_to
 
 from greensock.http import WSGIServer
 
@@ -257,6 +260,43 @@ def test_one_that_is_taken_while_the_server_drains_ends(site):
         go.set()
         assert read_all(sock).startswith(b"HTTP/1.1 101 ")
         assert draining.get(timeout=PATIENCE)
+
+
+def test_through_the_proxy(site, serve, application):
+    here = site(application)
+    gateway = gateway_to(f"http://127.0.0.1:{here.server.server_port}")
+    proxy = serve(Recorded, gateway=gateway)
+    with websockets.sync.client.connect(f"ws://127.0.0.1:{proxy.server_port}", max_size=None) as ws:
+        for message in MESSAGES:
+            ws.send(message)
+            assert ws.recv(PATIENCE) == message
+    here.check(101)
+    wait_until(lambda: proxy.records)
+    assert proxy.records[0].status == 101
+    gateway.upstreams["site"].close()
+
+
+def test_nothing_is_left_to_the_collector(site, connect):
+    alive = weakref.WeakSet()
+
+    def application(environ, start_response):
+        sock = environ["werkzeug.socket"]
+        alive.add(sock)
+        if environ["QUERY_STRING"] == "q":
+            sock.sendall(b"taken")
+        start_response("200 OK", [("Content-Length", "0")])
+        return []
+
+    here = site(application)
+    gc.disable()
+    try:
+        with connect(here.server) as sock:
+            sock.sendall(UPGRADE.replace(b"?q", b"?") + UPGRADE)
+            assert read_all(sock).endswith(b"taken")
+        wait_until(lambda: here.server.statistics().active == 0)
+        wait_until(lambda: not alive)
+    finally:
+        gc.enable()
 
 
 # -- pings of the server, for which simple-websocket waits on a selector

@@ -39,7 +39,7 @@ class ConnectionSocket:
 
     def __init__(self, conn: Connection, on_taken: Callable[[ConnectionSocket], object]) -> None:
         self._conn = conn
-        self._on_taken = on_taken
+        self._on_taken: Callable[[ConnectionSocket], object] | None = on_taken
         self._timeout: float | None = None
         self._closed = False
         self._io_refs = 0
@@ -153,6 +153,7 @@ class ConnectionSocket:
     def expire(self) -> None:
         """Be of no more use: the request is over."""
         self._closed = True
+        self._on_taken = None  # which leads back here
 
     def end_input(self) -> None:
         """Have the application find the end of input: the server is about to stop."""
@@ -251,9 +252,9 @@ class ConnectionSocket:
     def _take(self) -> Connection:
         """Return the connection, which is the application's from now on."""
         self._check_open()
-        if not self.is_taken:
-            self.is_taken = True
-            self._on_taken(self)
+        if self._on_taken is not None:
+            self.is_taken, on_taken, self._on_taken = True, self._on_taken, None
+            on_taken(self)
         return self._conn
 
     def _check_open(self) -> None:
