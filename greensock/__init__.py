@@ -5,9 +5,9 @@ The layers, lowest first; each imports only what stands above it:
 =================  ===================================================================================
 errors             every exception, told apart by whose fault it is; why a connection ended
 framing            framers: cut a stream into messages (no I/O)
+address            how addresses are written, and sockets that listen
 options, stats     what a server can be told; what it counted
 log_limit          a bound on the log lines that strangers can cause
-address            how addresses are written
 syscalls           the system calls of the hot path
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run

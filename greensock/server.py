@@ -25,7 +25,7 @@ from gevent.monkey import is_module_patched
 from greenlet import GreenletExit, getcurrent
 
 from greensock.acceptor import Acceptor
-from greensock.address import listen, parse_address
+from greensock.address import listen, parse_address, remove_file
 from greensock.connection import Connection
 from greensock.errors import DropReason
 from greensock.framing import Framer
@@ -53,7 +53,9 @@ class Server(Turns):
     """A TCP (or Unix socket) server. Subclass it and override upcalls, or ``handle``.
 
     ``listener`` is ``(host, port)``, ``"host:port"``, a port, the path of a Unix socket, or a bound socket, which the
-    server then owns and closes when it stops. Every option is a class attribute and a keyword.
+    server then owns and closes when it stops. A name stands for its first IPv4 address, if it has one. The file of a
+    Unix socket is removed at the end if the server made it and it is still the same one. Every option is a class
+    attribute and a keyword.
 
     Raises:
         ValueError: the listener or an option is not allowed; the text says which, its value, and what is allowed.
@@ -99,6 +101,10 @@ class Server(Turns):
     no_delay: bool = True
     #: Whether the kernel probes silent peers (SO_KEEPALIVE).
     keep_alive: bool = False
+    #: The rights of a Unix socket's file, such as 0o660, when ``start`` makes it. None: what the umask leaves of 0o777.
+    unix_mode: int | None = None
+    #: Whose that file is: ``"user"``, ``"user:group"``, ``":group"`` or ``(uid, gid)``. None: the process's.
+    unix_owner: str | tuple[int, int] | None = None
     #: What cuts the stream into the messages that ``connection_recv`` gets. None: it gets what comes.
     framer: Framer | None = None
     #: The class of the connections.
@@ -127,7 +133,7 @@ class Server(Turns):
         self._gone_received = 0
         self._gone_sent = 0
         self._draining = False
-        self._pid = os.getpid()  # a child that was forked must leave the path alone
+        self._pid = os.getpid()
         self._changed = Event()
         self._stopped = Event()
         self._stopped.set()
@@ -169,7 +175,7 @@ class Server(Turns):
         if self.started:
             return
         if self._listener is None:
-            self._listener = listen(self.family, self.address, self.backlog, self.reuse_port)
+            self._listener = self._listen()
             self.address = self._listener.getsockname()
         elif not self._listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
             self._listener.listen(self.backlog)
@@ -326,6 +332,11 @@ class Server(Turns):
         self.family = listener.family
         self.address = listener.getsockname()
 
+    def _listen(self) -> _socket.socket:
+        """Bind and listen."""
+        mode, owner = self.unix_mode, self.unix_owner
+        return listen(self.family, self.address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner)
+
     def _tune(self, listener: _socket.socket) -> None:
         """Set what accepted sockets inherit."""
         if listener.family != _socket.AF_UNIX:
@@ -336,13 +347,13 @@ class Server(Turns):
         # Both are taken first: closing the acceptor blocks, and meanwhile another greenlet may come here too.
         acceptor, self._acceptor = self._acceptor, None
         listener, self._listener = self._listener, None
+        if listener is not None:
+            remove_file(listener)
         if acceptor is not None:
             self._pauses += acceptor.pauses
             acceptor.close()
         elif listener is not None:
             listener.close()
-        if listener is not None and self.family == _socket.AF_UNIX and self._pid == os.getpid():
-            _unlink(self.address)
 
     def _close_idle(self) -> None:
         for conn in self._mine():
@@ -430,13 +441,6 @@ def _give_back_signals() -> None:
         handler = signal.getsignal(number)
         if handler is not None and not caught >> (number - 1) & 1:
             signal.signal(number, handler)
-
-
-def _unlink(path: Any) -> None:
-    try:
-        os.unlink(path)
-    except (OSError, ValueError):
-        pass  # somebody removed it, or it is an abstract name, which holds a NUL
 
 
 _warned = False

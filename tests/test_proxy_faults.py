@@ -21,6 +21,7 @@ from pairs import drain, reset
 from proxies import OK, Origin, Recorded, gateway_to, scripted
 
 import greensock.http.links
+from greensock import client
 from greensock.http import HealthOptions, ProxyTimeouts, ServerOptions
 from greensock.http.proxy.health import Standing
 
@@ -911,6 +912,16 @@ def test_the_connect_timeout(proxied, dial, full, origin):
     check_failed(proxy, dial(proxy, request("POST")), 504, "connect-timeout", True)
     proxy = proxied(full, ServerOptions(origin.url, backup=True), timeouts=timed(connect=SHORT))
     assert status_of(read_all(dial(proxy, request("POST")))) == 200, "nothing was sent: another is asked"
+
+
+def test_a_name_whose_first_address_is_silent(proxied, dial, full, origin, monkeypatch):
+    addresses = [("127.0.0.1", int(url.rpartition(":")[2])) for url in (full, origin.url)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    monkeypatch.setattr(client, "getaddrinfo", lambda *arguments: found)
+    proxy = proxied("http://some.invalid:80", timeouts=timed(connect=1.0))
+    assert status_of(read_all(dial(proxy, GET))) == 200
+    assert record_of(proxy).duration < 1.0
+    assert health_of(proxy) == (1, 0)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent", b"HTTP/1.1 103 Early Hints\r\n\r\n"])

@@ -1515,3 +1515,15 @@ def test_ssl(run: Run, certificate: tuple[str, str], style: str) -> None:
         secure.sendall(b"secret\n")
         assert secure.recv(100) == b"SECRET\n"
     assert issubclass(outcome(result), gevent.ssl.SSLSocket)
+
+
+def test_a_unix_socket_that_was_given_keeps_its_file(run, tmp_path):
+    path = str(tmp_path / "server.sock")
+    listener = gevent.socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    server = run.server(lambda conn: conn.recv(4), listener)
+    run.client().sendall(b"ping")
+    assert outcome(run.outcome) == b"ping"
+    server.stop()
+    assert os.path.exists(path)
