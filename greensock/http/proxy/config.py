@@ -14,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from greensock.http.limits import Limits
+from greensock.http.limits import DEFAULT_LIMITS, Limits
 from greensock.http.proxy.access_log import AccessLog
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import GuardOptions
 from greensock.http.proxy.health import HealthOptions
-from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.http.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
 from greensock.http.proxy.routes import Route
 from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
 from greensock.http.proxy.sticky import StickyCookie
@@ -32,7 +32,7 @@ _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) el
 
 #: The tables and keys of the whole.
 TABLES = (
-    *("listen", "proxy_protocol", "log", "limits", "timeouts"),
+    *("listen", "proxy_protocol", "server", "log", "limits", "answer_limits", "timeouts"),
     *("forwarding", "guard", "error_pages", "upstreams", "routes"),
 )
 
@@ -79,14 +79,18 @@ class ProxyConfig:
     listen: tuple[tuple[str, int] | str, ...]
     #: Whether connections begin with a PROXY header.
     proxy_protocol: bool
+    #: How much the listeners take on.
+    server: ListenOptions
     #: Groups of servers, each with its health and its cookie.
     upstreams: tuple[tuple[UpstreamOptions, HealthOptions, StickyCookie | None], ...]
     #: Which requests go where.
     routes: tuple[Route, ...]
     #: The log of requests.
     log: LogOptions
-    #: How large the parts of a message may be.
+    #: How large the parts of a request may be.
     limits: Limits
+    #: How large the parts of an answer may be.
+    answer_limits: Limits
     #: How long its phases may take.
     timeouts: ProxyTimeouts
     #: What is believed, and told.
@@ -106,9 +110,11 @@ class ProxyConfig:
             forwarding=self.forwarding,
             timeouts=self.timeouts,
             limits=self.limits,
+            answer_limits=self.answer_limits,
             guard=self.guard,
             error_pages=self.error_pages,
             log=None if target is None else AccessLog(target, log.format, log.max_pending),
+            listen=self.server,
         )
 
 
@@ -154,11 +160,14 @@ class _Reader(Tables):
         protocol = mapping.get("proxy_protocol", False)
         if not isinstance(protocol, bool):
             self.note("", "proxy_protocol", protocol, "true or false expected")
+        server = self.made("[server]", mapping.get("server", {}), ListenOptions)
         upstreams = self.upstreams(mapping.get("upstreams", {}))
         named = mapping.get("upstreams")
         names = list(named) if isinstance(named, Mapping) else []  # the wrong ones, too
         log = self.log(mapping.get("log", {"path": None}))
-        limits = self.made("[limits]", mapping.get("limits", {}), Limits)
+        limits = self.made("[limits]", mapping.get("limits", {}), Limits, max_interim=DEFAULT_LIMITS.max_interim)
+        given = mapping.get("answer_limits", {})
+        answer_limits = self.made("[answer_limits]", given, Limits, max_target=DEFAULT_LIMITS.max_target)
         timeouts = self.made("[timeouts]", mapping.get("timeouts", {}), ProxyTimeouts)
         routes = self.routes(mapping.get("routes", []), names, timeouts or ProxyTimeouts())
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
@@ -167,10 +176,13 @@ class _Reader(Tables):
         self.check_loops(upstreams, listen)
         if protocol is True and forwarding is not None and not forwarding.trusted:
             self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
-        if self.problems or not (log and limits and timeouts and forwarding and pages is not None):
+        if not (server and log and limits and answer_limits and timeouts and forwarding and pages is not None):
+            return None
+        if self.problems:
             return None
         return ProxyConfig(
-            tuple(listen), protocol, tuple(upstreams), tuple(routes), log, limits, timeouts, forwarding, guard, pages
+            *(tuple(listen), protocol, server, tuple(upstreams), tuple(routes), log, limits, answer_limits),
+            *(timeouts, forwarding, guard, pages),
         )
 
     def listeners(self, given: Any) -> list[tuple[str, int] | str]:

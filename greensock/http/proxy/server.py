@@ -131,6 +131,25 @@ class ReverseProxy(HTTPServer):
         finally:
             self.gateway.leave(self)
 
+    # -- how many
+
+    @property
+    def alive(self) -> int:
+        """How many clients' connections there are."""
+        return self._alive
+
+    def welcome_more(self) -> None:
+        """Look again how many connections are welcome: one of another listener has ended."""
+        if self._acceptor is not None:
+            self._acceptor.more_welcome()
+
+    def _permits(self) -> float:
+        return min(super()._permits(), self.gateway.room())
+
+    def _one_less(self) -> None:
+        super()._one_less()
+        self.gateway.one_less()
+
     # -- the seams of HTTPServer
 
     def connection_new(self, conn: Connection) -> Verdict | None:
