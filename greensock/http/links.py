@@ -151,6 +151,10 @@ class Lease:
             conn = None
         links.give_back(self._origin, conn)
 
+    def is_quiet(self) -> bool:
+        """Whether the connection stands, as far as can be known."""
+        return self.connection is not None and self.connection.is_quiet()
+
     def give_up(self) -> None:
         """Reset the connection and give the slot back."""
         if self.connection is not None and self._links is not None:

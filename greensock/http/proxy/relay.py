@@ -6,6 +6,8 @@ What holds for every request:
   free try on a fresh connection when a kept one turns out to be dead.
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
+- A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
+  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload
+from greensock.http.plain import CREDENTIALS
 from greensock.http.proxy.asking import call_for, introduce, payload_for
 from greensock.http.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, failure_of
 from greensock.http.proxy.forwarded import new_id
@@ -32,12 +35,17 @@ from greensock.http.proxy.rules import VARIABLES, Redirect, StaticAnswer, variab
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
+from greensock.http.syntax import is_of_connection
 
 if TYPE_CHECKING:
     from greensock.http.proxy.routes import Route
-    from greensock.http.proxy.server import ReverseProxy
+    from greensock.http.proxy.server import ProxyConnection, ReverseProxy
 
 __all__ = ["Relay"]
+
+#: Where a server, or a proxy, asks who the client is, and by which fields.
+CHALLENGES = (401, 407)
+CHALLENGE_FIELDS = (b"www-authenticate", b"proxy-authenticate")
 
 
 class Relay:
@@ -45,11 +53,13 @@ class Relay:
 
     __slots__ = (
         "_client_left",
+        "_is_tied",
         "_lease",
         "_left",
         "_request_id",
         "_started",
         "_wanted",
+        "_was_bound",
         "answer_trailers",
         "client",
         "conn",
@@ -75,7 +85,7 @@ class Relay:
         #: What the client asks for.
         self.request = request
         #: The client's connection.
-        self.conn: Connection = request.connection
+        self.conn: ProxyConnection = request.connection  # type: ignore[assignment]  # the proxy makes no other
         #: The address of the client, as far as it can be trusted; empty for a Unix socket.
         self.client = peer
         #: What the client speaks: ``http``, or what a trusted peer says.
@@ -108,6 +118,8 @@ class Relay:
         self._lease: Lease | None = None
         self._left = True  # the server
         self._client_left = False
+        self._is_tied = False  # to its connections, by its credentials
+        self._was_bound = False  # the connection to the server, when the request came
         self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names
         self._started = 0.0
 
@@ -151,8 +163,10 @@ class Relay:
             refused = gateway.guard.request(self.client, monotonic(), head.method, head.authority)
             if refused is not None:
                 return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
-        if not head.is_ordinary and headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
-            raise Failure("loop", 508)
+        if not head.is_ordinary:
+            if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
+                raise Failure("loop", 508)
+            self._is_tied = any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS)
         if head.method == "OPTIONS" and headers.get_raw(b"max-forwards") == b"0":
             return Response(b"", 204, [(b"Allow", proxy.allowed_methods)])  # we are asked (RFC 9110 section 7.6.2)
         try:
@@ -260,7 +274,11 @@ class Relay:
         headers = self.request.headers
         if upstream.sticky is not None:
             self._wanted = upstream.server_of_cookie(headers, time())
-        server = upstream.choose(self.client, headers, tried, self._wanted)
+        server = None
+        if self.conn.bound is not None:
+            server = self._take_bound(upstream)
+        if server is None:
+            server = upstream.choose(self.client, headers, tried, self._wanted)
         if server is None:
             raise Failure("no-server", 503)
         self.server = server
@@ -275,10 +293,14 @@ class Relay:
         try:
             # First what may block, if the program edits: a connection is looked at just before it is used.
             call = call_for(self, server, payload)
-            self._lease = lease = server.lease(deadlines)
+            if self._lease is None:
+                self._lease = server.lease(deadlines)
+            elif not self._lease.is_quiet():  # bound, and meanwhile the server let go of it: the client begins anew
+                self._lease.renew(deadlines)
+            lease = self._lease
             upstream_conn = lease.connection
             assert upstream_conn is not None
-            if server.send_proxy_protocol:
+            if server.send_proxy_protocol and not lease.is_reused:
                 introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
@@ -336,6 +358,8 @@ class Relay:
         """Whether another server may be asked (RFC 9110 section 9.2.2)."""
         if failure.again is Again.NEVER:
             return False
+        if self._is_tied and (self._was_bound or failure.again is not Again.ALWAYS):
+            return False  # what it says is an answer to that server
         if failure.again is Again.REPEATABLE:
             method = self.request.method
             is_upgrade = self.request.headers.get_raw(b"upgrade") is not None
@@ -425,12 +449,33 @@ class Relay:
         self._lease = None
         if lease is not None:
             reusable = exchange.is_sent and exchange.connection.parser.is_reusable
-            lease.end(reusable and not server.send_proxy_protocol)
+            if reusable and (self._is_tied or self._was_bound or self.status in CHALLENGES) and self._must_bind():
+                self.conn.bind(server, lease)
+            else:
+                lease.end(reusable and not server.send_proxy_protocol)
         server.succeeded()
         self._left = True
         server.leave()
         if self.record is not None:
             self.record.upstream_time = monotonic() - self._started
+
+    def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
+        """Take up what is bound to the client's connection; None if nothing is."""
+        found = self.conn.take_bound(upstream)
+        if found is None:
+            return None
+        server, self._lease = found
+        self._lease.is_reused = self._was_bound = True
+        server.enter()
+        return server
+
+    def _must_bind(self) -> bool:
+        """Whether the connection to the server may remember the client."""
+        if self._is_tied or self._was_bound:
+            return True
+        assert self.head is not None
+        headers = self.head.headers
+        return any(is_of_connection(value) for name in CHALLENGE_FIELDS for value in headers.all_raw(name))
 
     def take_lease(self) -> Lease:
         """Take the connection to the server out, for a tunnel."""

@@ -16,13 +16,14 @@ from greensock import DROP, POSTPONE, Connection, Rule, State, Verdict
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
 from greensock.http.headers import Headers
+from greensock.http.links import Lease
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
 from greensock.http.proxy.networks import canonical_address
 from greensock.http.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.relay import Relay
-from greensock.http.proxy.servers import Upstream
+from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import Request
 from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPConnection, HTTPServer
@@ -38,7 +39,7 @@ WARN_EVERY = 60.0
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "ends", "is_counted", "peer", "refusal")
+    __slots__ = ("awaits_header", "bound", "ends", "is_counted", "peer", "refusal")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -54,6 +55,29 @@ class ProxyConnection(HTTPConnection):
         self.is_counted = False
         #: The record of a request that is being refused.
         self.refusal: Record | None = None
+        #: Connections to servers that are this client's alone, by their groups; None if there never were any.
+        self.bound: dict[Upstream, tuple[UpstreamServer, Lease]] | None = None
+
+    def bind(self, server: UpstreamServer, lease: Lease) -> None:
+        """Keep a connection to a server for what else comes here; it holds its slot."""
+        if self.bound is None:
+            self.bound = {}
+        self.bound[server.upstream] = server, lease
+        server.hold(1)
+
+    def take_bound(self, upstream: Upstream) -> tuple[UpstreamServer, Lease] | None:
+        """Take out what was kept of a group; None if nothing is."""
+        found = self.bound.pop(upstream, None) if self.bound is not None else None
+        if found is not None:
+            found[0].hold(-1)
+        return found
+
+    def drop_bound(self) -> None:
+        """Close what was kept: nobody else may have it."""
+        for upstream in list(self.bound or ()):
+            found = self.take_bound(upstream)
+            assert found is not None
+            found[1].end(False)
 
 
 class ReverseProxy(HTTPServer):
@@ -209,6 +233,8 @@ class ReverseProxy(HTTPServer):
         assert isinstance(conn, ProxyConnection)
         if conn.is_counted and self.gateway.guard is not None:
             self.gateway.guard.closed(conn.peer)
+        if conn.bound is not None:
+            conn.drop_bound()
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""

@@ -60,6 +60,7 @@ class UpstreamServer:
     __slots__ = (
         "authority",
         "health",
+        "held",
         "index",
         "is_ejected",
         "is_full",
@@ -101,6 +102,8 @@ class UpstreamServer:
         self.health = Health(health)
         #: Requests in flight, and those that wait for it.
         self.used = 0
+        #: Connections that clients have for themselves, at rest.
+        self.held = 0
         #: Requests that it was asked so far.
         self.requests = 0
         # As of the last look: see Candidate.
@@ -134,12 +137,17 @@ class UpstreamServer:
         """Count a request."""
         self.requests += 1
         self.used += 1
-        self.is_full = self.used >= self.max_connections
+        self.is_full = self.used + self.held >= self.max_connections
 
     def leave(self) -> None:
         """Count a request out."""
         self.used -= 1
-        self.is_full = self.used >= self.max_connections
+        self.is_full = self.used + self.held >= self.max_connections
+
+    def hold(self, more: int) -> None:
+        """Count connections that clients have for themselves while they rest, or count them out."""
+        self.held += more
+        self.is_full = self.used + self.held >= self.max_connections
 
     def failed(self, failure: Failure) -> None:
         """Note that a request failed, and log it if the server is ejected with that, or if it is a shortage of ours."""
