@@ -6,6 +6,7 @@ algorithm (ITU-T I.371): a request that comes earlier than its burst allows is r
 
 Invariants:
 
+- Of whom nothing needs to be known any more is soon forgotten: with each client that comes two are looked at.
 - The table never holds more than ``max_clients``. A client of whom nothing needs to be known goes first, then one
   without a ban and without connections, then bans, then those that have connections.
 - A client without an address (a Unix socket) is not limited: who it is can't be told.
@@ -26,8 +27,8 @@ from greensock.http.syntax import is_authority, is_token
 
 __all__ = ["Guard", "GuardOptions", "GuardStatistics", "Refusal"]
 
-#: How many clients are looked at to find one to forget.
-LOOKED_AT = 16
+#: How many clients are looked at to find one to forget, when the table is full and when it is not.
+LOOKED_AT, SWEPT = 16, 2
 #: How many addresses and hosts are remembered, besides the table.
 MAX_ADDRESSES, MAX_HOSTS = 32768, 1024
 #: Bytes of the longest ``host:port``.
@@ -288,8 +289,10 @@ class Guard:
         known = self._clients.get(self._key(client))
         return known is not None and known.banned_until > now
 
-    def statistics(self) -> GuardStatistics:
-        """Return what was counted so far."""
+    def statistics(self, now: float) -> GuardStatistics:
+        """Return what was counted so far; it goes through the whole table."""
+        for key in [key for key, known in self._clients.items() if not known.worth(now)]:
+            del self._clients[key]
         return GuardStatistics(len(self._clients), self._bans, self._forgotten, dict(self._refused))
 
     def _refuse(self, reason: str, seconds: float | None = None, status: int = 429) -> Refusal:
@@ -312,8 +315,19 @@ class Guard:
     def _add(self, key: str, now: float) -> _Client:
         if len(self._clients) >= self.options.max_clients:
             self._forget(now)
+        else:
+            self._sweep(now)
         known = self._clients[key] = _Client()
         return known
+
+    def _sweep(self, now: float) -> None:
+        """Forget some of whom nothing needs to be known any more: more than come, until there are none."""
+        clients = self._clients
+        for key in list(islice(clients, SWEPT)):
+            if clients[key].worth(now):
+                clients.move_to_end(key)
+            else:
+                del clients[key]
 
     def _forget(self, now: float) -> None:
         """Forget the client of the least worth among those that were looked at or added the longest ago.
