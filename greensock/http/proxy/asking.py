@@ -83,10 +83,13 @@ def payload_for(relay: Relay, max_replay: int) -> Payload:
 
 
 def _pieces(relay: Relay) -> Iterator[bytes]:
-    body, watch = relay.request.body, relay.proxy.watch_request_body
+    conn, body, watch = relay.conn, relay.request.body, relay.proxy.watch_request_body
     while piece := body.read():
         watch(relay, piece)
-        yield piece
+        if not conn.notify_disconnect(relay.on_hangup_in_body):
+            relay.on_hangup_in_body()
+        yield piece  # as long as the server likes: nobody reads the client meanwhile
+        conn.notify_disconnect(None)
     # From here on nobody reads the client, which may leave while the server works.
     if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):
         relay.on_client_left()

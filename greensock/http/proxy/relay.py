@@ -36,6 +36,7 @@ from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
 from greensock.http.syntax import is_of_connection
+from greensock.http.writer import LAST_CHUNK
 
 if TYPE_CHECKING:
     from greensock.http.proxy.routes import Route
@@ -337,6 +338,20 @@ class Relay:
         self._client_left = True
         if self._lease is not None and self._lease.connection is not None:
             self._lease.connection.abort()
+
+    def on_hangup_in_body(self) -> None:
+        """The client closed its side, or broke off, while a piece of its body waits for the server. In the hub.
+
+        It has left if the rest of the body is not there: a client that has said all, and waits, may close its side.
+        """
+        body, there = self.request.body, self.conn.count_unread()
+        if there is not None:
+            there += self.conn.parser_in_use.pending if self.conn.parser_in_use is not None else 0
+            length = self.request.head.content_length
+            left = len(LAST_CHUNK) if length is None else length - body.received
+            if body.is_ended or there >= left:
+                return
+        self.on_client_left()
 
     def _failure_of(self, error: Exception) -> Failure:
         """Return what an error of an attempt means; raise it again if it is not the server's."""

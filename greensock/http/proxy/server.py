@@ -7,10 +7,15 @@ It is written on the seams of :class:`HTTPServer`, which reads, refuses and answ
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Mapping
+from fcntl import ioctl
+from termios import FIONREAD
 from time import monotonic, time
 from typing import Any, ClassVar
+
+from gevent.monkey import get_original
 
 from greensock import DROP, POSTPONE, Connection, Rule, State, Verdict
 from greensock.http.errors import BadRequest
@@ -29,6 +34,8 @@ from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPConnection, HTTPServer
 
 __all__ = ["ProxyConnection", "ReverseProxy"]
+
+_new_poll = get_original("select", "poll")
 
 log = logging.getLogger("greensock.upstream")
 
@@ -57,6 +64,15 @@ class ProxyConnection(HTTPConnection):
         self.refusal: Record | None = None
         #: Connections to servers that are this client's alone, by their groups; None if there never were any.
         self.bound: dict[Upstream, tuple[UpstreamServer, Lease]] | None = None
+
+    def count_unread(self) -> int | None:
+        """Return how many bytes came that were not read; None if the connection is broken."""
+        poll = _new_poll()
+        try:
+            poll.register(self._fd, 0)
+            return None if poll.poll(0) else int.from_bytes(ioctl(self._fd, FIONREAD, bytes(4)), sys.byteorder)
+        except (OSError, ValueError):
+            return None
 
     def bind(self, server: UpstreamServer, lease: Lease) -> None:
         """Keep a connection to a server for what else comes here; it holds its slot."""
