@@ -1,10 +1,11 @@
 # make run: the reverse proxy before a site of its own. make test: all checks. make bench: every experiment, under 30
-# minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the seed's workload. All make .venv first.
+# minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the seed's workload. make mutants: whether the
+# tests notice what is broken, hours. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run seed test bench load clean
+.PHONY: run seed test bench load mutants clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/installed
@@ -17,6 +18,9 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+mutants: $(VENV)/installed-test
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m loadtests.bench all $(ARGS); status=$$?; \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import sys
 
 from greensock import Server
 
@@ -12,7 +13,7 @@ __all__ = ["run"]
 
 def run(kind: type[Server], description: str | None) -> Server:
     """Serve until the program is told to end, and return the server that has stopped."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bind", default="127.0.0.1:5000", metavar="HOST:PORT", help="default: %(default)s")
     try:
         server = kind(parser.parse_args().bind)
@@ -20,7 +21,10 @@ def run(kind: type[Server], description: str | None) -> Server:
         parser.error(str(error))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor; the usual 1,024 are few
-    server.start()
+    try:
+        server.start()
+    except OSError as error:
+        sys.exit(f"cannot listen: {error}")
     host = f"[{server.server_host}]" if ":" in str(server.server_host) else server.server_host
     print(f"listening on {host}:{server.server_port}", flush=True)
     server.serve_forever()

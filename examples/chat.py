@@ -4,8 +4,11 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
 from itertools import count
 from typing import Any
+
+sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/chat.py` finds the others
 
 from examples._main import run
 from greensock import Connection, Lines, Server, WouldBlock

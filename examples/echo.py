@@ -4,6 +4,10 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
+
+sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/echo.py` finds the others
+
 from examples._main import run
 from greensock import Connection, Server
 

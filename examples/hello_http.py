@@ -4,8 +4,11 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
 import time
 from collections.abc import Iterator
+
+sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/hello_http.py` finds the others
 
 from examples._main import run
 from greensock.http import HTTPError, HTTPServer, Request, Response

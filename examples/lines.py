@@ -11,7 +11,10 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import sys
 from typing import Any
+
+sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/lines.py` finds the others
 
 from examples._main import run
 from greensock import Connection, Server

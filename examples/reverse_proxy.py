@@ -13,9 +13,21 @@ from typing import Any
 
 import gevent
 
+sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/reverse_proxy.py` finds the others
+
 from examples._site import Site, WebSocketEcho
-from examples._tour import take_tour
-from greensock.http import ConfigError, ProxyConfig, ReverseProxy, load_config, parse_config
+from examples._tour import take_tour, url_of
+from greensock.http import (
+    ConfigError,
+    Gateway,
+    ProxyConfig,
+    ReverseProxy,
+    check_listeners,
+    load_config,
+    parse_config,
+)
+
+log = logging.getLogger("greensock.proxy")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -31,7 +43,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH; may be repeated"
     )
-    parser.add_argument("--log", metavar="FILE", help="of requests; none: none; standard output if not given")
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="of requests; - is standard output, none is none; default: -, and none with a site of its own",
+    )
     parser.add_argument("--once", action="store_true", help="with a site of its own: end after the tour")
     return parser
 
@@ -39,7 +55,8 @@ def arguments() -> argparse.ArgumentParser:
 def configuration(given: argparse.Namespace, **tables: Any) -> ProxyConfig:
     if given.config:
         return load_config(given.config)
-    log = {} if given.log == "none" else {"log": {"path": given.log or "-"}}
+    path = given.log or ("-" if given.upstream else "none")  # the tour is not to be buried
+    log = {} if path == "none" else {"log": {"path": path}}
     return parse_config({"listen": given.listen or ["127.0.0.1:8080"], **log, **tables}, "the command line")
 
 
@@ -70,7 +87,7 @@ def main() -> int:
         parser.error("--config says it all: --listen, --upstream and --log don't go with it")
     if given.check and not (given.config or given.upstream):
         parser.error("--check wants a --config, or an --upstream")
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     sites: list[Site] = []
     try:
         if given.config or given.upstream:
@@ -82,21 +99,36 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if given.check:
-        print("the configuration is sound")
-        return 0
+        problems = check_listeners(config, given.config or "the command line")
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if not problems:
+            print("the configuration is sound")
+        return 2 if problems else 0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return serve(config, sites, given.once)
 
 
-def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
-    gateway = config.gateway()
+def reopen(gateway: Gateway) -> None:
+    """Open the log anew: it was renamed."""
     if gateway.log is not None:
-        gevent.signal_handler(signal.SIGUSR1, gateway.log.reopen)
+        gateway.log.reopen()
+    else:
+        log.warning("SIGUSR1: there is no log to be opened anew")
+
+
+def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
+    try:
+        gateway = config.gateway()
+    except ValueError as error:
+        print(f"the log: {error}", file=sys.stderr)
+        return 1
+    gevent.signal_handler(signal.SIGUSR1, reopen, gateway)
     proxies: list[ReverseProxy] = []
     for listen in config.listen:
         try:
-            proxies.append(ReverseProxy(listen, gateway, proxy_protocol=config.proxy_protocol))
+            proxies.append(ReverseProxy(listen, gateway, **config.proxy_options()))
             proxies[-1].start()
         except (OSError, ValueError) as error:
             print(f"cannot listen on {shown(listen)}: {error}", file=sys.stderr)
@@ -106,6 +138,8 @@ def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
         print("No server was named: the proxy stands before a site of its own, two servers and an echo of WebSockets.")
     failed = bool(sites) and not take_tour(proxies[0], sites)
     if not once:
+        if sites:
+            print(f"It serves now: open {url_of(proxies[0])}/ in a browser. Ctrl-C ends it.", flush=True)
         others = [gevent.spawn(proxy.serve_forever) for proxy in proxies[1:]]
         proxies[0].serve_forever()
         gevent.joinall(others, timeout=1)

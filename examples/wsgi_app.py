@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/wsgi_app.py` finds the others
+
 from examples._main import run
 from greensock.http import WSGIServer
 

@@ -6,6 +6,7 @@ The layers, lowest first; each imports only what stands above it:
 errors             every exception, told apart by whose fault it is; why a connection ended
 framing            framers: cut a stream into messages (no I/O)
 options, stats     what a server can be told; what it counted
+log_limit          a bound on the log lines that strangers can cause
 address            how addresses are written
 syscalls           the system calls of the hot path
 workers            the pool of parked greenlets in which upcalls run
@@ -43,6 +44,7 @@ from greensock.errors import (
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
+from greensock.log_limit import LogLimit
 from greensock.options import Rule
 from greensock.server import Server
 from greensock.socket_connection import SocketConnection
@@ -70,6 +72,7 @@ __all__ = [
     "LengthPrefixed",
     "LimitExceeded",
     "Lines",
+    "LogLimit",
     "MessageTooLong",
     "OperationTimeout",
     "ProtocolError",

@@ -16,8 +16,8 @@ two greenlets collided          :class:`ConnectionBusy`                     ``Ru
 ==============================  ==========================================  ==========================
 
 An error that belongs to one connection carries it as ``connection``. When such an error leaves an upcall of
-that very connection, it is a reason to drop it and no traceback is logged; anything else that leaves an upcall
-is a bug of the program and is logged with its traceback.
+that very connection, it is a reason to drop it and no traceback is logged. Anything else that leaves an upcall,
+an error of another connection too, is a failure of the program: counted in ``errors``, and logged with its traceback.
 """
 
 from __future__ import annotations

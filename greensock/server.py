@@ -30,6 +30,7 @@ from greensock.connection import Connection
 from greensock.errors import DropReason
 from greensock.framing import Framer
 from greensock.lifecycle import OPEN
+from greensock.log_limit import LogLimit
 from greensock.options import OPTIONS, Rule, checked
 from greensock.poller import get_poller
 from greensock.stats import ServerStatistics
@@ -114,6 +115,7 @@ class Server(Turns):
         self._alive = 0
         self._dropped: Counter[str] = Counter()
         self._errors = 0
+        self._failures_logged = LogLimit()
         self._messages = 0
         self._gone_received = 0
         self._gone_sent = 0
@@ -371,9 +373,9 @@ class Server(Turns):
     def _on_accepted(self, fd: int, address: Any) -> None:
         try:
             self._serve(fd, self.family, address)
-        except Exception:  # epoll's limit is reached, or the program's connection class failed
+        except Exception as error:  # epoll's limit is reached, or the program's connection class failed
             self._errors += 1
-            log.exception("a connection from %r could not be served and is closed", address)
+            self._log_failure(error, "a connection from %r could not be served and is closed", address)
 
     def _serve(self, fd: int, family: int, address: Any) -> Connection:
         try:

@@ -24,6 +24,7 @@ from greenlet import GreenletExit, greenlet
 from greensock.connection import Connection
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.lifecycle import CLOSED, OPEN, Lifecycle
+from greensock.log_limit import LogLimit
 from greensock.poller import Poller
 from greensock.syscalls import both_sides_are_down, read
 from greensock.upcalls import DROP, OK, POSTPONE, Upcalls, Verdict
@@ -57,6 +58,7 @@ class Turns(Upcalls):
     _poller: Poller
     _draining: bool
     _errors: int
+    _failures_logged: LogLimit
     _messages: int
     _dropped: Counter[str]
     _gone_received: int
@@ -272,7 +274,7 @@ class Turns(Upcalls):
                 break
             budget -= conn._received(len(data), size)
             if data:
-                decoder.feed(data)
+                self._feed(conn, decoder, data)
         return self._finish_turn(conn, heard, more)
 
     def _give_messages(self, conn: Connection, decoder: Any) -> int:
@@ -283,8 +285,12 @@ class Turns(Upcalls):
                 rest = bytes(conn._stash) + decoder.take()
                 conn._stash = b""
                 conn._fresh = False
-                decoder.feed(rest)
-            message = next_message()
+                self._feed(conn, decoder, rest)
+            try:
+                message = next_message()
+            except GreensockError as error:
+                _own(error, conn)
+                raise
             if message is None:
                 return given
             self._messages += 1
@@ -297,6 +303,13 @@ class Turns(Upcalls):
             if conn._state is not OPEN:
                 return given + 1
         return MESSAGES_PER_LOOK
+
+    def _feed(self, conn: Connection, decoder: Any, data: bytes) -> None:
+        try:
+            decoder.feed(data)
+        except GreensockError as error:
+            _own(error, conn)
+            raise
 
     def _finish_turn(self, conn: Connection, heard: bool, more: bool = False) -> bool:
         """Make the upcalls at the end of a turn; True if there is more to read, or ``more`` messages to give."""
@@ -356,14 +369,17 @@ class Turns(Upcalls):
     # -- the end of a connection
 
     def _failed(self, conn: Connection, error: BaseException) -> None:
-        """An upcall raised, or the engine found the connection broken."""
-        if isinstance(error, GreensockError) and error.connection in (conn, None) and error.drop_reason.name != "ERROR":
+        """An upcall raised, or the engine found the connection broken.
+
+        Only what was raised for this very connection is its peer's doing. Whatever else an upcall lets out, an error of
+        another connection or of one that never stood, is the program's failure.
+        """
+        reason = DropReason.ERROR
+        if isinstance(error, GreensockError) and error.connection is conn:
             reason = error.drop_reason
-        else:
-            reason = DropReason.ERROR
-            if not (isinstance(error, GreenletExit) and self._draining):
-                self._errors += 1
-                log.error("an upcall failed on %r", conn, exc_info=error)
+        if reason is DropReason.ERROR and not (isinstance(error, GreenletExit) and self._draining):
+            self._errors += 1
+            self._log_failure(error, "an upcall failed on %r", conn)
         conn._close(reason)
         if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
             hub = self._poller.hub
@@ -392,6 +408,14 @@ class Turns(Upcalls):
         if conn._stage == _ALL_TOLD:
             self._one_less()
 
+    def _log_failure(self, error: BaseException, text: str, *about: object) -> None:
+        """Log what the program failed at, with its traceback: not more often than a disk can bear."""
+        left_out = self._failures_logged.left_out(monotonic())
+        if left_out > 0:
+            text += f"; {left_out} failures before were not logged"
+        if left_out >= 0:
+            log.error(text, *about, exc_info=error)
+
     def _tell_error(self, conn: Connection, error: BaseException) -> None:
         if conn._stage not in (_NEW, _ERROR_TOLD):
             conn._stage = _ERROR_TOLD
@@ -402,9 +426,15 @@ class Turns(Upcalls):
             upcall(*arguments)
         except BaseException as error:
             self._errors += 1
-            log.exception("%s failed", getattr(upcall, "__name__", upcall))
+            self._log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
             if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+
+
+def _own(error: GreensockError, conn: Connection) -> None:
+    """Say of what a framer raised, which knows no connections, whose bytes it was given."""
+    if error.connection is None:
+        error.connection = conn
 
 
 def _postponed_too_much(conn: Connection, limit: int) -> MessageTooLong:

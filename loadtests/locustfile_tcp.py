@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from socket import create_connection
+from time import perf_counter
 from typing import Any
 from uuid import uuid4
 
@@ -54,13 +55,34 @@ class LinesUser(User):
             self.quit()
 
     def connect(self) -> None:
-        """Open a connection, and begin with keys of which the store can know nothing."""
-        host, _, port = str(self.host).rpartition(":")
+        """Open a connection, and begin with keys of which the store can know nothing; trying is a request, too.
+
+        A server that is down is a failure each time, and asked again after a pause.
+        """
         self.mine = uuid4().hex[:12]
         self.table: dict[str, str] = {}
-        self.sock = create_connection((host, int(port)), PATIENCE)
+        while not self.try_to_connect():
+            self.wait()  # type: ignore[no-untyped-call]
         self.replies = self.sock.makefile("rb")
         self.settled = True
+
+    def try_to_connect(self) -> bool:
+        """Connect, and count that; not by ``measure``, which would count a user that is killed meanwhile, too."""
+        host, _, port = str(self.host).rpartition(":")
+        began, failure = perf_counter(), None
+        try:
+            self.sock = create_connection((host, int(port)), PATIENCE)
+        except OSError as error:
+            failure = error
+        self.environment.events.request.fire(
+            request_type="lines",
+            name="connect",
+            response_time=1000 * (perf_counter() - began),
+            response_length=0,
+            exception=failure,
+            context={},
+        )
+        return failure is None
 
     def disconnect(self) -> None:
         self.settled = False

@@ -96,7 +96,8 @@ def table(result: Result, report: Report) -> str:
     counted = report["statistics"]
     opening = report["opening_seconds"]
     rows = {
-        "messages/s, best second": f"{report['best_second']:,}",
+        # What took less has no whole second.
+        **({"messages/s, best second": f"{report['best_second']:,}"} if result.seconds >= 1 else {}),
         "messages/s, mean": f"{result.rate:,.0f}",
         "connections/s": f"{counted['accepted'] / opening:,.0f}" if opening else "-",
         "server's CPU per message": f"{result.server_us:.2f} us",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import http.client
 import json
+import re
 import select
 import socket
 import subprocess
@@ -111,6 +112,24 @@ def test_help_and_a_bad_address(name):
     assert "port 'http' is not a number" in bad.stderr
     # On Python 3.10 logging and gevent may complain of each other when the interpreter ends; that comes last.
     assert "Traceback" not in bad.stderr.partition("Exception ignored in")[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_by_its_path_and_a_port_that_is_taken(name, tmp_path):
+    """One line says it; by its path an example runs from any folder."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--bind", address]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    errors = done.stderr.partition("Exception ignored in")[0]  # as above
+    assert re.fullmatch(r"cannot listen: .*Address already in use.*\n", errors), errors
+
+
+def test_help_is_shown_as_it_is_written():
+    command = [sys.executable, "-m", "examples.lines", "--help"]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=PATIENCE)
+    assert "\nSET key value   OK\nGET key         VALUE value, or NONE\n" in done.stdout
 
 
 # -- each

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PAGES = {"page", "page, close", "upload", "download", "download, chunks"}
-TASKS = {"GET", "SET", "DEL", "KEYS", "10 at once", "nonsense", "QUIT"}
+TASKS = {"connect", "GET", "SET", "DEL", "KEYS", "10 at once", "nonsense", "QUIT"}
 
 WRONG_NOW_AND_THEN = """
 from gevent import monkey
@@ -123,6 +123,19 @@ def test_a_server_that_dies(tmp_path, server):
     assert done.returncode == 1
     assert "WRONG: the server ended before it was told to, with 3\n" in done.stdout
     assert "the server closed the connection" in errors(tmp_path)
+
+
+def test_a_server_that_is_down_is_a_failure(tmp_path):
+    """Each try is one, and there is no traceback."""
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile_tcp.py", "--headless", "--only-summary"]
+    command += ["-H", "127.0.0.1:1", "-u", "2", "-r", "2", "-t", "2s", "-s", "5", "--csv", str(tmp_path / "report")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    with (tmp_path / "report_stats.csv").open(newline="") as lines:
+        found = {row["Name"]: row for row in csv.DictReader(lines)}
+    assert set(found) == {"connect", "Aggregated"}
+    assert int(found["connect"]["Failure Count"]) == int(found["connect"]["Request Count"]) > 2
 
 
 def test_a_server_that_does_not_start(tmp_path):

@@ -13,7 +13,7 @@ import time
 from datetime import datetime, timezone
 
 import pytest
-from conftest import wait_until
+from conftest import PATIENCE, wait_until
 from gevent import monkey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -243,6 +243,21 @@ def test_standard_output_that_nobody_reads():
 def test_an_access_log_checks_itself(arguments, text):
     with pytest.raises(ValueError, match=text):
         AccessLog(*arguments)
+
+
+def test_standard_output_that_was_closed_at_the_start():
+    """Descriptor 1 is whatever the program opened first: nothing is written there."""
+    code = (
+        "import os, sys; first = os.open('/dev/null', os.O_RDONLY); assert first == 1, first\n"
+        "from greensock.http import AccessLog, parse_config\n"
+        "config = parse_config({'log': {}, 'upstreams': {'a': {'servers': ['http://a']}}})\n"
+        "for make in (AccessLog, config.gateway):\n"
+        "    try: make()\n"
+        "    except ValueError as error: print(error, file=sys.stderr)\n"
+    )
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stderr == "target='-': standard output is closed: a path expected\n" * 2
 
 
 def test_nothing_is_started_before_there_is_something_to_write(logs):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import datetime
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from greensock.http import (
     StaticAnswer,
     StickyCookie,
     UpstreamOptions,
+    check_listeners,
     load_config,
     parse_config,
 )
@@ -92,6 +94,36 @@ def test_a_sound_one():
     assert list(gateway.upstreams) == ["app"]
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_whether_a_client_that_closes_its_half_has_left(given):
+    assert parse_config(SOUND).abort_on_eof is True
+    assert parse_config({**SOUND, "abort_on_eof": given}).abort_on_eof is given
+
+
+def test_where_it_cannot_listen(tmp_path):
+    """What ``--check`` finds, and nothing is listened on for it."""
+    plain = tmp_path / "file"
+    plain.write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "there.sock"))
+        sound = ["127.0.0.1:0", ":1", "*:2", "localhost:3", f"127.0.0.1:{taken.getsockname()[1]}"]
+        sound += [str(tmp_path / "new.sock"), f"unix:{tmp_path}/there.sock"]
+        assert check_listeners(parse_config({**SOUND, "listen": sound})) == []
+    wrong = {
+        "192.0.2.1:80": "an address of this machine expected",
+        "no.invalid:80": "an address of this machine expected: ",
+        str(plain): "a socket, or nothing, expected: something else is there",
+        f"{tmp_path}/none/x.sock": "a path in a directory that is there expected",
+        f"{tmp_path}/{'x' * 100}.sock": "a path of at most 107 bytes expected",
+        f"{plain}/x.sock": "a path that can be listened on expected: Not a directory",
+    }
+    found = check_listeners(parse_config({**SOUND, "listen": list(wrong)}), "f.toml")
+    assert len(found) == len(wrong)
+    for problem, (address, text) in zip(map(str, found), wrong.items(), strict=True):
+        assert problem.startswith("f.toml: listen = ")
+        assert text in problem, address
+
+
 def test_one_upstream_needs_no_route():
     config = parse_config({"upstreams": {"app": {"servers": ["http://a"]}}})
     assert [route.action for route in config.routes] == ["app"]
@@ -114,7 +146,14 @@ def test_one_upstream_needs_no_route():
         ("listen/0", ":9000", "[upstreams.app] servers = "),
         ("listen/0", "127.0.0.1:9000", "[upstreams.app] servers = "),
         ("proxy_protocol", "yes", 'proxy_protocol = "yes": true or false expected'),
-        ("tls", {}, "tls = {}: no such key: one of listen, "),
+        ("listen/0", "https://a:443", 'listen = "https://a:443": TLS is not there yet: put HAProxy'),
+        ("listen/0", "http://a:80", 'listen = "http://a:80": HOST:PORT'),
+        ("upstreams/app/servers/0", "https://a", 'url = "https://a": https is not there yet: http expected'),
+        ("abort_on_eof", 1, "abort_on_eof = 1: true or false expected"),
+        ("tls", {}, "tls = {}: not there yet: put HAProxy"),
+        ("metrics", True, "metrics = true: not there yet: the access log"),
+        ("cache", {}, "cache = {}: not there yet"),
+        ("nonsense", {}, "nonsense = {}: no such key: one of listen, proxy_protocol, "),
         ("timeout", {}, "timeout = {}: no such key: timeouts?"),
         ("log", [], "[log] = []: a table expected"),
         ("log/format", "xml", '[log] format = "xml": '),

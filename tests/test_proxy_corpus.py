@@ -26,7 +26,7 @@ BEHIND = b"GET /behind HTTP/1.1\r\nHost: behind\r\n\r\n"
 
 #: RFC 9110 section 7.6.1, and what was always meant to be of it.
 OF_THE_HOP = {
-    *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection"),
+    *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection"),
     *(b"te", b"trailer", b"transfer-encoding", b"upgrade"),
 }
 #: What is written anew, and what a client of which nothing is known may not claim.
@@ -128,7 +128,7 @@ def _passes(name: bytes, named: set[bytes]) -> bool:
 def passing_trailers(request: Message) -> list[tuple[bytes, bytes]]:
     """Return the trailers that are to arrive."""
     named = b",".join([*request.all(b"connection"), *(v for n, v in request.trailers if n.lower() == b"connection")])
-    tokens = {name.strip(b" \t").lower() for name in named.split(b",")}
+    tokens = {name.strip(b" \t").lower() for name in named.split(b",")} | {b"proxy-authorization"}
     return [pair for pair in request.trailers if _passes(pair[0].lower(), tokens)]
 
 

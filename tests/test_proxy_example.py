@@ -45,13 +45,51 @@ def running(*arguments):
 
 
 def test_the_tour():
-    status, output, _ = run("--once", "--listen", "127.0.0.1:0")
+    status, output, _ = run("--once", "--listen", "127.0.0.1:0", "--log", "-")
     assert status == 0, output
+    assert "in a browser" not in output, "it has ended"
     assert "FAILED" not in output
     for text in ("a page ", "a WebSocket", "405, Allow: ", "the server that was down answers again"):
         assert text in output
     assert re.search(r'"GET /echo HTTP/1.1" 101 .* upstream="127.0.0.1:\d+" us="101"', output)
     assert re.search(r'upstream="127.0.0.1:\d+, 127.0.0.1:\d+" us="-, 200"', output), "the second try is logged"
+
+
+def test_after_the_tour_it_serves_and_says_so():
+    with running("--listen", "127.0.0.1:0") as (process, port):
+        said = [process.stdout.readline() for _ in range(10)]
+        assert said[-1] == f"It serves now: open http://127.0.0.1:{port}/ in a browser. Ctrl-C ends it.\n"
+        assert not any("HTTP/1.1" in line for line in said), "the log does not bury the tour"
+        assert get(("127.0.0.1", port), target="/", end=b"</script>\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_it_runs_by_its_path(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "reverse_proxy.py"), "--check", "--upstream", "http://a"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the configuration is sound\n", "")
+
+
+def test_standard_output_that_is_closed():
+    command = ["sh", "-c", 'exec "$0" "$@" >&-', *PROGRAM, "--listen", "127.0.0.1:0", "--upstream", "http://a"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "the log: target='-': standard output is closed: a path expected\n")
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_signals_that_operators_send_end_nothing(serve, tmp_path, is_logged):
+    origin = serve(Origin)
+    log = str(tmp_path / "access.log") if is_logged else "none"
+    with running("--listen", "127.0.0.1:0", "--upstream", origin.url, "--log", log) as (process, port):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            process.send_signal(number)
+            assert get(("127.0.0.1", port))
+        process.terminate()
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert "SIGHUP" in errors
+    assert ("SIGUSR1: there is no log to be opened anew" in errors) is not is_logged
 
 
 def test_before_a_server(serve, tmp_path):
@@ -77,6 +115,10 @@ def test_with_a_file(serve, tmp_path):
         '[[routes]]\nupstream = "app"\nrequest_fields = { set = { X-From = "{client}" } }\n'
     )
     assert run("--check", "--config", str(path)) == (0, "the configuration is sound\n", "")
+    foreign = tmp_path / "foreign.toml"
+    foreign.write_text(path.read_text().replace("127.0.0.1:0", "192.0.2.1:80"))
+    wrong = f'{foreign}: listen = "192.0.2.1:80": an address of this machine expected\n'
+    assert run("--check", "--config", str(foreign)) == (2, "", wrong)
     with running("--config", str(path)) as (_, port):
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         for target, status in (("/old", 301), ("/x", 200)):
@@ -164,12 +206,12 @@ def test_a_wrong_file(tmp_path):
     assert f'{path}: [upstreams.app] servers no. 1 url = "ftp://a": ' in errors
 
 
-def get(address, family=socket.AF_INET):
+def get(address, family=socket.AF_INET, target="/x", end=b"GET /x "):
     with socket.socket(family) as sock:
         sock.settimeout(PATIENCE)
         sock.connect(address)
-        sock.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        return read_all(sock).endswith(b"GET /x ")
+        sock.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % target.encode())
+        return read_all(sock).endswith(end)
 
 
 def test_where_it_listens(serve, tmp_path):

@@ -158,6 +158,17 @@ def test_proxy_protocol_in(proxied, origin, version, split):
     assert proxy.records[0].client == "192.0.2.7"
 
 
+def test_tls_that_ended_before_the_proxy(proxied, origin):
+    """What PROXY version 2 says of TLS reaches the application."""
+    _, ask = proxied(origin.url, forwarding=LOCAL, server_options={"proxy_protocol": True})
+    for said, scheme in ((b"\x01", "https"), (b"\x00", "http"), (None, "http")):
+        tls = b"" if said is None else b"\x20\x00\x05" + said + bytes(4)
+        header = write_proxy_header(2, ("192.0.2.7", 5555), ("192.0.2.1", 80))
+        header = header[:14] + (len(header) - 16 + len(tls)).to_bytes(2, "big") + header[16:] + tls
+        assert statuses([ask(header + GET)]) == [200]
+        assert fields_of(origin.seen[-1][2])["x-forwarded-proto"] == scheme
+
+
 def test_proxy_protocol_from_whom_is_not_trusted(proxied, origin, caplog):
     proxy, ask = proxied(origin.url, server_options={"proxy_protocol": True})
     for _ in range(3):

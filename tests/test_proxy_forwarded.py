@@ -58,6 +58,7 @@ def sent(
         ("via", "a\r\nb"),
         ("via_response", "yes"),
         ("proxy_status", "yes"),
+        ("proxy_authorization", None),
         ("allow_underscores", 1),
     ],
 )
@@ -204,7 +205,10 @@ def test_host(preserve_host, host):
     assert fields.get_all("X-Forwarded-Host") == ["example.org"]
 
 
-@pytest.mark.parametrize("name", sorted(HOP_BY_HOP | {b"content-length", b"expect", b"proxy", b"x_user"}))
+DROPPED = HOP_BY_HOP - {b"proxy-authorization"} | {b"content-length", b"expect", b"proxy", b"x_user"}
+
+
+@pytest.mark.parametrize("name", sorted(DROPPED))
 def test_what_is_not_passed_on(name):
     for spelling in (name, name.upper(), name.title()):
         assert list(sent([("A", "b"), (spelling, "c"), ("D", "e")])) == [
@@ -214,6 +218,15 @@ def test_what_is_not_passed_on(name):
             *OURS,
             OUR_HOST,
         ]
+
+
+def test_credentials_for_a_proxy_are_the_next_ones():
+    """RFC 9110 section 11.7.2: we have none to check."""
+    fields = [("Proxy-Authorization", "Basic eA=="), ("X", "y")]
+    for more in ([], [("Connection", "x")]):  # both ways of making the lines
+        assert sent([*fields, *more])["Proxy-Authorization"] == "Basic eA=="
+        assert "Proxy-Authorization" not in sent([*fields, *more], proxy_authorization=False)
+    assert "Proxy-Authorization" not in sent([*fields, ("Connection", "proxy-authorization")])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import peers
@@ -620,7 +621,7 @@ def between(folder):
     """Run the proxy between two HAProxies that speak the PROXY protocol: give it, and the URLs of those before it."""
     program("haproxy")
     with contextlib.ExitStack() as stack:
-        behind, usual, first, second = (stack.enter_context(listening()) for _ in range(4))
+        behind, usual, first, second, third = (stack.enter_context(listening()) for _ in range(5))
         answer = 'http-request return status 200 content-type text/plain lf-string "%[src] %[src_port] %[dst_port]"'
         seen = "%[src] %[req.hdr(x-forwarded-for)] %[req.hdr(x-forwarded-proto)]"
         stack.enter_context(
@@ -643,18 +644,50 @@ def between(folder):
                 folder("proxy"), upstreams, routes, top, r"(.*: a PROXY header expected\n.* may not connect: .*\n)?"
             )
         )
+        front = folder("front")
         stack.enter_context(
             peers.haproxy(
-                folder("front"),
+                front,
                 "".join(
-                    f"listen {word}\n bind fd@{sock.fileno()}\n server proxy 127.0.0.1:{proxy.port} {word}\n"
-                    for word, sock in (("send-proxy", first), ("send-proxy-v2", second))
+                    f"listen {word}\n mode tcp\n bind fd@{sock.fileno()}{tls}\n"
+                    f" server proxy 127.0.0.1:{proxy.port} {word}\n"
+                    for word, sock, tls in (
+                        ("send-proxy", first, ""),
+                        ("send-proxy-v2", second, ""),
+                        ("send-proxy-v2-ssl", third, f" ssl crt {certificate(front)}"),
+                    )
                 ),
                 first.fileno(),
                 second.fileno(),
+                third.fileno(),
             )
         )
-        yield proxy, *("http://{}:{}".format(*sock.getsockname()) for sock in (first, second))
+        urls = ["http://{}:{}".format(*sock.getsockname()) for sock in (first, second)]
+        yield proxy, *urls, "https://{}:{}".format(*third.getsockname())
+
+
+def certificate(directory):
+    """Make a key and a certificate of our own, in one file."""
+    key, made, both = (str(directory / name) for name in ("key.pem", "certificate.pem", "both.pem"))
+    kind = ["-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    command = [program("openssl"), "req", *kind, "-keyout", key, "-out", made]
+    subprocess.run(command, check=True, capture_output=True)
+    Path(both).write_text(Path(made).read_text() + Path(key).read_text())
+    return both
+
+
+def test_haproxy_ends_tls_in_tcp_mode(between):
+    """What PROXY version 2 says of TLS (PP2_TYPE_SSL) is believed of a trusted peer: the application is told https."""
+    _, _, plain, tls = between
+    assert curl("-k", "--interface", "127.0.0.6", f"{tls}/usual").decode() == "127.0.0.1 127.0.0.6 https"
+    assert curl("--interface", "127.0.0.6", f"{plain}/usual").decode() == "127.0.0.1 127.0.0.6 http"
+
+
+def test_the_example_of_it_is_sound(folder):
+    place = folder("example")
+    text = (Path(__file__).parent.parent / "examples" / "haproxy_tls.cfg").read_text()
+    (place / "haproxy.cfg").write_text(text.replace("/etc/ssl/private/example.pem", certificate(place)))
+    subprocess.run([program("haproxy"), "-c", "-f", str(place / "haproxy.cfg")], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("back", [1, 2])
@@ -669,7 +702,7 @@ def test_haproxy_introduces_the_client(between, front, back):
 
 
 def test_haproxy_before_a_kept_connection(between):
-    _, _, url = between
+    _, _, url, _ = between
     output = curl("--interface", "127.0.0.6", *[f"{url}/usual"] * 5).decode()
     assert output == "127.0.0.1 127.0.0.6 http" * 5
 

@@ -88,6 +88,7 @@ GOOD = {
     ),
     "v2 empty value at the end": (binary(0x21, 0x11, IPV4 + tlv(0xEA, b"")), 2, *IPV4_SAID, False, {0xEA: b""}),
     "v2 unique id": (binary(0x21, 0x11, IPV4 + tlv(5, b"i" * 128)), 2, *IPV4_SAID, False, {5: b"i" * 128}),
+    "v2 tls": (binary(0x21, 0x11, IPV4 + tlv(0x20, b"\x01....")), 2, *IPV4_SAID, False, {0x20: b"\x01...."}),
     "v2 checksum": (with_checksum(IPV4 + tlv(1, b"h2"), tlv(2, b"x")), 2, *IPV4_SAID, False, {1: b"h2", 2: b"x"}),
     "v2 longest": (
         binary(0x21, 0x11, IPV4 + tlv(0xE0, b"x" * (MAX_PROXY_HEADER - 31))),
@@ -143,6 +144,7 @@ BAD = {
     "v2 value cut": binary(0x21, 0x11, IPV4 + tlv(2, b"name")[:-1]),
     "v2 value without length": binary(0x21, 0x11, IPV4 + b"\x02"),
     "v2 value with half a length": binary(0x21, 0x11, IPV4 + b"\x02\x00"),
+    "v2 short tls": binary(0x21, 0x11, IPV4 + tlv(0x20, b"\x01" + bytes(3))),
     "v2 long unique id": binary(0x21, 0x11, IPV4 + tlv(5, bytes(129))),
     "v2 wrong checksum": with_checksum(IPV4, wrong=1),
     "v2 short checksum": binary(0x21, 0x11, IPV4 + tlv(3, b"abc")),
@@ -161,6 +163,16 @@ def test_good_headers(name):
         assert header.tlvs == tlvs
     for end in range(len(data)):
         assert parse_proxy_header(data[:end]) is None, data[:end]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_tls"),
+    [(b"\x01", True), (b"\x07", True), (b"\x00", False), (b"\x06", False), (None, False)],  # 2 and 4: a certificate
+)
+def test_whether_the_client_spoke_tls(value, is_tls):
+    rest = IPV4 if value is None else IPV4 + tlv(0x20, value + bytes(4) + tlv(0x21, b"TLSv1.3"))
+    header, _ = parse_proxy_header(binary(0x21, 0x11, rest))
+    assert header.is_tls is is_tls
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -33,6 +33,7 @@ from greensock.http import (
     ServerOptions,
     Standing,
     StaticAnswer,
+    combined_line,
     links,
 )
 from greensock.http.exchange import Exchange
@@ -444,6 +445,29 @@ def test_hostile_answers(proxied, answer, status):
         assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"%d" % status] * 2
         assert b"evil" not in answer
         assert server.accepted == 2, "such a connection is not used again"
+
+
+@pytest.mark.parametrize(
+    ("head", "reason", "asked"),
+    [
+        (b"GET /a HTTP/1.1\r\nUser-Agent: me\r\nReferer: b\r\n\r\n", "host-missing", ("GET", b"/a", b"", b"me", b"b")),
+        (b"GET /a HTTP/2.0\r\nHost: a.example\r\n\r\n", "version", ("GET", b"/a", b"a.example", None, None)),
+        (b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", "request-line", ("", b"GET /a b HTTP/1.1", b"a", None, None)),
+        (b"GET /a HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", "host-repeated", ("GET", b"/a", b"a", None, None)),
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", "request-line", ("", b"\x16\x03\x01\x02\x00\x01", b"", None, None)),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n", "target-too-long", ("", b"GET /" + b"x" * 8187, b"", None, None)),
+        (b"GET /late HTTP/1.1\r\nHost: a\r\n", "head-timeout", ("GET", b"/late", b"a", None, None)),
+    ],
+)
+def test_what_was_refused_is_logged_as_far_as_it_could_be_read(proxied, head, reason, asked):
+    with scripted(lambda *_: None) as server:
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(request_header=0.2))
+        sock.sendall(head)
+        assert read_all(sock).startswith(b"HTTP/1.1 ")
+        record = wait_until(lambda: proxy.records)[0]
+        assert (record.method, record.target, record.host, record.agent, record.referer) == asked
+        assert record.reason == reason
+        assert combined_line(record).count(b"\n") == 1
 
 
 def test_timeouts_of_the_server(proxied):

@@ -21,6 +21,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 
+#: What no proxy keeps: unlike Proxy-Authorization, which may be for the next one (RFC 9110 section 11.7.2).
+_ALWAYS_DROPPED = HOP_BY_HOP - {b"proxy-authorization"}
+
 #: Never dropped because ``Connection`` names them: a client could list away what the next server relies on.
 END_TO_END = frozenset(
     {
@@ -69,7 +72,7 @@ def fields_of_the_hop(headers: Headers) -> frozenset[bytes]:
     if value is None or value.lower() in _USUAL:
         return _NONE
     named = headers.tokens(b"connection")
-    return frozenset(name for name in named if name not in HOP_BY_HOP and not _belongs_to_the_message(name))
+    return frozenset(name for name in named if name not in _ALWAYS_DROPPED and not _belongs_to_the_message(name))
 
 
 def end_to_end_trailers(trailers: Headers, head: Headers) -> Headers:

@@ -69,7 +69,7 @@ def parse_url(url: str) -> Destination:
         raise ValueError(f"url={url!r}: http://host[:port]/path expected")
     scheme, authority, rest = match.group(1).lower(), match.group(2), match.group(3)
     if scheme == "https":
-        raise ValueError(f"url={url!r}: https is not there yet, only http")
+        raise ValueError(f"url={url!r}: https is not there yet: http expected")
     if scheme not in DEFAULT_PORTS:
         raise ValueError(f"url={url!r}: scheme {scheme!r}: http or http+unix expected")
     if "@" in authority:

@@ -91,6 +91,11 @@ class MessageParser:
         """Tell that no more bytes will come."""
         self._inbox.ended = True
 
+    def head_start(self, most: int) -> bytes:
+        """Return up to ``most`` bytes of the head that is being read, or that was refused: for a log."""
+        inbox = self._inbox
+        return inbox.data[inbox.start : inbox.start + most] if self._state is HEAD else b""
+
     def take_rest(self) -> bytes:
         """Give out what is pending as raw bytes, for a connection that switches protocols."""
         inbox = self._inbox

@@ -17,9 +17,11 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
+from time import monotonic
 from typing import Any, ClassVar
 
 import gevent
@@ -28,6 +30,7 @@ from greensock import (
     Connection,
     ConnectionClosed,
     ConnectionLost,
+    LogLimit,
     OperationTimeout,
     Rule,
     Server,
@@ -81,8 +84,8 @@ class HTTPServer(AnsweringServer):
     """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block.
 
     Options are those of :class:`Server` and the ones below. A request that breaks the protocol or crosses a limit is
-    refused: answered with the status that is due, counted in ``refused``, logged (level INFO), and its connection is
-    closed.
+    refused: answered with the status that is due, counted in ``refused``, logged (level INFO; at most 50 at once and
+    one a second in the long run, and the next line says how many were left out), and its connection is closed.
     """
 
     #: Seconds that a kept connection may wait for its next request.
@@ -117,6 +120,7 @@ class HTTPServer(AnsweringServer):
         super().__init__(listener, **options)
         #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
         self.refused: Counter[str] = Counter()
+        self._refusals_logged = LogLimit()
         self._requests = 0
         self._spare: list[RequestParser] = []
         self._heads = HeadWatch(self._refuse_late_head)
@@ -164,12 +168,7 @@ class HTTPServer(AnsweringServer):
         else:
             conn._parser = None
         parser.feed(data)
-        try:
-            self._take_requests(conn, parser)
-        except BadRequest as refusal:
-            if refusal.connection is not None:
-                raise  # not the parser's
-            self._refuse(conn, refusal, refusal.reason.value)
+        self._take_requests(conn, parser)
 
     def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
         """Refuse the head of which only a part came: the client may have closed its sending half only."""
@@ -197,7 +196,15 @@ class HTTPServer(AnsweringServer):
     def _take_requests(self, conn: HTTPConnection, parser: RequestParser) -> None:
         """Answer the requests that are whole, and keep the parser if it holds part of one more."""
         began = 0.0
-        while type(event := parser.next_event()) is RequestHead:
+        while True:
+            try:
+                event = parser.next_event()
+            except BadRequest as refusal:
+                conn._parser = parser  # whoever logs the refusal looks at what was asked
+                self._refuse(conn, refusal, refusal.reason.value)
+                return
+            if type(event) is not RequestHead:
+                break
             if self._heads:
                 self._heads.pop(conn, None)
             if not self._exchange(conn, parser, event):
@@ -242,12 +249,16 @@ class HTTPServer(AnsweringServer):
 
     def _note_refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         self.refused[reason] += 1
-        log.info("refused a request from %s: %s (%s)", conn.address, refusal, reason)
+        if log.isEnabledFor(logging.INFO) and (left_out := self._refusals_logged.left_out(monotonic())) >= 0:
+            more = f"; {left_out} more were not logged" if left_out else ""
+            log.info("refused a request from %s: %s (%s)%s", conn.address, refusal, reason, more)
 
     def _failed_program(self, text: str, *about: object) -> None:
-        """Count and log what the program failed at."""
+        """Count and log what the program failed at: the exception that is being handled."""
         self._errors += 1
-        log.exception(text, *about)
+        error = sys.exc_info()[1]
+        assert error is not None
+        self._log_failure(error, text, *about)
 
     # -- one request and its answer
 
@@ -314,7 +325,7 @@ class HTTPServer(AnsweringServer):
         if not isinstance(error, Exception | gevent.Timeout):
             raise error  # killed
         self._errors += 1
-        log.error("%r failed", request, exc_info=error)
+        self._log_failure(error, "%r failed", request)
         return HTTPError(500).response
 
     def _answer(self, request: Request, response: Response, keep: bool) -> bool:

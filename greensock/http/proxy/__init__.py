@@ -33,7 +33,7 @@ config          a configuration: read, checked, and made into a gateway
 ==============  ============================================================================="""
 
 from greensock.http.proxy.access_log import AccessLog
-from greensock.http.proxy.config import ConfigError, ProxyConfig, load_config, parse_config
+from greensock.http.proxy.config import ConfigError, ProxyConfig, check_listeners, load_config, parse_config
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
@@ -90,6 +90,7 @@ __all__ = [
     "StaticAnswer",
     "StickyCookie",
     "UpstreamOptions",
+    "check_listeners",
     "combined_line",
     "json_line",
     "key_of",

@@ -18,6 +18,7 @@ import functools
 import logging
 import os
 import stat
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -183,7 +184,8 @@ class AccessLog:
     ``json``, or a function that makes a line of a record, called in the thread. ``max_pending`` records may wait.
 
     Raises:
-        ValueError: a format that does not exist, or less than one record that may wait.
+        ValueError: a format that does not exist, less than one record that may wait, or standard output where the
+            program was started without one: descriptor 1 is then whatever was opened first.
     """
 
     __slots__ = (
@@ -206,6 +208,8 @@ class AccessLog:
             raise ValueError(f"format={format!r}: 'combined', 'json' or a function expected")
         if max_pending < 1:
             raise ValueError(f"max_pending={max_pending!r}: a whole number of at least 1 expected")
+        if target == "-" and sys.__stdout__ is None:
+            raise ValueError("target='-': standard output is closed: a path expected")
         self._form = form
         self._target = 1 if target == "-" else target
         self._max_pending = max_pending

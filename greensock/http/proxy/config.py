@@ -7,8 +7,12 @@ know: which tables there are, and what they say of each other. Every problem is 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
+import os
 import re
+import socket
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,15 +30,22 @@ from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redire
 from greensock.http.proxy.sticky import StickyCookie
 from greensock.http.proxy.tables import ConfigProblem, Tables
 
-__all__ = ["ConfigError", "ProxyConfig", "load_config", "parse_config"]
+__all__ = ["ConfigError", "ProxyConfig", "check_listeners", "load_config", "parse_config"]
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 #: The tables and keys of the whole.
 TABLES = (
-    *("listen", "proxy_protocol", "server", "log", "limits", "answer_limits", "timeouts"),
+    *("listen", "proxy_protocol", "abort_on_eof", "server", "log", "limits", "answer_limits", "timeouts"),
     *("forwarding", "guard", "error_pages", "upstreams", "routes"),
 )
+#: What people look for, and what is there in its place.
+NOT_YET = {
+    "tls": "not there yet: put HAProxy or stunnel in front, and let them say who the client is (proxy_protocol)",
+    "metrics": "not there yet: the access log has what there is",
+    "cache": "not there yet",
+    "compression": "not there yet: let the server do it, or what stands in front",
+}
 
 #: Keys of an upstream that are no options of its own.
 GROUP_TABLES = ("servers", "health", "sticky")
@@ -79,6 +90,8 @@ class ProxyConfig:
     listen: tuple[tuple[str, int] | str, ...]
     #: Whether connections begin with a PROXY header.
     proxy_protocol: bool
+    #: Whether a client that closes its sending half while a server works for it has left.
+    abort_on_eof: bool
     #: How much the listeners take on.
     server: ListenOptions
     #: Groups of servers, each with its health and its cookie.
@@ -100,10 +113,17 @@ class ProxyConfig:
     #: What is shown for errors.
     error_pages: ErrorPages
 
+    def proxy_options(self) -> dict[str, Any]:
+        """Return what a :class:`ReverseProxy` is to be told beside the gateway."""
+        return {"proxy_protocol": self.proxy_protocol, "abort_on_eof": self.abort_on_eof}
+
     def gateway(self) -> Gateway:
-        """Return the gateway. Its log is opened with its first line; close it when all is over."""
+        """Return the gateway. Its log is opened with its first line; close it when all is over.
+
+        Raises:
+            ValueError: the log is to go to standard output, and the program was started without one.
+        """
         log = self.log
-        target = 1 if log.path == "-" else log.path
         return Gateway(
             self.upstreams,
             self.routes,
@@ -113,7 +133,7 @@ class ProxyConfig:
             answer_limits=self.answer_limits,
             guard=self.guard,
             error_pages=self.error_pages,
-            log=None if target is None else AccessLog(target, log.format, log.max_pending),
+            log=None if log.path is None else AccessLog(log.path, log.format, log.max_pending),
             listen=self.server,
         )
 
@@ -149,17 +169,70 @@ def parse_config(mapping: Mapping[str, Any], file: str = "") -> ProxyConfig:
     return config
 
 
+def check_listeners(config: ProxyConfig, file: str = "") -> list[ConfigProblem]:
+    """Return what keeps the proxy from listening where it is told to: names are looked up, addresses tried.
+
+    Nothing is listened on, and no port is taken: whoever listens there now goes on.
+    """
+    reader = _Reader(file)
+    for address in config.listen:
+        problem = _problem_of_path(address) if isinstance(address, str) else _problem_of_host(*address)
+        if problem:
+            shown = address if isinstance(address, str) else _written(*address)
+            reader.note("", "listen", shown, problem)
+    return reader.problems
+
+
+def _problem_of_path(path: str) -> str:
+    place = Path(path)
+    if len(os.fsencode(path)) > 107:
+        return "a path of at most 107 bytes expected"
+    try:
+        if not stat.S_ISSOCK(place.stat().st_mode):
+            return "a socket, or nothing, expected: something else is there"
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return f"a path that can be listened on expected: {error.strerror}"
+    if not place.parent.is_dir():
+        return "a path in a directory that is there expected"
+    return "" if os.access(place.parent, os.W_OK) else "a path in a directory that may be written to expected"
+
+
+def _problem_of_host(host: str, port: int) -> str:
+    if not host:
+        return ""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        return f"an address of this machine expected: {error.strerror}"
+    for family, kind, protocol, _, sockaddr in found:
+        with socket.socket(family, kind, protocol) as sock:
+            try:
+                sock.bind((sockaddr[0], 0, *sockaddr[2:]))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    return "an address of this machine expected"
+                return str(error.strerror)
+    return ""
+
+
+def _written(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class _Reader(Tables):
     """Reads all tables."""
 
     # -- the whole
 
     def read(self, mapping: Mapping[str, Any]) -> ProxyConfig | None:
-        self.check_keys("", mapping, TABLES)
+        for key in NOT_YET.keys() & mapping:
+            self.note("", key, mapping[key], NOT_YET[key])
+        self.check_keys("", mapping, [*TABLES, *NOT_YET], shown=TABLES)
         listen = self.listeners(mapping.get("listen", ["127.0.0.1:8080"]))
-        protocol = mapping.get("proxy_protocol", False)
-        if not isinstance(protocol, bool):
-            self.note("", "proxy_protocol", protocol, "true or false expected")
+        protocol = self.flag(mapping, "proxy_protocol", False)
+        abort_on_eof = self.flag(mapping, "abort_on_eof", True)
         server = self.made("[server]", mapping.get("server", {}), ListenOptions)
         upstreams = self.upstreams(mapping.get("upstreams", {}))
         named = mapping.get("upstreams")
@@ -174,16 +247,34 @@ class _Reader(Tables):
         guard = self.made("[guard]", mapping["guard"], GuardOptions) if "guard" in mapping else None
         pages = self.error_pages(mapping.get("error_pages", {}))
         self.check_loops(upstreams, listen)
-        if protocol is True and forwarding is not None and not forwarding.trusted:
+        if protocol and forwarding is not None and not forwarding.trusted:
             self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
         if not (server and log and limits and answer_limits and timeouts and forwarding and pages is not None):
             return None
         if self.problems:
             return None
         return ProxyConfig(
-            *(tuple(listen), protocol, server, tuple(upstreams), tuple(routes), log, limits, answer_limits),
-            *(timeouts, forwarding, guard, pages),
+            listen=tuple(listen),
+            proxy_protocol=protocol,
+            abort_on_eof=abort_on_eof,
+            server=server,
+            upstreams=tuple(upstreams),
+            routes=tuple(routes),
+            log=log,
+            limits=limits,
+            answer_limits=answer_limits,
+            timeouts=timeouts,
+            forwarding=forwarding,
+            guard=guard,
+            error_pages=pages,
         )
+
+    def flag(self, mapping: Mapping[str, Any], key: str, default: bool) -> bool:
+        value = mapping.get(key, default)
+        if not isinstance(value, bool):
+            self.note("", key, value, "true or false expected")
+            return default
+        return value
 
     def listeners(self, given: Any) -> list[tuple[str, int] | str]:
         texts = [given] if isinstance(given, str) else given
@@ -194,7 +285,9 @@ class _Reader(Tables):
         found: list[tuple[str, int] | str] = []
         for text in texts:
             address = _address(text)
-            if address is None:
+            if isinstance(text, str) and text.startswith("https://"):
+                self.note("", "listen", text, f"TLS is {NOT_YET['tls']}")
+            elif address is None:
                 self.note("", "listen", text, expected)
             elif any(_overlap(address, each) for each in found):
                 self.note("", "listen", text, "each address once expected: one before takes it, too")
@@ -353,7 +446,8 @@ def _address(text: Any) -> tuple[str, int] | str | None:
         return None
     match = _port(text)
     if match is None:
-        return text if "/" in text else None
+        path = text.removeprefix("unix:")
+        return path if "/" in path and "://" not in path else None
     port = int(match["port"])
     host = match["host"].strip("[]")
     return ("" if host == "*" else host, port) if port < 65536 else None

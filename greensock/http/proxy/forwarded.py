@@ -34,8 +34,10 @@ MAX_ENTRIES = 64
 #: How many peers are remembered; and how many names of fields, of at most so many bytes.
 MAX_PEERS, MAX_NAMES, MAX_NAME = 4096, 1024, 64
 
+#: Credentials for a proxy: ours has none to check, so they are the next one's (RFC 9110 section 11.7.2).
+CREDENTIALS = b"proxy-authorization"
 #: Fields of a request that are made anew, or not passed on. ``Proxy`` is no field, but CGI makes HTTP_PROXY of it.
-REMADE = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"proxy"}
+REMADE = HOP_BY_HOP - {CREDENTIALS} | {b"host", b"content-length", b"expect", b"proxy"}
 #: What only a trusted peer may say, besides X-Forwarded-*.
 CLAIMS = frozenset({b"forwarded", b"x-real-ip"})
 #: What is appended to, or made anew, even if a trusted peer said it.
@@ -77,6 +79,7 @@ RULES: Mapping[str, Rule] = {
     "via": Rule(lambda value: value == "" or _is_name(value), "a name without spaces, or an empty text"),
     "via_response": Rule.flag(),
     "proxy_status": Rule.flag(),
+    "proxy_authorization": Rule.flag(),
     "allow_underscores": Rule.flag(),
 }
 
@@ -105,6 +108,8 @@ class Forwarding:
     via_response: bool = False
     #: Whether Proxy-Status (RFC 9209) says why the proxy answers with an error. It tells strangers what is behind it.
     proxy_status: bool = False
+    #: Whether Proxy-Authorization is passed on, for a server that is a proxy itself. (nginx and HAProxy do so.)
+    proxy_authorization: bool = True
     #: Whether fields with ``_`` in their names are passed on. CGI and WSGI can't tell ``X_User`` from ``X-User``.
     allow_underscores: bool = False
 
@@ -339,7 +344,7 @@ class Forwarder:
         if b"_" in lower:
             # The upstream may take it for the name with hyphens: so that must be one that anybody may send.
             return self.options.allow_underscores and self._may_pass(False, lower.replace(b"_", b"-"))
-        if lower in REMADE:
+        if lower in REMADE or (lower == CREDENTIALS and not self.options.proxy_authorization):
             return False
         if not (lower in CLAIMS or lower.startswith(b"x-forwarded-")):
             return True

@@ -31,7 +31,7 @@ _UNSPEC, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
 _FAMILIES = frozenset({_UNSPEC, _TCP4, 0x12, _TCP6, 0x22, _UNIX, 0x32})
 #: How the addresses are laid out.
 _LAYOUTS = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH"), _UNIX: struct.Struct("!108s108s")}
-_CRC32C, _NOOP, _UNIQUE_ID = 0x03, 0x04, 0x05
+_CRC32C, _NOOP, _UNIQUE_ID, _SSL = 0x03, 0x04, 0x05, 0x20
 _MAX_UNIQUE_ID = 128
 
 
@@ -64,6 +64,11 @@ class ProxyHeader:
         self.destination = destination
         #: What else was said, by type (section 2.2.7); of a repeated type the first. Checksum and padding are left out.
         self.tlvs: Mapping[int, bytes] = tlvs or {}
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the client spoke TLS to the proxy (section 2.2.7.1: PP2_TYPE_SSL with PP2_CLIENT_SSL)."""
+        return bool(self.tlvs.get(_SSL, b"\0")[0] & 0x01)
 
     def __repr__(self) -> str:
         return f"<ProxyHeader {self.version} {self.source!r} to {self.destination!r}>"
@@ -204,6 +209,8 @@ def _tlvs(header: bytes, place: int) -> dict[int, bytes]:
             _check(header, value_at, value)
         elif kind == _UNIQUE_ID and len(value) > _MAX_UNIQUE_ID:
             raise BadProxyHeader(f"a unique id of {len(value)} bytes: at most {_MAX_UNIQUE_ID} are allowed")
+        elif kind == _SSL and len(value) < 5:
+            raise BadProxyHeader(f"what is said of TLS has {len(value)} bytes: 5 at least expected")
         elif kind != _NOOP:
             found.setdefault(kind, value)
         place = end

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["Record"]
+import re
+
+from greensock.http.syntax import is_token
+
+__all__ = ["MAX_DESCRIBED", "Record"]
+
+#: So many bytes of a head that was refused are looked at for the log.
+MAX_DESCRIBED = 8192
+
+_field = re.compile(rb"\n(host|referer|user-agent):[ \t]*([^\r\n]*)", re.IGNORECASE).findall
 
 
 class Record:
@@ -84,3 +93,25 @@ class Record:
         self.reason = ""
         #: The request's id; empty if it was refused before it got one.
         self.request_id = ""
+
+    def describe(self, head: bytes) -> None:
+        """Note what can be read of a head that was refused, or that did not become whole in time.
+
+        A first line that is no request line is the target, without a method.
+        """
+        line, _, rest = head[:MAX_DESCRIBED].lstrip(b"\r\n").partition(b"\n")
+        line = line.removesuffix(b"\r")
+        words = line.split(b" ")
+        if len(words) == 3 and is_token(words[0]) and words[2].startswith(b"HTTP/"):
+            self.method, self.target = words[0].decode(), words[1]
+            self.version = words[2][5:8].decode("latin-1")
+        else:
+            self.target = line
+        for name, value in _field(b"\n" + rest):
+            match name.lower():
+                case b"host":
+                    self.host = self.host or value
+                case b"referer":
+                    self.referer = self.referer or value
+                case _:
+                    self.agent = self.agent or value

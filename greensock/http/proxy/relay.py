@@ -80,7 +80,7 @@ class Relay:
         "upstream",
     )
 
-    def __init__(self, proxy: ReverseProxy, request: Request, keep: bool, peer: str) -> None:
+    def __init__(self, proxy: ReverseProxy, request: Request, keep: bool, peer: str, scheme: str = "http") -> None:
         #: The proxy it goes through.
         self.proxy = proxy
         #: What the client asks for.
@@ -90,7 +90,7 @@ class Relay:
         #: The address of the client, as far as it can be trusted; empty for a Unix socket.
         self.client = peer
         #: What the client speaks: ``http``, or what a trusted peer says.
-        self.scheme = "http"
+        self.scheme = scheme
         #: The route it takes; None: none was found, or asked for.
         self.route: Route | None = None
         #: The group of servers it goes to.
@@ -157,7 +157,7 @@ class Relay:
         headers = head.headers
         if gateway.trusts_somebody:
             self.client = gateway.forwarder.client_of(self.peer, headers)
-            self.scheme = gateway.forwarder.scheme_of(self.peer, headers, "http")
+            self.scheme = gateway.forwarder.scheme_of(self.peer, headers, self.scheme)
             if self.record is not None:
                 self.record.client = self.client
         if gateway.guard is not None:

@@ -82,6 +82,7 @@ class Route:
     #: Whether ``%2F`` may be in the path.
     encoded_slash: bool = False
     #: Whether the upstream gets the target without the path of the route.
+    #: What the upstream answers stays as it is: a Location that does not know of the prefix leads out of it.
     strip_prefix: bool = False
     #: What is changed in the fields of a request.
     request_fields: FieldEdits = NO_EDITS

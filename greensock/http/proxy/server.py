@@ -26,7 +26,7 @@ from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
 from greensock.http.proxy.networks import canonical_address
 from greensock.http.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
-from greensock.http.proxy.record import Record
+from greensock.http.proxy.record import MAX_DESCRIBED, Record
 from greensock.http.proxy.relay import Relay
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import Request
@@ -46,7 +46,7 @@ WARN_EVERY = 60.0
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "bound", "ends", "is_counted", "peer", "refusal")
+    __slots__ = ("awaits_header", "bound", "ends", "is_counted", "peer", "refusal", "scheme")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -58,6 +58,8 @@ class ProxyConnection(HTTPConnection):
         self.awaits_header = False
         #: What that said of both ends.
         self.ends: tuple[Any, Any] | None = None
+        #: What the client speaks: ``http``, or ``https`` where its PROXY header said so.
+        self.scheme = "http"
         #: Whether the guard counts it.
         self.is_counted = False
         #: The record of a request that is being refused.
@@ -229,6 +231,8 @@ class ReverseProxy(HTTPServer):
         if not header.is_local and header.source is not None:
             conn.peer = header.source[0] if isinstance(header.source, tuple) else ""
             conn.ends = header.source, header.destination
+            if header.is_tls:
+                conn.scheme = "https"
         if self.gateway.guard is not None:
             self._admit(conn, self.gateway.guard)
         if length < len(data) and conn.state is State.OPEN:
@@ -325,6 +329,8 @@ class ReverseProxy(HTTPServer):
         if self.wants_records:
             record = Record(time(), conn.peer, conn.peer, "", b"", "1.1")
             record.status, record.reason, record.sent = status, reason, sent
+            if conn._parser is not None:
+                record.describe(conn._parser.head_start(MAX_DESCRIBED))
             self._record_done(record)
 
     def _is_trusted(self, conn: ProxyConnection) -> bool:
@@ -333,7 +339,7 @@ class ReverseProxy(HTTPServer):
 
     def _respond(self, request: Request, keep: bool) -> bool:
         conn = request.connection
-        return Relay(self, request, keep, conn.peer).run()  # type: ignore[attr-defined]
+        return Relay(self, request, keep, conn.peer, conn.scheme).run()  # type: ignore[attr-defined]
 
     def _record_done(self, record: Record) -> None:
         if self.gateway.log is not None:

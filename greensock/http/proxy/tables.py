@@ -67,13 +67,13 @@ class Tables:
         shown = "" if value is None else '"..."' if "secret" in key else _shown(value)
         self.problems.append(ConfigProblem(self.file, table, key, shown, expected))
 
-    def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
-        """Note the keys that there are not, each with the one that may be meant."""
+    def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str], shown: Iterable[str] = ()) -> None:
+        """Note the keys that there are not, each with the one that may be meant, or those ``shown`` (default: all)."""
         names = list(known)
         for key in map(str, given):
             if key not in names:
                 near = difflib.get_close_matches(key, names, 1) or [name for name in names if key and key in name]
-                hint = f"{near[0]}?" if near else f"one of {', '.join(names)} expected"
+                hint = f"{near[0]}?" if near else f"one of {', '.join(shown or names)} expected"
                 self.note(table, key, given[key], f"no such key: {hint}")
 
     def made(

@@ -1,0 +1,349 @@
+"""``make mutants``: break one thing at a time in a module, and see whether its own tests notice.
+
+    python tests/mutants.py                       # every module below, a hundred mutants each: hours
+    python tests/mutants.py turns pool --count 20 --seed 7
+
+A sample of each module's mutants, drawn with a seed, is run against the test files named for it, in copies of the tree,
+with a time limit. One that no test notices *survives*: a line that does not matter, or a test that is missing. What was
+found is printed as it comes, and written to ``--output`` as JSON. Not part of ``make test``: it takes hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: What is broken, by its file below greensock/, and the tests that are to notice: those that fail first, first.
+MODULES = {
+    "poller": ("poller.py", ["poller", "lifecycle", "connection", "server"]),
+    "turns": ("turns.py", ["server", "framing"]),
+    "lifecycle": ("lifecycle.py", ["lifecycle", "connection", "server"]),
+    "sending": ("sending.py", ["sending", "connection", "lifecycle", "server"]),
+    "receiving": ("receiving.py", ["receiving", "connection", "server"]),
+    "outgoing": ("outgoing.py", ["sending", "connection", "lifecycle"]),
+    "relay": ("http/proxy/relay.py", ["proxy_relay", "proxy_server", "proxy_features", "proxy_faults"]),
+    "passing": ("http/proxy/passing.py", ["proxy_server", "proxy_features", "proxy_hostile", "proxy_faults"]),
+    "pool": ("http/pool.py", ["http_pool"]),
+}
+#: What the copies have.
+COPIED = ("greensock", "tests", "examples", "loadtests", "pyproject.toml", "setup.py", "README.md")
+
+COMPARED: dict[type[ast.cmpop], str] = {
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+    ast.In: "not in",
+    ast.NotIn: "in",
+}
+CALCULATED: dict[type[ast.operator], str] = {ast.Add: "-", ast.Sub: "+", ast.Mult: "//", ast.Div: "*", ast.BitAnd: "|"}
+#: Functions in which nothing is broken: they are looked at by people only.
+LEFT_OUT = frozenset({"__repr__", "__str__"})
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One thing that is broken: the text from ``start`` to ``end`` is replaced."""
+
+    line: int
+    start: int
+    end: int
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.line}: {' '.join(self.old.split())[:70]}  ->  {' '.join(self.new.split())[:70]}"
+
+
+class Finder(ast.NodeVisitor):
+    """Finds what can be broken."""
+
+    def __init__(self, source: str) -> None:
+        self.found: list[Mutant] = []
+        self._source = source
+        self._starts = [0]
+        for line in source.encode().splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
+
+    def _add(self, node: ast.AST, new: str) -> None:
+        start = self._starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+        end = self._starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+        old = self._source.encode()[start:end].decode()
+        if old != new:
+            self.found.append(Mutant(node.lineno, start, end, old, new))  # type: ignore[attr-defined]
+
+    def _text(self, node: ast.AST) -> str:
+        return ast.get_source_segment(self._source, node) or ""
+
+    # Annotations, defaults, decorators, constants of the module, exports and words for people are left alone.
+
+    def visit_Module(self, node: ast.Module) -> None:
+        for statement in node.body:
+            if isinstance(statement, ast.ClassDef | ast.FunctionDef):
+                self.visit(statement)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        for statement in node.body:
+            if isinstance(statement, ast.FunctionDef):
+                self.visit(statement)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name not in LEFT_OUT:
+            for statement in node.body:
+                self.visit(statement)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        target = node.targets[0]
+        if isinstance(target, ast.Name) and target.id.startswith("__"):
+            return
+        if isinstance(target, ast.Attribute):
+            self._add(node, "pass")
+        self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self._add(node, "pass")
+        self.generic_visit(node)
+
+    def visit_Delete(self, node: ast.Delete) -> None:
+        self._add(node, "pass")
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if isinstance(node.value, ast.Call):
+            if self._text(node.value).startswith("log."):
+                return
+            self._add(node, "pass")
+        if not isinstance(node.value, ast.Constant):
+            self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> None:
+        self._add(node, "pass")
+
+    def visit_Return(self, node: ast.Return) -> None:
+        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+            self._add(node.value, "None")
+            self.visit(node.value)
+
+    def visit_Break(self, node: ast.Break) -> None:
+        self._add(node, "pass")
+
+    def visit_Continue(self, node: ast.Continue) -> None:
+        self._add(node, "pass")
+
+    def visit_If(self, node: ast.If) -> None:
+        if self._text(node.test) == "TYPE_CHECKING":
+            return
+        self._add(node.test, f"not ({self._text(node.test)})")
+        self.generic_visit(node)
+
+    def visit_While(self, node: ast.While) -> None:
+        self.generic_visit(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        self._add(node.test, f"not ({self._text(node.test)})")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        word = "or" if isinstance(node.op, ast.And) else "and"
+        self._add(node, "(" + f" {word} ".join(f"({self._text(value)})" for value in node.values) + ")")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.Not):
+            self._add(node, f"bool({self._text(node.operand)})")
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        if len(node.ops) == 1 and type(node.ops[0]) in COMPARED:
+            left, right = self._text(node.left), self._text(node.comparators[0])
+            self._add(node, f"({left}) {COMPARED[type(node.ops[0])]} ({right})")
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        if type(node.op) in CALCULATED and not any(map(_is_text, (node.left, node.right))):
+            self._add(node, f"(({self._text(node.left)}) {CALCULATED[type(node.op)]} ({self._text(node.right)}))")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, bool):
+            self._add(node, str(not node.value))
+        elif _is_number(node):
+            self._add(node, f"{self._text(node)} + 1")
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        pass
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant | ast.JoinedStr) and not _is_number(node)
+
+
+def _is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool)
+
+
+def mutants_of(source: str) -> list[Mutant]:
+    """Return all that can be broken, in the order of the source; each still is Python."""
+    finder = Finder(source)
+    finder.visit(ast.parse(source))
+    in_order = sorted(set(finder.found), key=lambda each: (each.start, each.end, each.new))
+    return [mutant for mutant in in_order if _parses(source, mutant)]
+
+
+def broken(source: str, mutant: Mutant) -> str:
+    """Return the source with one thing broken."""
+    raw = source.encode()
+    return (raw[: mutant.start] + mutant.new.encode() + raw[mutant.end :]).decode()
+
+
+def _parses(source: str, mutant: Mutant) -> bool:
+    try:
+        ast.parse(broken(source, mutant))
+    except SyntaxError:
+        return False
+    return True
+
+
+# -- running
+
+
+class Copy:
+    """A copy of the tree, in which one mutant at a time lives."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, place / name)
+
+    def run(self, tests: list[str], seconds: float) -> tuple[bool, float]:
+        """Return whether the tests pass within so many seconds, and how long they took."""
+        files = [f"tests/test_{name}.py" for name in tests]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", "-o", "addopts="]
+        command = [sys.executable, "-m", "pytest", *options, "-p", "no:anyio", "--strict-markers", *files]
+        environment = {**os.environ, "PYTHONPATH": str(self.place), "PYTHONDONTWRITEBYTECODE": "1"}
+        began = time.monotonic()
+        with subprocess.Popen(
+            command,
+            cwd=self.place,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            try:
+                passed = process.wait(seconds) == 0
+            except subprocess.TimeoutExpired:
+                passed = False
+            finally:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)  # what a test had started goes with it
+                except ProcessLookupError:
+                    pass
+        return passed, time.monotonic() - began
+
+
+def judge(name: str, copies: list[Copy], count: int, seed: int) -> dict[str, object]:
+    """Run a sample of a module's mutants, and return what came of it."""
+    file, tests = MODULES[name]
+    path = Path("greensock") / file
+    source = (ROOT / path).read_text()
+    everything = mutants_of(source)
+    sample = random.Random(f"{seed} {name}").sample(everything, min(count, len(everything)))
+    sound, usual = copies[0].run(tests, 1200)
+    if not sound:
+        print(f"{name}: its tests fail with nothing broken, so no mutant can be judged", flush=True)
+        return {"module": str(path), "seed": seed, "sample": 0, "killed": 0, "survivors": []}
+    print(f"{name}: {len(sample)} of {len(everything)} mutants; its tests take {usual:.0f} s", flush=True)
+    todo: SimpleQueue[Mutant] = SimpleQueue()
+    for mutant in sample:
+        todo.put(mutant)
+    survivors: list[Mutant] = []
+    common = (path, source, tests, 3 * usual + 30, todo, survivors)
+    jobs = [threading.Thread(target=_work, args=(copy, *common)) for copy in copies]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    killed = len(sample) - len(survivors)
+    share = killed / len(sample) if sample else 1.0
+    print(f"{name}: {killed} of {len(sample)} noticed, {share:.0%}", flush=True)
+    rows = [asdict(mutant) for mutant in sorted(survivors, key=lambda each: each.start)]
+    return {"module": str(path), "seed": seed, "sample": len(sample), "killed": killed, "survivors": rows}
+
+
+def _work(
+    copy: Copy,
+    path: Path,
+    source: str,
+    tests: list[str],
+    seconds: float,
+    todo: SimpleQueue[Mutant],
+    survivors: list[Mutant],
+) -> None:
+    for mutant in _taken(todo):
+        (copy.place / path).write_text(broken(source, mutant))
+        try:
+            survives, _ = copy.run(tests, seconds)
+        finally:
+            (copy.place / path).write_text(source)
+        if survives:
+            survivors.append(mutant)
+            print(f"  survives: {path}:{mutant}", flush=True)
+
+
+def _taken(todo: SimpleQueue[Mutant]) -> Iterator[Mutant]:
+    while True:
+        try:
+            yield todo.get_nowait()
+        except Empty:
+            return
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"{', '.join(MODULES)}; default: all")
+    parser.add_argument("--count", type=int, default=100, help="mutants of each; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of the sample; default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=2, help="at a time; default: %(default)s")
+    parser.add_argument("--output", type=Path, help="a file for the results, as JSON")
+    options = parser.parse_args()
+    unknown = set(options.modules) - set(MODULES)
+    if unknown:
+        parser.error(f"no such module: {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
+    with tempfile.TemporaryDirectory() as place:
+        copies = [Copy(Path(place) / str(number)) for number in range(options.jobs)]
+        results = [judge(name, copies, options.count, options.seed) for name in options.modules or MODULES]
+    if options.output is not None:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
