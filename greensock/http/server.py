@@ -167,6 +167,8 @@ class HTTPServer(AnsweringServer):
             parser = self._spare.pop() if self._spare else RequestParser(self.limits)
         else:
             conn._parser = None
+            if self._take_body(conn, data):
+                return
         parser.feed(data)
         self._take_requests(conn, parser)
 
@@ -219,6 +221,10 @@ class HTTPServer(AnsweringServer):
         conn._parser = parser
         if parser.pending:  # else only an empty line came, which may come once before a request
             self._heads.begin(conn, self.head_timeout)
+
+    def _take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+        """Take what came of a body that is awaited without a worker; False: none is. The seam of the proxy."""
+        return False
 
     def _refuse_late_head(self, conn: Connection) -> None:
         if conn.state is State.OPEN:

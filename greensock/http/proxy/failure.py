@@ -8,6 +8,7 @@ connect-timeout    504     any request     connection_timeout        the same, s
 queue-full         503     any request     connection_limit_reached  as many wait for this server as may
 queue-timeout      503     no              connection_limit_reached  it had no connection free in time
 no-server          503     no              destination_unavailable   no server is up
+too-many-uploads   503     no              proxy_internal_error      most workers wait for bodies as it is
 no-response        502     if repeatable   connection_terminated     closed before the head was whole
 send-timeout       504     if repeatable   connection_write_timeout  it did not take the request
 head-timeout       504     if repeatable   connection_read_timeout   it did not answer

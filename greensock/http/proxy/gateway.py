@@ -100,6 +100,8 @@ class Gateway:
         self.listen = listen or ListenOptions()
         #: How many clients' connections there may be, while a listener is started.
         self.most_clients: float = inf
+        #: Bytes of bodies that are held while the rest of them is waited for.
+        self.buffered = 0
         self._listeners: set[Listener] = set()
         self._checkers: list[Checker] = []
         self._clients: dict[int, CheckClient] = {}  # by the PROXY protocol's version

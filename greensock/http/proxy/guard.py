@@ -65,6 +65,7 @@ RULES: Mapping[str, Rule] = {
     "connection_rate": Rule(_is_rate, "a number of connections a second, more than 0").or_none(),
     "connection_burst": Rule.whole(1),
     "max_connections": Rule.whole(1).or_none(),
+    "max_uploads": Rule.whole(1).or_none(),
     "methods": Rule(_are_methods, "a frozenset of methods, not empty").or_none(),
     "hosts": Rule(
         lambda value: isinstance(value, tuple) and len(value) > 0 and all(map(_is_pattern, value)),
@@ -102,6 +103,8 @@ class GuardOptions:
     connection_burst: int = 20
     #: Connections at a time.
     max_connections: int | None = None
+    #: Bodies at a time that are waited for or passed on as they come: those that come slowly, or are long.
+    max_uploads: int | None = None
     #: Methods that are allowed.
     methods: frozenset[str] | None = None
     #: Names that requests may be for, on any port; ``*.example.org`` is every name below it, but not itself.
@@ -136,7 +139,8 @@ class Refusal:
     def __init__(self, status: int, reason: str, retry_after: int | None = None, allow: str | None = None) -> None:
         #: 405, 421 or 429.
         self.status = status
-        #: ``request-rate``, ``connection-rate``, ``client-connections``, ``banned``, ``method`` or ``host``.
+        #: ``request-rate``, ``connection-rate``, ``client-connections``, ``client-uploads``, ``banned``, ``method`` or
+        #: ``host``.
         self.reason = reason
         #: Seconds, at least 1, for Retry-After; None if it should not be sent.
         self.retry_after = retry_after
@@ -164,18 +168,18 @@ class GuardStatistics:
 class _Client:
     """What is known of one client. Times are those of the caller's clock; what is past says nothing any more."""
 
-    __slots__ = ("banned_until", "connection_due", "connections", "errors", "request_due", "window_end")
+    __slots__ = ("banned_until", "connection_due", "connections", "errors", "request_due", "uploads", "window_end")
 
     def __init__(self) -> None:
         # When the next one would be due if they came evenly.
         self.request_due = self.connection_due = 0.0
-        self.connections = 0
+        self.connections = self.uploads = 0
         self.errors = 0
         self.window_end = self.banned_until = 0.0
 
     def worth(self, now: float) -> int:
         """Return how much would be lost if it were forgotten; 0 if nothing."""
-        if self.connections:
+        if self.connections or self.uploads:
             return 3
         if self.banned_until > now:
             return 2
@@ -268,6 +272,24 @@ class Guard:
             else:
                 known.request_due = due + rate
         return None
+
+    def upload(self, client: str, now: float) -> Refusal | None:
+        """Take a body that is to be waited for, and count it until :meth:`upload_ended`; or return why not."""
+        most = self.options.max_uploads
+        if most is None or not (key := self._key(client)):
+            return None
+        known = self._clients.get(key) or self._add(key, now)
+        if known.uploads >= most:
+            return self._refuse("client-uploads", 1)
+        known.uploads += 1
+        return None
+
+    def upload_ended(self, client: str) -> None:
+        """Take note that a body is waited for no more that :meth:`upload` had taken."""
+        if self.options.max_uploads is not None:
+            known = self._clients.get(self._key(client))
+            if known is not None and known.uploads:
+                known.uploads -= 1
 
     def answered(self, client: str, now: float, status: int) -> None:
         """Take note of an answer: a client that collects errors is banned."""

@@ -245,6 +245,9 @@ class ListenOptions:
     backlog: int = 4096
     #: Requests of a listener that may be under way at a time.
     max_workers: int = 10_000
+    #: Bytes of short bodies (``UpstreamOptions.max_replay``) that are held, of all clients, while the rest is waited
+    #: for; beyond that they are passed on as they come, like long ones.
+    max_buffered: int = 1 << 27
 
     def __post_init__(self) -> None:
         _check(self, _LISTEN)
@@ -254,6 +257,7 @@ _LISTEN = {
     "max_connections": Rule.whole(1).or_none(),
     "backlog": Rule.whole(1),
     "max_workers": Rule.whole(1),
+    "max_buffered": Rule.whole(0),
 }
 
 

@@ -25,7 +25,7 @@ from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload
 from greensock.http.plain import CREDENTIALS
-from greensock.http.proxy.asking import call_for, introduce, payload_for
+from greensock.http.proxy.asking import call_for, introduce, payload_as_it_comes, payload_of_short
 from greensock.http.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, failure_of
 from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import pass_answer
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Relay"]
 
+# Whether the body is waited for, by nobody or by a worker: an enum's members are slow to look up before Python 3.12.
+NO_UPLOAD, COUNTED, PARKED, STREAMED = range(4)
 #: Where a server, or a proxy, asks who the client is, and by which fields.
 CHALLENGES = (401, 407)
 CHALLENGE_FIELDS = (b"www-authenticate", b"proxy-authenticate")
@@ -59,6 +61,7 @@ class Relay:
         "_left",
         "_request_id",
         "_started",
+        "_upload",
         "_wanted",
         "_was_bound",
         "answer_trailers",
@@ -123,32 +126,67 @@ class Relay:
         self._was_bound = False  # the connection to the server, when the request came
         self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names
         self._started = 0.0
+        self._upload = NO_UPLOAD
 
     # -- all of it
 
     def run(self) -> bool:
         """Answer the request; True if the client's connection goes on."""
-        proxy = self.proxy
         before = self.conn.bytes_sent
-        if proxy.wants_records:
+        if self.proxy.wants_records:
             self._begin_record()
         try:
             choice = self._decide()
             if isinstance(choice, Upstream):
                 self.upstream = choice
-                return self._forward(choice)
+                self.deadlines = self.proxy.gateway.deadlines_of(self.route)
+                if self.request.body is NO_BODY:
+                    return self._forward(choice, NOTHING)
+                return self._forward_body(choice)
             return self._answer(choice, self.keep)
         except BaseException as error:
             return self._fail(error) if isinstance(error, Failure) else self._blame(error)
         finally:
-            if not self._left:
-                self._leave_unjudged()
-            self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
-            guard = proxy.gateway.guard
-            if guard is not None:
-                guard.answered(self.client, monotonic(), self.status)
-            if self.record is not None:
-                self._end_record(self.record, self.conn.bytes_sent - before)
+            if self._upload is not PARKED:
+                self._conclude(before)
+
+    def go_on(self, failed: Exception | None, may_hold: bool) -> bool:
+        """Go on as the body is there, or will not come, or can't be held; True if the client's connection goes on.
+
+        ``failed`` is what is the matter with it.
+        """
+        before = self.conn.bytes_sent
+        try:
+            self._end_upload()
+            if failed is not None:
+                raise failed
+            assert self.upstream is not None
+            return self._forward_body(self.upstream, may_wait=False, may_hold=may_hold)
+        except BaseException as error:
+            return self._fail(error) if isinstance(error, Failure) else self._blame(error)
+        finally:
+            self._conclude(before)
+
+    def abandon(self, status: int, reason: str) -> None:
+        """Note that it is over, as its body did not come. Does not block."""
+        self._end_upload()
+        self.status = status
+        if self.record is not None:
+            self.record.reason = reason
+        self._conclude(self.conn.bytes_sent)
+
+    def _conclude(self, before: int) -> None:
+        """Let go of what is left, and tell who wants to know; ``before`` is how much had been sent to the client."""
+        if not self._left:
+            self._leave_unjudged()
+        if self._upload is not NO_UPLOAD:
+            self._end_upload()
+        self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
+        guard = self.proxy.gateway.guard
+        if guard is not None:
+            guard.answered(self.client, monotonic(), self.status)
+        if self.record is not None:
+            self._end_record(self.record, self.conn.bytes_sent - before)
 
     def _decide(self) -> Upstream | Response:
         """Return who is to answer the request: servers, or the proxy itself."""
@@ -241,10 +279,47 @@ class Relay:
 
     # -- to the server
 
-    def _forward(self, upstream: Upstream) -> bool:
+    def _forward_body(self, upstream: Upstream, may_wait: bool = True, may_hold: bool = True) -> bool:
+        """Have a server answer a request with a body: which is there, is waited for, or is passed on as it comes.
+
+        A short one is waited for without a worker, and without a server, if it may be held.
+        """
+        length, proxy = self.request.head.content_length, self.proxy
+        parser = self.conn.parser_in_use
+        missing = 1 if length is None or parser is None else length - parser.pending
+        is_short = length is not None and length <= upstream.options.max_replay
+        if is_short and may_hold and (missing <= 0 or not may_wait):
+            return self._forward(upstream, payload_of_short(self))
+        guard = proxy.gateway.guard
+        if guard is not None:
+            refused = guard.upload(self.client, monotonic())
+            if refused is not None:
+                return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, None), self.keep)
+        self._upload = COUNTED
+        if is_short and may_hold and proxy.park(self, missing):
+            self._upload = PARKED
+            return False
+        self._upload = STREAMED
+        proxy.uploads += 1
+        if proxy.uploads > proxy.most_uploads:
+            raise Failure("too-many-uploads", 503)
+        return self._forward(upstream, payload_as_it_comes(self))
+
+    def end_upload(self) -> None:
+        """Note that nobody waits for the body any more."""
+        if self._upload is not NO_UPLOAD:
+            self._end_upload()
+
+    def _end_upload(self) -> None:
+        proxy, upload = self.proxy, self._upload
+        self._upload = NO_UPLOAD
+        if upload is STREAMED:
+            proxy.uploads -= 1
+        if proxy.gateway.guard is not None:
+            proxy.gateway.guard.upload_ended(self.client)
+
+    def _forward(self, upstream: Upstream, payload: Payload) -> bool:
         """Have a server answer, and pass that on."""
-        self.deadlines = self.proxy.gateway.deadlines_of(self.route)
-        payload = NOTHING if self.request.body is NO_BODY else payload_for(self, upstream.options.max_replay)
         upstream.budget.request(monotonic())
         failure = self._ask(self._choose(upstream, ()), payload)
         if failure is not None:

@@ -11,15 +11,17 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from fcntl import ioctl
+from math import inf
 from termios import FIONREAD
 from time import monotonic, time
 from typing import Any, ClassVar
 
 from gevent.monkey import get_original
 
-from greensock import DROP, POSTPONE, Connection, Rule, State, Verdict
+from greensock import DROP, POSTPONE, Connection, OperationTimeout, Rule, State, Verdict
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
+from greensock.http.head_watch import HeadWatch
 from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.proxy.gateway import Gateway
@@ -30,6 +32,7 @@ from greensock.http.proxy.record import MAX_DESCRIBED, Record
 from greensock.http.proxy.relay import Relay
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import Request
+from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPConnection, HTTPServer
 
@@ -46,7 +49,7 @@ WARN_EVERY = 60.0
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "bound", "ends", "is_counted", "peer", "refusal", "scheme")
+    __slots__ = ("awaits_header", "bound", "ends", "is_counted", "peer", "refusal", "scheme", "upload")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -66,6 +69,12 @@ class ProxyConnection(HTTPConnection):
         self.refusal: Record | None = None
         #: Connections to servers that are this client's alone, by their groups; None if there never were any.
         self.bound: dict[Upstream, tuple[UpstreamServer, Lease]] | None = None
+        #: What came of a body that is waited for without a worker.
+        self.upload: Upload | None = None
+
+    def _held(self) -> int:
+        """Count a body that is waited for as held: a server that drains lets its connection go on."""
+        return super()._held() + (self.upload is not None)
 
     def count_unread(self) -> int | None:
         """Return how many bytes came that were not read; None if the connection is broken."""
@@ -98,8 +107,31 @@ class ProxyConnection(HTTPConnection):
             found[1].end(False)
 
 
+class Upload:
+    """A short body, and what came of it so far."""
+
+    __slots__ = ("count", "missing", "parser", "pieces", "relay", "since")
+
+    def __init__(self, relay: Relay, parser: RequestParser, missing: int) -> None:
+        #: Whose it is.
+        self.relay = relay
+        #: What it will go through.
+        self.parser = parser
+        #: Bytes that were not there when the wait began.
+        self.missing = missing
+        #: What came of them, and how much that is.
+        self.pieces: list[bytes] = []
+        self.count = 0
+        #: When the last of it came.
+        self.since = monotonic()
+
+
 class ReverseProxy(HTTPServer):
-    """A reverse proxy."""
+    """A reverse proxy.
+
+    A short body that comes slowly is waited for without a worker; longer ones are passed on as they come, and may hold
+    three workers of four at the most, so that others get theirs.
+    """
 
     #: Whether connections begin with a PROXY header, version 1 or 2. Only trusted peers may connect then
     #: (``Forwarding.trusted``).
@@ -124,6 +156,10 @@ class ReverseProxy(HTTPServer):
         self.retries = 0
         #: How many connections were switched to another protocol.
         self.tunnels = 0
+        #: Bodies that workers wait for, or pass on, and how many these may be.
+        self.uploads = 0
+        self.most_uploads = inf if self.max_workers is None else max(1, self.max_workers * 3 // 4)
+        self._bodies = HeadWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
         mine, base = type(self), ReverseProxy
         if not self.proxy_protocol and mine.connection_recv is base.connection_recv:
@@ -171,6 +207,7 @@ class ReverseProxy(HTTPServer):
         try:
             super().abort()
         finally:
+            self._bodies.stop()
             self.gateway.leave(self)
 
     # -- how many
@@ -239,6 +276,82 @@ class ReverseProxy(HTTPServer):
             super().connection_recv(conn, data[length:])
         return None
 
+    # -- short bodies that come slowly
+
+    def park(self, relay: Relay, missing: int) -> bool:
+        """Wait without a worker for the rest of a short body; False if too much is held already."""
+        gateway, conn = self.gateway, relay.conn
+        parser = conn.parser_in_use
+        assert parser is not None
+        if gateway.buffered >= gateway.listen.max_buffered:
+            return False
+        relay.request.body.invite()
+        conn.upload = Upload(relay, parser, missing)
+        conn._parser = parser  # so that what comes is not taken for a request
+        self._bodies.begin(conn, self.body_timeout)
+        return True
+
+    def _take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+        assert isinstance(conn, ProxyConnection)
+        upload, gateway = conn.upload, self.gateway
+        if upload is None:
+            return False
+        now, failed = monotonic(), None
+        upload.pieces.append(data)
+        upload.count += len(data)
+        gateway.buffered += len(data)
+        try:
+            upload.relay.request.body.came(len(data), now - upload.since)
+        except OperationTimeout as error:
+            failed = error
+        upload.since = now
+        is_whole = upload.count >= upload.missing
+        may_hold = is_whole or gateway.buffered <= gateway.listen.max_buffered
+        if failed is None and not is_whole and may_hold:
+            conn._parser = upload.parser
+            self._bodies.pop(conn, None)  # its time begins anew, behind that of all others
+            self._bodies.begin(conn, self.body_timeout)
+        else:
+            self._go_on_with(conn, failed, may_hold)
+        return True
+
+    def _go_on_with(self, conn: ProxyConnection, failed: Exception | None = None, may_hold: bool = True) -> None:
+        """Answer the request whose body was waited for, and then those behind it."""
+        upload = self._end_wait(conn)
+        parser = conn.parser_in_use = upload.parser
+        parser.feed(b"".join(upload.pieces))
+        goes_on = upload.relay.go_on(failed, may_hold)
+        conn.parser_in_use = None
+        if goes_on and parser.pending and conn.state is State.OPEN:
+            self._take_requests(conn, parser)
+
+    def _end_wait(self, conn: ProxyConnection) -> Upload:
+        upload, conn.upload, conn._parser = conn.upload, None, None
+        assert upload is not None
+        self.gateway.buffered -= upload.count
+        self._bodies.pop(conn, None)
+        return upload
+
+    def _refuse_late_body(self, conn: Connection) -> None:
+        assert isinstance(conn, ProxyConnection)
+        if conn.upload is None:
+            return
+        relay = self._end_wait(conn).relay
+        if conn.state is State.OPEN:
+            late = HTTPError(408, f"nothing of a body came for {self.body_timeout} s")
+            super()._refuse(conn, late, "body-timeout")
+            relay.abandon(408, "client-timeout")
+        else:
+            relay.abandon(0, "client-left")
+
+    def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
+        """Answer what was half received; the client may have closed its sending half only."""
+        assert isinstance(conn, ProxyConnection)
+        if conn.upload is not None:
+            self._go_on_with(conn)
+        else:
+            super().connection_eof(conn)
+
     def _warn(self, reason: str, conn: ProxyConnection, what: object) -> None:
         """Count a connection that is refused, and log it: what any stranger can cause, once a minute."""
         self.refused[reason] += 1
@@ -255,6 +368,8 @@ class ReverseProxy(HTTPServer):
             self.gateway.guard.closed(conn.peer)
         if conn.bound is not None:
             conn.drop_bound()
+        if conn.upload is not None:
+            self._end_wait(conn).relay.abandon(0, "client-left")
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""
