@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from greensock import Connection, State
 from greensock.http.deadlines import Deadlines
-from greensock.http.errors import BadRequest
+from greensock.http.errors import BadRequest, Reason
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
@@ -67,6 +67,7 @@ class Relay:
         "answer_trailers",
         "client",
         "conn",
+        "cut",
         "deadlines",
         "exchange",
         "head",
@@ -106,6 +107,8 @@ class Relay:
         self.record: Record | None = None
         #: The fields behind the answer's body, if that came whole with its head.
         self.answer_trailers: Headers | None = None
+        #: That the client's body will not become whole, if that was seen while nobody read it.
+        self.cut: BadRequest | None = None
         #: What was answered; 0: nothing so far.
         self.status = 0
         #: How many servers were asked.
@@ -411,27 +414,34 @@ class Relay:
     def on_client_left(self) -> None:
         """The client left while the server works. In the hub."""
         self._client_left = True
+        self._abort_server()
+
+    def _abort_server(self) -> None:
         if self._lease is not None and self._lease.connection is not None:
             self._lease.connection.abort()
 
     def on_hangup_in_body(self) -> None:
         """The client closed its side, or broke off, while a piece of its body waits for the server. In the hub.
 
-        It has left if the rest of the body is not there: a client that has said all, and waits, may close its side.
+        A client that has said all, and waits, may close its side; one of whose body the rest is not there, may not.
         """
         body, there = self.request.body, self.conn.count_unread()
-        if there is not None:
-            there += self.conn.parser_in_use.pending if self.conn.parser_in_use is not None else 0
-            length = self.request.head.content_length
-            left = len(LAST_CHUNK) if length is None else length - body.received
-            if body.is_ended or there >= left:
-                return
-        self.on_client_left()
+        if there is None:
+            self.on_client_left()
+            return
+        there += self.conn.parser_in_use.pending if self.conn.parser_in_use is not None else 0
+        length = self.request.head.content_length
+        left = len(LAST_CHUNK) if length is None else length - body.received
+        if not body.is_ended and there < left:
+            self.cut = BadRequest("the input ended inside a body", Reason.INCOMPLETE, self.conn)
+            self._abort_server()
 
     def _failure_of(self, error: Exception) -> Failure:
         """Return what an error of an attempt means; raise it again if it is not the server's."""
         if self._client_left:
             return Failure("client-left", CLIENT_LEFT, blames_server=False)
+        if self.cut is not None:
+            raise self.cut
         if isinstance(error, Failure):
             return error
         if getattr(error, "connection", None) is self.conn:
