@@ -51,7 +51,7 @@ _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
 class ClientConnection(Connection):
     """A connection to a server."""
 
-    __slots__ = ("_probe", "_spare", "made", "parser", "requests")
+    __slots__ = ("_poll", "_spare", "made", "parser", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -62,7 +62,7 @@ class ClientConnection(Connection):
         self.requests = 0
         #: When it was made, in seconds of ``monotonic``.
         self.made = 0.0
-        self._probe: Any = None
+        self._poll: Any = None
         self._spare = -1
 
     def keep_spare(self) -> None:
@@ -108,10 +108,10 @@ class ClientConnection(Connection):
         """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
         if self.state is not State.OPEN:
             return False
-        if self._probe is None:
-            self._probe = _new_poll()
-            self._probe.register(self.fileno(), _READABLE)
-        return not self._probe.poll(0)
+        if self._poll is None:
+            self._poll = _new_poll()
+            self._poll.register(self.fileno(), _READABLE)
+        return not self._poll.poll(0)
 
 
 class _Waiter:
