@@ -164,6 +164,17 @@ def test_it_is_waited_for_only_so_long(start, dial):
     assert requests_of(proxy) == 0
 
 
+def test_the_limit_of_idle_connections_is_none_of_bodies(start, dial):
+    proxy = start(timeouts=ProxyTimeouts(keep_alive=0.1, request_body=PATIENCE))
+    sock, idle = dial(proxy, post(3, CLOSE)), dial(proxy)
+    wait_until(lambda: waiting(proxy))
+    assert idle.recv(1) == b"", "it was idle for too long"
+    again = dial(proxy)
+    assert again.recv(1) == b""
+    sock.sendall(b"abc")
+    assert read_all(sock).endswith(b"POST / abc")
+
+
 def test_it_must_keep_its_rate(start, dial, monkeypatch):
     monkeypatch.setattr("greensock.http.request.RATE_GRACE", 0.0)
     proxy = start(timeouts=ProxyTimeouts(min_body_rate=1_000_000, request_body=0.001 + PATIENCE))

@@ -76,6 +76,11 @@ class ProxyConnection(HTTPConnection):
         """Count a body that is waited for as held: a server that drains lets its connection go on."""
         return super()._held() + (self.upload is not None)
 
+    def _on_idle(self, now: float) -> float:
+        if self.upload is not None:  # which has a limit of its own
+            self._idle_mark = -1
+        return super()._on_idle(now)
+
     def count_unread(self) -> int | None:
         """Return how many bytes came that were not read; None if the connection is broken."""
         poll = _new_poll()
