@@ -72,7 +72,10 @@ def test_last_in_first_out():
     [(0, 0, False), (59.9, 9, False), (60, 1, True), (61, 1, True), (0, 10, True), (0, 11, True)],
 )
 def test_spent_by_age_or_by_requests(age, requests, spent):
-    assert pool(max_age=60.0, max_requests=10).is_spent(100.0, requests, 100.0 + age) is spent
+    mine = pool(max_age=60.0, max_requests=10)
+    assert mine.is_spent(100.0, requests, 100.0 + age) is spent
+    mine.ask("o", "a", 100.0)
+    assert mine.put("o", 1, 100.0 + age, 100.0, requests) is not spent
     assert not pool().is_spent(100.0, requests, 100.0 + age)
 
 

@@ -160,6 +160,7 @@ def test_it_is_waited_for_only_so_long(start, dial):
     [record] = proxy.records
     assert (record.status, record.reason) == (408, "client-timeout")
     assert record.duration >= 0.2
+    assert record.sent == len(answer)
     assert proxy.refused == {"body-timeout": 1}
     assert requests_of(proxy) == 0
 

@@ -270,11 +270,14 @@ class Links:
 
     def give_back(self, origin: Origin, conn: ClientConnection | None) -> None:
         """Take a slot back."""
-        now = monotonic()
-        if conn is not None and (self.closed or self.pool.is_spent(conn.made, conn.requests, now)):
+        if conn is not None and self.closed:
             conn.close()
             conn = None
-        if conn is None or not self.pool.put(origin, conn, now):
+        now = monotonic()
+        if conn is None or not self.pool.put(origin, conn, now, conn.made, conn.requests):
+            if conn is not None and self.pool.is_spent(conn.made, conn.requests, now):
+                conn.close()
+                conn = None
             self._carry_out(self.pool.give_back(origin, conn, now))
         if self._timer is None and conn is not None:
             self._arm()

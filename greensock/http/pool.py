@@ -132,8 +132,13 @@ class Pool(Generic[C, W]):
         del self._ages[connection]
         return connection
 
-    def put(self, origin: Hashable, connection: C, now: float) -> bool:
-        """Give back a slot with its connection if nothing else follows from that; if False, ``give_back`` it."""
+    def put(self, origin: Hashable, connection: C, now: float, made: float = inf, requests: int = 0) -> bool:
+        """Give back a slot with its connection if nothing else follows from that; if False, ``give_back`` it.
+
+        ``made`` and ``requests`` are what ``is_spent`` goes by.
+        """
+        if requests >= self._max_requests or now - made >= self._max_age:
+            return False
         site = self._sites.get(origin)
         if (
             site is None

@@ -12,7 +12,8 @@ What holds for every request:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -133,16 +134,19 @@ class Relay:
 
     # -- all of it
 
-    def run(self) -> bool:
-        """Answer the request; True if the client's connection goes on."""
+    def run(self, step: Callable[[], bool] | None = None) -> bool:
+        """Answer the request; True if the client's connection goes on. ``step`` is done in place of all that."""
+        proxy = self.proxy
         before = self.conn.bytes_sent
-        if self.proxy.wants_records:
+        if proxy.wants_records and self.record is None:
             self._begin_record()
         try:
+            if step is not None:
+                return step()
             choice = self._decide()
             if isinstance(choice, Upstream):
                 self.upstream = choice
-                self.deadlines = self.proxy.gateway.deadlines_of(self.route)
+                self.deadlines = proxy.gateway.deadlines_of(self.route)
                 if self.request.body is NO_BODY:
                     return self._forward(choice, NOTHING)
                 return self._forward_body(choice)
@@ -151,45 +155,43 @@ class Relay:
             return self._fail(error) if isinstance(error, Failure) else self._blame(error)
         finally:
             if self._upload is not PARKED:
-                self._conclude(before)
+                if not self._left:
+                    self._leave_unjudged()
+                if self._upload is not NO_UPLOAD:
+                    self._end_upload()
+                self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
+                guard = proxy.gateway.guard
+                if guard is not None:
+                    guard.answered(self.client, monotonic(), self.status)
+                if self.record is not None:
+                    self._end_record(self.record, self.conn.bytes_sent - before)
 
     def go_on(self, failed: Exception | None, may_hold: bool) -> bool:
         """Go on as the body is there, or will not come, or can't be held; True if the client's connection goes on.
 
         ``failed`` is what is the matter with it.
         """
-        before = self.conn.bytes_sent
-        try:
-            self._end_upload()
-            if failed is not None:
-                raise failed
-            assert self.upstream is not None
-            return self._forward_body(self.upstream, may_wait=False, may_hold=may_hold)
-        except BaseException as error:
-            return self._fail(error) if isinstance(error, Failure) else self._blame(error)
-        finally:
-            self._conclude(before)
-
-    def abandon(self, status: int, reason: str) -> None:
-        """Note that it is over, as its body did not come. Does not block."""
         self._end_upload()
+        return self.run(partial(self._go_on, failed, may_hold))
+
+    def _go_on(self, failed: Exception | None, may_hold: bool) -> bool:
+        if failed is not None:
+            raise failed
+        assert self.upstream is not None
+        return self._forward_body(self.upstream, may_wait=False, may_hold=may_hold)
+
+    def abandon(self, status: int, reason: str, answer: Callable[[], object] | None = None) -> None:
+        """Note that it is over, as its body did not come; ``answer`` tells the client so. Does not block."""
+        self._end_upload()
+        self.run(partial(self._abandon, status, reason, answer))
+
+    def _abandon(self, status: int, reason: str, answer: Callable[[], object] | None) -> bool:
+        if answer is not None:
+            answer()
         self.status = status
         if self.record is not None:
             self.record.reason = reason
-        self._conclude(self.conn.bytes_sent)
-
-    def _conclude(self, before: int) -> None:
-        """Let go of what is left, and tell who wants to know; ``before`` is how much had been sent to the client."""
-        if not self._left:
-            self._leave_unjudged()
-        if self._upload is not NO_UPLOAD:
-            self._end_upload()
-        self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
-        guard = self.proxy.gateway.guard
-        if guard is not None:
-            guard.answered(self.client, monotonic(), self.status)
-        if self.record is not None:
-            self._end_record(self.record, self.conn.bytes_sent - before)
+        return False
 
     def _decide(self) -> Upstream | Response:
         """Return who is to answer the request: servers, or the proxy itself."""

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from fcntl import ioctl
+from functools import partial
 from math import inf
 from termios import FIONREAD
 from time import monotonic, time
@@ -344,8 +345,7 @@ class ReverseProxy(HTTPServer):
         relay = self._end_wait(conn).relay
         if conn.state is State.OPEN:
             late = HTTPError(408, f"nothing of a body came for {self.body_timeout} s")
-            super()._refuse(conn, late, "body-timeout")
-            relay.abandon(408, "client-timeout")
+            relay.abandon(408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
         else:
             relay.abandon(0, "client-left")
 
