@@ -11,7 +11,7 @@ from conftest import PATIENCE, read_exactly, wait_until
 from pairs import reset
 from proxies import Recorded, Script, gateway_to
 
-from greensock.http import HealthOptions, ProxyTimeouts, ServerOptions
+from greensock.http import HealthOptions, HTTPError, ProxyTimeouts, ServerOptions
 
 _said = re.compile(rb"(?im)^(?:Proxy-)?Authorization: (\S+) ([\w=]+)").search
 
@@ -98,12 +98,12 @@ def start(serve):
     """Start a proxy before servers; nothing may be lent when it is over."""
     with contextlib.ExitStack() as stack:
 
-        def make(*domains, urls=None, **options):
+        def make(*domains, urls=None, kind=Recorded, **options):
             for domain in domains:
                 stack.callback(domain.close)
             urls = urls or [domain.url for domain in domains]
             gateway = gateway_to(*urls, **options)
-            proxy = serve(Recorded, gateway=gateway)
+            proxy = serve(kind, gateway=gateway)
             stack.callback(gateway.upstreams["site"].close)
             stack.callback(lambda: wait_until(lambda: not held_of(proxy)))
             return proxy
@@ -262,30 +262,52 @@ def test_its_slot_counts(start, dial):
     assert other.ask()[0] == 401
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_proxy_header_is_said_once(start, dial, version):
+class Refusing(Recorded):
+    """A program that refuses a request when a server was chosen for it."""
+
+    def edit_request(self, relay, headers):
+        if relay.request.path == "/refused":
+            raise HTTPError(403)
+
+
+def test_a_request_that_never_went_out_ends_nothing(start, dial):
     domain = Domain()
-    proxy = start(domain, send_proxy_protocol=version)
-    server_head = domain.head
-    prefixes = []
+    proxy = start(domain, kind=Refusing)
+    client = dial(proxy)
+    client.ask(b"NTLM ask")
+    assert client.ask(b"NTLM me") == (200, b"hello me")
+    assert client.ask(target=b"/refused")[0] == 403
+    assert client.ask() == (200, b"hello me")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_proxy_header_is_said_to_each_connection(start, dial, version):
+    """To the one, too, that takes the place of one that died under the request."""
+    domain = Domain()
+    plain, heads = domain.head, []
 
     def head(sock):
-        if not getattr(sock, "_greeted", None) and sock.fileno() not in prefixes:
-            prefixes.append(sock.fileno())
-            size = 28 if version == 2 else 0
-            if size:
-                read_exactly(sock, size)
-            else:
+        if sock not in heads:
+            heads.append(sock)
+            said = read_exactly(sock, 12)
+            assert said == b"PROXY TCP4 1" if version == 1 else said.startswith(b"\r\n\r\n\0\r\nQUIT")
+            if version == 1:
                 while read_exactly(sock, 1) != b"\n":
                     pass
-        return server_head(sock)
+            else:
+                read_exactly(sock, 16)
+        elif len(domain.users) == 1 and len(domain.users[0]) == 2:
+            plain(sock)
+            return b""  # it hangs up on the third request, without a word
+        return plain(sock)
 
     domain.head = head
+    proxy = start(domain, send_proxy_protocol=version)
     client = dial(proxy)
-    assert client.ask(b"NTLM ask") == (401, b"")
+    client.ask(b"NTLM ask")
     assert client.ask(b"NTLM me") == (200, b"hello me")
-    assert client.ask() == (200, b"hello me")
-    assert len(domain.users) == 1
+    assert client.ask() == (401, b"")
+    assert len(heads) == 2
 
 
 def test_a_server_that_closes_binds_nothing(start, dial):

@@ -299,6 +299,7 @@ class Relay:
         if guard is not None:
             refused = guard.upload(self.client, monotonic())
             if refused is not None:
+                self.keep = False  # no worker waits for what is left of the body
                 return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, None), self.keep)
         self._upload = COUNTED
         if is_short and may_hold and proxy.park(self, missing):
@@ -307,6 +308,7 @@ class Relay:
         self._upload = STREAMED
         proxy.uploads += 1
         if proxy.uploads > proxy.most_uploads:
+            self.keep = False
             raise Failure("too-many-uploads", 503)
         return self._forward(upstream, payload_as_it_comes(self))
 
@@ -404,6 +406,9 @@ class Relay:
         if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
             raise error
         upstream_conn = lease.renew(self.deadlines)
+        assert self.server is not None
+        if self.server.send_proxy_protocol:
+            introduce(self, upstream_conn, self.server.send_proxy_protocol)
         if self._client_left:  # meanwhile: there was no connection to reset
             raise error
         if self.record is not None:
@@ -591,7 +596,10 @@ class Relay:
         """Let go of a server, whatever state it is in."""
         self.conn.notify_disconnect(None)
         lease, self._lease = self._lease, None
-        if lease is not None:
+        if lease is not None and self._was_bound and self.exchange is None and lease.is_quiet():
+            assert self.server is not None
+            self.conn.bind(self.server, lease)  # nothing was sent on it: the program refused the request, say
+        elif lease is not None:
             lease.give_up()
             if self.exchange is not None:
                 self.exchange.stop_and_wait()
