@@ -282,6 +282,10 @@ class Lifecycle(Endpoint):
         if callback is not None:
             callback()
 
+    def _is_at_rest(self) -> bool:
+        """Whether the idle limit is for it while it waits for its next turn: False if a limit of its own is."""
+        return True
+
     def _watch(self) -> None:
         """Have the engine watch it from now on."""
         self._poller.register(self)

@@ -24,6 +24,7 @@ from greensock import (
     State,
 )
 from greensock import idle as idle_module
+from greensock.http import HTTPServer, Response, WSGIServer
 from greensock.pace import Pace, unsent
 from greensock.poller import get_poller
 
@@ -546,3 +547,37 @@ def test_a_connection_of_ones_own_has_no_least_rate():
         assert conn.peer_address == conn.address
         reset(peer)
     gc.collect()
+
+
+def test_part_of_a_head_has_a_limit_of_its_own(serve, connect):
+    """It is no rest between requests, however long it may take."""
+    server = serve(HTTPServer, idle_timeout=0.1, head_timeout=0.6)
+    sock = connect(server)
+    began = time.monotonic()
+    sock.sendall(b"GET / HTTP/1.1\r\n")
+    assert read_all(sock).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - began >= 0.6
+
+
+@pytest.mark.parametrize("kind", [HTTPServer, WSGIServer])
+def test_an_upload_that_pauses_is_not_idle(serve, connect, kind):
+    def app(environ, start_response):
+        start_response("200 OK", [])
+        return [environ["wsgi.input"].read()]
+
+    class Site(HTTPServer):
+        def handle_request(self, request):
+            return Response(request.body.read_all())
+
+    options = {"application": app, "log": None} if kind is WSGIServer else {}
+    server = serve(WSGIServer if kind is WSGIServer else Site, idle_timeout=0.1, body_timeout=0.6, **options)
+    for late in (False, True):
+        sock = connect(server)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 6\r\n\r\nabc")
+        gevent.sleep(0.3)  # three times the idle limit, half of the body's
+        if not late:
+            sock.sendall(b"def")
+            assert read_all(sock).endswith(b"abcdef") or kind is WSGIServer
+        else:
+            assert read_all(sock).startswith(b"HTTP/1.1 408 ")
+    assert server.statistics().refused == {"body-timeout": 1}

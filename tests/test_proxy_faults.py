@@ -24,6 +24,7 @@ import greensock.http.links
 from greensock import client
 from greensock.http import HealthOptions, ProxyTimeouts, ServerOptions
 from greensock.http.proxy.health import Standing
+from greensock.poller import get_poller
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 KEEP = b"Host: a\r\n\r\n"
@@ -475,6 +476,64 @@ def test_a_client_that_leaves_in_a_long_body(proxied, dial, how, framing):
         record = record_of(proxy)
         assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
         assert health_of(proxy) == (0, 0), "it is not the server's fault"
+
+
+@HOW
+@pytest.mark.parametrize("framing", [b"Content-Length: 1000000000", b"Transfer-Encoding: chunked"])
+def test_a_client_that_leaves_while_the_server_does_not_read(proxied, dial, how, framing):
+    """Both are let go at once, not when the server has taken nothing for upstream_send."""
+    go, ended = Event(), []
+
+    def script(server, sock, number):
+        server.head(sock)
+        go.wait(PATIENCE)
+        ended.append(wait_gone(sock)[1])
+
+    with scripted(script) as server:
+        proxy = proxied(server.url)
+        sock = dial(proxy, b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + KEEP)
+        wait_until(lambda: server.heads)
+        while not is_stuck():  # all that was sent is read, so that the end is seen
+            sock.sendall(b"7530\r\n" + bytes(30000) + b"\r\n")
+            wait_until(lambda: is_stuck() or proxy.connections[0].count_unread() == 0)
+        leave(sock, how)
+        record = record_of(proxy)
+        assert record.duration < PATIENCE
+        assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+        assert health_of(proxy) == (0, 0)
+        wait_until(lambda: not proxy.statistics().active)
+        go.set()
+        assert wait_until(lambda: ended) == [True], "with a reset: nothing must look like the end of a request"
+
+
+def is_stuck():
+    """Whether a server does not take what is to be sent to it."""
+    endpoints = get_poller().endpoints.values()
+    return any(isinstance(each, greensock.http.links.ClientConnection) and each._queued for each in endpoints)
+
+
+def test_a_client_that_has_said_all_while_the_server_does_not_read(proxied, dial):
+    """It may close its side then; the server gets all of it."""
+    go, seen = Event(), []
+
+    def script(server, sock, number):
+        server.head(sock)
+        go.wait(PATIENCE)
+        seen.append(read_exactly(sock, size))
+        sock.sendall(OK)
+
+    size = 40_000_000
+    with scripted(script) as server:
+        proxy = proxied(server.url, server_options={"abort_on_eof": False})
+        sock = dial(proxy, b"POST / HTTP/1.1\r\nContent-Length: %d\r\n" % size + KEEP)
+        wait_until(lambda: server.heads)
+        sending = gevent.spawn(sock.sendall, bytes(size))
+        wait_until(is_stuck)
+        go.set()
+        sending.get(timeout=PATIENCE)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock).endswith(b"ok")
+        assert len(seen[0]) == size
 
 
 @HOW
