@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+from typing import Any
 
 from greensock import Server
 
 __all__ = ["run"]
 
 
-def run(kind: type[Server], description: str | None) -> Server:
+def run(kind: type[Server[Any]], description: str | None) -> Server[Any]:
     """Serve until the program is told to end, and return the server that has stopped."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bind", default="127.0.0.1:5000", metavar="HOST:PORT", help="default: %(default)s")

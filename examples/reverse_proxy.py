@@ -17,6 +17,7 @@ sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/
 
 from examples._site import Site, WebSocketEcho
 from examples._tour import take_tour, url_of
+from greensock import Server
 from greensock.http import (
     ConfigError,
     Gateway,
@@ -64,7 +65,8 @@ def started_site() -> tuple[list[Site], dict[str, Any], list[dict[str, Any]]]:
     """Start the embedded origin; return its servers, and what the proxy is to be told."""
     sites = [Site(("127.0.0.1", 0)) for _ in range(2)]
     echo = WebSocketEcho(("127.0.0.1", 0))
-    for server in (*sites, echo):
+    servers: list[Server[Any]] = [*sites, echo]
+    for server in servers:
         server.start()
     upstreams = {
         "site": {"servers": [f"http://127.0.0.1:{site.server_port}" for site in sites]},
@@ -143,7 +145,8 @@ def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
         others = [gevent.spawn(proxy.serve_forever) for proxy in proxies[1:]]
         proxies[0].serve_forever()
         gevent.joinall(others, timeout=1)
-    for server in (*proxies, *sites):
+    servers: list[Server[Any]] = [*proxies, *sites]
+    for server in servers:
         server.stop()
     if gateway.log is not None:
         gateway.log.close()

@@ -48,16 +48,17 @@ from greensock.errors import (
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
 from greensock.log_limit import LogLimit
-from greensock.options import Rule
+from greensock.options import Rule, ServerKeywords, ServerSettings
 from greensock.server import Server
 from greensock.socket_connection import SocketConnection
 from greensock.stats import ConnectionStatistics, ServerStatistics
 from greensock.stream_server import StreamServer
-from greensock.upcalls import DROP, OK, POSTPONE, Verdict
+from greensock.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Verdict
 from greensock.version import __version__
 
 __all__ = [
     "DROP",
+    "HALF_OPEN",
     "OK",
     "POSTPONE",
     "ConnectFailed",
@@ -66,6 +67,7 @@ __all__ = [
     "ConnectionClosed",
     "ConnectionLost",
     "ConnectionStatistics",
+    "ConnectionT",
     "Delimited",
     "DropReason",
     "FixedSize",
@@ -81,6 +83,8 @@ __all__ = [
     "ProtocolError",
     "Rule",
     "Server",
+    "ServerKeywords",
+    "ServerSettings",
     "ServerStatistics",
     "SocketConnection",
     "State",

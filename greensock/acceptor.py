@@ -131,7 +131,8 @@ class Acceptor:
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._wait_for_descriptors(error)
-                elif error.errno not in _GONE:
+                    return True  # meanwhile other acceptors may have taken what ``limit`` counted
+                if error.errno not in _GONE:
                     raise
                 continue
             os.set_blocking(fd, False)

@@ -128,7 +128,7 @@ class Lifecycle(Endpoint):
         "server",
     )
 
-    def __init__(self, poller: Poller, fd: int, family: int, address: Any, server: Server | None = None) -> None:
+    def __init__(self, poller: Poller, fd: int, family: int, address: Any, server: Server[Any] | None = None) -> None:
         # Endpoint's fields are written out, not left to its __init__: one call less for each connection accepted.
         self._poller = poller
         self._fd = fd

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, TypedDict
 
 from greensock.address import owner_ids
 from greensock.framing import Framer
 
-__all__ = ["OPTIONS", "Rule", "checked"]
+__all__ = ["OPTIONS", "UPCALLS", "Rule", "ServerKeywords", "ServerSettings", "checked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,11 @@ class Rule:
     fits: Callable[[Any], bool]
     #: What is allowed, to stand before "expected".
     allowed: str
+
+    @classmethod
+    def function(cls) -> Rule:
+        """Return the rule of an upcall."""
+        return cls(callable, "a function")
 
     def or_none(self) -> Rule:
         """Return the rule that allows None too."""
@@ -81,6 +86,54 @@ OPTIONS: Mapping[str, Rule] = {
     ).or_none(),
     "framer": Rule.instance(Framer, "a framer (greensock.framing)").or_none(),
 }
+
+#: The upcalls that may be given as functions.
+UPCALLS: Mapping[str, Rule] = {
+    "connection_new": Rule.function(),
+    "connection_recv": Rule.function(),
+    "connection_recv_finish": Rule.function(),
+    "connection_eof": Rule.function(),
+    "connection_error": Rule.function(),
+    "connection_drop": Rule.function(),
+    "handle": Rule.function(),
+}
+
+
+class ServerSettings(TypedDict, total=False):
+    """The options of a server, as a type checker is to know them; what each means stands at ``Server``."""
+
+    backlog: int
+    max_accept: int
+    max_connections: int | None
+    max_workers: int | None
+    recv_size: int
+    turn_budget: int
+    max_postponed: int
+    max_send_queue: int
+    idle_timeout: float | None
+    recv_timeout: float | None
+    send_timeout: float | None
+    min_send_rate: int
+    linger_timeout: float
+    stop_timeout: float
+    reuse_port: bool
+    no_delay: bool
+    keep_alive: bool
+    unix_mode: int | None
+    unix_owner: str | tuple[int, int] | None
+    framer: Framer | None
+
+
+class ServerKeywords(ServerSettings, total=False):
+    """Those and the upcalls, as functions that get the arguments without the server."""
+
+    connection_new: Callable[[Any], object]
+    connection_recv: Callable[[Any, Any], object]
+    connection_recv_finish: Callable[[Any], object]
+    connection_eof: Callable[[Any], object]
+    connection_error: Callable[[Any, BaseException], object]
+    connection_drop: Callable[[Any], object]
+    handle: Callable[[Any], object]
 
 
 def checked(owner: object, given: Mapping[str, Any], rules: Mapping[str, Rule] = OPTIONS) -> dict[str, Any]:

@@ -12,14 +12,16 @@ import os
 import signal
 import socket as _socket
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import gevent
+from gevent import spawn
 from gevent.event import Event
 from gevent.monkey import is_module_patched
 from greenlet import GreenletExit, getcurrent
@@ -27,16 +29,21 @@ from greenlet import GreenletExit, getcurrent
 from greensock.acceptor import Acceptor
 from greensock.address import listen, parse_address, remove_file
 from greensock.connection import Connection
-from greensock.errors import DropReason
+from greensock.errors import DropReason, WouldBlock
 from greensock.framing import Framer
 from greensock.idle import IdleSweep
 from greensock.lifecycle import OPEN
 from greensock.log_limit import LogLimit
-from greensock.options import OPTIONS, Rule, checked
+from greensock.options import OPTIONS, UPCALLS, Rule, ServerKeywords, checked
+from greensock.outgoing import Buffer
 from greensock.poller import get_poller
 from greensock.stats import ServerStatistics
 from greensock.syscalls import close
 from greensock.turns import SERVED, Turns
+from greensock.upcalls import ConnectionT
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Server"]
 
@@ -47,15 +54,38 @@ log = logging.getLogger("greensock.server")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds that a worker may take to end after it was killed by ``stop``.
 KILL_SECONDS = 1.0
+#: Seconds between two log lines that say that ``max_connections`` is reached.
+LOG_EVERY = 10.0
+#: The upcalls that a server with ``handle`` does not make.
+UNHANDLED = ("connection_recv", "connection_recv_finish", "connection_eof")
+
+_Mine = TypeVar("_Mine", bound="Server[Any]")
 
 
-class Server(Turns):
-    """A TCP (or Unix socket) server. Subclass it and override upcalls, or ``handle``.
+@dataclass(slots=True)
+class _Place:
+    """Where a server listens: the family, the address as given and then the real one, and what listens there now."""
+
+    family: int
+    address: Any
+    listener: _socket.socket | None = None
+    acceptor: Acceptor | None = None
+
+
+class Server(Turns[ConnectionT]):
+    """A TCP (or Unix socket) server. Subclass it and override upcalls, or ``handle``; or give functions for them.
 
     ``listener`` is ``(host, port)``, ``"host:port"``, a port, the path of a Unix socket, or a bound socket, which the
     server then owns and closes when it stops. A name stands for its first IPv4 address, if it has one. The file of a
-    Unix socket is removed at the end if the server made it and it is still the same one. Every option is a class
-    attribute and a keyword.
+    Unix socket is removed at the end if the server made it and it is still the same one. A list of
+    listeners is one server on all of them. Every option is a class attribute and a keyword.
+
+    An upcall may be given as a keyword, too: a function that gets the arguments without the server, such as
+    ``Server(listener, connection_recv=lambda conn, data: conn.send(data))``. A whole number that it returns is no
+    verdict: ``send`` returns one.
+
+    For type checkers a server is generic in the class of its connections: ``class Chat(Server[ChatConnection])`` with
+    ``connection_class = ChatConnection``.
 
     Raises:
         ValueError: the listener or an option is not allowed; the text says which, its value, and what is allowed.
@@ -66,8 +96,9 @@ class Server(Turns):
     backlog: int = 4096
     #: How many connections are accepted in one go before those that are there get their turn.
     max_accept: int = 128
-    #: How many connections may be alive; the rest wait in the backlog. None: as many as there are descriptors.
-    max_connections: int | None = None
+    #: How many connections may be alive, of all listeners; the rest wait in the backlog. None: as many as there are
+    #: descriptors.
+    max_connections: int | None = 100_000
     #: How many upcalls may be blocked at the same time; more wait for a worker. None: no bound.
     max_workers: int | None = 10_000
     #: Bytes of one read, and so the longest ``data`` of ``connection_recv`` but for what was held back before.
@@ -81,12 +112,12 @@ class Server(Turns):
     #: Seconds without a byte either way after which a connection is dropped that rests between two turns (up to an
     #: eighth late). While an upcall runs or is blocked the limit of what it does counts; in the blocking style there is
     #: no rest, and ``recv_timeout`` counts. None: never.
-    idle_timeout: float | None = None
+    idle_timeout: float | None = 300.0
     #: Default ``timeout`` of the receiving downcalls, in seconds. None: none.
-    recv_timeout: float | None = None
+    recv_timeout: float | None = 300.0
     #: Seconds in which the peer must take a byte of what is sent, if a sending downcall is given no ``timeout``. None:
     #: whenever it wants.
-    send_timeout: float | None = None
+    send_timeout: float | None = 60.0
     #: Bytes a second that the peer must take of one send, once ``send_timeout`` has passed: who takes a byte now and
     #: then is slower. 0: any.
     min_send_rate: int = 256
@@ -108,24 +139,23 @@ class Server(Turns):
     #: What cuts the stream into the messages that ``connection_recv`` gets. None: it gets what comes.
     framer: Framer | None = None
     #: The class of the connections.
-    connection_class: ClassVar[type[Connection]] = Connection
-    #: What each option may be. A subclass with options of its own adds theirs.
-    option_rules: ClassVar[Mapping[str, Rule]] = OPTIONS
+    connection_class: type[ConnectionT] = cast(Any, Connection)
+    #: What each keyword may be. A subclass with options of its own adds theirs.
+    option_rules: ClassVar[Mapping[str, Rule]] = {**OPTIONS, **UPCALLS}
 
-    def __init__(self, listener: Any, **options: Any) -> None:
+    def __init__(self, listener: Any, **options: Unpack[ServerKeywords]) -> None:
         for name, value in checked(self, options, self.option_rules).items():
             setattr(self, name, value)
-        self._listener: _socket.socket | None = None
-        #: Where the server listens: the address as given until it is started, then the real one.
-        self.address: Any = None
-        if hasattr(listener, "accept"):
-            self._take_listener(listener)
-        else:
-            self.family, self.address = parse_address(listener)
-        self._acceptor: Acceptor | None = None
+        self._functions = frozenset(UPCALLS.keys() & options.keys())
+        self._check_style()
+        if isinstance(listener, list) and not listener:
+            raise ValueError("listener=[]: one at least expected")
+        self._places = [_place(each) for each in (listener if isinstance(listener, list) else [listener])]
         self._pauses = 0
         self._accepted = 0
         self._alive = 0
+        self._is_full = False  # an acceptor waits for one to end
+        self._full_logged = -LOG_EVERY
         self._dropped: Counter[str] = Counter()
         self._errors = 0
         self._failures_logged = LogLimit()
@@ -152,6 +182,21 @@ class Server(Turns):
         return self._draining
 
     @property
+    def addresses(self) -> list[Any]:
+        """Where the server listens: the addresses as given until it is started, then the real ones."""
+        return [place.address for place in self._places]
+
+    @property
+    def address(self) -> Any:
+        """The first of ``addresses``."""
+        return self._places[0].address
+
+    @property
+    def family(self) -> int:
+        """The address family of the first listener."""
+        return self._places[0].family
+
+    @property
     def server_host(self) -> str | None:
         """The address it listens on; None for a Unix socket."""
         return self.address[0] if isinstance(self.address, tuple) else None
@@ -162,24 +207,22 @@ class Server(Turns):
         return self.address[1] if isinstance(self.address, tuple) else None
 
     @property
-    def connections(self) -> list[Connection]:
-        """The connections that are alive and open."""
+    def connections(self) -> list[ConnectionT]:
+        """The connections that are alive and open, a list of your own.
+
+        It is made by a look at each connection of the thread: 0.1 us each.
+        """
         return [conn for conn in self._mine() if conn._state is OPEN]
 
     def start(self) -> None:
         """Bind if need be, and begin to serve. Returns at once; the serving happens while the program blocks elsewhere.
 
         Raises:
-            OSError: the address cannot be had; it is named in it.
+            OSError: an address cannot be had; it is named in it. None of the others is held then.
         """
         if self.started:
             return
-        if self._listener is None:
-            self._listener = self._listen()
-            self.address = self._listener.getsockname()
-        elif not self._listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
-            self._listener.listen(self.backlog)
-        self._tune(self._listener)
+        self._listen()
         self._prepare_turns(get_poller(), self.max_workers)
         self._pid = os.getpid()
         self._stopped.clear()
@@ -187,19 +230,22 @@ class Server(Turns):
         if self.idle_timeout is not None:
             self._sweep = IdleSweep(self._poller, self, self.idle_timeout)
             self._sweep.start()
-        self._acceptor = Acceptor(self._listener, self._on_accepted, self._permits, self.max_accept)
-        self._acceptor.start()
+        for place in self._places:
+            assert place.listener is not None
+            accepted = partial(self._on_accepted, place.family)
+            place.acceptor = Acceptor(place.listener, accepted, self._permits, self.max_accept)
+        self.start_accepting()
         _warn_if_unpatched()
 
     def stop_accepting(self) -> None:
         """Leave new connections in the kernel's backlog; ``start_accepting`` takes them up again."""
-        if self._acceptor is not None:
-            self._acceptor.stop()
+        for acceptor in self._acceptors():
+            acceptor.stop()
 
     def start_accepting(self) -> None:
         """Accept again after ``stop_accepting``."""
-        if self._acceptor is not None:
-            self._acceptor.start()
+        for acceptor in self._acceptors():
+            acceptor.start()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Stop accepting, close the listener, and let the connections end; True if all did within ``timeout`` seconds.
@@ -275,7 +321,7 @@ class Server(Turns):
                 _give_back_signals()
             self.stop()
 
-    def __enter__(self) -> Server:
+    def __enter__(self: _Mine) -> _Mine:
         self.start()
         return self
 
@@ -284,7 +330,7 @@ class Server(Turns):
     ) -> None:
         self.stop()
 
-    def adopt(self, sock: _socket.socket) -> Connection:
+    def adopt(self, sock: _socket.socket) -> ConnectionT:
         """Serve a connected stream socket that you made; it is taken over, and your object is left without it.
 
         Raises:
@@ -306,6 +352,42 @@ class Server(Turns):
         family = sock.family
         return self._serve(sock.detach(), family, peer)
 
+    def broadcast(self, data: Buffer | Sequence[Buffer], connections: Iterable[ConnectionT] | None = None) -> int:
+        """Send to each of ``connections`` (default: all of the server) without waiting; return how many took it.
+
+        For one that reads too slowly ``send_nowait`` keeps up to ``max_send_queue`` bytes; it is dropped when that is
+        exceeded, with SLOW_READER as its reason. One that has ended is left out.
+
+        Raises:
+            WouldBlock: ``data`` alone is more than ``max_send_queue`` bytes: no peer is to blame.
+        """
+        took = 0
+        for conn in self.connections if connections is None else list(connections):
+            try:
+                conn.send_nowait(data)
+            except WouldBlock:
+                if not conn._kept:
+                    raise
+                conn._abort(DropReason.SLOW_READER)
+            except ConnectionError:
+                pass  # it has ended, or is about to
+            else:
+                took += 1
+        return took
+
+    def call_soon_threadsafe(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Have ``call`` called in a greenlet of its own in the server's thread, where it may block. From any thread.
+
+        What it raises is logged and counted as a failed upcall. Calls begin in the order in which they were given; a
+        server that stops does not wait for them.
+
+        Raises:
+            RuntimeError: the server is not started.
+        """
+        if not self.started:
+            raise RuntimeError("call_soon_threadsafe: the server is not started")
+        self._poller.hub.loop.run_callback_threadsafe(spawn, self._tell, call, *arguments)
+
     def statistics(self) -> ServerStatistics:
         """Return a snapshot of the counters."""
         mine = self._mine()
@@ -315,7 +397,7 @@ class Server(Turns):
             active=self._alive,
             dropped=dict(self._dropped),
             errors=self._errors,
-            accept_pauses=self._pauses + (self._acceptor.pauses if self._acceptor is not None else 0),
+            accept_pauses=self._pauses + sum(acceptor.pauses for acceptor in self._acceptors()),
             bytes_received=self._gone_received + sum(conn.bytes_received for conn in mine),
             bytes_sent=self._gone_sent + sum(conn.bytes_sent for conn in mine),
             messages=self._messages,
@@ -325,17 +407,38 @@ class Server(Turns):
 
     # -- starting and stopping, in detail
 
-    def _take_listener(self, listener: Any) -> None:
-        if hasattr(listener, "do_handshake"):
-            raise TypeError(f"listener={listener!r}: a plain socket expected, not a TLS one")
-        self._listener = listener
-        self.family = listener.family
-        self.address = listener.getsockname()
+    def _check_style(self) -> None:
+        """Refuse functions of both styles, of which only one can be: ``handle`` or upcalls for what comes."""
+        for name in UNHANDLED:
+            given = {"handle", name} & self._functions
+            if given and self._overridden("handle") is not None and self._overridden(name) is not None:
+                raise ValueError(f"handle and {name}: one of both expected, for handle receives by itself")
 
-    def _listen(self) -> _socket.socket:
-        """Bind and listen."""
+    def _acceptors(self) -> list[Acceptor]:
+        return [place.acceptor for place in self._places if place.acceptor is not None]
+
+    def _listen(self) -> None:
+        """Bind where nothing does yet, and listen everywhere; on failure nothing is bound that was not before."""
         mode, owner = self.unix_mode, self.unix_owner
-        return listen(self.family, self.address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner)
+        made: list[_Place] = []
+        try:
+            for place in self._places:
+                if place.listener is None:
+                    family, address = place.family, place.address
+                    place.listener = listen(
+                        family, address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner
+                    )
+                    made.append(place)
+                elif not place.listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
+                    place.listener.listen(self.backlog)
+                self._tune(place.listener)
+        except BaseException:
+            for place in made:
+                _close_listener(place)
+            raise
+        for place in made:
+            assert place.listener is not None
+            place.address = place.listener.getsockname()
 
     def _tune(self, listener: _socket.socket) -> None:
         """Set what accepted sockets inherit."""
@@ -344,16 +447,9 @@ class Server(Turns):
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
 
     def _close_listener(self) -> None:
-        # Both are taken first: closing the acceptor blocks, and meanwhile another greenlet may come here too.
-        acceptor, self._acceptor = self._acceptor, None
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            remove_file(listener)
-        if acceptor is not None:
-            self._pauses += acceptor.pauses
-            acceptor.close()
-        elif listener is not None:
-            listener.close()
+        self._pauses += sum(acceptor.pauses for acceptor in self._acceptors())
+        for place in self._places:
+            _close_listener(place)
 
     def _close_idle(self) -> None:
         for conn in self._mine():
@@ -381,11 +477,11 @@ class Server(Turns):
         else:
             self.stop()
 
-    def _mine(self) -> list[Connection]:
+    def _mine(self) -> list[ConnectionT]:
         if not hasattr(self, "_poller"):
             return []
         return [
-            endpoint
+            cast(Any, endpoint)
             for endpoint in list(self._poller.endpoints.values())
             if isinstance(endpoint, Connection) and endpoint.server is self
         ]
@@ -393,16 +489,25 @@ class Server(Turns):
     # -- connections come and go
 
     def _permits(self) -> float:
-        return inf if self.max_connections is None else self.max_connections - self._alive
+        if self.max_connections is None:
+            return inf
+        permits = self.max_connections - self._alive
+        if permits < 1:
+            self._is_full = True
+            now = monotonic()
+            if now - self._full_logged >= LOG_EVERY:
+                self._full_logged = now
+                log.warning("max_connections=%d are there; more wait in the backlog", self.max_connections)
+        return permits
 
-    def _on_accepted(self, fd: int, address: Any) -> None:
+    def _on_accepted(self, family: int, fd: int, address: Any) -> None:
         try:
-            self._serve(fd, self.family, address)
+            self._serve(fd, family, address)
         except Exception as error:  # epoll's limit is reached, or the program's connection class failed
             self._errors += 1
             self._log_failure(error, "a connection from %r could not be served and is closed", address)
 
-    def _serve(self, fd: int, family: int, address: Any) -> Connection:
+    def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
         try:
             conn = self.connection_class(self._poller, fd, family, address, self)
             conn._ready = self._crew.ready
@@ -426,11 +531,17 @@ class Server(Turns):
         self._alive -= 1
         if self._draining:
             self._changed.set()
-        if self._acceptor is not None and self.max_connections is not None:
-            self._acceptor.more_welcome()
+        if self._is_full:
+            self._is_full = False
+            self._welcome_more()
+
+    def _welcome_more(self) -> None:
+        for acceptor in self._acceptors():
+            acceptor.more_welcome()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {self.address!r} {'started' if self.started else 'stopped'}>"
+        where = ", ".join(map(repr, self.addresses))
+        return f"<{type(self).__name__} at {where} {'started' if self.started else 'stopped'}>"
 
 
 def _give_back_signals() -> None:
@@ -441,6 +552,26 @@ def _give_back_signals() -> None:
         handler = signal.getsignal(number)
         if handler is not None and not caught >> (number - 1) & 1:
             signal.signal(number, handler)
+
+
+def _place(listener: Any) -> _Place:
+    if not hasattr(listener, "accept"):
+        return _Place(*parse_address(listener))
+    if hasattr(listener, "do_handshake"):
+        raise TypeError(f"listener={listener!r}: a plain socket expected, not a TLS one")
+    return _Place(listener.family, listener.getsockname(), listener)
+
+
+def _close_listener(place: _Place) -> None:
+    # Both are taken first: closing the acceptor blocks, and meanwhile another greenlet may come here too.
+    acceptor, place.acceptor = place.acceptor, None
+    listener, place.listener = place.listener, None
+    if listener is not None:
+        remove_file(listener)
+    if acceptor is not None:
+        acceptor.close()
+    elif listener is not None:
+        listener.close()
 
 
 _warned = False

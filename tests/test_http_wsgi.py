@@ -999,7 +999,7 @@ def test_arguments_that_are_taken():
     assert server.application is application
     assert (server.backlog, server.max_connections, server.head_timeout, server.environ["A"]) == (7, 5, 3.0, "b")
     assert WSGIServer(0, spawn=3).max_connections == 3
-    assert [WSGIServer(0, spawn=one).max_connections for one in (Pool(), "raw", gevent.spawn)] == [None] * 3
+    assert [WSGIServer(0, spawn=one).max_connections for one in (Pool(), "raw", gevent.spawn)] == [100_000] * 3
     assert WSGIServer(0, environ={"wsgi.multiprocess": True}).max_accept == 1
 
 

@@ -15,7 +15,7 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import connected, drain, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import (
-    OK,
+    HALF_OPEN,
     ConnectionClosed,
     DropReason,
     Lines,
@@ -125,7 +125,7 @@ def test_no_upcall_is_cut_short_by_it(serve, connect, kind):
 def test_rest_of_every_kind(serve, connect, what):
     class Half(Recording):
         def connection_eof(self, conn):
-            return OK if what == "half open" else None
+            return HALF_OPEN if what == "half open" else None
 
     server = serve(Half, idle_timeout=0.1, framer=Lines() if what == "framed in part" else None)
     sock = connect(server)

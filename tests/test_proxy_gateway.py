@@ -100,6 +100,7 @@ def test_what_the_listeners_are_told():
         "limits": Limits(),
         "backlog": 8,
         "max_workers": 9,
+        "max_connections": None,
     }
     none = ProxyTimeouts(request_header=None, request_body=None, keep_alive=None, send=None)
     options = Gateway([APP], [], timeouts=none).server_options()

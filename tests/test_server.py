@@ -26,6 +26,7 @@ from pairs import drain, let_engine_look
 
 from greensock import (
     DROP,
+    HALF_OPEN,
     OK,
     POSTPONE,
     Connection,
@@ -329,11 +330,11 @@ def test_raw_read_inside_a_framed_stream(serve, connect):
     assert [what for name, what in server.calls if name == "recv"] == [b"body 4", b"next", b"body 2"]
 
 
-def test_half_close_kept_open_by_ok(serve, connect):
+def test_half_close_kept_open_by_half_open(serve, connect):
     class Late(Recorder):
         def connection_eof(self, conn):
             gevent.spawn(self.answer, conn)
-            return OK
+            return HALF_OPEN
 
         def answer(self, conn):
             conn.send(b"late answer")
@@ -353,7 +354,7 @@ def test_half_open_survives_the_events_of_its_own_sending(serve, connect):
     class Late(Recorder):
         def connection_eof(self, conn):
             gevent.spawn(self.answer, conn)
-            return OK
+            return HALF_OPEN
 
         def answer(self, conn):
             for _ in range(30):
@@ -373,7 +374,7 @@ def test_half_open_that_is_reset(serve, connect):
     class Half(Recorder):
         def connection_eof(self, conn):
             self.calls.append(("eof", conn))
-            return OK
+            return HALF_OPEN
 
     server = serve(Half)
     sock = connect(server)
@@ -1336,7 +1337,8 @@ class FailingListener:
 
 
 def fail_to_accept(server, *errors):
-    server._acceptor._raw = FailingListener(server._acceptor._raw, *errors)
+    (acceptor,) = server._acceptors()
+    acceptor._raw = FailingListener(acceptor._raw, *errors)
 
 
 def test_accepting_stops_loudly_and_starts_again(serve, connect, caplog):
@@ -2021,7 +2023,7 @@ def test_half_open_that_is_reset_while_its_upcall_runs(serve, connect):
         def connection_eof(self, conn):
             self.calls.append(("eof", conn))
             go.wait()
-            return OK
+            return HALF_OPEN
 
     server = serve(Half)
     sock = connect(server)
@@ -2044,7 +2046,7 @@ def test_half_open_whose_peer_closes_entirely(serve, connect, tmp_path):
     class Half(Recorder):
         def connection_eof(self, conn):
             self.calls.append(("eof", conn))
-            return OK
+            return HALF_OPEN
 
     server = serve(Half, str(tmp_path / "socket"))
     sock = connect(server)
@@ -2060,7 +2062,7 @@ def test_half_open_stays_so_when_its_peer_does(serve, connect):
     class Half(Recorder):
         def connection_eof(self, conn):
             self.calls.append(("eof", conn))
-            return OK
+            return HALF_OPEN
 
     server = serve(Half)
     sock = connect(server)

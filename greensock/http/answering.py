@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic, time
 from typing import Any, BinaryIO
 
-from greensock import Connection, Server
+from greensock import Connection, ConnectionT, Server
 from greensock.http.fairness import let_others_run
 from greensock.http.framing import declared_length
 from greensock.http.headers import Headers
@@ -39,7 +39,7 @@ CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"
 
 
-class AnsweringServer(Server):
+class AnsweringServer(Server[ConnectionT]):
     """The base of :class:`HTTPServer` that knows how to write answers, and counts them by status."""
 
     def __init__(self, listener: Any, **options: Any) -> None:

@@ -20,10 +20,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from time import monotonic
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import gevent
 
@@ -35,6 +35,7 @@ from greensock import (
     OperationTimeout,
     Rule,
     Server,
+    ServerSettings,
     ServerStatistics,
     State,
 )
@@ -49,7 +50,7 @@ from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.stats import HTTPStatistics
 
-__all__ = ["HTTPConnection", "HTTPServer"]
+__all__ = ["HTTP_OPTIONS", "HTTPConnection", "HTTPServer", "HTTPServerKeywords", "HTTPServerSettings"]
 
 log = logging.getLogger("greensock.server")
 
@@ -84,8 +85,48 @@ class HTTPConnection(Connection):
         return super()._held() + (parser.pending if parser is not None else 0)
 
 
-class HTTPServer(AnsweringServer):
-    """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar, Unpack
+
+    HTTPConnectionT = TypeVar("HTTPConnectionT", bound=HTTPConnection, default=HTTPConnection)
+else:
+    from typing import TypeVar
+
+    HTTPConnectionT = TypeVar("HTTPConnectionT", bound=HTTPConnection)
+
+#: What each option of an HTTP server may be.
+HTTP_OPTIONS: Mapping[str, Rule] = {
+    **{name: Server.option_rules[name] for name in ServerSettings.__annotations__},  # without the upcalls
+    "head_timeout": Rule.seconds(zero=False),
+    "body_timeout": Rule.seconds(zero=False),
+    "min_body_rate": Rule.whole(0),
+    "max_requests": Rule.whole(1).or_none(),
+    "limits": Rule.instance(Limits, "Limits"),
+    "refused_methods": Rule.instance(frozenset, "a frozenset of methods"),
+}
+
+
+class HTTPServerSettings(ServerSettings, total=False):
+    """The options of an HTTP server, as a type checker is to know them."""
+
+    head_timeout: float
+    body_timeout: float
+    min_body_rate: int
+    max_requests: int | None
+    limits: Limits
+    refused_methods: frozenset[str]
+
+
+class HTTPServerKeywords(HTTPServerSettings, total=False):
+    """Those and the upcalls, as functions that get the arguments without the server."""
+
+    handle_request: Callable[[Request], Response]
+    request_done: Callable[[Request, Response, int], object]
+    request_refused: Callable[[Any, BadRequest | HTTPError], Response]
+
+
+class HTTPServer(AnsweringServer[HTTPConnectionT]):
+    """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block; or give a function for it.
 
     Options are those of :class:`Server` and the ones below. A request that breaks the protocol or crosses a limit is
     refused: answered with the status that is due, counted in ``refused``, logged (level INFO; at most 50 at once and
@@ -109,18 +150,15 @@ class HTTPServer(AnsweringServer):
     #: Methods that get 405.
     refused_methods: frozenset[str] = frozenset({"CONNECT", "TRACE"})
 
-    connection_class: ClassVar[type[Connection]] = HTTPConnection
+    connection_class: type[HTTPConnectionT] = cast(Any, HTTPConnection)
     option_rules: ClassVar[Mapping[str, Rule]] = {
-        **Server.option_rules,
-        "head_timeout": Rule.seconds(zero=False),
-        "body_timeout": Rule.seconds(zero=False),
-        "min_body_rate": Rule.whole(0),
-        "max_requests": Rule.whole(1).or_none(),
-        "limits": Rule.instance(Limits, "Limits"),
-        "refused_methods": Rule.instance(frozenset, "a frozenset of methods"),
+        **HTTP_OPTIONS,
+        "handle_request": Rule.function(),
+        "request_done": Rule.function(),
+        "request_refused": Rule.function(),
     }
 
-    def __init__(self, listener: Any, **options: Any) -> None:
+    def __init__(self, listener: Any, **options: Unpack[HTTPServerKeywords]) -> None:
         super().__init__(listener, **options)
         #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
         self.refused: Counter[str] = Counter()
@@ -128,7 +166,7 @@ class HTTPServer(AnsweringServer):
         self._requests = 0
         self._spare: list[RequestParser] = []
         self._heads = HeadWatch(self._refuse_late_head)
-        self._on_done = self.request_done if type(self).request_done is not HTTPServer.request_done else None
+        self._on_done = self.request_done if self._overrides("request_done", HTTPServer) else None
 
     # -- what to override
 
@@ -164,7 +202,7 @@ class HTTPServer(AnsweringServer):
 
     # -- upcalls
 
-    def connection_recv(self, conn: HTTPConnection, data: bytes) -> None:  # type: ignore[override]
+    def connection_recv(self, conn: HTTPConnectionT, data: bytes) -> None:
         """Feed the parser, and answer the requests that are whole."""
         parser = conn._parser
         if parser is None:
@@ -176,7 +214,7 @@ class HTTPServer(AnsweringServer):
         parser.feed(data)
         self._take_requests(conn, parser)
 
-    def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
+    def connection_eof(self, conn: HTTPConnectionT) -> None:
         """Refuse the head of which only a part came: the client may have closed its sending half only."""
         parser = conn._parser
         if parser is None:
@@ -187,7 +225,7 @@ class HTTPServer(AnsweringServer):
         except BadRequest as refusal:
             self._refuse(conn, refusal, refusal.reason.value)
 
-    def connection_drop(self, conn: Connection) -> None:
+    def connection_drop(self, conn: HTTPConnectionT) -> None:
         """Forget a head that will not become whole."""
         if self._heads:
             self._heads.pop(conn, None)

@@ -25,23 +25,26 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import unquote_to_bytes
 
 import gevent
 from gevent import socket as _socket
 from gevent.pywsgi import LoggingLogAdapter
 
-from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, __version__
+from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, Rule, __version__
 from greensock.http.errors import BadRequest
 from greensock.http.request import NO_BODY, Request
-from greensock.http.response import Response
-from greensock.http.server import HTTPServer
+from greensock.http.response import HTTPError, Response
+from greensock.http.server import HTTP_OPTIONS, HTTPServer, HTTPServerSettings
 from greensock.http.wsgi_answer import Answer
 from greensock.http.wsgi_input import FileWrapper, InputError, RawInput, environ_key
 from greensock.http.wsgi_socket import ConnectionSocket
 
-__all__ = ["WSGIServer"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["WSGIServer", "WSGIServerKeywords"]
 
 log = logging.getLogger("greensock.server")
 
@@ -55,6 +58,13 @@ TLS_OPTIONS = frozenset(
 )
 #: Ways of spawning that come to what is done here anyway.
 SPAWNS = (None, "default", "raw", gevent.spawn, gevent.spawn_raw)
+
+
+class WSGIServerKeywords(HTTPServerSettings, total=False):
+    """What ``WSGIServer`` may be told beside pywsgi's arguments, as a type checker is to know it."""
+
+    request_done: Callable[[Request, Response, int], object]
+    request_refused: Callable[[Any, BadRequest | HTTPError], Response]
 
 
 class WSGIServer(HTTPServer):
@@ -84,8 +94,13 @@ class WSGIServer(HTTPServer):
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
     }
+    option_rules: ClassVar[Mapping[str, Rule]] = {
+        **HTTP_OPTIONS,
+        "request_done": Rule.function(),
+        "request_refused": Rule.function(),
+    }
 
-    def __init__(
+    def __init__(  # type: ignore[misc]  # backlog is among the options, too: it stands where pywsgi has it
         self,
         listener: Any,
         application: Application | None = None,
@@ -95,22 +110,24 @@ class WSGIServer(HTTPServer):
         error_log: Any = "default",
         handler_class: Any = None,
         environ: Mapping[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[WSGIServerKeywords],
     ) -> None:
-        for name in TLS_OPTIONS & options.keys():
-            if options.pop(name) is not None:
+        given: dict[str, Any] = {**options}
+        for name in TLS_OPTIONS & given.keys():
+            if given.pop(name) is not None:
                 raise ValueError(f"{name}: WSGIServer speaks no TLS yet; put something that does in front of it")
         if handler_class is not None:
             raise ValueError(f"handler_class={handler_class!r}: None expected, for there are no handlers here")
-        self._refuse_handle(options.pop("handle", None))
-        if backlog is not None and hasattr(listener, "accept"):
+        self._refuse_handle(given.pop("handle", None))
+        listeners = listener if isinstance(listener, list) else [listener]
+        if backlog is not None and any(hasattr(each, "accept") for each in listeners):
             raise TypeError("backlog: None expected where a socket is given, as with gevent")
         most = _most_connections(spawn)
         if most is not None:
-            options.setdefault("max_connections", most)
+            given.setdefault("max_connections", most)
         if backlog is not None:
-            options["backlog"] = backlog
-        super().__init__(listener, **options)
+            given["backlog"] = backlog
+        super().__init__(listener, **given)
         if application is not None:
             self.application = application
         #: Where the access log goes.
@@ -230,14 +247,13 @@ class WSGIServer(HTTPServer):
 
     def init_socket(self) -> None:
         """Bind and listen, but accept nothing before ``start``: for what is to be done in between, such as forking."""
-        if self._listener is None:
-            self._take_listener(self._listen())
+        self._listen()
         self.update_environ()
 
     @property
     def socket(self) -> Any:
-        """The listening socket; None if there is none."""
-        return self._listener
+        """The listening socket, the first if there are several; None if there is none."""
+        return self._places[0].listener
 
     def close(self) -> None:
         """Close the listener; connections go on."""

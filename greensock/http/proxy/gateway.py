@@ -214,6 +214,7 @@ class Gateway:
             "stop_timeout": timeouts.drain,
             "limits": self.limits,
             "backlog": self.listen.backlog,
+            "max_connections": None,  # ``room`` is for all listeners
             "max_workers": self.listen.max_workers,
         }
 

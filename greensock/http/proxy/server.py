@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fcntl import ioctl
 from functools import partial
 from math import inf
 from termios import FIONREAD
 from time import monotonic, time
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gevent.monkey import get_original
 
@@ -35,9 +35,12 @@ from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import Request
 from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
-from greensock.http.server import HTTPConnection, HTTPServer
+from greensock.http.server import HTTP_OPTIONS, HTTPConnection, HTTPServer, HTTPServerSettings
 
-__all__ = ["ProxyConnection", "ReverseProxy"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ProxyConnection", "ReverseProxy", "ReverseProxyKeywords"]
 
 _new_poll = get_original("select", "poll")
 
@@ -130,8 +133,21 @@ class Upload:
         self.since = monotonic()
 
 
-class ReverseProxy(HTTPServer):
-    """A reverse proxy.
+class ReverseProxyKeywords(HTTPServerSettings, total=False):
+    """The options of a reverse proxy, and its upcalls as functions that get the arguments without the proxy."""
+
+    proxy_protocol: bool
+    abort_on_eof: bool
+    choose_upstream: Callable[[Relay], Upstream | Response | None]
+    edit_request: Callable[[Relay, Headers], object]
+    edit_response: Callable[[Relay, int, Headers], object]
+    watch_request_body: Callable[[Relay, bytes], object]
+    watch_response_body: Callable[[Relay, bytes], object]
+    request_recorded: Callable[[Record], object]
+
+
+class ReverseProxy(HTTPServer[ProxyConnection]):
+    """A reverse proxy. Subclass it and override upcalls, or give functions for them.
 
     A short body that comes slowly is waited for without a worker; longer ones are passed on as they come, and may hold
     three workers of four at the most, so that others get theirs.
@@ -143,15 +159,22 @@ class ReverseProxy(HTTPServer):
     #: Whether a client that closes its sending half while a server works for it has left. (nginx thinks so, too.)
     abort_on_eof: bool = True
 
-    connection_class: ClassVar[type[Connection]] = ProxyConnection
+    connection_class: type[ProxyConnection] = ProxyConnection
     option_rules: ClassVar[Mapping[str, Rule]] = {
-        **HTTPServer.option_rules,
+        **HTTP_OPTIONS,
         "proxy_protocol": Rule.flag(),
         "abort_on_eof": Rule.flag(),
+        "choose_upstream": Rule.function(),
+        "edit_request": Rule.function(),
+        "edit_response": Rule.function(),
+        "watch_request_body": Rule.function(),
+        "watch_response_body": Rule.function(),
+        "request_recorded": Rule.function(),
     }
 
-    def __init__(self, listener: Any, gateway: Gateway, **options: Any) -> None:
-        super().__init__(listener, **{**gateway.server_options(), **options})
+    def __init__(self, listener: Any, gateway: Gateway, **options: Unpack[ReverseProxyKeywords]) -> None:
+        given: dict[str, Any] = {**gateway.server_options(), **options}
+        super().__init__(listener, **given)
         #: What is behind.
         self.gateway = gateway
         #: How many requests failed, by reason (see ``failure``).
@@ -165,13 +188,13 @@ class ReverseProxy(HTTPServer):
         self.most_uploads = inf if self.max_workers is None else max(1, self.max_workers * 3 // 4)
         self._bodies = HeadWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
-        mine, base = type(self), ReverseProxy
-        if not self.proxy_protocol and mine.connection_recv is base.connection_recv:
+        base = ReverseProxy
+        if not self.proxy_protocol and not self._overrides("connection_recv", base):
             self.connection_recv = super().connection_recv  # type: ignore[method-assign]  # one call less
-        self.edits_requests = mine.edit_request is not base.edit_request
-        self.edits_responses = mine.edit_response is not base.edit_response
-        self.watches_responses = mine.watch_response_body is not base.watch_response_body
-        self.wants_records = gateway.log is not None or mine.request_recorded is not base.request_recorded
+        self.edits_requests = self._overrides("edit_request", base)
+        self.edits_responses = self._overrides("edit_response", base)
+        self.watches_responses = self._overrides("watch_response_body", base)
+        self.wants_records = gateway.log is not None or self._overrides("request_recorded", base)
 
     # -- what to override
 
@@ -223,8 +246,7 @@ class ReverseProxy(HTTPServer):
 
     def welcome_more(self) -> None:
         """Look again how many connections are welcome: one of another listener has ended."""
-        if self._acceptor is not None:
-            self._acceptor.more_welcome()
+        self._welcome_more()
 
     def _permits(self) -> float:
         return min(super()._permits(), self.gateway.room())
@@ -235,9 +257,8 @@ class ReverseProxy(HTTPServer):
 
     # -- the seams of HTTPServer
 
-    def connection_new(self, conn: Connection) -> Verdict | None:
+    def connection_new(self, conn: ProxyConnection) -> Verdict | None:
         """Refuse a client that has too many connections, or opens them too fast."""
-        assert isinstance(conn, ProxyConnection)
         guard = self.gateway.guard
         if self.proxy_protocol:
             if conn.peer not in self.gateway.forwarder.trusted:
@@ -249,10 +270,9 @@ class ReverseProxy(HTTPServer):
             self._admit(conn, guard)
         return None
 
-    def connection_recv(self, conn: HTTPConnection, data: bytes) -> Verdict | None:  # type: ignore[override]
+    def connection_recv(self, conn: ProxyConnection, data: bytes) -> Verdict | None:  # type: ignore[override]
         """Take the PROXY header off, if there is to be one; then serve."""
-        if conn.awaits_header:  # type: ignore[attr-defined]
-            assert isinstance(conn, ProxyConnection)
+        if conn.awaits_header:
             return self._take_header(conn, data)
         super().connection_recv(conn, data)
         return None
@@ -347,9 +367,8 @@ class ReverseProxy(HTTPServer):
         else:
             relay.abandon(0, "client-left")
 
-    def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
+    def connection_eof(self, conn: ProxyConnection) -> None:
         """Answer what was half received; the client may have closed its sending half only."""
-        assert isinstance(conn, ProxyConnection)
         if conn.upload is not None:
             self._go_on_with(conn)
         else:
@@ -363,10 +382,9 @@ class ReverseProxy(HTTPServer):
             self._warnings_due[reason] = now + WARN_EVERY
             log.warning("%s: %s", conn.peer or "a Unix socket", what)
 
-    def connection_drop(self, conn: Connection) -> None:
+    def connection_drop(self, conn: ProxyConnection) -> None:
         """Count a connection out."""
         super().connection_drop(conn)
-        assert isinstance(conn, ProxyConnection)
         if conn.is_counted and self.gateway.guard is not None:
             self.gateway.guard.closed(conn.peer)
         if conn.bound is not None:
