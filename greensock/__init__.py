@@ -12,6 +12,7 @@ syscalls           the system calls of the hot path
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
+transport          what a connection reads from and writes to in the place of its descriptor
 pace               how fast a peer takes what is sent to it
 outgoing           what waits to be sent on a connection
 lifecycle          a connection's fields and states, and how it closes

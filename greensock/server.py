@@ -416,7 +416,7 @@ class Server(Turns):
         self._alive += 1
         if self._on_new is None and self._on_handle is None:
             conn._stage = SERVED
-            conn._plain = conn._decoder is None
+            conn._plain = conn._decoder is None and conn._transport is None
             conn._idle = True
         else:
             self._poller.queue(conn)

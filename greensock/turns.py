@@ -25,7 +25,7 @@ from greensock.connection import Connection
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.lifecycle import CLOSED, OPEN, Lifecycle
 from greensock.log_limit import LogLimit
-from greensock.poller import Poller
+from greensock.poller import Poller, turn_codes
 from greensock.syscalls import both_sides_are_down, read
 from greensock.upcalls import DROP, OK, POSTPONE, Upcalls, Verdict
 from greensock.workers import Workers
@@ -183,7 +183,7 @@ class Turns(Upcalls):
 
     def _rest(self, conn: Connection, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
-        conn._plain = conn._decoder is None and not conn._stash and not conn._eof
+        conn._plain = conn._decoder is None and not conn._stash and not conn._eof and conn._transport is None
         if again or (conn._readable and not conn._eof):
             self._poller.requeue(conn)
         else:
@@ -241,7 +241,7 @@ class Turns(Upcalls):
             else:
                 started = started or monotonic()
                 try:
-                    data = read(conn._fd, size)
+                    data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
                 except OSError as error:
                     self._nothing_read(conn, error)
                     break
@@ -268,7 +268,7 @@ class Turns(Upcalls):
             if more or late or budget <= 0 or conn._state is not OPEN or conn._eof or not conn._readable:
                 break
             try:
-                data = read(conn._fd, size)
+                data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
             except OSError as error:
                 self._nothing_read(conn, error)
                 break
@@ -429,6 +429,12 @@ class Turns(Upcalls):
             self._log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
             if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+
+
+turn_codes.update(
+    each.__code__
+    for each in (Turns._drain_upcalls, Turns._full_turn, Turns._read_turn, Turns._framed_turn, Turns._handle_turn)
+)
 
 
 def _own(error: GreensockError, conn: Connection) -> None:
