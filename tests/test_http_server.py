@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from gevent.event import Event
 from pairs import reset
 
 from greensock import ConnectionLost
-from greensock.http import HTTPError, HTTPServer, HTTPStatistics, Limits, Response
+from greensock.http import HTTPError, HTTPServer, HTTPStatistics, Limits, RequestParser, Response
 from greensock.http import answering as writing
 from greensock.http import server as module
 
@@ -1112,8 +1113,13 @@ def test_statistics(site):
         found.requests = 0
 
 
+def parsers():
+    gc.collect()
+    return sum(type(found) is RequestParser for found in gc.get_objects())
+
+
 def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
-    barrier = Event()
+    barrier, before = Event(), parsers()
 
     class Blocking(HTTPServer):
         def handle_request(self, request):
@@ -1129,8 +1135,34 @@ def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
     for sock in socks:
         assert sock.recv(1000)
     wait_until(lambda: server.statistics().workers_busy == 0)
-    assert all(conn._parser is None for conn in server.connections)
-    assert len(server._spare) == module.MAX_SPARE
+    assert all(conn._parser is conn.parser_in_use is None for conn in server.connections)
+    assert parsers() - before == len(server._spare) == module.MAX_SPARE
+
+
+@pytest.mark.parametrize("ending", ["refused", "answered", "failed"])
+def test_a_connection_that_closes_holds_no_parser(serve, connect, ending):
+    class Keeping(HTTPServer):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.kept = []
+
+        def connection_new(self, conn):
+            self.kept.append(conn)
+
+        def handle_request(self, request):
+            if ending == "failed":
+                request.connection.abort()
+            return Response(b"x")
+
+    before, server = parsers(), serve(Keeping)
+    sock = connect(server)
+    sock.sendall((b"GET / HTTP/1.1\r\n" + CLOSE.replace("\n", "\r\n").encode()) if ending != "refused" else b"\0")
+    with suppress(ConnectionError):
+        read_all(sock)
+    sock.close()
+    wait_until(lambda: not server.connections)
+    assert len(server.kept) == 1
+    assert parsers() - before <= len(server._spare)
 
 
 COUNT = 2000
