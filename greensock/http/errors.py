@@ -14,6 +14,7 @@ the server reset, or refused     none of its own          502     ``ConnectionLo
 the server was slow              :class:`PhaseTimeout`    504     ``OperationTimeout``
 -- and held all connections      :class:`QueueTimeout`    503     ``OperationTimeout``
 we ask more than it can take     :class:`QueueFull`       503     ``LimitExceeded``
+its body is more than we want    none of its own                  ``LimitExceeded``
 we closed the client             none of its own                  ``ConnectionClosed``
 ===============================  =======================  ======  ==================================
 
