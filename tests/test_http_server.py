@@ -113,11 +113,28 @@ def test_a_sized_body_of_pieces(site):
     assert ask(site[1], f"GET /sized?6 HTTP/1.1\n{CLOSE}").endswith("Content-Length: 6\n\nonetwo")
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.9"])
+@pytest.mark.parametrize("method", ["BREW", "VERSION-CONTROL", "get-all", "DESCRIBE"])
+def test_any_token_is_a_method_and_what_it_means_is_for_the_program(serve, connect, method, version):
+    class Any(HTTPServer):
+        def handle_request(self, request):
+            return Response(f"{request.method} {request.version} {request.body.read_all()!r}")
+
+    sock = connect(serve(Any))
+    body = f"{method} / HTTP/{version}\nHost: a\nTransfer-Encoding: chunked\n\n1\nx\n0\n\n"
+    answer = ask(sock, body + f"{method} / HTTP/{version}\n{CLOSE}")
+    assert re.findall(r"HTTP/1.1 (\d+)", answer) == ["200", "200"]
+    assert f"{method} 1.1 b'x'HTTP" in answer
+    assert answer.endswith(f"{method} 1.1 b''")
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
         ("GET / HTTP/1.1\n\n", 400),
         ("GET / HTTP/2.0\nHost: a\n\n", 505),
+        ("PRI * HTTP/1.1\nHost: a\n\n", 501),
+        ("head / HTTP/1.1\nHost: a\n\n", 501),
         ("POST / HTTP/1.1\nHost: a\nContent-Length: 1\nTransfer-Encoding: chunked\n\n", 400),
         ("GET /" + "x" * 9000 + " HTTP/1.1\nHost: a\n\n", 414),
         ("GET / HTTP/1.1\nHost: a\n" + "A: b\n" * 101 + "\n", 431),
