@@ -1014,7 +1014,7 @@ def dying(how, count=1):
     return script
 
 
-@pytest.mark.parametrize("how", ["reset", b""])
+@pytest.mark.parametrize("how", ["reset", b"", b"\0", b"<html>", b"rest of it" + OK, b"HTTP/2.0 200 OK\r\n\r\n"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "POST", "PATCH", "X"])
 def test_one_free_retry_for_what_may_be_repeated(raw, client, method, how):
     server = raw(dying(how))
@@ -1032,7 +1032,10 @@ def test_one_free_retry_for_what_may_be_repeated(raw, client, method, how):
         assert (server.accepted, len(server.heads)) == (2, 3)
 
 
-@pytest.mark.parametrize("how", [b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n", OK[:-1]])
+EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+
+@pytest.mark.parametrize("how", [b"H", EARLY, EARLY + b"<html>", OK[:-1], b"HTTP/1.1 200 OK\r\nX : \0\r\n\r\n"])
 def test_no_retry_once_something_was_heard(raw, client, how):
     server = raw(dying(how))
     mine = client()

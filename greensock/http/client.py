@@ -6,8 +6,8 @@ back. Invariants:
 
 - A connection is used again only if request and answer both ended exactly and neither side said ``close``
   (RFC 9112 section 9.3). Bytes behind an answer belong to no request: the connection is closed.
-- A call is repeated at the most once: if a connection that had been used before dies without a byte of an answer, the
-  method is idempotent, and the body can be sent again; then on a fresh connection.
+- A call is repeated at the most once: if a connection that had been used before dies without a byte of an answer, or
+  gives what does not begin like one, the method is idempotent, and the body can be sent again; then on a fresh one.
 - Whatever is raised in a call or in reading its answer, the connection is reset and its slot is free again.
 
 No redirects are followed, no cookies kept. A client belongs to the thread it is first used in.
