@@ -302,6 +302,8 @@ class _Passage:
         relay = self._relay
         if relay.has_client_left():
             return Failure("client-left", CLIENT_LEFT, blames_server=False)
+        if relay.cut is not None:
+            return relay.cut
         if relay.exchange is not None and relay.exchange.failure is not None:
             error = relay.exchange.failure
         if getattr(error, "connection", None) is self._client:
