@@ -46,7 +46,7 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     proxy, head, route = relay.proxy, relay.request.head, relay.route
     method, target = head.method, head.target
     upgrade = not (head.is_ordinary or head.has_body) and bool(protocols_offered(head))
-    takes_trailers = relay.passes_trailers
+    takes_trailers = not head.is_ordinary and relay.passes_trailers
     lines = proxy.gateway.forwarder.request_lines(
         head, relay.peer, relay.client, relay.scheme, server.authority, upgrade, takes_trailers
     )

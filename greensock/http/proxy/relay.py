@@ -228,7 +228,7 @@ class Relay:
     def passes_trailers(self) -> bool:
         """Whether the client wants to have what follows a body in chunks (RFC 9110 section 10.1.4)."""
         head = self.request.head
-        return not head.is_ordinary and head.version == "1.1" and b"trailers" in head.headers.tokens(b"te")
+        return head.version == "1.1" and b"trailers" in head.headers.tokens(b"te")
 
     @property
     def sets_cookie(self) -> bool:
