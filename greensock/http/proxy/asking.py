@@ -46,16 +46,18 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     proxy, head, route = relay.proxy, relay.request.head, relay.route
     method, target = head.method, head.target
     upgrade = not (head.is_ordinary or head.has_body) and bool(protocols_offered(head))
+    takes_trailers = not head.is_ordinary and relay.passes_trailers
     lines = proxy.gateway.forwarder.request_lines(
-        head, relay.peer, relay.client, relay.scheme, server.authority, upgrade
+        head, relay.peer, relay.client, relay.scheme, server.authority, upgrade, takes_trailers
     )
     if method == "OPTIONS" and head.headers.get_raw(b"max-forwards") is not None:
         lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
         upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
-        if upgrade:
-            lines += b"Connection: Upgrade\r\n"
+        takes_trailers = takes_trailers and b"\r\nte:" in lines.lower()
+        if options := [b"Upgrade"] * upgrade + [b"TE"] * takes_trailers:
+            lines += b"Connection: %b\r\n" % b", ".join(options)
     length = payload.length
     if length is None:
         framing = b"Transfer-Encoding: chunked\r\n"

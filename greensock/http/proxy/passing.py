@@ -130,13 +130,16 @@ def _look_ahead(relay: Relay, head: ResponseHead, conn: ClientConnection) -> tup
         raise relay.blame_server(error) from None
 
 
-def _written_head(relay: Relay, head: ResponseHead, keep: bool) -> bytes:
-    """Return the head for the client, without the field that says how long the body is, and the empty line."""
+def _written_head(relay: Relay, head: ResponseHead, keep: bool, trailers: bool = False) -> bytes:
+    """Return the head for the client, without the field that says how long the body is, and the empty line.
+
+    ``trailers`` says whether they would be passed on.
+    """
     proxy, status, route = relay.proxy, head.status, relay.route
     if proxy.edits_responses or relay.sets_cookie or (route is not None and route.response_fields is not NO_EDITS):
-        lines = _edited(relay, head)
+        lines = _edited(relay, head, trailers)
     else:
-        lines = proxy.gateway.forwarder.response_lines(head)
+        lines = proxy.gateway.forwarder.response_lines(head, trailers)
     option = b""
     if not keep:
         option = CLOSE
@@ -150,9 +153,9 @@ def _written_head(relay: Relay, head: ResponseHead, keep: bool) -> bytes:
     return b"%b%b%b%b" % (line, date, lines, option)
 
 
-def _edited(relay: Relay, head: ResponseHead) -> bytes:
+def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
     """Return the lines of an answer with the changes of its route and of the program."""
-    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=False))
+    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers))
     relay.add_cookie(headers)
     if relay.route is not None and relay.route.response_fields:
         edits = relay.route.response_fields
@@ -183,7 +186,8 @@ class _Passage:
         relay, request = self._relay, self._relay.request
         framing = self._framing()
         self._keep = self._keep and _may_keep(relay)
-        written = _written_head(relay, self._head, self._keep) + framing
+        trailers = self._chunked and relay.passes_trailers
+        written = _written_head(relay, self._head, self._keep, trailers) + framing
         request.is_answered = True
         request.body.stop_awaiting()
         if self._whole:

@@ -227,7 +227,8 @@ class Relay:
     @property
     def passes_trailers(self) -> bool:
         """Whether the client wants to have what follows a body in chunks (RFC 9110 section 10.1.4)."""
-        return b"trailers" in self.request.headers.tokens(b"te")
+        head = self.request.head
+        return head.version == "1.1" and b"trailers" in head.headers.tokens(b"te")
 
     @property
     def sets_cookie(self) -> bool:

@@ -324,8 +324,10 @@ class ReverseProxy(HTTPServer):
         upload = self._end_wait(conn)
         parser = conn.parser_in_use = upload.parser
         parser.feed(b"".join(upload.pieces))
-        goes_on = upload.relay.go_on(failed, may_hold)
-        conn.parser_in_use = None
+        try:
+            goes_on = upload.relay.go_on(failed, may_hold)
+        finally:
+            conn.parser_in_use = None
         if goes_on and parser.pending and conn.state is State.OPEN:
             self._take_requests(conn, parser)
 
