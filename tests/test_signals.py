@@ -233,7 +233,7 @@ def test_of_two_servers_a_busy_one_is_waited_for_though_the_other_is_gone():
 
 def test_a_server_in_another_thread_takes_no_signals():
     text = """
-monkey.get_original("_thread", "start_new_thread")(serve, ())
+job = gevent.get_hub().threadpool.spawn(serve)
 gevent.sleep(60)
 """
     with running(text) as program:
