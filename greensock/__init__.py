@@ -9,6 +9,7 @@ options, stats     what a server can be told; what it counted
 log_limit          a bound on the log lines that strangers can cause
 address            how addresses are written
 syscalls           the system calls of the hot path
+pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
 outgoing           what waits to be sent on a connection

@@ -11,7 +11,7 @@ from typing import Any
 
 from greensock.errors import DropReason
 from greensock.lifecycle import CLOSING, INHERIT, OPEN, Timeout
-from greensock.outgoing import Buffers, Pipe
+from greensock.outgoing import Buffers, Passage
 from greensock.poller import TIMED_OUT
 from greensock.receiving import Receiving
 from greensock.sending import Sending
@@ -49,6 +49,8 @@ class Connection(Receiving, Sending):
     ) -> int:
         """Move what comes in here out to ``other``, in the kernel, until the end of input or ``count`` bytes.
 
+        Neither holds a descriptor more while nothing comes. Where no pipe can be had, the bytes are copied.
+
         Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole; with ``send_timeout`` only
         for those for input, and that for those until ``other`` has taken it. Other sends on ``other`` wait until it is
         over. A failure of either side raises as ``recv`` or ``send`` does on that side (``connection``).
@@ -61,21 +63,24 @@ class Connection(Receiving, Sending):
             moved = self._send_stash(other, count, send_timeout)
         if count is not None and moved >= count:
             return moved
-        pipe = Pipe(self._wake_reader)
+        pipes = self._poller.pipes
+        passage = Passage(pipes, self._wake_reader)
+        pipes.enter()
         try:
-            other._submit(pipe)
+            other._submit(passage)
             while count is None or moved < count:
-                pulled = self._pull(pipe, other, inf if count is None else count - moved, timeout)
+                pulled = self._pull(passage, other, inf if count is None else count - moved, timeout)
                 if not pulled:
                     break
                 moved += pulled
                 other._flush()
-                other._await_sent(pipe, send_timeout)
+                other._await_sent(passage, send_timeout)
         finally:
-            pipe.finish()
+            passage.finish()
             other._flush()
-            if not other._out or pipe not in other._out:
-                pipe.discard()
+            if not other._out or passage not in other._out:
+                passage.discard()
+            pipes.leave()
         return moved
 
     def _send_stash(self, other: Connection, count: int | None, timeout: Timeout) -> int:
@@ -93,15 +98,15 @@ class Connection(Receiving, Sending):
             raise
         return len(data)
 
-    def _pull(self, pipe: Pipe, other: Connection, count: float, timeout: Timeout) -> int:
-        """Fill the pipe with what is there, waiting for the first byte; 0 at the end of input."""
+    def _pull(self, passage: Passage, other: Connection, count: float, timeout: Timeout) -> int:
+        """Take what is there, waiting for the first byte; 0 at the end of input."""
         deadline = inf
         while True:
             other._check_connected()  # its end wakes us too
             if self._readable and self._reader is None:
                 size = int(min(count, 1 << 20))
                 try:
-                    pulled = pipe.pull(self._fd, size, self._thorough)
+                    pulled = passage.pull(self._fd, size, self._thorough)
                 except BlockingIOError:
                     self._found_empty()
                 except OSError as error:

@@ -11,18 +11,19 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any
 
+from greensock.pipes import Ends, Pipes
 from greensock.poller import Waiter
 from greensock.syscalls import close, read, write, writev
 
-__all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Pipe", "as_views"]
+__all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Passage", "as_views"]
 
 #: The longest list of buffers that the kernel takes in one ``writev`` (IOV_MAX).
 MAX_BUFFERS = 1024
 #: How many bytes of a file or pipe one ``push`` moves at the most, so that one fast peer does not hold the hub.
 MAX_PUSH = 1 << 20
 
-#: How many bytes an empty pipe takes whole.
-PIPE_BUF = 4096
+#: How many bytes are copied at the most where no pipe can be had.
+MAX_COPIED = 65536
 
 #: What can be sent: any object with the buffer protocol.
 Buffer = bytes | bytearray | memoryview
@@ -138,19 +139,21 @@ class Fin(Outgoing):
         return 0
 
 
-class Pipe(Outgoing):
-    """What passes through a pipe on its way from another connection.
+class Passage(Outgoing):
+    """What passes from one connection to another: through a pipe, in the kernel, or by memory where none can be had.
 
-    It keeps its place at the head of the queue, even while the pipe is empty, until ``finish`` is called. ``wake`` has
-    the greenlet that fills it look again.
+    It keeps its place at the head of the queue, even while nothing is on its way, until ``finish`` is called. ``wake``
+    has the greenlet that feeds it look again. A pipe is held only while there are bytes in it.
     """
 
-    __slots__ = ("_ends", "_open", "_wake")
+    __slots__ = ("_copied", "_ends", "_open", "_pipes", "_wake")
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, pipes: Pipes, wake: Callable[[], None]) -> None:
         super().__init__(0)
+        self._pipes = pipes
         self._wake = wake
-        self._ends: tuple[int, int] | None = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._ends: Ends | None = None
+        self._copied: memoryview | None = None
         self._open = True
 
     @property
@@ -162,39 +165,72 @@ class Pipe(Outgoing):
         return self._open and not self.left
 
     def pull(self, fd: int, count: int, thorough: bool) -> int:
-        """Move up to ``count`` bytes from the socket ``fd`` into the pipe, which is empty; 0 at the end of input.
+        """Take up to ``count`` bytes out of the socket ``fd``; 0 at the end of input. Nothing is on its way before.
 
         The kernel's splice does not get past TCP's urgent data and says EAGAIN there; ``thorough`` looks for more.
+
+        Raises:
+            BlockingIOError: nothing is there.
+            OSError: the connection is broken.
         """
-        assert self._ends is not None
+        ends = self._pipes.take()
+        if ends is None:
+            return self._copy(fd, count)
         try:
-            moved = os.splice(fd, self._ends[1], min(count, MAX_PUSH), flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+            moved = os.splice(fd, ends[1], min(count, MAX_PUSH), flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
+            self._pipes.give_back(ends)
             if not thorough:
                 raise
-            moved = write(self._ends[1], read(fd, min(count, PIPE_BUF)))
-        self.left += moved
+            return self._copy(fd, count)
+        except BaseException:
+            self._pipes.give_back(ends)
+            raise
+        if moved:
+            self._ends = ends
+            self.left = moved
+        else:
+            self._pipes.give_back(ends)
         return moved
 
+    def _copy(self, fd: int, count: int) -> int:
+        data = read(fd, min(count, MAX_COPIED))
+        if data:
+            self._copied = memoryview(data)
+            self.left = len(data)
+        return len(data)
+
     def push(self, fd: int) -> int:
-        assert self._ends is not None
-        moved = os.splice(self._ends[0], fd, self.left, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        if self._ends is not None:
+            moved = os.splice(self._ends[0], fd, self.left, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        else:
+            assert self._copied is not None
+            moved = write(fd, self._copied)
+            self._copied = self._copied[moved:]
         self.left -= moved
         self.sent += moved
+        if not self.left:
+            self._let_go()
         return moved
 
     def finish(self) -> None:
-        """Give up the place in the queue as soon as the pipe is empty."""
+        """Give up the place in the queue as soon as nothing is on its way."""
         self._open = False
 
     def nudge(self) -> None:
         self._wake()
 
     def discard(self) -> None:
-        if self._ends is not None:
-            for end in self._ends:
-                close(end)
-            self._ends = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        ends, self._ends, self._copied = self._ends, None, None
+        if ends is None:
+            return
+        if self.left:
+            self._pipes.discard(ends)  # with what is in it
+        else:
+            self._pipes.give_back(ends)
 
 
 def as_views(data: Any) -> tuple[list[memoryview], int]:

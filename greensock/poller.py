@@ -34,6 +34,7 @@ from typing import Any, Protocol
 from gevent.hub import Hub, get_hub
 from greenlet import getcurrent
 
+from greensock.pipes import Pipes
 from greensock.syscalls import (
     EVENT_DATA,
     EVENT_HANGUP,
@@ -118,6 +119,8 @@ class Poller:
         self.endpoints: dict[int, Endpoint] = {}
         #: The workers of each server of this hub.
         self.crews: list[Workers] = []
+        #: For what goes from socket to socket.
+        self.pipes = Pipes()
         self._epoll = new_epoll()
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
         self._next_pass: Any = hub.loop.timer(0.0)
@@ -166,6 +169,7 @@ class Poller:
         self._next_pass.close()
         self._disarm()
         self._epoll.close()
+        self.pipes.close()
         _all_pollers.discard(self)
 
     # -- the callback
@@ -366,6 +370,7 @@ def _abandon(poller: Poller) -> None:
     poller._next_pass.stop()
     poller._disarm()
     poller._epoll.close()
+    poller.pipes.close()
     poller._deadlines.clear()
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for endpoint in list(poller.endpoints.values()):

@@ -19,7 +19,7 @@ from greenlet import getcurrent
 
 from greensock.errors import ConnectionClosed, OperationTimeout, WouldBlock
 from greensock.lifecycle import CLOSING, INHERIT, OPEN, Lifecycle, Timeout
-from greensock.outgoing import Buffer, Buffers, FileSegment, Fin, Outgoing, Pipe, as_views
+from greensock.outgoing import Buffer, Buffers, FileSegment, Fin, Outgoing, Passage, as_views
 from greensock.poller import TIMED_OUT
 from greensock.syscalls import write
 
@@ -154,7 +154,7 @@ class Sending(Lifecycle):
             self._flush()
 
     def _await_sent(self, entry: Outgoing, timeout: Timeout) -> None:
-        """Block until the entry is finished (a pipe: empty)."""
+        """Block until the entry is finished (a passage: nothing is on its way)."""
         if not entry.left:
             return
         if timeout is INHERIT:
@@ -182,7 +182,7 @@ class Sending(Lifecycle):
         """Take an entry out again if nothing of it was sent; else let the engine finish it."""
         if not entry.left or entry.withdrawn or self._out is None or entry not in self._out:
             return
-        if entry.sent or isinstance(entry, Pipe | Fin):
+        if entry.sent or isinstance(entry, Passage | Fin):
             try:
                 entry.detach()
             except OSError as error:  # no descriptor is left to go on with: the peer must see that it was cut short

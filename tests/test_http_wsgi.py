@@ -421,8 +421,7 @@ def test_exc_info_is_raised_when_the_head_is_out(site):
         return []
 
     here = site(application)
-    with pytest.raises(ConnectionResetError):
-        here.get()
+    assert here.get().body == b"5\r\nbegun\r\n", "no last chunk"
     wait_until(lambda: "LookupError: too late" in here.errors.getvalue())
 
 
@@ -439,8 +438,8 @@ def test_write(site):
     assert here.get().body == b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n"
     assert here.get("/?11").body == b"onetwothree"
     assert here.get("/?2").status == 500  # nothing was sent
-    with pytest.raises(ConnectionResetError):
-        here.get("/?5")
+    cut = here.get("/?5")
+    assert (cut.fields["Content-Length"], cut.body) == ("5", b"one")
     wait_until(lambda: "longer than its Content-Length, 5" in here.errors.getvalue())
 
 
@@ -726,7 +725,7 @@ def test_a_piece_is_as_long_as_it_has_bytes(site, fields):
     assert body == (b"aabb" if fields is not TEXT else b"2\r\naa\r\n2\r\nbb\r\n0\r\n\r\n")
 
 
-def test_a_file_that_is_shorter_than_declared_ends_with_a_reset(site, tmp_path):
+def test_a_file_that_is_shorter_than_declared(site, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100)
 
@@ -735,8 +734,8 @@ def test_a_file_that_is_shorter_than_declared_ends_with_a_reset(site, tmp_path):
         return environ["wsgi.file_wrapper"](open(path, "rb"))
 
     here = site(application)
-    with pytest.raises(ConnectionResetError):
-        here.get()
+    answer = here.get()
+    assert (answer.fields["Content-Length"], answer.body) == ("200", b"x" * 100)
     wait_until(lambda: "ended after 100 bytes" in here.errors.getvalue())
 
 
@@ -772,9 +771,9 @@ def test_the_iterable_is_closed(site, pieces, fields, method, outcome):
         return results[-1]
 
     here = site(application)
-    if outcome is None:
-        with pytest.raises(ConnectionResetError):
-            here.get(method=method)
+    if outcome is None:  # it shows that it was cut off
+        body = here.get(method=method).body
+        assert body in (b"ab", b"1\r\na\r\n")
     else:
         assert here.get(method=method).status == outcome
     wait_until(lambda: results[0].closed)

@@ -398,8 +398,7 @@ def test_a_server_that_hangs_up_after_its_head(proxied, when):
     with scripted(hangs_up(when)) as server:
         proxy, sock = proxied(server.url)
         sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        with pytest.raises(ConnectionResetError):
-            assert b"0\r\n\r\n" not in read_all(sock)
+        assert not read_all(sock).endswith(b"\r\n0\r\n\r\n")
         wait_until(lambda: proxy.records)
         assert proxy.records[0].reason == "body-incomplete"
 
@@ -490,8 +489,7 @@ def test_a_body_that_stops_coming(proxied):
     with scripted(script) as server:
         proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(upstream_idle=0.05))
         sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        with pytest.raises(ConnectionResetError):
-            read_all(sock)
+        assert read_all(sock).endswith(b"\r\n\r\n1234")
         wait_until(lambda: proxy.records)
         assert proxy.records[0].reason == "body-timeout"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -129,6 +132,60 @@ ALL_HTTP_MODULES = [*(f"http.{name}" for name in HTTP_MODULES), *(f"http.proxy.{
 HTTP_LAYERS = layers(greensock.http)
 #: Bytes in, events out: no I/O of any kind.
 HTTP_PURE = {name for row in HTTP_LAYERS[: HTTP_LAYERS.index(["writer"]) + 1] for name in row}
+
+
+def kinds_of(cls: type) -> dict[str, str]:
+    """Return what each name is that a class brings: a method, a property, a slot, a value."""
+    found = {}
+    for name, value in vars(cls).items():
+        if name.startswith("__"):
+            continue
+        if isinstance(value, types.FunctionType | classmethod | staticmethod):
+            found[name] = "method"
+        elif isinstance(value, types.MemberDescriptorType):
+            found[name] = "slot"
+        elif isinstance(value, property | functools.cached_property):
+            found[name] = "property"
+        else:
+            found[name] = "value"
+    try:
+        source = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):
+        return found
+    for node in ast.walk(source):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+            found.setdefault(node.attr, "set")
+    return found
+
+
+#: Kinds that may stand for each other: a class attribute is the default of what is set, a slot is set.
+ALIKE = [{"value", "set"}, {"value", "slot"}, {"slot", "set"}]
+#: Methods that a server replaces on itself, with one of the same kind that costs less or that the program gave.
+REPLACED = {"connection_recv"}
+
+
+def test_no_name_hides_another():
+    """A slot once hid a method of a base class, which then was no method any more where it was needed."""
+    classes = [
+        value
+        for name in (*MODULES, *ALL_HTTP_MODULES)
+        for value in vars(importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))).values()
+        if isinstance(value, type) and value.__module__.startswith("greensock")
+    ]
+    assert len(classes) > 150
+    hidden = []
+    for cls in set(classes):
+        mine = kinds_of(cls)
+        for base in cls.__mro__[1:]:
+            if not base.__module__.startswith(("greensock", "gevent")):
+                continue
+            theirs = kinds_of(base)
+            hidden += [
+                f"{cls.__qualname__}.{name}, a {mine[name]}, hides {base.__qualname__}'s {theirs[name]}"
+                for name in mine.keys() & theirs.keys() - REPLACED
+                if mine[name] != theirs[name] and {mine[name], theirs[name]} not in ALIKE
+            ]
+    assert not hidden
 
 
 def test_the_table_of_http_names_every_module_once():

@@ -1,8 +1,8 @@
 """How an answer goes out: its head, its framing, and its body of whichever kind, with what the request allows.
 
 A short body goes out with its head in one write. A long one goes out in parts, and others get their turn in between.
-Once the head is out, what is raised here means that the answer was cut short: the caller resets the connection, so that
-nobody takes what came for the whole.
+Once the head is out, what is raised here means that the answer was cut short: the caller closes behind what is out if
+the framing shows that (``shows_cut``), else it resets the connection, so that nobody takes what came for the whole.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class AnsweringServer(Server):
         assert not isinstance(body, bytes | FileBody)
         length = declared_length(response.headers)
         chunked = length is None and request.version == "1.1"
-        keep = keep and (chunked or length is not None or bodiless)
+        request.shows_cut = chunked or length is not None or bodiless
+        keep = keep and request.shows_cut
         option = _connection_option(request.version, keep)
         pieces = iter(()) if bodiless else _pieces(body, length)
         first = next(pieces, None)  # if this fails it is not too late for an answer

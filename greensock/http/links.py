@@ -39,7 +39,7 @@ _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
 class ClientConnection(Connection):
     """A connection to a server."""
 
-    __slots__ = ("_probe", "_spare", "parser", "requests")
+    __slots__ = ("_poll", "_spare", "parser", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -48,7 +48,7 @@ class ClientConnection(Connection):
         self.parser: ResponseParser
         #: How many requests it was lent for.
         self.requests = 0
-        self._probe: Any = None
+        self._poll: Any = None
         self._spare = -1
 
     def keep_spare(self) -> None:
@@ -94,10 +94,10 @@ class ClientConnection(Connection):
         """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
         if self.state is not State.OPEN:
             return False
-        if self._probe is None:
-            self._probe = _new_poll()
-            self._probe.register(self.fileno(), _READABLE)
-        return not self._probe.poll(0)
+        if self._poll is None:
+            self._poll = _new_poll()
+            self._poll.register(self.fileno(), _READABLE)
+        return not self._poll.poll(0)
 
 
 class _Waiter:

@@ -222,6 +222,7 @@ class Request:
         "is_answered",
         "method",
         "scheme",
+        "shows_cut",
         "target",
         "version",
     )
@@ -245,6 +246,8 @@ class Request:
         self.scheme = scheme
         #: Whether bytes of the final answer may be out already.
         self.is_answered = False
+        #: Whether the framing of its answer shows where that was cut off: Content-Length, or chunks without a last one.
+        self.shows_cut = True
 
     @property
     def raw_path(self) -> bytes:

@@ -8,8 +8,9 @@ Invariants:
 - Every request whose head was taken gets exactly one final answer, or its connection is closed.
 - A refusal is counted and logged once. After it, and wherever the next request's beginning is in doubt, the connection
   closes, with a linger, so that the answer arrives (RFC 9112 section 9.6).
-- An answer that cannot be finished ends with a reset, never with what looks like its end. Until its head is out, what
-  goes wrong still becomes an answer with an error status.
+- An answer that cannot be finished never ends with what looks like its end: where its framing shows that it was cut, it
+  ends with FIN behind all that is out (a reset would destroy what is on its way), else with a reset. Until its head is
+  out, what goes wrong still becomes an answer with an error status.
 - Whatever becomes of an answer, its body is closed.
 - A connection that always has more to be read or written lets the others have their turn every few milliseconds.
 """
@@ -354,7 +355,7 @@ class HTTPServer(AnsweringServer):
         return keep
 
     def _send_error(self, request: Request, failed: Response, error: BaseException) -> Response:
-        """Answer with an error in the place of an answer whose sending failed, and return it; or reset and raise."""
+        """Answer with an error in place of an answer whose sending failed, and return that; or cut off, and raise."""
         conn = request.connection
         try:
             if request.is_answered:
@@ -364,11 +365,21 @@ class HTTPServer(AnsweringServer):
             response = self._error_response(request, error)
             self._send(request, response, False)
         except BaseException:
-            if conn.state is State.OPEN:
-                conn.abort()  # whoever reads must see that it was cut short
+            self._cut_off(request, error)
             raise
         self._close_body(request, failed)
         return response
+
+    def _cut_off(self, request: Request, error: BaseException) -> None:
+        """End an answer that is out in part, so that whoever reads it sees that it was cut short."""
+        conn = request.connection
+        if conn.state is not State.OPEN:
+            return
+        takes_nothing = isinstance(error, OperationTimeout) and error.connection is conn and error.operation == "send"
+        if request.shows_cut and isinstance(error, Exception | gevent.Timeout) and not takes_nothing:
+            conn.close()
+        else:
+            conn.abort()
 
     def _finish(self, request: Request, response: Response, sent: int) -> None:
         """Let go of the answer, and tell the program."""

@@ -5,8 +5,8 @@ for its next request holds no greenlet. Here are the environ, ``start_response``
 
 - What the application returns is closed exactly once, whatever happens: the end, an error, a client that left.
 - Head and body go out together if they are there together; each piece is out before the next one is asked for.
-- An error before the first byte is answered with 500; after it the connection is reset, so that nobody takes what came
-  for the whole. The traceback goes to ``error_log``.
+- An error before the first byte is answered with 500; after it the connection is closed, and reset where what came
+  could be taken for the whole. The traceback goes to ``error_log``.
 
 What a program could notice: requests are judged strictly; no body goes out with HEAD, 204 and 304; an answer's
 ``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101;
@@ -300,7 +300,7 @@ class WSGIServer(HTTPServer):
         if not answer.is_begun:
             return response
         if not answer.is_finished:
-            conn.abort()  # whoever reads must see that it was cut short
+            self._cut_off(request, error)
         return None
 
 

@@ -230,7 +230,7 @@ class Answer:
             self.chunked = True
             framing = b"Transfer-Encoding: chunked\r\n\r\n"
         else:
-            keep = False
+            keep = request.shows_cut = False
         if not self.traits & _DATE:
             lines.append(server._date_line())
         if not keep:

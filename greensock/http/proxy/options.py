@@ -88,7 +88,7 @@ class ProxyTimeouts:
     upstream_idle: float | None = 60.0
     #: From the head of the request to the last byte of the answer; tunnels are not counted.
     total: float | None = None
-    #: Without a byte either way after 101; it may take twice as long until that is noticed.
+    #: Without a byte either way after 101; it may take a quarter longer until that is noticed.
     tunnel: float | None = 300.0
     #: For what the client still sends when its connection is closed.
     linger: float = 5.0

@@ -4,7 +4,8 @@ The body goes out as it comes; while the client does not take it, the server is 
 its head goes out with it in one write, and the server's connection is free before that. One whose length is known is
 spliced, in the kernel, if nobody watches it.
 
-Where an answer breaks off after its head went out, the client's connection is reset: nothing may look like its end.
+Where an answer breaks off after its head went out, nothing may look like its end: the client's connection is closed
+behind what came if Content-Length or chunks show that it was cut, else it is reset.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ class _Passage:
                 return b"Content-Length: %d\r\n\r\n" % len(self._first)
             self._chunked = True
             return b"Transfer-Encoding: chunked\r\n\r\n"
-        self._keep = False
+        self._keep = self._relay.request.shows_cut = False
         return b"\r\n"
 
     # -- the body
@@ -336,8 +337,9 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         if relay.server is not None:
             relay.server.succeeded()
         relay.proxy.tunnels += 1
-        if not run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route)) and relay.record:
-            relay.record.reason = "tunnel-timeout"
+        reason = run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
+        if relay.record is not None:
+            relay.record.reason = reason
     finally:
         upstream.close()
         client.close()

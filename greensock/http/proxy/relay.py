@@ -14,7 +14,7 @@ from collections.abc import Collection
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
-from greensock import Connection, State
+from greensock import Connection
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import BadRequest
 from greensock.http.events import ResponseHead
@@ -357,7 +357,9 @@ class Relay:
         if failure.status == CLIENT_LEFT or self.request.is_answered:
             if failure.status == CLIENT_LEFT:
                 self.status = CLIENT_LEFT
-            self.conn.abort()  # if somebody still reads, it must be seen that the answer was cut short
+                self.conn.abort()
+            else:
+                self.proxy._cut_off(self.request, failure)
             return False
         retry_after = None
         if failure.status == 503:
@@ -404,8 +406,7 @@ class Relay:
         if self.record is not None:
             self.record.reason = _token_of(error, self.conn)
         if request.is_answered:
-            if self.conn.state is State.OPEN:
-                self.conn.abort()  # whoever reads must see that it was cut short
+            proxy._cut_off(request, error)
             raise error
         answer = proxy._error_response(request, error)
         if answer.status == 500 and not isinstance(error, HTTPError):
