@@ -16,6 +16,7 @@ from greensock.http.events import ResponseHead
 from greensock.http.exchange import WITH_BODY, Call
 from greensock.http.headers import Headers
 from greensock.http.payload import Payload, payload_in_memory, payload_in_pieces
+from greensock.http.proxy.failure import UpcallFailed
 from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.passing import OWN_FIELDS
 from greensock.http.proxy.proxy_protocol import write_proxy_header
@@ -85,7 +86,10 @@ def payload_for(relay: Relay, max_replay: int) -> Payload:
 def _pieces(relay: Relay) -> Iterator[bytes]:
     body, watch = relay.request.body, relay.proxy.watch_request_body
     while piece := body.read():
-        watch(relay, piece)
+        try:
+            watch(relay, piece)
+        except Exception as error:
+            raise UpcallFailed(error) from error
         yield piece
     # From here on nobody reads the client, which may leave while the server works.
     if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):
@@ -106,7 +110,10 @@ def _edited(relay: Relay, lines: bytes) -> bytes:
     if relay.route is not None and relay.route.request_fields:
         edits = relay.route.request_fields
         edits.apply(headers, relay.variables(edits.variables))
-    relay.proxy.edit_request(relay, headers)
+    try:
+        relay.proxy.edit_request(relay, headers)
+    except Exception as error:
+        raise UpcallFailed(error) from error
     return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
 
