@@ -525,11 +525,11 @@ class Relay:
 
 def _token_of(error: BaseException, conn: Connection) -> str:
     """Return one word for the log."""
+    if getattr(error, "connection", None) is not conn:
+        return "internal-error"
     if isinstance(error, BadRequest):
         return error.reason.value
-    if getattr(error, "connection", None) is conn:
-        return "client-timeout" if isinstance(error, TimeoutError) else "client-left"
-    return "internal-error"
+    return "client-timeout" if isinstance(error, TimeoutError) else "client-left"
 
 
 def _is_private(headers: Headers) -> bool:
