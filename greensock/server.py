@@ -33,7 +33,7 @@ from greensock.options import OPTIONS, Rule, checked
 from greensock.poller import get_poller
 from greensock.signals import serving
 from greensock.stats import ServerStatistics
-from greensock.syscalls import close
+from greensock.syscalls import close, has_input, has_unacknowledged
 from greensock.turns import SERVED, Turns
 
 __all__ = ["Server"]
@@ -45,7 +45,8 @@ log = logging.getLogger("greensock.server")
 KILL_SECONDS = 1.0
 #: Seconds between two looks at connections that wait, while the server drains: doubled each time.
 SHORTEST_LOOK, LONGEST_LOOK = 0.005, 0.1
-#: Seconds after which a draining server gives up on a ``handle`` that waits for its peer.
+#: Seconds of silence after which a draining server no longer waits for a peer: for the rest of a message, for what
+#: ``handle`` is to read, for its FIN.
 QUIET_SECONDS = 1.0
 
 
@@ -85,7 +86,7 @@ class Server(Turns):
     send_timeout: float | None = None
     #: Seconds without progress that a closing connection may take to flush and to see the peer's FIN. 0: close at once.
     linger_timeout: float = 5.0
-    #: Seconds that ``stop`` waits, at the most, for upcalls that run and messages that are half received.
+    #: Seconds that ``stop`` waits, at the most, for upcalls that run and messages that are still coming.
     stop_timeout: float = 30.0
     #: Whether several sockets may listen on the port (SO_REUSEPORT).
     reuse_port: bool = False
@@ -190,9 +191,9 @@ class Server(Turns):
         """Stop accepting, close the listener, and let the connections end; True if all did within ``timeout`` seconds.
 
         A connection that waits for its peer with nothing half received is closed: at once if nothing is on its way,
-        else as soon as what came had its turn and what was sent has arrived. One whose upcall runs, or that has part of
-        a message, may go on. So may one in the blocking style: but if its ``handle`` waits for its peer, with nothing
-        half received, and hears nothing for a second, it is closed, too. It can look at ``draining``.
+        else as soon as what came had its turn and what was sent has arrived. One whose upcall runs may go on; so may
+        one that waits for its peer inside a message, or in ``handle``, as long as it hears something every second.
+        ``handle`` can look at ``draining``.
         """
         self._check_thread("drain")
         self._close_listener()
@@ -348,19 +349,36 @@ class Server(Turns):
             self._draining = True
 
     def _end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
-        """Close the connections that wait for their peer; ``heard`` holds what was received from each, and when."""
+        """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
+        now = monotonic()
         for conn in self._mine():
-            if conn._state is not OPEN:
-                continue
-            if self._on_handle is None:
+            if conn._idle and conn._state is OPEN:
                 self._end_rest(conn)
-            elif conn._reader is not None and not conn._out and not conn._held():
-                now = monotonic()
-                count, since = heard.setdefault(conn, (conn.bytes_received, now))
-                if count != conn.bytes_received:
-                    heard[conn] = conn.bytes_received, now
-                elif now - since >= QUIET_SECONDS:
-                    conn._close(DropReason.STOPPED)
+            if not self._waits_in_vain(conn):
+                heard.pop(conn, None)
+                continue
+            mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
+            before, since = heard.setdefault(conn, (mark, now))
+            if mark != before:
+                heard[conn] = mark, now
+            elif now - since >= QUIET_SECONDS:
+                self._give_up(conn)
+
+    def _waits_in_vain(self, conn: Connection) -> bool:
+        """Whether it may be that the peer has no more to say: inside a message, in ``handle``, or after our FIN."""
+        if conn._fd < 0 or conn._out:
+            return False
+        if conn._state is OPEN:
+            return conn._held() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
+        return conn._linger_left > 0
+
+    def _give_up(self, conn: Connection) -> None:
+        """Close a connection that waited in vain; without a linger if nothing is on its way."""
+        if not has_input(conn._fd) and not (conn._family != _socket.AF_UNIX and has_unacknowledged(conn._fd)):
+            conn.linger_timeout = 0.0
+            if conn._state is not OPEN:
+                conn._release()
+        conn._close(DropReason.STOPPED)
 
     def _check_thread(self, call: str) -> None:
         if self.started and get_poller() is not self._poller:

@@ -37,7 +37,7 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 #: Logged, and otherwise without effect.
 IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 #: Seconds of draining after which it is said what is waited for.
-SILENT_SECONDS = 1.0
+SILENT_SECONDS = 2.0
 
 
 class Served(Protocol):

@@ -11,7 +11,7 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from proxies import Origin, Recorded, gateway_to, scripted
 
-from greensock import Server
+from greensock import Lines, Server
 from greensock.http import HTTPServer, Response, WSGIServer
 from greensock.server import QUIET_SECONDS
 from greensock.syscalls import has_input, has_unacknowledged
@@ -224,19 +224,35 @@ def test_a_handle_that_waits_for_its_peer_is_not_waited_for_long(serve, connect)
     assert server.statistics().errors == 0
 
 
-def test_a_handle_that_has_half_a_message_goes_on(serve, connect):
-    server = serve(Blocking)
-    sock = connect(server)
-    sock.sendall(b"half")
-    wait_until(lambda: server.connections and server.connections[0].statistics().bytes_held == 4)
+class Framed(Echo):
+    framer = Lines()
+
+
+@pytest.mark.parametrize("kind", [Blocking, Framed])
+def test_a_message_is_waited_for_as_long_as_it_comes(serve, connect, kind):
+    server = serve(kind, linger_timeout=60.0)
+    silent, sock = connect(server), connect(server)
+    for each in (silent, sock):
+        each.sendall(b"half")
+    wait_until(lambda: [conn.statistics().bytes_held for conn in server.connections] == [4, 4])
     stopping = gevent.spawn(server.stop, 60.0)
-    with pytest.raises(gevent.Timeout):
-        stopping.get(timeout=1.5 * QUIET_SECONDS)
-    assert server.connections
+    for _ in range(8):
+        gevent.sleep(QUIET_SECONDS / 4)
+        sock.sendall(b".")
+    assert read_all(silent) == b""
+    assert len(server.connections) == 1
     sock.sendall(b"\n")
-    assert read_exactly(sock, 5) == b"half\n"
+    assert read_exactly(sock, 12).startswith(b"half........")
     sock.close()
     stopping.get(timeout=PATIENCE)
+
+
+def test_who_was_told_that_it_is_over_and_stays_holds_nothing_up_for_long(serve, connect):
+    server = serve(Site, linger_timeout=60.0)
+    sock = connect(server)
+    sock.sendall(b"nonsense\n")
+    assert read_all(sock).startswith(b"HTTP/1.1 400 ")
+    assert QUIET_SECONDS <= seconds_to_stop(server, 60.0) < QUIET_SECONDS + SOON
 
 
 # -- the proxy's records of what it cut
