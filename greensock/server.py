@@ -352,6 +352,7 @@ class Server(Turns):
         """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
         now = monotonic()
         for conn in self._mine():
+            conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
             if conn._idle and conn._state is OPEN:
                 self._end_rest(conn)
             if not self._waits_in_vain(conn):

@@ -111,4 +111,7 @@ def has_input(fd: int) -> bool:
 
 def has_unacknowledged(fd: int) -> bool:
     """Ask the kernel now whether bytes that were sent are not yet with the peer. (On a Unix socket: not yet read.)"""
-    return fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)
+    try:
+        return fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)
+    except OSError:
+        return False  # a protocol that can't say

@@ -200,7 +200,7 @@ class Turns(Upcalls):
         peer. What came is given a last turn, if ``was_heard`` does not say that it had one; what is on its way to the
         peer gets as long to arrive as it would in a linger, and is looked at again.
         """
-        conn._plain = False  # so that a turn ends in _rest, and with it here
+        conn._plain = False
         if not conn._idle or conn._out or conn._held():
             return
         if conn._eof:
