@@ -81,6 +81,7 @@ def _read_frame(conn: Connection) -> tuple[int, bytes] | None:
     start = conn.read_exactly(2)
     if not start or not start[1] & 0x80 or start[1] & 0x7F > 125:
         return None
-    mask = conn.read_exactly(4)
-    data = conn.read_exactly(start[1] & 0x7F)
+    mask, data = conn.read_exactly(4), conn.read_exactly(start[1] & 0x7F)
+    if mask is None or data is None:
+        return None
     return start[0] & 0x0F, bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))

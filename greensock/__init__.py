@@ -5,13 +5,14 @@ The layers, lowest first; each imports only what stands above it:
 =================  ===================================================================================
 errors             every exception, told apart by whose fault it is; why a connection ended
 framing            framers: cut a stream into messages (no I/O)
+address            how addresses are written, and sockets that listen
 options, stats     what a server can be told; what it counted
 log_limit          a bound on the log lines that strangers can cause
-address            how addresses are written
 syscalls           the system calls of the hot path
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
+pace               how fast a peer takes what is sent to it
 outgoing           what waits to be sent on a connection
 lifecycle          a connection's fields and states, and how it closes
 receiving          the downcalls that read
@@ -19,6 +20,7 @@ sending            the downcalls that write
 connection         one connection: both of them, and what needs both
 client             ``connect``: connections of one's own
 upcalls            what a server calls, and the verdicts
+idle               the idle limit of a server
 turns              what a server does with a connection that is ready
 acceptor           takes connections out of the kernel's queue
 signals            what signals do while servers serve

@@ -1,22 +1,33 @@
-"""Addresses to listen on: how they are written, and how a listening socket comes of one. No state."""
+"""Addresses to listen on: how they are written, and how a listening socket comes of one.
+
+The only state is which file belongs to which socket that ``listen`` bound to a path. A file is removed only by the
+process that made it, for that socket, and only if it is still the same one: not what a successor bound there, nor what
+systemd or a parent gave us.
+"""
 
 from __future__ import annotations
 
+import errno
+import grp
 import os
+import pwd
 import socket as _socket
 import stat
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from gevent.monkey import get_original
 
-__all__ = ["listen", "parse_address", "port_number", "split_address"]
+__all__ = ["listen", "owner_ids", "parse_address", "port_number", "remove_file", "split_address"]
 
 
 def parse_address(address: Any) -> tuple[int, Any]:
     """Return the family and the socket address of ``(host, port)``, ``"host:port"``, ``"[v6]:port"``, a port or a path.
 
     A string with a ``/``, one that begins with ``unix:``, or a path object is a Unix socket. An empty host or ``*`` is
-    every address; so is a port alone.
+    every address; so is a port alone. Of a name that has several addresses it is the first IPv4 one, if there is any:
+    ``localhost`` is 127.0.0.1, as with gevent, whatever the system's list of hosts begins with.
 
     Raises:
         ValueError: it is none of these.
@@ -68,12 +79,40 @@ def _resolve(host: str, port: Any, address: Any) -> tuple[int, Any]:
         found = _socket.getaddrinfo(host, number, type=_socket.SOCK_STREAM, flags=_socket.AI_PASSIVE)
     except OSError as error:
         raise ValueError(f"listener={address!r}: host {host!r} is not an address of this machine: {error}") from error
-    family, _, _, _, sockaddr = found[0]
+    family, _, _, _, sockaddr = min(found, key=lambda one: one[0] != _socket.AF_INET)  # the first of the least
     return family, sockaddr
 
 
-def listen(family: int, address: Any, backlog: int, reuse_port: bool = False) -> _socket.socket:
-    """Make a listening socket of the standard library's real kind.
+def owner_ids(owner: Any) -> tuple[int, int] | None:
+    """Return the numbers of ``"user"``, ``"user:group"``, ``":group"`` or ``(uid, gid)``; None if it is none of these.
+
+    -1 leaves the user or the group as it is.
+    """
+    if isinstance(owner, tuple):
+        fits = len(owner) == 2 and all(type(number) is int and number >= -1 for number in owner)
+        return owner if fits else None
+    if not isinstance(owner, str) or not owner.strip(":"):
+        return None
+    user, _, group = owner.partition(":")
+    try:
+        return (pwd.getpwnam(user).pw_uid if user else -1), (grp.getgrnam(group).gr_gid if group else -1)
+    except (KeyError, ValueError):
+        return None
+
+
+def listen(
+    family: int,
+    address: Any,
+    backlog: int,
+    reuse_port: bool = False,
+    *,
+    unix_mode: int | None = None,
+    unix_owner: Any = None,
+) -> _socket.socket:
+    """Make a listening socket of the standard library's real kind. Before you close it, ``remove_file``.
+
+    ``unix_mode`` and ``unix_owner`` (see ``owner_ids``) are what the file of a Unix socket gets before anybody can
+    connect: until then the kernel refuses, whoever asks.
 
     Raises:
         OSError: the system said no; the address is named in it.
@@ -89,23 +128,90 @@ def listen(family: int, address: Any, backlog: int, reuse_port: bool = False) ->
         if family == _socket.AF_INET6:
             sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, address[0] != "::")
         sock.bind(address)
+        if family == _socket.AF_UNIX:
+            _take_file(sock, address, unix_mode, unix_owner)
         sock.listen(backlog)
     except OSError as error:
+        remove_file(sock)
         sock.close()
+        if error.errno is None:  # a path that is too long
+            raise type(error)(f"{error}: {address!r}") from error
         raise type(error)(error.errno, f"{error.strerror}: {address!r}") from error
+    except BaseException:
+        remove_file(sock)
+        sock.close()
+        raise
     return sock
 
 
+def remove_file(sock: _socket.socket) -> None:
+    """Remove the file of a Unix socket that ``listen`` bound in this process, if it is still that one.
+
+    To be called while the socket is open: as long as it is, no other file can get the number of its own.
+    """
+    file = _files.pop(sock, None)
+    if file is not None and file.pid == os.getpid() and file.is_there():
+        try:
+            os.unlink(file.path)
+        except OSError:
+            pass  # somebody else has removed it, or its folder may not be written any more
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The file of a Unix socket that was bound here."""
+
+    #: Absolute: the process may change its folder.
+    path: str
+    device: int
+    inode: int
+    #: Who bound it: a child that was forked leaves it alone.
+    pid: int
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to it."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (self.device, self.inode)
+
+
+_files: WeakKeyDictionary[_socket.socket, _File] = WeakKeyDictionary()
+
+
+def _take_file(sock: _socket.socket, path: str, mode: int | None, owner: Any) -> None:
+    """Note the file that was just bound, and give it its owner and its mode."""
+    if _is_abstract(path):
+        return
+    found = os.lstat(path)
+    _files[sock] = _File(os.path.abspath(path), found.st_dev, found.st_ino, os.getpid())
+    if owner is not None:
+        ids = owner_ids(owner)
+        if ids is None:
+            raise OSError(errno.EINVAL, f"there is no {owner!r} here to own it")
+        os.chown(path, *ids, follow_symlinks=False)
+    if mode is not None:
+        os.chmod(path, mode)
+
+
+def _is_abstract(path: Any) -> bool:
+    return os.fsencode(path)[:1] == b"\0"  # such a name is no file, and ends with its socket
+
+
 def _remove_stale(path: str) -> None:
-    """Remove the socket file that a server left behind; one that is served stays."""
-    if os.fsencode(path)[:1] == b"\0":
-        return  # an abstract name ends with its socket
+    """Remove the socket file that a server left behind; one that is served stays. Does not block."""
+    if _is_abstract(path):
+        return
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
         probe = get_original("socket", "socket")(_socket.AF_UNIX)
+        probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:
+            pass  # its backlog is full: it is served
         except ConnectionRefusedError:
             os.unlink(path)
         finally:

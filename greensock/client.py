@@ -1,7 +1,8 @@
 """Connecting to others: ``connect`` gives a :class:`Connection` of one's own, with the same downcalls.
 
 A name is resolved by gevent's resolver, which does not stop the hub. Its addresses are tried one after the other, in
-the order of the resolver, each for what is left of the time. A connection belongs to whoever made it: close it.
+the order of the resolver; each but the last for its share of the time, so that one that is silent leaves some to the
+others. A connection belongs to whoever made it: close it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ _Kind = TypeVar("_Kind", bound=Connection)
 
 #: Seconds between two attempts when the backlog of a Unix socket is full, which the kernel does not tell the end of.
 UNIX_RETRY = 0.01
+#: Seconds that an address of several gets at the most: enough for SYN and three repetitions (Linux: after 1, 3, 7 s).
+#: The last one gets what is left. And at the least, but not more than half of what is left (RFC 8305 section 5).
+MAX_SHARE, MIN_SHARE = 10.0, 0.25
 
 
 def connect(
@@ -40,8 +44,9 @@ def connect(
 ) -> _Kind:
     """Connect to ``(host, port)``, ``"host:port"``, ``"[v6]:port"`` or the path of a Unix socket, and block until then.
 
-    ``host`` is a name or a numeric address. ``timeout`` is in seconds for the whole call, the resolver's time included;
-    None for none. The connection's ``address`` is the one that answered.
+    ``host`` is a name or a numeric address. ``timeout`` is in seconds for the whole call, the resolver's time included,
+    and shared by the addresses of a name; None for none, but an address with others behind it gets 10 s. The
+    connection's ``address`` is the one that answered.
 
     Raises:
         ConnectFailed: the name is not known, or no address answered; ``__cause__`` is what the last one said.
@@ -53,11 +58,16 @@ def connect(
     if family == _socket.AF_UNIX:
         return _attempt(connection_class, family, target, address, timeout, deadline, no_delay)
     failure: ConnectFailed | None = None
-    for family, sockaddr in _resolve(target, address, timeout, deadline):
+    found = _resolve(target, address, timeout, deadline)
+    for others, (family, sockaddr) in zip(reversed(range(len(found))), found, strict=True):
+        due = _share(deadline, others)
         try:
-            return _attempt(connection_class, family, sockaddr, address, timeout, deadline, no_delay)
+            return _attempt(connection_class, family, sockaddr, address, timeout, due, no_delay)
         except ConnectFailed as error:
             failure = error
+        except OperationTimeout:
+            if not others:
+                raise
     raise failure or ConnectFailed(f"{address!r} has no address", address=address)
 
 
@@ -93,6 +103,15 @@ def _resolve(target: tuple[str, int], address: Any, timeout: float | None, deadl
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(f"{host!r} cannot be resolved: {error}", address=address) from error
     return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def _share(deadline: float, others: int) -> float:
+    """Return until when an address may take, behind which ``others`` are to be tried."""
+    if not others:
+        return deadline
+    now = monotonic()
+    left = max(0.0, deadline - now)
+    return now + min(MAX_SHARE, max(left / (others + 1), min(MIN_SHARE, left / 2)))
 
 
 def _attempt(

@@ -24,11 +24,11 @@ __all__ = ["Connection"]
 class Connection(Receiving, Sending):
     """One connection. A server makes it and hands it to the upcalls; your own attributes can be set on it.
 
-    Reading: ``b""`` (from ``recv``, ``read_exactly``) or None (from ``read_until``, ``read_line``) is the end of input;
-    the end of input inside a message raises ``IncompleteMessage``.
+    Reading: the end of input is ``b""`` from ``recv``, which gives bytes as they come, and None from the calls that
+    read a message (``read_exactly``, ``read_until``, ``read_line``); inside a message it raises ``IncompleteMessage``.
 
-    Every call that blocks takes ``timeout`` in seconds for the whole call, None for none; left out, it is the
-    connection's ``recv_timeout`` or ``send_timeout``.
+    Every call that blocks takes ``timeout`` in seconds for the whole call, None for none. Left out, it is the
+    connection's ``recv_timeout``, or ``send_timeout``, which begins anew with each byte that the peer takes.
 
     All downcalls raise
 
@@ -52,8 +52,8 @@ class Connection(Receiving, Sending):
         Neither holds a descriptor more while nothing comes. Where no pipe can be had, the bytes are copied.
 
         Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole; with ``send_timeout`` only
-        for those for input, and that for those until ``other`` has taken it. Other sends on ``other`` wait until it is
-        over. A failure of either side raises as ``recv`` or ``send`` does on that side (``connection``).
+        for those for input, and that for those until ``other``'s peer takes a byte. Other sends on ``other`` wait until
+        it is over. A failure of either side raises as ``recv`` or ``send`` does on that side (``connection``).
         """
         if send_timeout is INHERIT:
             send_timeout = timeout
@@ -74,7 +74,7 @@ class Connection(Receiving, Sending):
                     break
                 moved += pulled
                 other._flush()
-                other._await_sent(passage, send_timeout)
+                other._await_sent(passage, send_timeout, True)
         finally:
             passage.finish()
             other._flush()
@@ -90,7 +90,7 @@ class Connection(Receiving, Sending):
         entry = Buffers([memoryview(data)], len(data))
         try:
             other._submit(entry)
-            other._await_sent(entry, timeout)
+            other._await_sent(entry, timeout, True)
         except BaseException:
             if not entry.sent and self._state is OPEN:
                 self._stash = data + self._stash
@@ -124,41 +124,34 @@ class Connection(Receiving, Sending):
     # -- deadlines
 
     def _on_deadline(self, now: float) -> float:
+        if self._due <= now:
+            self._due = inf
+            if self._state is OPEN:
+                self._close(DropReason.DEADLINE)
+            else:
+                self._abort(DropReason.DEADLINE)
         if self._state is CLOSING:
-            if now < self._linger_due:
-                return self._linger_due
-            self._linger_is_over()
-            return inf
+            due = self._linger_due if now < self._linger_due else self._linger_is_over(now)
+            return min(due, self._due) if self._state is CLOSING else inf
         if self._read_deadline <= now and self._reader is not None:
             self._reader.switch(TIMED_OUT)
         for entry in list(self._out or ()):
-            if entry.deadline <= now and entry.waiter is not None:
-                entry.waiter.switch(TIMED_OUT)
+            if self._state is OPEN and entry.deadline <= now and self._is_late(entry, now):
+                if entry.waiter is not None:
+                    entry.waiter.switch(TIMED_OUT)
+                else:
+                    self._abort(DropReason.SEND_TIMEOUT)
         if self._state is not OPEN:
-            return self._linger_due if self._state is CLOSING else inf
+            return min(self._linger_due, self._due) if self._state is CLOSING else inf
         nearest = min((entry.deadline for entry in self._out or ()), default=inf)
-        return min(nearest, self._read_deadline, self._on_idle(now))
-
-    def _on_idle(self, now: float) -> float:
-        """Drop a connection on which nothing came or went for the server's ``idle_timeout``.
-
-        The bytes are counted anyway, so that time need not be taken for every message; in exchange activity is noticed
-        every eighth of the timeout, and a connection is dropped up to that much late.
-        """
-        limit = self.server.idle_timeout if self.server is not None else None
-        if limit is None:
-            return inf
-        mark = self.bytes_received + self.bytes_sent
-        waiting = self._idle or self._reader is not None or any(entry.waiter for entry in self._out or ())
-        if mark != self._idle_mark or not waiting:
-            self._idle_mark = mark
-            self._idle_since = now
-        elif now - self._idle_since >= limit:
-            self._close(DropReason.IDLE_TIMEOUT)
-            return self._linger_due
-        return min(now + limit / 8, self._idle_since + limit)
+        return min(nearest, self._read_deadline, self._due)
 
     # -- looking at it
+
+    @property
+    def peer_address(self) -> Any:
+        """The peer's end: the same as ``address``."""
+        return self.address
 
     @property
     def local_address(self) -> Any:

@@ -61,11 +61,13 @@ class DropReason(enum.Enum):
     VERDICT = "dropped by an upcall"
     #: An upcall raised an exception, or was killed.
     ERROR = "an upcall failed"
-    #: Not a byte came or went for ``idle_timeout`` seconds.
+    #: It rested between two turns, and not a byte came or went for ``idle_timeout`` seconds.
     IDLE_TIMEOUT = "idle for too long"
+    #: The time of ``set_deadline`` is over.
+    DEADLINE = "its deadline is over"
     #: A receiving downcall ran out of time and the upcall did not handle it.
     RECV_TIMEOUT = "the peer sent nothing for too long"
-    #: A sending downcall ran out of time and the upcall did not handle it.
+    #: A sending downcall ran out of time and the upcall did not handle it, or what ``send_nowait`` kept did.
     SEND_TIMEOUT = "the peer read nothing for too long"
     #: A message outgrew the framer's maximum or ``max_postponed``.
     TOO_LONG = "a message was too long"
@@ -166,9 +168,9 @@ class WouldBlock(LimitExceeded, BlockingIOError):
 class OperationTimeout(GreensockError, TimeoutError):
     """A blocking call ran out of time; the connection stays usable.
 
-    ``operation`` is ``"recv"``, ``"send"`` or ``"connect"``, ``seconds`` what the call was given. After a ``send`` that
-    timed out nothing of the data was sent if ``sent`` is 0; otherwise the engine goes on sending the rest, so that the
-    stream stays whole.
+    ``operation`` is ``"recv"``, ``"send"``, ``"connect"``, ``"wait_closed"`` or ``"wait_disconnect"``, ``seconds`` what
+    the call was given. After a ``send`` that timed out nothing of the data was sent if ``sent`` is 0; otherwise the
+    engine goes on sending the rest, so that the stream stays whole.
     """
 
     def __init__(

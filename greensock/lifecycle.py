@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gevent.event import Event
 
-from greensock.errors import ConnectionClosed, ConnectionLost, DropReason
+from greensock.errors import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout
 from greensock.outgoing import Outgoing
+from greensock.pace import Pace
 from greensock.poller import Endpoint, Poller
 from greensock.syscalls import (
     borrow_socket,
@@ -76,6 +77,9 @@ Timeout = float | None | _Inherit
 LINGER_BYTES = 1 << 24
 
 
+#: Seconds without progress that a flush may take where neither ``linger_timeout`` nor ``send_timeout`` says how many.
+FLUSH_SECONDS = 5.0
+
 _Mine = TypeVar("_Mine", bound="Lifecycle")
 
 
@@ -88,14 +92,17 @@ class Lifecycle(Endpoint):
         "_clear",
         "_decoder",
         "_drop_reason",
+        "_due",
         "_ended",
         "_eof",
         "_events",
         "_failure",
         "_family",
         "_fin",
+        "_flushing",
         "_fresh",
-        "_idle_mark",
+        "_idle_received",
+        "_idle_sent",
         "_idle_since",
         "_kept",
         "_linger_due",
@@ -114,6 +121,7 @@ class Lifecycle(Endpoint):
         "bytes_sent",
         "linger_timeout",
         "max_send_queue",
+        "min_send_rate",
         "recv_size",
         "recv_timeout",
         "send_timeout",
@@ -151,13 +159,16 @@ class Lifecycle(Endpoint):
         self._kept = 0
         self._read_deadline = inf
         self._linger_due = inf
+        self._flushing: Pace | None = None  # while a closing connection still has something to send
         self._linger_left = 0  # more than 0 while a closing connection drains
         self._drop_reason: DropReason | None = None
         self._stage = 0
         self._ended = False
         self._events: dict[str, Event] | None = None
         self._on_leave: Callable[[], object] | None = None
-        self._idle_mark = -1
+        self._due = inf  # of set_deadline
+        self._idle_received: int | None = None  # as of the last sweep at which something had moved, and when that was
+        self._idle_sent = 0
         self._idle_since = 0.0
         #: Bytes received and sent so far.
         self.bytes_received = 0
@@ -167,12 +178,14 @@ class Lifecycle(Endpoint):
             self.max_send_queue = 1 << 20
             self.recv_timeout: float | None = None
             self.send_timeout: float | None = None
+            self.min_send_rate = 0
             self.linger_timeout = 5.0
         else:
             self.recv_size = server.recv_size
             self.max_send_queue = server.max_send_queue
             self.recv_timeout = server.recv_timeout
             self.send_timeout = server.send_timeout
+            self.min_send_rate = server.min_send_rate
             self.linger_timeout = server.linger_timeout
 
     @property
@@ -198,8 +211,10 @@ class Lifecycle(Endpoint):
     def close(self) -> None:
         """Close: what was sent is flushed, then FIN, then input is dropped until the peer's FIN; never blocks.
 
-        The engine does all this within ``linger_timeout`` seconds; 0 closes at once. Downcalls that are blocked raise
-        ``ConnectionClosed``; sends that have not begun are withdrawn. What was received and not yet read is dropped.
+        The engine does all this. It flushes as long as the peer takes something every ``linger_timeout`` seconds (0:
+        ``send_timeout``, or 5), and then waits ``linger_timeout`` seconds for the FIN; 0: it does not wait. Downcalls
+        that are blocked raise ``ConnectionClosed``; sends that have not begun are withdrawn. What was received and not
+        yet read is dropped.
         Closing twice is harmless.
         """
         self._close(DropReason.CLOSED)
@@ -208,18 +223,45 @@ class Lifecycle(Endpoint):
         """Close at once with RST; what was not sent is thrown away."""
         self._abort(DropReason.ABORTED)
 
-    def wait_closed(self, timeout: float | None = None) -> bool:
-        """Block until the descriptor is closed (flushed and lingered); False if ``timeout`` seconds passed first."""
-        return self._state is CLOSED or self._event("closed").wait(timeout)
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Block until the descriptor is closed (flushed and lingered).
 
-    def wait_disconnect(self, timeout: float | None = None) -> bool:
-        """Block until the peer closed its side or the connection ended; False if ``timeout`` seconds passed first.
+        Raises:
+            OperationTimeout: ``timeout`` seconds passed first.
+        """
+        if self._state is not CLOSED and not self._event("closed").wait(timeout):
+            raise OperationTimeout(f"not closed within {timeout} s", self, "wait_closed", timeout or 0.0)
+
+    def wait_disconnect(self, timeout: float | None = None) -> None:
+        """Block until the peer closed its side or the connection ended.
 
         Nothing is read: meant for a long answer whose reader may leave.
+
+        Raises:
+            OperationTimeout: ``timeout`` seconds passed first.
         """
         if self._state is not OPEN or self._eof or self._has_left():
-            return True
-        return self._event("hangup").wait(timeout)
+            return
+        if not self._event("hangup").wait(timeout):
+            raise OperationTimeout(f"still there after {timeout} s", self, "wait_disconnect", timeout or 0.0)
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Have the connection dropped after so many seconds, whatever it does then; None: take that back.
+
+        At rest, within an upcall or in a downcall, it is closed as by ``close()``, and ``drop_reason`` is DEADLINE; one
+        that is closing already, or still not closed by then, is reset. A later call takes the place of an earlier one.
+
+        Raises:
+            ValueError: ``seconds`` is less than 0.
+        """
+        if seconds is None:
+            self._due = inf
+            return
+        if not seconds >= 0:
+            raise ValueError(f"seconds={seconds!r}: 0 or more, or None, expected")
+        self._due = monotonic() + seconds
+        if self._state is not CLOSED and self._due < self._armed:
+            self._poller.arm(self, self._due)
 
     def notify_disconnect(self, callback: Callable[[], object] | None) -> bool:
         """Have ``callback`` called once when the peer closes its side or the connection ends; None: no more.
@@ -239,6 +281,10 @@ class Lifecycle(Endpoint):
         callback, self._on_leave = self._on_leave, None
         if callback is not None:
             callback()
+
+    def _is_at_rest(self) -> bool:
+        """Whether the idle limit is for it while it waits for its next turn: False if a limit of its own is."""
+        return True
 
     def _watch(self) -> None:
         """Have the engine watch it from now on."""
@@ -264,8 +310,15 @@ class Lifecycle(Endpoint):
         if self._out:
             self._wind_up()
         self._close_further()
-        if self._fd >= 0:
-            self._extend_linger()
+        if self._fd < 0:
+            return
+        now = monotonic()
+        if self._out:
+            seconds = self.linger_timeout or self.send_timeout or FLUSH_SECONDS
+            self._flushing = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now)
+            self._linger(self._flushing.first_look())
+        else:
+            self._linger(now + self.linger_timeout)
 
     def _close_now(self, reason: DropReason) -> None:
         """Close without a linger: nothing is queued, nobody reads, and nothing came that was not read."""
@@ -327,6 +380,9 @@ class Lifecycle(Endpoint):
             return
         self._reader = reader or _Engine(self)
         self._linger_left = LINGER_BYTES
+        if self._flushing is not None:  # all is out now: from here on it is the peer's FIN that is waited for
+            self._flushing = None
+            self._linger(monotonic() + self.linger_timeout)
         self._drain()
 
     def _drain(self) -> None:
@@ -343,16 +399,23 @@ class Lifecycle(Endpoint):
             pass  # reset by the peer: as good as closed
         self._release()
 
-    def _extend_linger(self) -> None:
-        self._linger_due = monotonic() + self.linger_timeout
-        if self._linger_due < self._armed:
-            self._poller.arm(self, self._linger_due)
+    def _linger(self, due: float) -> None:
+        """Have the time of closing looked at when it is ``due``."""
+        self._linger_due = due
+        if due < self._armed:
+            self._poller.arm(self, due)
 
-    def _linger_is_over(self) -> None:
-        if self._out:
-            self._abort(DropReason.CLOSED)  # the peer must see that the answer was cut short
-        else:
+    def _linger_is_over(self, now: float) -> float:
+        """End a close for which the time is over; return when to look again if the peer still takes what it is sent."""
+        if not self._out or self._flushing is None:
             self._release()  # all is with the kernel, which goes on without us
+            return inf
+        again = self._flushing.next_look(self._fd, self.bytes_sent, now)
+        if again is None:
+            self._abort(DropReason.CLOSED)  # the peer must see that the answer was cut short
+            return inf
+        self._linger_due = again
+        return again
 
     def _release(self) -> None:
         """Give the descriptor back. What waits is woken by whoever changed the state."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from greensock.address import owner_ids
 from greensock.framing import Framer
 
 __all__ = ["OPTIONS", "Rule", "checked"]
@@ -68,11 +69,16 @@ OPTIONS: Mapping[str, Rule] = {
     "idle_timeout": Rule.seconds(zero=False).or_none(),
     "recv_timeout": Rule.seconds(zero=False).or_none(),
     "send_timeout": Rule.seconds(zero=False).or_none(),
+    "min_send_rate": Rule.whole(0),
     "linger_timeout": Rule.seconds(),
     "stop_timeout": Rule.seconds(),
     "reuse_port": Rule.flag(),
     "no_delay": Rule.flag(),
     "keep_alive": Rule.flag(),
+    "unix_mode": Rule(lambda value: type(value) is int and 0 <= value <= 0o777, "a mode up to 0o777").or_none(),
+    "unix_owner": Rule(
+        lambda value: owner_ids(value) is not None, "'user', 'user:group' or ':group' of this system, (uid, gid)"
+    ).or_none(),
     "framer": Rule.instance(Framer, "a framer (greensock.framing)").or_none(),
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any
 
+from greensock.pace import Pace
 from greensock.pipes import Ends, Pipes
 from greensock.poller import Waiter
 from greensock.syscalls import close, read, write, writev
@@ -32,13 +33,14 @@ Buffer = bytes | bytearray | memoryview
 class Outgoing:
     """One send: ``left`` bytes still to go, ``sent`` bytes gone, and who waits for it."""
 
-    __slots__ = ("deadline", "kept", "left", "sent", "waiter", "withdrawn")
+    __slots__ = ("deadline", "kept", "left", "pace", "sent", "waiter", "withdrawn")
 
     def __init__(self, left: int) -> None:
         self.left = left
         self.sent = 0
         self.waiter: Waiter | None = None
         self.deadline = inf
+        self.pace: Pace | None = None  # with it the deadline is the next look: see there
         self.withdrawn = False
         self.kept = False  # by send_nowait
 

@@ -63,8 +63,8 @@ class Receiving(Lifecycle):
                     raise self._lost(error) from error
             deadline = self._await_input(timeout, deadline)
 
-    def read_exactly(self, count: int, *, timeout: Timeout = INHERIT) -> bytes:
-        """Return exactly ``count`` bytes; ``b""`` if the input ended before the first of them.
+    def read_exactly(self, count: int, *, timeout: Timeout = INHERIT) -> bytes | None:
+        """Return exactly ``count`` bytes; None if the input ended before the first of them.
 
         Raises:
             IncompleteMessage: the input ended after some of them (``partial``).
@@ -76,7 +76,7 @@ class Receiving(Lifecycle):
         while len(self._stash) < count:
             if not self._fill(timeout, deadline):
                 if not self._stash:
-                    return b""
+                    return None
                 raise self._incomplete(count)
         return self._take(count) if count else b""
 

@@ -20,6 +20,7 @@ from greenlet import getcurrent
 from greensock.errors import ConnectionClosed, OperationTimeout, WouldBlock
 from greensock.lifecycle import CLOSING, INHERIT, OPEN, Lifecycle, Timeout
 from greensock.outgoing import Buffer, Buffers, FileSegment, Fin, Outgoing, Passage, as_views
+from greensock.pace import Pace
 from greensock.poller import TIMED_OUT
 from greensock.syscalls import write
 
@@ -35,11 +36,13 @@ class Sending(Lifecycle):
     __slots__ = ()
 
     # Without keyword-only parameters: CPython's adaptive interpreter enters only such functions without a C call.
-    def send(self, data: Buffer | Sequence[Buffer], close: bool = False, timeout: Timeout = INHERIT) -> None:
-        """Send all of ``data``, a buffer or a list of buffers (gathered, never joined); block while the peer is slow.
+    def send(self, data: Buffer | Sequence[Buffer], close: bool = False, timeout: Timeout = INHERIT) -> int:
+        """Send all of ``data``, a buffer or a list of buffers (gathered, never joined); return how many bytes that was.
 
-        Sends of several greenlets go out whole, in the order of the calls. ``close=True`` closes the connection once
-        the data is out, without blocking for that.
+        It blocks while the peer is slow: ``timeout`` seconds at the most, or without, as long as the peer takes a byte
+        every ``send_timeout`` seconds and, after the first of these, ``min_send_rate`` bytes a second. Sends of several
+        greenlets go out whole, in the order of the calls. ``close=True`` closes the connection once the data is out,
+        without blocking for that.
 
         Raises:
             OperationTimeout: see there for what became of the data.
@@ -56,10 +59,11 @@ class Sending(Lifecycle):
             if sent == len(data):
                 if close:
                     self.close()
-                return
+                return sent  # type: ignore[no-any-return]
+            size = len(data)
             views = [memoryview(data)[sent:]]
             self._stop_clear()
-            entry = Buffers(views, len(data) - sent)
+            entry = Buffers(views, size - sent)
             entry.sent = sent
         else:
             views, size = as_views(data)
@@ -67,7 +71,7 @@ class Sending(Lifecycle):
             if not size:
                 if close:
                     self.close()
-                return
+                return 0
             entry = Buffers(views, size)
         if close:
             entry.detach()
@@ -76,9 +80,13 @@ class Sending(Lifecycle):
         else:
             self._submit(entry)
             self._await_sent(entry, timeout)
+        return size
 
     def send_nowait(self, data: Buffer | Sequence[Buffer]) -> None:
         """Send without ever blocking: what the kernel does not take now is kept and sent by the engine.
+
+        A peer that takes none of it for ``send_timeout`` seconds, or less than ``min_send_rate``, is dropped
+        (SEND_TIMEOUT).
 
         Raises:
             WouldBlock: ``data`` and what is kept already are more than ``max_send_queue`` bytes. Nothing of ``data``
@@ -86,6 +94,8 @@ class Sending(Lifecycle):
         """
         views, size = as_views(data)
         self._check_open()
+        if self._fin:
+            raise self._no_more()
         if not size:
             return
         entry = Buffers(views, size)
@@ -99,6 +109,7 @@ class Sending(Lifecycle):
             entry.kept = True
             self._kept += entry.left
             self._submit(entry)
+            self._leave_to_engine(entry)
 
     def send_file(
         self, file: BinaryIO | int, offset: int = 0, count: int | None = None, *, timeout: Timeout = INHERIT
@@ -120,7 +131,13 @@ class Sending(Lifecycle):
         return entry.sent
 
     def shutdown_write(self, *, timeout: Timeout = INHERIT) -> None:
-        """Send FIN once what was sent before is out; receiving goes on. Later sends raise ``ConnectionClosed``."""
+        """Send FIN once what was sent before is out; receiving goes on. Later sends raise ``ConnectionClosed``.
+
+        To do so twice is harmless.
+        """
+        self._check_open()
+        if self._fin:
+            return
         entry = Fin(self._shutdown)
         self._submit(entry)
         self._fin = True
@@ -144,7 +161,7 @@ class Sending(Lifecycle):
         """Put the entry in the queue and push as far as it goes."""
         self._check_open()
         if self._fin:
-            raise ConnectionClosed("shutdown_write was called: nothing can be sent", self, self._drop_reason)
+            raise self._no_more()
         if self._out is None:
             self._out = deque()
         self._out.append(entry)
@@ -153,30 +170,67 @@ class Sending(Lifecycle):
         if self._writable and len(self._out) == 1:
             self._flush()
 
-    def _await_sent(self, entry: Outgoing, timeout: Timeout) -> None:
-        """Block until the entry is finished (a passage: nothing is on its way)."""
+    def _no_more(self) -> ConnectionClosed:
+        return ConnectionClosed("shutdown_write was called: nothing can be sent", self, self._drop_reason)
+
+    def _await_sent(self, entry: Outgoing, timeout: Timeout, by_progress: bool = False) -> None:
+        """Block until the entry is finished (a passage: nothing is on its way).
+
+        The connection's own ``send_timeout`` begins anew with each byte that the peer takes, and so does any other that
+        is ``by_progress``.
+        """
         if not entry.left:
             return
         if timeout is INHERIT:
-            timeout = self.send_timeout
+            timeout, by_progress = self.send_timeout, True
         if timeout is not None and self._state is OPEN:  # the first push may have found it broken
-            entry.deadline = monotonic() + timeout
-            if entry.deadline < self._armed:
-                self._poller.arm(self, entry.deadline)
+            self._limit(entry, timeout, by_progress)
         entry.waiter = getcurrent()
         try:
             while entry.left and self._state is OPEN:
                 if self._poller.hub.switch() is TIMED_OUT:
-                    text = f"the peer took {entry.sent} of {entry.sent + entry.left} bytes in {timeout} s"
-                    raise OperationTimeout(text, self, "send", timeout or 0.0, entry.sent)
+                    raise self._too_slow(entry, timeout or 0.0)
         except BaseException:
+            _wait_no_more(entry)
             self._withdraw(entry)
             raise
-        finally:
-            entry.waiter = None
-            entry.deadline = inf
+        _wait_no_more(entry)
         if entry.left:
             raise self._closed_error()
+
+    def _too_slow(self, entry: Outgoing, seconds: float) -> OperationTimeout:
+        text = f"the peer took {entry.sent} of {entry.sent + entry.left} bytes"
+        if entry.pace is None:
+            text += f" in {seconds} s"
+        else:
+            text += f", and nothing for {seconds} s or less than {self.min_send_rate} a second"
+        return OperationTimeout(text, self, "send", seconds, entry.sent)
+
+    def _limit(self, entry: Outgoing, seconds: float, by_progress: bool) -> None:
+        """Have the entry come due: after so many seconds, or so many without progress."""
+        now = monotonic()
+        if by_progress and seconds:
+            entry.pace = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now)
+            entry.deadline = entry.pace.first_look()
+        else:
+            entry.deadline = now + seconds
+        if entry.deadline < self._armed:
+            self._poller.arm(self, entry.deadline)
+
+    def _leave_to_engine(self, entry: Outgoing) -> None:
+        """Bound the time of an entry that nobody waits for."""
+        if entry.left and self.send_timeout is not None and self._state is OPEN:
+            self._limit(entry, self.send_timeout, True)
+
+    def _is_late(self, entry: Outgoing, now: float) -> bool:
+        """Whether an entry that has come due is out of time; if not, it comes due again."""
+        if entry.pace is None:
+            return True
+        again = entry.pace.next_look(self._fd, self.bytes_sent, now)
+        if again is None:
+            return True
+        entry.deadline = again
+        return False
 
     def _withdraw(self, entry: Outgoing) -> None:
         """Take an entry out again if nothing of it was sent; else let the engine finish it."""
@@ -188,6 +242,7 @@ class Sending(Lifecycle):
             except OSError as error:  # no descriptor is left to go on with: the peer must see that it was cut short
                 self._fail(error)
             entry.withdrawn = True
+            self._leave_to_engine(entry)
         else:
             self._out.remove(entry)
             self._queued -= entry.left
@@ -223,8 +278,6 @@ class Sending(Lifecycle):
             self._queued -= before - entry.left
             if entry.kept:
                 self._kept -= before - entry.left
-            if self._linger_due != inf:
-                self._extend_linger()
             if entry.finished:
                 out.popleft()
                 entry.discard()
@@ -249,3 +302,9 @@ class Sending(Lifecycle):
             self._flush()
         elif self._state is OPEN:
             self._clear = not self._fin
+
+
+def _wait_no_more(entry: Outgoing) -> None:
+    entry.waiter = None
+    entry.deadline = inf
+    entry.pace = None

@@ -23,10 +23,11 @@ from gevent.monkey import is_module_patched
 from greenlet import GreenletExit, getcurrent
 
 from greensock.acceptor import Acceptor
-from greensock.address import listen, parse_address
+from greensock.address import listen, parse_address, remove_file
 from greensock.connection import Connection
 from greensock.errors import DropReason
 from greensock.framing import Framer
+from greensock.idle import IdleSweep
 from greensock.lifecycle import OPEN
 from greensock.log_limit import LogLimit
 from greensock.options import OPTIONS, Rule, checked
@@ -54,7 +55,9 @@ class Server(Turns):
     """A TCP (or Unix socket) server. Subclass it and override upcalls, or ``handle``.
 
     ``listener`` is ``(host, port)``, ``"host:port"``, a port, the path of a Unix socket, or a bound socket, which the
-    server then owns and closes when it stops. Every option is a class attribute and a keyword.
+    server then owns and closes when it stops. A name stands for its first IPv4 address, if it has one. The file of a
+    Unix socket is removed at the end if the server made it and it is still the same one. Every option is a class
+    attribute and a keyword.
 
     Raises:
         ValueError: the listener or an option is not allowed; the text says which, its value, and what is allowed.
@@ -77,14 +80,20 @@ class Server(Turns):
     max_postponed: int = 65536
     #: Bytes that ``send_nowait`` may hold for one connection.
     max_send_queue: int = 1 << 20
-    #: Seconds without a byte either way after which a waiting connection is dropped (up to an eighth late). None:
-    #: never.
+    #: Seconds without a byte either way after which a connection is dropped that rests between two turns (up to an
+    #: eighth late). While an upcall runs or is blocked the limit of what it does counts; in the blocking style there is
+    #: no rest, and ``recv_timeout`` counts. None: never.
     idle_timeout: float | None = None
     #: Default ``timeout`` of the receiving downcalls, in seconds. None: none.
     recv_timeout: float | None = None
-    #: Default ``timeout`` of the sending downcalls, in seconds. None: none.
+    #: Seconds in which the peer must take a byte of what is sent, if a sending downcall is given no ``timeout``. None:
+    #: whenever it wants.
     send_timeout: float | None = None
-    #: Seconds without progress that a closing connection may take to flush and to see the peer's FIN. 0: close at once.
+    #: Bytes a second that the peer must take of one send, once ``send_timeout`` has passed: who takes a byte now and
+    #: then is slower. 0: any.
+    min_send_rate: int = 256
+    #: Seconds without progress that a closing connection may take to flush, and then to see the peer's FIN. 0: flush,
+    #: and close at once.
     linger_timeout: float = 5.0
     #: Seconds that ``stop`` waits, at the most, for upcalls that run and messages that are still coming.
     stop_timeout: float = 30.0
@@ -94,6 +103,10 @@ class Server(Turns):
     no_delay: bool = True
     #: Whether the kernel probes silent peers (SO_KEEPALIVE).
     keep_alive: bool = False
+    #: The rights of a Unix socket's file, such as 0o660, when ``start`` makes it. None: what the umask leaves of 0o777.
+    unix_mode: int | None = None
+    #: Whose that file is: ``"user"``, ``"user:group"``, ``":group"`` or ``(uid, gid)``. None: the process's.
+    unix_owner: str | tuple[int, int] | None = None
     #: What cuts the stream into the messages that ``connection_recv`` gets. None: it gets what comes.
     framer: Framer | None = None
     #: The class of the connections.
@@ -123,10 +136,11 @@ class Server(Turns):
         self._gone_sent = 0
         self._draining = False
         self._draining_since = 0.0
-        self._pid = os.getpid()  # a child that was forked must leave the path alone
+        self._pid = os.getpid()
         self._changed = Event()
         self._stopped = Event()
         self._stopped.set()
+        self._sweep: IdleSweep | None = None
 
     # -- life
 
@@ -164,7 +178,7 @@ class Server(Turns):
         if self.started:
             return
         if self._listener is None:
-            self._listener = listen(self.family, self.address, self.backlog, self.reuse_port)
+            self._listener = self._listen()
             self.address = self._listener.getsockname()
         elif not self._listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
             self._listener.listen(self.backlog)
@@ -173,6 +187,9 @@ class Server(Turns):
         self._pid = os.getpid()
         self._stopped.clear()
         self._draining = False
+        if self.idle_timeout is not None:
+            self._sweep = IdleSweep(self._poller, self, self.idle_timeout)
+            self._sweep.start()
         self._acceptor = Acceptor(self._listener, self._on_accepted, self._permits, self.max_accept)
         self._acceptor.start()
         _warn_if_unpatched()
@@ -248,6 +265,9 @@ class Server(Turns):
             if self._alive > self._own():
                 log.error("%d upcalls did not end when they were killed", self._alive - self._own())
         finally:  # whoever waits may be killed: two upcalls that abort at once kill each other
+            if self._sweep is not None:
+                self._sweep.stop()
+                self._sweep = None
             poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
             self._stopped.set()
 
@@ -325,6 +345,11 @@ class Server(Turns):
         self.family = listener.family
         self.address = listener.getsockname()
 
+    def _listen(self) -> _socket.socket:
+        """Bind and listen."""
+        mode, owner = self.unix_mode, self.unix_owner
+        return listen(self.family, self.address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner)
+
     def _tune(self, listener: _socket.socket) -> None:
         """Set what accepted sockets inherit."""
         if listener.family != _socket.AF_UNIX:
@@ -335,13 +360,13 @@ class Server(Turns):
         # Both are taken first: closing the acceptor blocks, and meanwhile another greenlet may come here too.
         acceptor, self._acceptor = self._acceptor, None
         listener, self._listener = self._listener, None
+        if listener is not None:
+            remove_file(listener)
         if acceptor is not None:
             self._pauses += acceptor.pauses
             acceptor.close()
         elif listener is not None:
             listener.close()
-        if listener is not None and self.family == _socket.AF_UNIX and self._pid == os.getpid():
-            _unlink(self.address)
 
     def _begin_draining(self) -> None:
         if not self._draining:
@@ -422,10 +447,6 @@ class Server(Turns):
             raise
         self._accepted += 1
         self._alive += 1
-        if self.idle_timeout is not None:
-            conn._idle_mark = 0
-            conn._idle_since = monotonic()
-            self._poller.arm(conn, conn._idle_since + self.idle_timeout / 8)
         if self._on_new is None and self._on_handle is None:
             conn._stage = SERVED
             conn._plain = conn._decoder is None
@@ -443,13 +464,6 @@ class Server(Turns):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.address!r} {'started' if self.started else 'stopped'}>"
-
-
-def _unlink(path: Any) -> None:
-    try:
-        os.unlink(path)
-    except (OSError, ValueError):
-        pass  # somebody removed it, or it is an abstract name, which holds a NUL
 
 
 _warned = False

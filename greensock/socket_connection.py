@@ -318,7 +318,7 @@ class SocketConnection(Connection):
         """Put the entry in the queue, block until it is through, and raise what it met."""
         try:
             self._submit(entry)
-            self._await_sent(entry, INHERIT)
+            self._await_sent(entry, self.send_timeout)  # of the whole call, as with sockets
         except OperationTimeout:
             raise TimeoutError("timed out") from None
         except ConnectionClosed:  # shutdown_write() was called, and waits in the queue
@@ -483,6 +483,9 @@ class SocketConnection(Connection):
         os.set_inheritable(self.fileno(), inheritable)
 
     # -- the engine's side
+
+    def _leave_to_engine(self, entry: Outgoing) -> None:
+        """Have the engine finish it however long it takes: ``settimeout`` is for calls."""
 
     def _watch(self) -> None:
         """Have the engine watch it from now on."""

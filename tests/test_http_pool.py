@@ -67,6 +67,39 @@ def test_last_in_first_out():
     assert mine.ask("o", "x", 4).action is Action.WAIT
 
 
+@pytest.mark.parametrize(
+    ("age", "requests", "spent"),
+    [(0, 0, False), (59.9, 9, False), (60, 1, True), (61, 1, True), (0, 10, True), (0, 11, True)],
+)
+def test_spent_by_age_or_by_requests(age, requests, spent):
+    mine = pool(max_age=60.0, max_requests=10)
+    assert mine.is_spent(100.0, requests, 100.0 + age) is spent
+    mine.ask("o", "a", 100.0)
+    assert mine.put("o", 1, 100.0 + age, 100.0, requests) is not spent
+    assert not pool().is_spent(100.0, requests, 100.0 + age)
+
+
+@pytest.mark.parametrize(
+    ("idle", "age", "after"), [(10.0, 60.0, 10.0), (10.0, 3.0, 3.0), (None, 3.0, 3.0), (None, None, None)]
+)
+def test_none_waits_longer_than_it_may_live(idle, age, after):
+    mine = pool(idle_timeout=idle, max_age=age)
+    mine.ask("o", "a", 0)
+    mine.give_back("o", 1, 100)
+    assert mine.next_expiry() == (None if after is None else 100 + after)
+
+
+def test_the_one_that_is_idle_the_longest():
+    mine = pool(max_connections=3, max_idle=3)
+    assert (mine.drop_oldest(), mine.idle_since()) == (None, None)
+    for origin in "one", "other":
+        mine.ask(origin, "a", 0)
+    mine.give_back("other", 1, 5)
+    mine.give_back("one", 2, 6)
+    assert (mine.idle_since(), mine.drop_oldest()) == (5, 1)
+    assert (mine.idle_since(), mine.drop_oldest(), mine.origins) == (6, 2, 0)
+
+
 @pytest.mark.parametrize("most", [0, 1, 2, 3])
 def test_idle_ones_are_bounded_and_the_oldest_goes(most):
     mine = pool(max_connections=9, max_idle=most)

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -191,21 +192,59 @@ def test_set_environ_and_its_kin(site):
     assert "LATER" not in seen[0]
 
 
-def test_unix_sockets(site, tmp_path):
+@pytest.mark.parametrize(("scheme", "port"), [("http", "80"), ("https", "443")])
+@pytest.mark.parametrize("early", [False, True])
+def test_unix_sockets(tmp_path, scheme, port, early):
     seen = []
+    path = tmp_path / "s"
 
     def application(environ, start_response):
         seen.append(environ)
         start_response("200 OK", TEXT)
         return [b"unix"]
 
-    server = WSGIServer(str(tmp_path / "s"), application, log=None, stop_timeout=0.2)
+    environ = {"wsgi.url_scheme": scheme}
+    server = WSGIServer(str(path), application, log=None, environ=environ, stop_timeout=0.2, unix_mode=0o600)
+    if early:
+        server.init_socket()
+        assert path.exists()
     with server, socket.socket(socket.AF_UNIX) as sock:
         sock.connect(server.address)
         sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert read_all(sock).endswith(b"\r\n\r\nunix")
-    assert (seen[0]["SERVER_NAME"], seen[0]["SERVER_PORT"]) == ("", "")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not path.exists()
+    assert (seen[0]["SERVER_NAME"], seen[0]["SERVER_PORT"]) == ("localhost", port)  # PEP 3333: never empty
     assert "REMOTE_ADDR" not in seen[0]
+
+
+# -- what gevent's servers take, and this one does not
+
+
+def test_a_backlog_beside_a_socket():
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(TypeError, match="backlog: None expected"):
+        WSGIServer(listener, answers([b""]), backlog=25)
+
+
+def test_a_handler_is_refused(site):
+    def handle(*arguments):
+        raise AssertionError("called")
+
+    class Handling(WSGIServer):
+        def handle(self, sock, address):
+            super().handle(sock, address)
+
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        WSGIServer(("127.0.0.1", 0), answers([b""]), handle=handle)
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        Handling(("127.0.0.1", 0), answers([b""]))
+    server = WSGIServer(("127.0.0.1", 0), answers([b""]))
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        server.set_handle(handle)
+    server.handle = handle
+    with pytest.raises(TypeError, match="there are no handlers here"):
+        server.start()
+    assert not server.started
 
 
 # -- the body of a request
@@ -952,7 +991,7 @@ def test_arguments_that_are_refused(options, words):
 
 
 def test_arguments_that_are_taken():
-    with pytest.raises(TypeError, match="unknown option 'handle'"):
+    with pytest.raises(TypeError, match="handle=print: there are no handlers"):
         WSGIServer(0, handle=print)
     application = answers([])
     server = WSGIServer(0, application, 7, Pool(5), None, None, None, {"A": "b"}, keyfile=None, head_timeout=3.0)

@@ -39,7 +39,7 @@ def test_close_wakes_blocked_downcalls(pair):
     # What was begun is finished, what was not begun is withdrawn.
     assert read_all_fast(peer) == b"x" * 10_000_000
     peer.close()
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
     with pytest.raises(ConnectionClosed):
         conn.recv()
 
@@ -49,7 +49,7 @@ def test_close_lingers_no_longer_than_linger_timeout(pair):
     conn.linger_timeout = 0.05
     conn.close()
     assert conn.state is State.CLOSING
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
     assert conn.fileno() == -1
     assert peer.recv(1) == b""
 
@@ -66,7 +66,7 @@ def test_close_drains_within_bounds():
 
     with pytest.raises(ConnectionError):
         flood()
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
     theirs.close()
 
 
@@ -98,13 +98,17 @@ def test_lost_connection():
 
 def test_wait_disconnect(pair):
     conn, peer = pair
-    assert conn.wait_disconnect(0.01) is False
+    with pytest.raises(OperationTimeout, match="still there") as caught:
+        conn.wait_disconnect(0.01)
+    assert (caught.value.operation, caught.value.connection) == ("wait_disconnect", conn)
     peer.sendall(b"unread")
-    assert conn.wait_disconnect(0.01) is False
+    with pytest.raises(OperationTimeout, match="still there") as caught:
+        conn.wait_disconnect(0.01)
+    assert (caught.value.operation, caught.value.connection) == ("wait_disconnect", conn)
     waiting = gevent.spawn(conn.wait_disconnect, PATIENCE)
     gevent.sleep(0)
     peer.close()
-    assert waiting.get() is True
+    waiting.get(timeout=PATIENCE)
     assert conn.recv() == b"unread"
 
 
@@ -133,7 +137,7 @@ def test_notify_disconnect(pair, end):
 def test_notify_disconnect_tells_what_has_happened_before(pair):
     conn, peer = pair
     peer.shutdown(socket.SHUT_WR)
-    assert conn.wait_disconnect(PATIENCE)
+    conn.wait_disconnect(PATIENCE)
     told = []
     assert not conn.notify_disconnect(lambda: told.append(1))
     assert conn.notify_disconnect(None)
@@ -176,7 +180,7 @@ def test_states_change_as_the_table_says(end, linger):
     conn.close()
     conn.abort()
     theirs.close()
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
     assert conn.state is State.CLOSED
 
 
@@ -220,12 +224,12 @@ def test_a_closing_connection_drops_so_many_bytes_and_no_more(short, ends):
     conn.close()
     theirs.sendall(b"x" * (LINGER_BYTES - short))
     if ends:
-        assert conn.wait_closed(PATIENCE)
+        conn.wait_closed(PATIENCE)
     else:
         wait_until(lambda: not unacknowledged(theirs) and not free_input(conn))
         assert conn.state is State.CLOSING
         theirs.sendall(b"x")
-        assert conn.wait_closed(PATIENCE)
+        conn.wait_closed(PATIENCE)
     theirs.close()
 
 
@@ -244,7 +248,7 @@ def test_a_peer_that_drips_does_not_hold_a_closing_connection(pair):
 
     dripping = gevent.spawn(drip)
     conn.close()
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
     dripping.kill()
 
 
@@ -252,7 +256,7 @@ def test_a_peer_that_reads_nothing_is_reset_after_linger_timeout():
     ours, theirs = tcp_pair()
     conn = wrap(ours, linger=0.05)
     conn.send(b"x" * 8_000_000, close=True)
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
     with pytest.raises(ConnectionResetError):  # it must see that the answer was cut short
         read_all_fast(theirs)
     theirs.close()
@@ -269,7 +273,7 @@ def test_a_peer_that_reads_slowly_gets_all_of_it(pair):
     assert time.monotonic() - started > conn.linger_timeout
     assert peer.recv(1) == b""
     peer.close()
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)
 
 
 @pytest.mark.parametrize("flushing", [False, True])
@@ -296,4 +300,4 @@ def test_what_comes_while_closing_does_not_keep_the_engine_busy(pair, flushing):
     assert passes < 10
     read_all_fast(peer)
     peer.close()
-    assert conn.wait_closed(PATIENCE)
+    conn.wait_closed(PATIENCE)

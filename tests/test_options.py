@@ -12,7 +12,7 @@ from greensock.options import OPTIONS, checked
 FLAGS = {"reuse_port", "no_delay", "keep_alive"}
 SECONDS = {"linger_timeout", "stop_timeout"}
 SECONDS_OR_NONE = {"idle_timeout", "recv_timeout", "send_timeout"}
-FROM_0 = {"max_postponed", "max_send_queue"}
+FROM_0 = {"max_postponed", "max_send_queue", "min_send_rate"}
 FROM_1 = {"backlog", "max_accept", "recv_size", "turn_budget"}
 FROM_1_OR_NONE = {"max_connections", "max_workers"}
 
@@ -23,6 +23,8 @@ ALLOWED = {
     **{name: [0, 1, 1 << 40] for name in FROM_0},
     **{name: [1, 2, 1 << 40] for name in FROM_1},
     **{name: [None, 1, 2] for name in FROM_1_OR_NONE},
+    "unix_mode": [None, 0, 0o660, 0o777],
+    "unix_owner": [None, "root", "root:root", ":root", (0, 0), (-1, 5)],
     "framer": [None, Lines()],
 }
 FORBIDDEN = {
@@ -32,6 +34,8 @@ FORBIDDEN = {
     **{name: [-1, 1.0, None, True, "1"] for name in FROM_0},
     **{name: [0, -1, 1.0, None, True, "1"] for name in FROM_1},
     **{name: [0, -1, 1.0, True, inf] for name in FROM_1_OR_NONE},
+    "unix_mode": [0o1000, -1, True, "660", 6.0],
+    "unix_owner": ["", ":", "no such user", "root:no such group", 0, (0,), (0, "root"), (-2, 0), (True, 0), "a\0b"],
     "framer": [Lines, b"\n", 64],
 }
 

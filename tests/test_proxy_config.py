@@ -18,6 +18,7 @@ from greensock.http import (
     GuardOptions,
     HealthOptions,
     Limits,
+    ListenOptions,
     LogOptions,
     ProxyTimeouts,
     Redirect,
@@ -35,7 +36,9 @@ SOUND = {
     "listen": ["127.0.0.1:8080", ":81", "[::1]:82", "/run/proxy.sock"],
     "proxy_protocol": True,
     "log": {"path": None, "format": "json"},
+    "server": {"max_connections": 1000},
     "limits": {"max_head": 8192},
+    "answer_limits": {"max_body": 1000000},
     "timeouts": {"connect": 1.0},
     "forwarding": {"trusted": ["10.0.0.0/8"], "preserve_host": False},
     "guard": {"request_rate": 10, "methods": ["GET", "POST"], "ban_statuses": [400, 404]},
@@ -356,7 +359,9 @@ def test_whatever_stands_there_is_taken_or_explained(path):
 
 KINDS = {
     "log": LogOptions,
+    "server": ListenOptions,
     "limits": Limits,
+    "answer_limits": Limits,
     "timeouts": ProxyTimeouts,
     "forwarding": Forwarding,
     "guard": GuardOptions,
@@ -368,12 +373,17 @@ KINDS = {
     "routes/0/answer": StaticAnswer,
     "routes/1/redirect": Redirect,
 }
+#: Fields that are no keys: they are said elsewhere, or say nothing there.
+NO_KEYS = {
+    *(("upstreams/app", "name"), ("routes/3", "action")),
+    *(("limits", "max_interim"), ("answer_limits", "max_target")),
+}
 
 
 @pytest.mark.parametrize("path", KINDS)
 def test_every_field_is_a_key_that_is_checked(path):
     for field in dataclasses.fields(KINDS[path]):
-        if not field.init or (path, field.name) in (("upstreams/app", "name"), ("routes/3", "action")):
+        if not field.init or (path, field.name) in NO_KEYS:
             continue
         with pytest.raises(ConfigError) as caught:
             parse_config(changed(f"{path}/{field.name}", {"a": [1]}))
@@ -407,7 +417,7 @@ def test_the_commented_example_has_every_key():
     text = path.read_text()
     for kind in (
         *(LogOptions, Limits, ProxyTimeouts, Forwarding, GuardOptions, UpstreamOptions, HealthOptions, StickyCookie),
-        *(ServerOptions, Route),
+        *(ServerOptions, Route, ListenOptions),
     ):
         for field in dataclasses.fields(kind):
             if not field.init or field.name in ("action", "name" if kind is UpstreamOptions else ""):

@@ -44,6 +44,14 @@ TABLE = [
     (connect_failed(UnicodeError()), "connect-failed", 502, "always", 1, "dns_error"),
     (connect_failed(OSError(errno.ENOENT, "")), "connect-failed", 502, "always", 1, "destination_unavailable"),
     (connect_failed(None), "connect-failed", 502, "always", 1, "destination_unavailable"),
+    (connect_failed(OSError(errno.EMFILE, "")), "out-of-descriptors", 503, "always", 0, "proxy_internal_error"),
+    (connect_failed(OSError(errno.ENFILE, "")), "out-of-descriptors", 503, "always", 0, "proxy_internal_error"),
+    (connect_failed(OSError(errno.ENOSPC, "")), "out-of-descriptors", 503, "always", 0, "proxy_internal_error"),
+    (connect_failed(OSError(errno.ENOBUFS, "")), "out-of-memory", 503, "always", 0, "proxy_internal_error"),
+    (connect_failed(OSError(errno.ENOMEM, "")), "out-of-memory", 503, "always", 0, "proxy_internal_error"),
+    (connect_failed(socket.gaierror(socket.EAI_MEMORY, "")), "out-of-memory", 503, "always", 0, "proxy_internal_error"),
+    (connect_failed(OSError(errno.EADDRNOTAVAIL, "")), "out-of-ports", 503, "always", 0, "proxy_internal_error"),
+    (connect_failed(BlockingIOError(errno.EAGAIN, "")), "out-of-ports", 503, "always", 0, "proxy_internal_error"),
     (ConnectTimeout(1), "connect-timeout", 504, "always", 1, "connection_timeout"),
     (QueueFull("too many"), "queue-full", 503, "always", 0, "connection_limit_reached"),
     (QueueTimeout(1), "queue-timeout", 503, "never", 0, "connection_limit_reached"),
@@ -56,10 +64,10 @@ TABLE = [
     (bad_response(Reason.INCOMPLETE), "no-response", 502, "repeatable", 1, "connection_terminated"),
     (bad_response(Reason.STATUS_LINE), "bad-response", 502, "never", 1, "http_protocol_error"),
     (bad_response(Reason.CONTENT_LENGTH), "bad-response", 502, "never", 1, "http_protocol_error"),
-    (bad_response(Reason.HEAD_TOO_LARGE), "bad-response", 502, "never", 1, "http_response_header_section_size"),
-    (bad_response(Reason.TOO_MANY_FIELDS), "bad-response", 502, "never", 1, "http_response_header_section_size"),
-    (bad_response(Reason.BODY_TOO_LARGE), "bad-response", 502, "never", 1, "http_response_body_size"),
-    (bad_response(Reason.TRAILERS_TOO_LARGE), "bad-response", 502, "never", 1, "http_response_trailer_section_size"),
+    (bad_response(Reason.HEAD_TOO_LARGE), "answer-too-large", 502, "never", 0, "http_response_header_section_size"),
+    (bad_response(Reason.TOO_MANY_FIELDS), "answer-too-large", 502, "never", 0, "http_response_header_section_size"),
+    (bad_response(Reason.BODY_TOO_LARGE), "answer-too-large", 502, "never", 0, "http_response_body_size"),
+    (bad_response(Reason.TRAILERS_TOO_LARGE), "answer-too-large", 502, "never", 0, "http_response_trailer_section_size"),  # noqa: E501
     (bad_response(Reason.UNKNOWN_CODING), "bad-response", 502, "never", 1, "http_response_transfer_coding"),
     (bad_response(Reason.TRANSFER_ENCODING), "bad-response", 502, "never", 1, "http_response_transfer_coding"),
     (bad_response(Reason.UNEXPECTED_SWITCH), "bad-response", 502, "never", 1, "http_upgrade_failed"),
@@ -89,6 +97,32 @@ def test_in_the_body_nothing_is_asked_again(error, reason):
     found = failure_of(error, in_body=True)
     assert (found.reason, found.again) == (reason, Again.NEVER)
     assert found.blames_server is (reason != "total-timeout"), "the client may have been the slow one"
+
+
+def test_shortages_of_a_connection_that_stood():
+    error = ConnectionLost("it could not send")
+    error.__cause__ = OSError(errno.ENOBUFS, "")
+    found = failure_of(error)
+    assert (found.reason, found.again, found.blames_server) == ("out-of-memory", Again.REPEATABLE, False)
+    assert failure_of(error, in_body=True).again is Again.NEVER
+    error.__cause__ = OSError(errno.EAGAIN, "")
+    assert failure_of(error).reason == "no-response"
+
+
+def test_a_resolver_without_descriptors(monkeypatch):
+    def used_up(*_, **__):
+        raise OSError(errno.EMFILE, "")
+
+    monkeypatch.setattr(failure, "open", used_up, raising=False)
+    assert failure_of(connect_failed(socket.gaierror(-2, ""))).reason == "out-of-descriptors"
+
+
+@pytest.mark.parametrize(
+    ("reason", "token"), [(Reason.BODY_TOO_LARGE, "answer-too-large"), (Reason.TRAILERS_TOO_LARGE, "answer-too-large")]
+)
+def test_our_own_limits_in_the_body(reason, token):
+    found = failure_of(bad_response(reason), in_body=True)
+    assert (found.reason, found.again, found.blames_server) == (token, Again.NEVER, False)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +161,8 @@ def test_the_table_of_the_module_is_true():
         status, again, told = stated.pop(reason, (str(found.status), words[found.again], found.error))
         assert status in (str(found.status), "(cut)")
         assert again == words[found.again]
-        assert status == "(cut)" or told == found.error
-    untold = {"client-left", "stopped"}
-    assert set(stated) == {"no-server", "body-incomplete", "loop", "no-route", "tunnel-timeout", *untold}
-    for reason in ("no-server", "loop", "no-route"):
+        assert status == "(cut)" or told == found.error or reason == "answer-too-large", "which has several"
+    found = {"no-server", "loop", "no-route", "too-many-uploads"}
+    assert set(stated) == {*found, "body-incomplete", "client-left", "stopped", "tunnel-timeout"}
+    for reason in found:
         assert Failure(reason, int(stated[reason][0])).error == stated[reason][2]

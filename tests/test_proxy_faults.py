@@ -21,8 +21,10 @@ from pairs import drain, reset
 from proxies import OK, Origin, Recorded, gateway_to, scripted
 
 import greensock.http.links
+from greensock import client
 from greensock.http import HealthOptions, ProxyTimeouts, ServerOptions
 from greensock.http.proxy.health import Standing
+from greensock.poller import get_poller
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 KEEP = b"Host: a\r\n\r\n"
@@ -477,6 +479,64 @@ def test_a_client_that_leaves_in_a_long_body(proxied, dial, how, framing):
 
 
 @HOW
+@pytest.mark.parametrize("framing", [b"Content-Length: 1000000000", b"Transfer-Encoding: chunked"])
+def test_a_client_that_leaves_while_the_server_does_not_read(proxied, dial, how, framing):
+    """Both are let go at once, not when the server has taken nothing for upstream_send."""
+    go, ended = Event(), []
+
+    def script(server, sock, number):
+        server.head(sock)
+        go.wait(PATIENCE)
+        ended.append(wait_gone(sock)[1])
+
+    with scripted(script) as server:
+        proxy = proxied(server.url)
+        sock = dial(proxy, b"POST / HTTP/1.1\r\n" + framing + b"\r\n" + KEEP)
+        wait_until(lambda: server.heads)
+        while not is_stuck():  # all that was sent is read, so that the end is seen
+            sock.sendall(b"7530\r\n" + bytes(30000) + b"\r\n")
+            wait_until(lambda: is_stuck() or proxy.connections[0].count_unread() == 0)
+        leave(sock, how)
+        record = record_of(proxy)
+        assert record.duration < PATIENCE
+        assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+        assert health_of(proxy) == (0, 0)
+        wait_until(lambda: not proxy.statistics().active)
+        go.set()
+        assert wait_until(lambda: ended) == [True], "with a reset: nothing must look like the end of a request"
+
+
+def is_stuck():
+    """Whether a server does not take what is to be sent to it."""
+    endpoints = get_poller().endpoints.values()
+    return any(isinstance(each, greensock.http.links.ClientConnection) and each._queued for each in endpoints)
+
+
+def test_a_client_that_has_said_all_while_the_server_does_not_read(proxied, dial):
+    """It may close its side then; the server gets all of it."""
+    go, seen = Event(), []
+
+    def script(server, sock, number):
+        server.head(sock)
+        go.wait(PATIENCE)
+        seen.append(read_exactly(sock, size))
+        sock.sendall(OK)
+
+    size = 40_000_000
+    with scripted(script) as server:
+        proxy = proxied(server.url, server_options={"abort_on_eof": False})
+        sock = dial(proxy, b"POST / HTTP/1.1\r\nContent-Length: %d\r\n" % size + KEEP)
+        wait_until(lambda: server.heads)
+        sending = gevent.spawn(sock.sendall, bytes(size))
+        wait_until(is_stuck)
+        go.set()
+        sending.get(timeout=PATIENCE)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock).endswith(b"ok")
+        assert len(seen[0]) == size
+
+
+@HOW
 def test_a_client_that_leaves_while_it_waits_for_a_connection(proxied, dial, how):
     go = Event()
 
@@ -911,6 +971,16 @@ def test_the_connect_timeout(proxied, dial, full, origin):
     check_failed(proxy, dial(proxy, request("POST")), 504, "connect-timeout", True)
     proxy = proxied(full, ServerOptions(origin.url, backup=True), timeouts=timed(connect=SHORT))
     assert status_of(read_all(dial(proxy, request("POST")))) == 200, "nothing was sent: another is asked"
+
+
+def test_a_name_whose_first_address_is_silent(proxied, dial, full, origin, monkeypatch):
+    addresses = [("127.0.0.1", int(url.rpartition(":")[2])) for url in (full, origin.url)]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    monkeypatch.setattr(client, "getaddrinfo", lambda *arguments: found)
+    proxy = proxied("http://some.invalid:80", timeouts=timed(connect=1.0))
+    assert status_of(read_all(dial(proxy, GET))) == 200
+    assert record_of(proxy).duration < 1.0
+    assert health_of(proxy) == (1, 0)
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent", b"HTTP/1.1 103 Early Hints\r\n\r\n"])

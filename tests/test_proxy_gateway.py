@@ -19,6 +19,7 @@ from greensock.http import (
     HealthOptions,
     HTTPServer,
     Limits,
+    ListenOptions,
     ProxyTimeouts,
     Route,
     ServerOptions,
@@ -55,10 +56,11 @@ def test_an_upstream_has_its_health_and_its_cookie():
     assert gateway.upstreams["other"].sticky is None
 
 
-def test_limits_are_those_of_answers_too():
-    gateway = gateway_to("http://127.0.0.1:1", limits=Limits(max_head=100))
+def test_limits_of_requests_and_of_answers_are_apart():
+    gateway = gateway_to("http://127.0.0.1:1", limits=Limits(max_head=100), answer_limits=Limits(max_head=200))
     assert gateway.server_options()["limits"].max_head == 100
-    assert gateway.upstreams["site"].all[0].links._limits.max_head == 100
+    assert gateway.upstreams["site"].all[0].links._limits.max_head == 200
+    assert gateway_to("http://127.0.0.1:1", limits=Limits(max_body=1)).answer_limits == Limits()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,8 @@ def test_what_the_listeners_are_told():
     timeouts = ProxyTimeouts(
         request_header=1, request_body=2, min_body_rate=3, keep_alive=4, send=5, linger=6, drain=7, upstream_send=99
     )
-    assert Gateway([APP], [], timeouts=timeouts).server_options() == {
+    listen = ListenOptions(backlog=8, max_workers=9)
+    assert Gateway([APP], [], timeouts=timeouts, listen=listen).server_options() == {
         "head_timeout": 1,
         "body_timeout": 2,
         "min_body_rate": 3,
@@ -95,6 +98,8 @@ def test_what_the_listeners_are_told():
         "linger_timeout": 6,
         "stop_timeout": 7,
         "limits": Limits(),
+        "backlog": 8,
+        "max_workers": 9,
     }
     none = ProxyTimeouts(request_header=None, request_body=None, keep_alive=None, send=None)
     options = Gateway([APP], [], timeouts=none).server_options()

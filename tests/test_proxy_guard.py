@@ -78,7 +78,7 @@ def test_without_limits_all_is_taken_and_nothing_kept():
         found.answered(ONE, NOW, 404)
     found.closed(ONE)
     assert not found.is_banned(ONE, NOW)
-    assert found.statistics() == GuardStatistics(0, 0, 0, {})
+    assert found.statistics(NOW) == GuardStatistics(0, 0, 0, {})
 
 
 # -- rates
@@ -105,7 +105,7 @@ def test_burst_and_rate(call, burst, rate, start):
     much_later = start + (burst + 5) / rate
     assert [call(found, much_later) for _ in range(burst)] == [None] * burst
     assert call(found, much_later) is not None
-    assert found.statistics().refused == {f"{kind}-rate": 3}
+    assert found.statistics(much_later).refused == {f"{kind}-rate": 3}
 
 
 def test_who_waits_as_long_as_told_is_taken():
@@ -231,7 +231,7 @@ def test_ban(errors):
     found.answered(ONE, end - 1, 404)  # which is not held against it once more
     assert ask(found, end) is join(found, end) is None
     assert not found.is_banned(ONE, end)
-    assert found.statistics().bans == 1
+    assert found.statistics(end).bans == 1
     for _ in range(errors):
         assert not found.is_banned(ONE, end)
         found.answered(ONE, end, 404)
@@ -273,7 +273,7 @@ def test_who_is_the_same_client(options, first, second, is_same):
     found = guard(request_rate=1, request_burst=1, max_connections=1, **options)
     assert ask(found, client=first) is join(found, client=first) is None
     assert (ask(found, client=second) is not None) == (join(found, client=second) is not None) == is_same
-    assert found.statistics().clients == 2 - is_same
+    assert found.statistics(NOW).clients == 2 - is_same
 
 
 @pytest.mark.parametrize("client", ["", "/run/x.sock", "10.1.2.3", "2001:db8::7"])
@@ -294,7 +294,7 @@ def test_who_has_no_limits(client):
     assert ask(found, client=client, method="PUT") is not None
     assert not found.is_banned(client, NOW)
     found.closed(client)
-    assert found.statistics().clients == 0
+    assert found.statistics(NOW).clients == 0
 
 
 # -- the table
@@ -307,8 +307,31 @@ def test_the_table_is_bounded(most):
         client = f"10.0.{number // 250}.{number % 250}"
         assert ask(found, client=client) is join(found, client=client) is None
         found.answered(client, NOW, 404)
-        assert found.statistics().clients == min(number + 1, most)
-    assert found.statistics().forgotten == 2 * most
+        assert found.statistics(NOW).clients == min(number + 1, most)
+    assert found.statistics(NOW).forgotten == 2 * most
+
+
+def test_those_whose_time_is_over_are_not_counted():
+    found = guard(request_rate=1, request_burst=1, ban_errors=1, max_connections=1)
+    for number in range(100):
+        assert ask(found, NOW, f"10.0.0.{number}") is None
+    found.answered("10.0.0.1", NOW, 404)
+    assert join(found, NOW, "10.0.0.2") is None
+    assert found.statistics(NOW).clients == 100
+    assert found.statistics(NOW + 1).clients == 2, "a ban, and a connection"
+    found.closed("10.0.0.2")
+    assert found.statistics(NOW + 1).clients == 1
+    assert found.statistics(NOW + 1000) == GuardStatistics(0, 1, 0, {})
+
+
+def test_those_whose_time_is_over_make_room_for_others():
+    """Long before the table is full: it is no larger than what there is to be known."""
+    found = guard(request_rate=1, request_burst=1)
+    most = 0
+    for number in range(5000):
+        assert ask(found, NOW + number / 50, f"10.{number // 250}.0.{number % 250}") is None
+        most = max(most, len(found._clients))
+    assert 50 <= most <= 120, "50 come in the second for which each must be known"
 
 
 def test_what_is_worth_least_is_forgotten_first():
@@ -318,14 +341,14 @@ def test_what_is_worth_least_is_forgotten_first():
     assert join(found, NOW, "10.0.0.3") is None
     assert ask(found, NOW + 1, "10.0.0.4") is None
     assert ask(found, NOW + 1, "10.0.0.5") is None  # in the place of 1
-    assert found.statistics().forgotten == 0
+    assert found.statistics(NOW + 1).forgotten == 0
     assert ask(found, NOW + 1, "10.0.0.6") is None  # of 4
     assert ask(found, NOW + 1, "10.0.0.4") is None  # of 5
-    assert found.statistics().forgotten == 2
+    assert found.statistics(NOW + 1).forgotten == 2
     found.answered("10.0.0.4", NOW + 1, 404)
     found.answered("10.0.0.6", NOW + 1, 404)
     assert ask(found, NOW + 1, "10.0.0.7") is None  # of the first ban
-    assert found.statistics().forgotten == 3
+    assert found.statistics(NOW + 1).forgotten == 3
     assert not found.is_banned("10.0.0.2", NOW + 1)
     assert found.is_banned("10.0.0.4", NOW + 1)
     assert found.is_banned("10.0.0.6", NOW + 1)
@@ -340,7 +363,7 @@ def test_all_are_looked_at_in_turn():
     for number in range(LOOKED_AT):
         assert ask(found, NOW, f"10.0.1.{number}") is None
     assert ask(found, NOW + 10, "10.0.2.0") is None
-    assert found.statistics().forgotten == 1
+    assert found.statistics(NOW).forgotten <= 1
     assert ask(found, NOW + 10, "10.0.2.1") is None
     assert ask(found, NOW + 10, "10.0.2.2") is None
-    assert found.statistics().forgotten <= 2
+    assert found.statistics(NOW).forgotten <= 2

@@ -147,6 +147,54 @@ def test_panic_tries_before_the_time():
     assert mine.is_up(4.0)
 
 
+def test_no_longer_while_the_whole_group_is_out():
+    mine = health(max_fails=1, ejection_time=5.0)
+    assert eject(mine, 0.0) == 5.0
+    now = 5.0
+    for _ in range(5):
+        assert mine.may_try(now)
+        assert mine.failed(now + 1.0, others_up=False)
+        assert mine.ejected_until == now + 6.0
+        now += 6.0
+    assert mine.may_try(now)
+    assert mine.failed(now, others_up=True)
+    assert mine.ejected_until == now + 10.0, "as if it had failed once before"
+
+
+def test_a_trial_before_its_time_that_fails_behind_it():
+    mine = health(max_fails=1)
+    eject(mine, 0.0)
+    assert mine.may_try(4.0, panic=True)
+    assert not mine.failed(6.0)
+    assert mine.is_up(6.0), "the next one is the trial"
+
+
+def test_an_ejection_that_ends_as_others_rise():
+    mine = health(max_fails=1)
+    mine.end_ejection(0.0)
+    assert mine.is_clear
+    eject(mine, 0.0)
+    mine.end_ejection(1.0)
+    assert mine.is_up(1.0)
+    assert mine.may_try(1.0)
+    assert mine.failed(1.0), "and that is a trial like any other"
+    assert mine.ejected_until == 11.0
+    assert mine.may_try(2.0, panic=True)
+    mine.end_ejection(3.0)
+    assert not mine.is_up(3.0), "one is under way"
+    assert not mine.failed(4.0), "which was sent before"
+    assert mine.is_up(4.0)
+    mine.end_ejection(9.0)
+    assert mine.ejected_until == 3.0, "never later"
+
+
+def test_what_checks_found_does_not_end_as_others_rise():
+    mine = health(fall=1)
+    mine.check_failed(0.0)
+    mine.end_ejection(1.0)
+    assert not mine.is_up(1.0)
+
+
 def test_panic_has_no_say_in_what_checks_found():
     mine = health(fall=1)
     mine.check_failed(0.0)
@@ -299,7 +347,7 @@ class HealthMachine(RuleBasedStateMachine):
         if was_up and self.mine.standing is Standing.TRYING:
             assert not self.mine.is_up(self.now), "one on trial at a time"
 
-    @rule(report=st.sampled_from(["succeeded", "failed", "abandoned", "check_passed", "check_failed"]))
+    @rule(report=st.sampled_from(["succeeded", "failed", "abandoned", "check_passed", "check_failed", "end_ejection"]))
     def report(self, report):
         before, was_clear = self.mine.standing, self.mine.is_clear
         ejections = self.mine.statistics().ejections
@@ -309,6 +357,7 @@ class HealthMachine(RuleBasedStateMachine):
             "succeeded": before is Standing.TRYING,
             "failed": self.mine.statistics().ejections == ejections + 1,
             "abandoned": None,
+            "end_ejection": None,
             "check_passed": before is Standing.DOWN and after is Standing.UP,
             "check_failed": before is not Standing.DOWN and after is Standing.DOWN,
         }[report]

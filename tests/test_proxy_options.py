@@ -9,7 +9,7 @@ from math import inf, nan
 
 import pytest
 
-from greensock.http import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.http import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
 from greensock.http.origin import Origin
 from greensock.http.proxy import options
 
@@ -24,7 +24,13 @@ def server(**given):
     return ServerOptions(**{"url": "http://h", **given})
 
 
-KINDS = {ProxyTimeouts: ProxyTimeouts, ServerOptions: server, UpstreamOptions: upstream, LogOptions: LogOptions}
+KINDS = {
+    ProxyTimeouts: ProxyTimeouts,
+    ServerOptions: server,
+    UpstreamOptions: upstream,
+    LogOptions: LogOptions,
+    ListenOptions: ListenOptions,
+}
 SECONDS = [name for name in ProxyTimeouts.__dataclass_fields__ if name not in ("min_body_rate", "linger", "drain")]
 
 
@@ -60,6 +66,12 @@ GOOD = [
     (UpstreamOptions, "send_proxy_protocol", [0, 1, 2]),
     (UpstreamOptions, "max_idle", [0, 1]),
     (UpstreamOptions, "idle_timeout", [0.1, 1]),
+    (UpstreamOptions, "max_age", [0.1, 1, None]),
+    (ListenOptions, "max_connections", [1, None]),
+    (ListenOptions, "backlog", [1]),
+    (ListenOptions, "max_workers", [1]),
+    (ListenOptions, "max_buffered", [0, 1]),
+    (UpstreamOptions, "max_requests", [1, None]),
     (LogOptions, "path", ["-", "access.log", None]),
     (LogOptions, "format", ["combined", "json"]),
     (LogOptions, "max_pending", [1, 2]),
@@ -84,6 +96,12 @@ BAD = [
     (UpstreamOptions, "send_proxy_protocol", [3, -1, True, "1", None]),
     (UpstreamOptions, "max_idle", [-1, None]),
     (UpstreamOptions, "idle_timeout", [0, None]),
+    (UpstreamOptions, "max_age", [0, -1]),
+    (ListenOptions, "max_connections", [0, 1.5]),
+    (ListenOptions, "backlog", [0, None]),
+    (ListenOptions, "max_workers", [0, None]),
+    (ListenOptions, "max_buffered", [-1, None]),
+    (UpstreamOptions, "max_requests", [0, 1.5]),
     (LogOptions, "path", ["", "a\0b", 1]),
     (LogOptions, "format", ["", "JSON", None]),
     (LogOptions, "max_pending", [0, None]),

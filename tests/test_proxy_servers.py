@@ -144,6 +144,64 @@ def test_all_are_ejected(clock):
     assert all(not each.used for each in calm.all)
 
 
+def test_after_an_outage_of_all(clock):
+    """A minute of it; then each has its share within a second, not after ejections that were doubled meanwhile."""
+    group = upstream(server("a"), server("b"), server("c"), health=HealthOptions(ejection_time=5))
+
+    def ask(is_out):
+        each = group.choose("", NOTHING)
+        each.leave()
+        each.failed(Failure("connect-failed", 502)) if is_out else each.succeeded()
+        clock.now += 0.02
+        return each.name
+
+    for _ in range(3000):
+        ask(True)
+    assert all(each.health.ejected_until - clock.now <= 5 for each in group.all)
+    for _ in range(50):
+        ask(False)
+    assert Counter(ask(False) for _ in range(30)) == {"a:80": 10, "b:80": 10, "c:80": 10}
+
+
+def test_others_are_not_tried_as_one_of_several_rises(clock):
+    """Who is out while others are up is out for its own reasons."""
+    group = upstream(server("a"), server("b"), server("c"), health=HealthOptions(ejection_time=5, max_fails=1))
+    first, second, third = group.all
+    eject(first)
+    clock.now += 4
+    eject(second)
+    clock.now += 1
+    while group.choose("", NOTHING) is not first:
+        pass
+    first.succeeded()
+    assert second.health.ejected_until == clock.now + 4
+    assert third.health.is_clear
+
+
+@pytest.mark.parametrize("is_backup", [False, True])
+def test_those_of_a_kind_come_back_together(clock, is_backup):
+    options = [server("a"), server("b"), server("c", backup=True), server("d", backup=True)]
+    group = upstream(*options, health=HealthOptions(ejection_time=5, max_fails=1))
+    mine, others = (group.backups, group.servers) if is_backup else (group.servers, group.backups)
+    for each in mine:
+        eject(each)
+    first, second = mine
+    assert first.health.may_try(clock.now, panic=True)
+    first.succeeded()
+    assert second.health.ejected_until == clock.now
+    assert all(each.health.is_clear for each in others)
+
+
+def test_checks_that_pass_bring_the_others_back(clock):
+    group = upstream(health=HealthOptions(max_fails=1, path="/", fall=1, rise=1))
+    first, second = group.all
+    first.health.check_failed(clock.now)
+    eject(second)
+    assert first.health.check_passed(clock.now)
+    first.on_check_changed(True)
+    assert second.health.is_up(clock.now)
+
+
 def test_one_that_is_down_is_never_chosen(clock):
     group = upstream(health=HealthOptions(path="/", fall=1))
     for each in group.all:

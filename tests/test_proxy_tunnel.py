@@ -316,7 +316,7 @@ def test_the_log_says_why_it_ended(serve, monkeypatch, caplog, ending):
 
     with scripted(script) as server:
         gateway = gateway_to(
-            server.url, timeouts=ProxyTimeouts(tunnel=0.2 if ending == "silence" else 60, keep_alive=None)
+            server.url, timeouts=ProxyTimeouts(tunnel=0.2 if ending == "silence" else 60, keep_alive=0.1)
         )
         proxy = serve(Recorded, gateway=gateway)
         if ending == "a mistake":

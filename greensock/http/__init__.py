@@ -29,6 +29,7 @@ head_watch       until when heads must be whole
 answering        how an answer goes out
 server           one request after the other, each answered
 wsgi_input       what a WSGI application is given
+wsgi_socket      what one is given that asks for an upgrade
 wsgi_answer      one call of it, and the answer's way out
 wsgi             takes the place of ``gevent.pywsgi.WSGIServer``
 deadlines        how long the phases of a client's request may take
@@ -87,6 +88,7 @@ from greensock.http.proxy import (
     GuardStatistics,
     HealthOptions,
     HealthStatistics,
+    ListenOptions,
     LogOptions,
     ProxyConfig,
     ProxyHeader,
@@ -166,6 +168,7 @@ __all__ = [
     "HealthOptions",
     "HealthStatistics",
     "Limits",
+    "ListenOptions",
     "LogOptions",
     "Phase",
     "PhaseTimeout",

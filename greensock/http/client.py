@@ -238,7 +238,10 @@ class ClientResponse:
 
 
 class HTTPClient:
-    """Makes requests, and keeps connections.
+    """Makes requests, and keeps connections, which are one user's.
+
+    Some servers know the user by the connection, once NTLM or Negotiate took place on it (RFC 4559 section 6): whoever
+    shares a client shares what its connections may do. One client for each user where that is not wanted.
 
     Every option is a class attribute and a keyword. ``close()`` it, or use it with ``with``.
 
@@ -257,6 +260,10 @@ class HTTPClient:
     max_waiting: int = 1024
     #: Seconds after which an idle connection is closed. None: never.
     idle_timeout: float | None = 30.0
+    #: Seconds after which a connection is used for no further request: the name may lead elsewhere by then. None: any.
+    max_age: float | None = 3600.0
+    #: Requests that are made on one connection. None: any number.
+    max_requests: int | None = 1000
     #: Seconds that the phases of a request may take.
     timeouts: Timeouts = Timeouts()
     #: How large the parts of an answer may be.
@@ -270,6 +277,8 @@ class HTTPClient:
         "max_idle_total": Rule.whole(0),
         "max_waiting": Rule.whole(0),
         "idle_timeout": Rule.seconds(zero=False).or_none(),
+        "max_age": Rule.seconds(zero=False).or_none(),
+        "max_requests": Rule.whole(1).or_none(),
         "timeouts": Rule.instance(Timeouts, "Timeouts"),
         "limits": Rule.instance(Limits, "Limits"),
         "user_agent": Rule.instance(str, "a string").or_none(),
@@ -285,6 +294,8 @@ class HTTPClient:
             max_idle_total=self.max_idle_total,
             max_waiting=self.max_waiting,
             idle_timeout=self.idle_timeout,
+            max_age=self.max_age,
+            max_requests=self.max_requests,
         )
         self._links = Links(pool, self.limits, self.max_waiting)
 

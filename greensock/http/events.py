@@ -49,7 +49,7 @@ class _Head:
     #: Whether the body comes in chunks.
     is_chunked: bool
     #: Whether it is known to be HTTP/1.1, to keep its connection, and to have no field that is for this hop, nor Expect
-    #: or Via. False says nothing.
+    #: or Via, nor credentials that count for the connection. False says nothing.
     is_ordinary: bool
 
     @property

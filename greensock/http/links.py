@@ -12,6 +12,7 @@ import errno
 import os
 import select
 import weakref
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -19,7 +20,16 @@ from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import get_original
 
-from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State, connect
+from greensock import (
+    ConnectFailed,
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    DropReason,
+    OperationTimeout,
+    State,
+    connect,
+)
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import ConnectTimeout, PhaseTimeout, QueueFull, QueueTimeout
 from greensock.http.limits import Limits
@@ -31,6 +41,8 @@ __all__ = ["ClientConnection", "Lease", "Links"]
 
 _new_poll = get_original("select", "poll")
 _close = get_original("os", "close")  # gevent's waits for the next pass of the loop, and so would a reset
+#: The process, or the system, may open no more.
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _READABLE: int = select.POLLIN | select.POLLRDHUP
 
 _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
@@ -39,7 +51,7 @@ _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
 class ClientConnection(Connection):
     """A connection to a server."""
 
-    __slots__ = ("_poll", "_spare", "parser", "requests")
+    __slots__ = ("_poll", "_spare", "made", "parser", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -48,6 +60,8 @@ class ClientConnection(Connection):
         self.parser: ResponseParser
         #: How many requests it was lent for.
         self.requests = 0
+        #: When it was made, in seconds of ``monotonic``.
+        self.made = 0.0
         self._poll: Any = None
         self._spare = -1
 
@@ -137,6 +151,10 @@ class Lease:
             conn = None
         links.give_back(self._origin, conn)
 
+    def is_quiet(self) -> bool:
+        """Whether the connection stands, as far as can be known."""
+        return self.connection is not None and self.connection.is_quiet()
+
     def give_up(self) -> None:
         """Reset the connection and give the slot back."""
         if self.connection is not None and self._links is not None:
@@ -168,8 +186,16 @@ class Lease:
 class Links:
     """All connections of one client."""
 
-    def __init__(self, pool: Pool[ClientConnection, _Waiter], limits: Limits, max_waiting: int) -> None:
+    def __init__(
+        self,
+        pool: Pool[ClientConnection, _Waiter],
+        limits: Limits,
+        max_waiting: int,
+        make_room: Callable[[], bool] | None = None,
+    ) -> None:
+        """``make_room`` closes what is idle here or elsewhere when descriptors are short; False: there is nothing."""
         self.pool = pool
+        self._make_room = make_room or self.drop_oldest
         self.closed = False
         self._limits = limits
         self._max_waiting = max_waiting
@@ -224,16 +250,22 @@ class Links:
         return lease
 
     def connect(self, origin: Origin, deadlines: Deadlines) -> ClientConnection:
-        """Make a connection."""
+        """Make a connection; where descriptors are short, one that is idle gives up its own."""
         seconds = deadlines.timeouts.connect
-        try:
-            left = deadlines.within(seconds, ConnectTimeout)
-            conn = connect(origin.address, timeout=left, connection_class=ClientConnection)
-        except PhaseTimeout:
-            raise
-        except OperationTimeout as error:
-            raise deadlines.late(ConnectTimeout, seconds) from error
+        while True:
+            try:
+                left = deadlines.within(seconds, ConnectTimeout)
+                conn = connect(origin.address, timeout=left, connection_class=ClientConnection)
+                break
+            except PhaseTimeout:
+                raise
+            except OperationTimeout as error:
+                raise deadlines.late(ConnectTimeout, seconds) from error
+            except ConnectFailed as error:
+                if getattr(error.__cause__, "errno", None) not in _NO_DESCRIPTOR or not self._make_room():
+                    raise
         conn.parser = ResponseParser(self._limits)
+        conn.made = monotonic()
         return conn
 
     def give_back(self, origin: Origin, conn: ClientConnection | None) -> None:
@@ -242,10 +274,20 @@ class Links:
             conn.close()
             conn = None
         now = monotonic()
-        if conn is None or not self.pool.put(origin, conn, now):
+        if conn is None or not self.pool.put(origin, conn, now, conn.made, conn.requests):
+            if conn is not None and self.pool.is_spent(conn.made, conn.requests, now):
+                conn.close()
+                conn = None
             self._carry_out(self.pool.give_back(origin, conn, now))
         if self._timer is None and conn is not None:
             self._arm()
+
+    def drop_oldest(self) -> bool:
+        """Close what has been idle the longest; False: nothing is."""
+        conn = self.pool.drop_oldest()
+        if conn is not None:
+            conn.close()
+        return conn is not None
 
     def drop_idle(self) -> None:
         """Close what is idle."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 
-from greensock.http.syntax import TOKEN
+from greensock.http.syntax import TOKEN, is_of_connection
 
-__all__ = ["lex_plain_fields", "plain_methods", "plain_target"]
+__all__ = ["CREDENTIALS", "lex_plain_fields", "plain_methods", "plain_target"]
 
 #: How many lines are remembered, and of at most how many bytes each.
 MAX_LINES, MAX_LINE = 2048, 256
@@ -30,6 +30,9 @@ plain_target = re.compile(rb"/[0-9A-Za-z\-._~%!$&'()*+,;=:@/?]*").fullmatch
 SPECIAL = frozenset(
     {b"connection", b"expect", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"via"}
 )
+
+#: Fields with credentials: of some kinds (see ``is_of_connection``) they make their head special, too.
+CREDENTIALS = frozenset({b"authorization", b"proxy-authorization"})
 
 _may_be_secret = re.compile(rb"cookie|auth|key|token|secret|pass").search
 
@@ -52,6 +55,8 @@ class _Lines(dict[bytes, _Found | None]):
         name, value = match.groups()
         lower = name.lower()
         is_special = lower in SPECIAL and (lower, value) != (b"connection", b"keep-alive")
+        if lower in CREDENTIALS and is_of_connection(value):
+            is_special = True
         found = ((name, value), lower, value, is_special)
         if len(line) <= MAX_LINE and not _may_be_secret(lower):
             if len(self) >= MAX_LINES:

@@ -10,6 +10,8 @@ returns what is to be done. A *slot* is the right to have one connection to an o
   slot to who has waited longest.
 - Idle connections are taken last in first out: the warmest first, so that what is not needed grows old. The oldest
   goes first.
+- A connection is *spent* when it is ``max_age`` old or served ``max_requests``: it is given back as gone. So an address
+  that a name had once is left though the requests never pause, and what a server leaks for a connection is bounded.
 - Of an origin with no slot in use nothing is kept.
 """
 
@@ -19,6 +21,7 @@ import dataclasses
 import enum
 from collections import deque
 from collections.abc import Hashable
+from math import inf
 from typing import Generic, TypeVar
 
 __all__ = ["Action", "Decision", "Grant", "Pool", "PoolStatistics"]
@@ -90,7 +93,8 @@ class _Site(Generic[C, W]):
 class Pool(Generic[C, W]):
     """The connections to all origins. ``C`` are connections, ``W`` waiters: hashable, and never looked into.
 
-    ``idle_timeout`` is in seconds; None: idle connections never grow old.
+    ``idle_timeout`` and ``max_age`` are in seconds; None: idle connections never grow old, none ever does. With
+    ``max_requests`` None a connection serves any number.
     """
 
     def __init__(
@@ -101,12 +105,17 @@ class Pool(Generic[C, W]):
         max_idle_total: int = 256,
         max_waiting: int = 1024,
         idle_timeout: float | None = 30.0,
+        max_age: float | None = None,
+        max_requests: int | None = None,
     ) -> None:
         self._max_connections = max_connections
         self._max_idle = max_idle
         self._max_idle_total = max_idle_total
         self._max_waiting = max_waiting
-        self._idle_timeout = idle_timeout
+        # No connection waits longer than it may live: so none is older than twice that, without a look at each.
+        self._idle_timeout = min(inf if idle_timeout is None else idle_timeout, inf if max_age is None else max_age)
+        self._max_age = inf if max_age is None else max_age
+        self._max_requests = inf if max_requests is None else max_requests
         self._sites: dict[Hashable, _Site[C, W]] = {}
         self._ages: dict[C, tuple[Hashable, float]] = {}  # of every idle connection: the oldest first
 
@@ -123,8 +132,13 @@ class Pool(Generic[C, W]):
         del self._ages[connection]
         return connection
 
-    def put(self, origin: Hashable, connection: C, now: float) -> bool:
-        """Give back a slot with its connection if nothing else follows from that; if False, ``give_back`` it."""
+    def put(self, origin: Hashable, connection: C, now: float, made: float = inf, requests: int = 0) -> bool:
+        """Give back a slot with its connection if nothing else follows from that; if False, ``give_back`` it.
+
+        ``made`` and ``requests`` are what ``is_spent`` goes by.
+        """
+        if requests >= self._max_requests or now - made >= self._max_age:
+            return False
         site = self._sites.get(origin)
         if (
             site is None
@@ -138,6 +152,10 @@ class Pool(Generic[C, W]):
         site.idle.append(connection)
         self._ages[connection] = (origin, now)
         return True
+
+    def is_spent(self, made: float, requests: int, now: float) -> bool:
+        """Return whether a connection that was made then, and served so many, is to be closed and not given back."""
+        return requests >= self._max_requests or now - made >= self._max_age
 
     def ask(self, origin: Hashable, waiter: W, now: float) -> Decision[C, W]:
         """Ask for a connection to ``origin``; ``waiter`` is whom to wake if there is none."""
@@ -206,10 +224,18 @@ class Pool(Generic[C, W]):
 
     def next_expiry(self) -> float | None:
         """Return when ``expire`` has something to do next; None: not as things are."""
-        if self._idle_timeout is None or not self._ages:
+        if self._idle_timeout == inf or not self._ages:
             return None
         _, since = next(iter(self._ages.values()))
         return since + self._idle_timeout
+
+    def drop_oldest(self) -> C | None:
+        """Return the connection that has been idle the longest: it is to be closed; None if there is none."""
+        return self._take_oldest() if self._ages else None
+
+    def idle_since(self) -> float | None:
+        """Return since when the one that ``drop_oldest`` returns is idle; None: there is none."""
+        return next(iter(self._ages.values()))[1] if self._ages else None
 
     def drop_idle(self) -> list[C]:
         """Return all idle connections: they are to be closed."""

@@ -137,6 +137,22 @@ class RequestBody:
                 return False
         return True
 
+    def invite(self) -> None:
+        """Send 100 Continue, if the client waits for it and has sent nothing of the body."""
+        if self._expects:
+            self._expects = False
+            if not self._parser.pending:  # nothing came, not even half a chunk's size
+                self._conn.send(CONTINUE)
+
+    def came(self, count: int, waited: float) -> None:
+        """Hold the sender to its rate: so many bytes came while nobody read, after so many seconds.
+
+        Raises:
+            OperationTimeout: it is too slow.
+        """
+        if self._min_rate:
+            self._keep_rate(waited, count)
+
     def stop_awaiting(self) -> None:
         """Send no 100 from now on: the answer has begun."""
         self._expects = False
@@ -169,9 +185,7 @@ class RequestBody:
     def _feed(self, timeout: float | None) -> None:
         """Wait for input and give it to the parser."""
         if self._expects:
-            self._expects = False
-            if not self._parser.pending:  # nothing came, not even half a chunk's size
-                self._conn.send(CONTINUE)
+            self.invite()
         began = monotonic()
         data = self._conn.recv(timeout=timeout)
         if not data:
@@ -309,9 +323,13 @@ class Request:
         self.connection.send(write_response_head(status, fields))
         return True
 
-    def wait_disconnect(self, timeout: float | None = None) -> bool:
-        """Block until the client has left; False if ``timeout`` seconds passed first. For answers that take long."""
-        return self.connection.wait_disconnect(timeout)
+    def wait_disconnect(self, timeout: float | None = None) -> None:
+        """Block until the client has left. For answers that take long.
+
+        Raises:
+            OperationTimeout: ``timeout`` seconds passed first.
+        """
+        self.connection.wait_disconnect(timeout)
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.target!r} from {self.client_address!r}>"

@@ -75,6 +75,9 @@ class HTTPConnection(Connection):
         #: How many requests came so far.
         self.requests = 0
 
+    def _is_at_rest(self) -> bool:
+        return self._parser is None  # part of a head has a limit of its own
+
     def _held(self) -> int:
         """Count part of a head as held: a server that drains lets such a connection go on."""
         parser = self._parser
@@ -168,6 +171,8 @@ class HTTPServer(AnsweringServer):
             parser = self._spare.pop() if self._spare else RequestParser(self.limits)
         else:
             conn._parser = None
+            if self._take_body(conn, data):
+                return
         parser.feed(data)
         self._take_requests(conn, parser)
 
@@ -220,6 +225,10 @@ class HTTPServer(AnsweringServer):
         conn._parser = parser
         if parser.pending:  # else only an empty line came, which may come once before a request
             self._heads.begin(conn, self.head_timeout)
+
+    def _take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+        """Take what came of a body that is awaited without a worker; False: none is. The seam of the proxy."""
+        return False
 
     def _refuse_late_head(self, conn: Connection) -> None:
         if conn.state is State.OPEN:

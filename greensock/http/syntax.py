@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["TOKEN", "is_authority", "is_target", "is_token", "is_value"]
+__all__ = ["TOKEN", "is_authority", "is_of_connection", "is_target", "is_token", "is_value"]
 
 #: A token, as a regular expression (RFC 9110 section 5.6.2).
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -20,3 +20,7 @@ is_target = re.compile(rb"[\x21\x22\x24-\x7e]+").fullmatch
 is_authority = re.compile(
     rb"((?:[0-9A-Za-z\-._~]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{0,5}))?"
 ).fullmatch
+
+#: Whether a challenge, or credentials, are of a scheme that authenticates the connection and not the request: NTLM and
+#: Negotiate (RFC 4559 section 6), under whatever name that begins so. Elements of a list are found, too.
+is_of_connection = re.compile(rb"(?i)(?:.*,)?[ \t]*(?:ntlm|nego)", re.DOTALL).match

@@ -9,9 +9,10 @@ for its next request holds no greenlet. Here are the environ, ``start_response``
   could be taken for the whole. The traceback goes to ``error_log``.
 
 What a program could notice: requests are judged strictly; no body goes out with HEAD, 204 and 304; an answer's
-``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101;
-``handler_class`` is not taken, for there are no handlers (``format_request`` and ``application_failed`` can be
-overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; TLS is not spoken yet.
+``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101
+but through the socket that a request for an upgrade finds in its environ (see ``wsgi_socket``); ``handler_class``,
+``handle`` and ``set_handle`` are refused, for there are no handlers (``format_request`` and ``application_failed`` can
+be overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; TLS is not spoken yet.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from time import time
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -30,13 +32,14 @@ import gevent
 from gevent import socket as _socket
 from gevent.pywsgi import LoggingLogAdapter
 
-from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, StreamServer, __version__
+from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, __version__
 from greensock.http.errors import BadRequest
 from greensock.http.request import NO_BODY, Request
-from greensock.http.response import HTTPError, Response
+from greensock.http.response import Response
 from greensock.http.server import HTTPServer
 from greensock.http.wsgi_answer import Answer
 from greensock.http.wsgi_input import FileWrapper, InputError, RawInput, environ_key
+from greensock.http.wsgi_socket import ConnectionSocket
 
 __all__ = ["WSGIServer"]
 
@@ -99,6 +102,9 @@ class WSGIServer(HTTPServer):
                 raise ValueError(f"{name}: WSGIServer speaks no TLS yet; put something that does in front of it")
         if handler_class is not None:
             raise ValueError(f"handler_class={handler_class!r}: None expected, for there are no handlers here")
+        self._refuse_handle(options.pop("handle", None))
+        if backlog is not None and hasattr(listener, "accept"):
+            raise TypeError("backlog: None expected where a socket is given, as with gevent")
         most = _most_connections(spawn)
         if most is not None:
             options.setdefault("max_connections", most)
@@ -115,6 +121,7 @@ class WSGIServer(HTTPServer):
         self.environ: dict[str, Any] = {}
         self.set_environ(environ)
         self._log_second, self._log_time = 0, ""
+        self._sockets: set[ConnectionSocket] = set()  # those that applications took
 
     # -- the environ
 
@@ -137,15 +144,18 @@ class WSGIServer(HTTPServer):
         return self.environ_class(self.environ)
 
     def update_environ(self) -> None:
-        """Add the server's name and port, unless they were given. Called before the first connection is accepted."""
+        """Add the server's name and port, unless they were given. Called before the first connection is accepted.
+
+        A Unix socket has none, and PEP 3333 wants them never to be empty: ``localhost``, and the port of the scheme.
+        """
         address = self.address
         if not isinstance(address, tuple):
-            self.environ.setdefault("SERVER_NAME", "")
-            self.environ.setdefault("SERVER_PORT", "")
+            self.environ.setdefault("SERVER_NAME", "localhost")
+            self.environ.setdefault("SERVER_PORT", "443" if self.environ["wsgi.url_scheme"] == "https" else "80")
             return
         if "SERVER_NAME" not in self.environ:
             try:
-                self.environ["SERVER_NAME"] = _socket.getfqdn(address[0])
+                self.environ["SERVER_NAME"] = _socket.getfqdn(address[0]) or str(address[0])
             except OSError:
                 self.environ["SERVER_NAME"] = str(address[0])
         self.environ.setdefault("SERVER_PORT", str(address[1]))
@@ -181,6 +191,9 @@ class WSGIServer(HTTPServer):
             answer.input = RawInput(request.body)
             environ["wsgi.input"] = io.BufferedReader(answer.input)
         environ["wsgi.input_terminated"] = True
+        if not request.head.is_ordinary and "HTTP_UPGRADE" in environ and request.body is NO_BODY:
+            answer.socket = ConnectionSocket(request.connection, partial(self._hand_over, answer))
+            environ["werkzeug.socket"] = answer.socket
         return environ
 
     # -- life
@@ -189,6 +202,7 @@ class WSGIServer(HTTPServer):
         """Bind if need be, and begin to serve; see :meth:`Server.start`."""
         if self.started:
             return
+        self._refuse_handle()
         super().start()
         self.stop_accepting()  # the name may have to be asked for, and no request may come before
         try:
@@ -197,6 +211,16 @@ class WSGIServer(HTTPServer):
             self.abort()
             raise
         self.start_accepting()
+
+    def set_handle(self, handle: Any) -> None:
+        """Raise TypeError: there are no handlers here, each request goes to the application."""
+        self._refuse_handle(handle)
+
+    def _refuse_handle(self, given: Any = None) -> None:
+        handle = given or self._overridden("handle")
+        if handle is not None:
+            name = getattr(handle, "__qualname__", handle)
+            raise TypeError(f"handle={name}: there are no handlers here, each request goes to the application")
 
     def serve_forever(self, stop_timeout: float | None = None) -> None:
         """Start, and block until the server stops; ``stop_timeout``, if given, takes the option's place."""
@@ -207,7 +231,7 @@ class WSGIServer(HTTPServer):
     def init_socket(self) -> None:
         """Bind and listen, but accept nothing before ``start``: for what is to be done in between, such as forking."""
         if self._listener is None:
-            self._take_listener(StreamServer.get_listener(self.address, self.backlog, self.family))
+            self._take_listener(self._listen())
         self.update_environ()
 
     @property
@@ -218,6 +242,18 @@ class WSGIServer(HTTPServer):
     def close(self) -> None:
         """Close the listener; connections go on."""
         self._close_listener()
+
+    def abort(self) -> None:
+        """Stop now; see :meth:`Server.abort`."""
+        sockets = list(self._sockets)
+        super().abort()
+        for sock in sockets:
+            sock.cut()
+
+    def _end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
+        super()._end_rests(heard)
+        for sock in self._sockets:
+            sock.end_input()
 
     # -- what to override
 
@@ -252,7 +288,8 @@ class WSGIServer(HTTPServer):
         try:
             try:
                 result = self.application(self._environ_of(answer), answer.start_response)
-                answer.send_all(result)
+                if answer.socket is None or not answer.socket.is_taken:
+                    answer.send_all(result)
             finally:
                 close = getattr(result, "close", None)
                 if close is not None:
@@ -264,10 +301,14 @@ class WSGIServer(HTTPServer):
                 keep = self._answer(request, response, False)
         except BaseException:
             conn.abort()
+            if answer.socket is not None:
+                self._sockets.discard(answer.socket)
             raise
         else:
             response = None
         answer.is_over = True
+        if answer.socket is not None:
+            self._take_back(answer, answer.socket)
         if response is None:
             keep = answer.keep
             if answer.complaint:
@@ -280,11 +321,33 @@ class WSGIServer(HTTPServer):
             self._write(self.log, line + "\n")
         return keep
 
+    def _hand_over(self, answer: Answer, sock: ConnectionSocket) -> None:
+        """The application begins to use the socket."""
+        conn: Any = answer.request.connection
+        conn.unread(conn.parser_in_use.take_rest())
+        answer.keep = False
+        self._sockets.add(sock)
+        if self.draining:
+            sock.end_input()
+
+    def _take_back(self, answer: Answer, sock: ConnectionSocket) -> None:
+        """The request that was offered a socket is over."""
+        sock.expire()
+        self._sockets.discard(sock)
+        if sock.is_taken and not answer.is_begun:
+            answer.code = 101
+            self._statuses[101] += 1
+
     def _on_failure(self, answer: Answer, error: BaseException) -> Response | None:
         """Tell whose fault it is; return what to answer, None if it is too late for that."""
         request = answer.request
         conn = request.connection
         answer.keep = False
+        if answer.socket is not None and answer.socket.is_taken:
+            if not isinstance(error, ConnectionError | StopIteration):  # with which programs say that there is no more
+                self._errors += 1
+                self.application_failed(request, error)
+            return None
         if isinstance(error, InputError):
             error = error.refusal
         mine = getattr(error, "connection", None) is conn
@@ -296,7 +359,7 @@ class WSGIServer(HTTPServer):
         else:
             self._errors += 1
             self.application_failed(request, error)
-            response = HTTPError(500).response
+            response = Response("Internal Server Error", 500)  # pywsgi's words
         if not answer.is_begun:
             return response
         if not answer.is_finished:

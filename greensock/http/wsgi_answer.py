@@ -23,6 +23,7 @@ from greensock.http.server import HTTPServer
 from greensock.http.syntax import is_token, is_value
 from greensock.http.writer import LAST_CHUNK, phrase_of
 from greensock.http.wsgi_input import FileWrapper, RawInput, plain_file
+from greensock.http.wsgi_socket import ConnectionSocket
 
 __all__ = ["Answer"]
 
@@ -52,6 +53,7 @@ class Answer:
         "request",
         "server",
         "since",
+        "socket",
         "traits",
     )
 
@@ -72,6 +74,8 @@ class Answer:
         self.is_bodiless = False
         #: ``wsgi.input`` without its buffer; None if there is no body.
         self.input: RawInput | None = None
+        #: What a request that asks for an upgrade is offered; None for all others.
+        self.socket: ConnectionSocket | None = None
         #: Since when pieces go out without others having had their turn; 0.0: since the next.
         self.since = 0.0
         #: What is wrong with an answer that went out.
@@ -142,6 +146,10 @@ class Answer:
 
     def as_response(self) -> Response:
         """Return what was answered, for ``request_done``; its body is gone."""
+        if self.socket is not None and self.socket.is_taken:
+            response = Response()
+            response.status = self.code
+            return response
         fields = [line.rstrip(b"\r\n").partition(b": ") for line in (self.lines or [])[1:]]
         return Response(b"", self.code or 500, [(name, value) for name, _, value in fields if name])
 
@@ -212,6 +220,8 @@ class Answer:
     def _begin(self, size: int | None) -> bytes:
         """Return the head, and be bound by it; ``size`` is the body's in bytes, None if that is not known."""
         lines, request, server, code, length = self.lines, self.request, self.server, self.code, self.length
+        if self.socket is not None and self.socket.is_taken:
+            raise ConnectionAbortedError("the application took the socket: nothing else can be sent")
         if lines is None:
             raise AssertionError("the application did not call start_response")
         keep = self.keep and not self.traits & _CLOSES and not server.draining

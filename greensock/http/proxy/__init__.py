@@ -19,8 +19,8 @@ guard           limits for each client address, and bans
 record          what is known of one request when it is over
 log_lines       what a record looks like in the access log
 access_log      the access log, written by a thread
-checks          active health checks
 failure         what can go wrong, what is answered then, and whether another server may be asked
+checks          active health checks
 servers         the servers of a group, and the connections to them
 tunnel          bytes both ways, after 101
 passing         the answer's way back
@@ -40,7 +40,7 @@ from greensock.http.proxy.guard import Guard, GuardOptions, GuardStatistics, Ref
 from greensock.http.proxy.health import HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.keys import key_of
 from greensock.http.proxy.log_lines import combined_line, json_line
-from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.http.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
 from greensock.http.proxy.proxy_protocol import (
     MAX_PROXY_HEADER,
     BadProxyHeader,
@@ -73,6 +73,7 @@ __all__ = [
     "GuardStatistics",
     "HealthOptions",
     "HealthStatistics",
+    "ListenOptions",
     "LogOptions",
     "ProxyConfig",
     "ProxyHeader",

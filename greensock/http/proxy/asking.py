@@ -1,6 +1,6 @@
 """The request's way to a server: its head written anew, framing included, and its body as it comes.
 
-A short body is read before a server is asked, so that a slow client holds none, and so that it can be sent again.
+A short body is there before a server is asked, so that a slow client holds none, and so that it can be sent again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from greensock.http.proxy.relay import Relay
     from greensock.http.proxy.servers import UpstreamServer
 
-__all__ = ["call_for", "introduce", "payload_for"]
+__all__ = ["call_for", "introduce", "payload_as_it_comes", "payload_of_short"]
 
 _max_forwards = re.compile(rb"(?im)^(Max-Forwards: )([0-9]{1,9})(?=\r$)").sub
 
@@ -73,24 +73,32 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     return Call.written(method, written, payload, trailers, partial(_pass_interim, relay), upgrade)
 
 
-def payload_for(relay: Relay, max_replay: int) -> Payload:
-    """Return the body to send, of a request that has one; read already if it is no longer than ``max_replay`` bytes."""
+def payload_of_short(relay: Relay) -> Payload:
+    """Return a body that was read, so that it can be sent again."""
     length = relay.request.head.content_length
-    if length is not None and length <= max_replay:
-        data = relay.request.body.read_all(length)
-        relay.proxy.watch_request_body(relay, data)
-        return payload_in_memory(data)
-    return payload_in_pieces(_pieces(relay), length)
+    assert length is not None
+    data = relay.request.body.read_all(length)
+    relay.proxy.watch_request_body(relay, data)
+    return payload_in_memory(data)
+
+
+def payload_as_it_comes(relay: Relay) -> Payload:
+    """Return a body that is passed on while it is read."""
+    return payload_in_pieces(_pieces(relay), relay.request.head.content_length)
 
 
 def _pieces(relay: Relay) -> Iterator[bytes]:
-    body, watch = relay.request.body, relay.proxy.watch_request_body
+    conn, body, watch = relay.conn, relay.request.body, relay.proxy.watch_request_body
     while piece := body.read():
         try:
             watch(relay, piece)
         except Exception as error:
             raise UpcallFailed(error) from error
-        yield piece
+        if not conn.notify_disconnect(relay.on_hangup_in_body):
+            relay.on_hangup_in_body()
+        yield piece  # as long as the server likes: nobody reads the client meanwhile
+        conn.notify_disconnect(None)
+    relay.end_upload()
     # From here on nobody reads the client, which may leave while the server works.
     if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):
         relay.on_client_left()

@@ -25,6 +25,7 @@ from greensock.http.client import ClientResponse, HTTPClient
 from greensock.http.deadlines import Deadlines
 from greensock.http.exchange import Call
 from greensock.http.links import Lease
+from greensock.http.proxy.failure import shortage_of
 from greensock.http.proxy.health import Health, HealthOptions
 
 __all__ = ["CheckClient", "Checker"]
@@ -41,6 +42,10 @@ JITTER = 0.1
 LEAST_PAUSE = 0.1
 #: Characters of a reason that are logged.
 MAX_REASON = 200
+
+
+class _Shortage(Exception):
+    """The server could not be asked, and that is not its fault."""
 
 
 class CheckClient(HTTPClient):
@@ -115,8 +120,18 @@ class Checker:
             greenlet.kill()
 
     def check(self) -> bool:
-        """Check once, now; return whether it passed. Health is told, and a change logged."""
-        self.reason = self._ask()
+        """Check once, now; return whether it passed. Health is told, and a change logged.
+
+        What can't be asked for a shortage of ours says nothing of the server.
+        """
+        before = self.reason
+        try:
+            self.reason = self._ask()
+        except _Shortage as shortage:
+            self.reason = str(shortage)
+            if self.reason != before:
+                log.error("%s could not be checked: %s", self.name, self.reason)
+            return False
         now = monotonic()
         if not self.reason:
             if self._health.check_passed(now):
@@ -149,7 +164,10 @@ class Checker:
             ) as answer:
                 return self._judge(answer)
         except Exception as error:  # a check that ends the checks would be worse than any of these
-            return _shown(str(error) or type(error).__name__)
+            shown = _shown(str(error) or type(error).__name__)
+            if shortage_of(error):
+                raise _Shortage(shown) from None
+            return shown
 
     def _judge(self, answer: ClientResponse) -> str:
         if not self._options.accepts(answer.status):

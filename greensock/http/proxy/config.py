@@ -18,13 +18,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from greensock.http.limits import Limits
+from greensock.http.limits import DEFAULT_LIMITS, Limits
 from greensock.http.proxy.access_log import AccessLog
 from greensock.http.proxy.forwarded import Forwarding
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import GuardOptions
 from greensock.http.proxy.health import HealthOptions
-from greensock.http.proxy.options import LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.http.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
 from greensock.http.proxy.routes import Route
 from greensock.http.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
 from greensock.http.proxy.sticky import StickyCookie
@@ -36,7 +36,7 @@ _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) el
 
 #: The tables and keys of the whole.
 TABLES = (
-    *("listen", "proxy_protocol", "abort_on_eof", "log", "limits", "timeouts"),
+    *("listen", "proxy_protocol", "abort_on_eof", "server", "log", "limits", "answer_limits", "timeouts"),
     *("forwarding", "guard", "error_pages", "upstreams", "routes"),
 )
 #: What people look for, and what is there in its place.
@@ -92,14 +92,18 @@ class ProxyConfig:
     proxy_protocol: bool
     #: Whether a client that closes its sending half while a server works for it has left.
     abort_on_eof: bool
+    #: How much the listeners take on.
+    server: ListenOptions
     #: Groups of servers, each with its health and its cookie.
     upstreams: tuple[tuple[UpstreamOptions, HealthOptions, StickyCookie | None], ...]
     #: Which requests go where.
     routes: tuple[Route, ...]
     #: The log of requests.
     log: LogOptions
-    #: How large the parts of a message may be.
+    #: How large the parts of a request may be.
     limits: Limits
+    #: How large the parts of an answer may be.
+    answer_limits: Limits
     #: How long its phases may take.
     timeouts: ProxyTimeouts
     #: What is believed, and told.
@@ -126,9 +130,11 @@ class ProxyConfig:
             forwarding=self.forwarding,
             timeouts=self.timeouts,
             limits=self.limits,
+            answer_limits=self.answer_limits,
             guard=self.guard,
             error_pages=self.error_pages,
             log=None if log.path is None else AccessLog(log.path, log.format, log.max_pending),
+            listen=self.server,
         )
 
 
@@ -227,11 +233,14 @@ class _Reader(Tables):
         listen = self.listeners(mapping.get("listen", ["127.0.0.1:8080"]))
         protocol = self.flag(mapping, "proxy_protocol", False)
         abort_on_eof = self.flag(mapping, "abort_on_eof", True)
+        server = self.made("[server]", mapping.get("server", {}), ListenOptions)
         upstreams = self.upstreams(mapping.get("upstreams", {}))
         named = mapping.get("upstreams")
         names = list(named) if isinstance(named, Mapping) else []  # the wrong ones, too
         log = self.log(mapping.get("log", {"path": None}))
-        limits = self.made("[limits]", mapping.get("limits", {}), Limits)
+        limits = self.made("[limits]", mapping.get("limits", {}), Limits, max_interim=DEFAULT_LIMITS.max_interim)
+        given = mapping.get("answer_limits", {})
+        answer_limits = self.made("[answer_limits]", given, Limits, max_target=DEFAULT_LIMITS.max_target)
         timeouts = self.made("[timeouts]", mapping.get("timeouts", {}), ProxyTimeouts)
         routes = self.routes(mapping.get("routes", []), names, timeouts or ProxyTimeouts())
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
@@ -240,16 +249,20 @@ class _Reader(Tables):
         self.check_loops(upstreams, listen)
         if protocol and forwarding is not None and not forwarding.trusted:
             self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
-        if self.problems or not (log and limits and timeouts and forwarding and pages is not None):
+        if not (server and log and limits and answer_limits and timeouts and forwarding and pages is not None):
+            return None
+        if self.problems:
             return None
         return ProxyConfig(
             listen=tuple(listen),
             proxy_protocol=protocol,
             abort_on_eof=abort_on_eof,
+            server=server,
             upstreams=tuple(upstreams),
             routes=tuple(routes),
             log=log,
             limits=limits,
+            answer_limits=answer_limits,
             timeouts=timeouts,
             forwarding=forwarding,
             guard=guard,

@@ -1,17 +1,22 @@
 """What can go wrong between the proxy and a server, what the client is told of it, and whether another may be asked.
 
-=================  ======  ==============  ========================  ======================================
+================== ======  ==============  ========================= ======================================
 reason             status  asked again     Proxy-Status: error=      what happened
-=================  ======  ==============  ========================  ======================================
+================== ======  ==============  ========================= ======================================
 connect-failed     502     any request     connection_refused [1]_   nobody answers there; nothing was sent
 connect-timeout    504     any request     connection_timeout        the same, slowly
 queue-full         503     any request     connection_limit_reached  as many wait for this server as may
 queue-timeout      503     no              connection_limit_reached  it had no connection free in time
 no-server          503     no              destination_unavailable   no server is up
+too-many-uploads   503     no              proxy_internal_error      most workers wait for bodies as it is
 no-response        502     if repeatable   connection_terminated     closed before the head was whole
 send-timeout       504     if repeatable   connection_write_timeout  it did not take the request
 head-timeout       504     if repeatable   connection_read_timeout   it did not answer
 bad-response       502     no              http_protocol_error [2]_  what it answered is not HTTP
+answer-too-large   502     no              [2]_                      more than the limits of answers allow
+out-of-ports       503     any request     proxy_internal_error      no local port is left [3]_
+out-of-descriptors 503     any request     proxy_internal_error      we may not open one more
+out-of-memory      503     any request     proxy_internal_error      the kernel has none for one more connection
 body-incomplete    (cut)   no                                        the answer's body broke off
 body-timeout       (cut)   no                                        nothing more of it came
 tunnel-timeout     (cut)   no                                        nothing moved either way after 101
@@ -21,27 +26,30 @@ loop               508     no              proxy_loop_detected       the request
 no-route           404     no              destination_not_found     no route takes it
 client-left        (none)  no                                        the client closed; 499 in the log
 stopped            (none)  no                                        the proxy's drain was over; 503 in the log
-=================  ======  ==============  ========================  ======================================
+================== ======  ==============  ========================= ======================================
 
 A request is *repeatable* if its method is idempotent and its body was kept (RFC 9110 section 9.2.2). ``(cut)``: the
-head of the answer is out, so that the client's connection is reset. The errors are those of RFC 9209 section 2.3; what
-is in no table is ``http_request_error`` or ``proxy_internal_error``. The total time counts against a server that had at
-least half of it for its head: the rest may be the client's doing.
+head of the answer is out, so that the client's connection is reset. Nobody is blamed for a limit or a shortage that is
+ours. The errors are those of RFC 9209 section 2.3; what is in no table is ``http_request_error`` or
+``proxy_internal_error``. The total time counts against a server that had at least half of it for its head: the rest may
+be the client's doing.
 
 .. [1] or dns_error, destination_ip_unroutable, destination_unavailable: as the system said.
 .. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.
+.. [3] This one and the next two say nothing of the server. Another may be known by a kept connection.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
-from socket import gaierror
+import os
+from socket import EAI_MEMORY, gaierror
 
 from greensock import ConnectFailed, Connection, ConnectionClosed, ConnectionLost, DropReason
 from greensock.http.errors import BadResponse, PhaseTimeout, QueueFull, Reason
 
-__all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "UpcallFailed", "client_is_gone", "failure_of"]
+__all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "UpcallFailed", "client_is_gone", "failure_of", "shortage_of"]
 
 
 class Again(enum.Enum):
@@ -79,6 +87,8 @@ class Failure(Exception):
         self.again = again
         #: Whether it counts against the server.
         self.blames_server = blames_server
+        #: Whether it comes of what is used up here.
+        self.is_shortage = reason in _SHORT
         #: What Proxy-Status calls it.
         self.error = error or _ERRORS.get(reason) or ("http_request_error" if status < 500 else "proxy_internal_error")
 
@@ -107,6 +117,7 @@ _ERRORS = {
     "send-timeout": "connection_write_timeout",
     "head-timeout": "connection_read_timeout",
     "bad-response": "http_protocol_error",
+    "answer-too-large": "http_response_incomplete",
     "body-incomplete": "http_response_incomplete",
     "body-timeout": "connection_read_timeout",
     "total-timeout": "http_response_timeout",
@@ -129,6 +140,27 @@ _ERRORS_OF_RESPONSE = {
     Reason.UNEXPECTED_SWITCH: "http_upgrade_failed",
 }
 
+#: Limits of answers that are ours.
+_OUR_LIMITS = frozenset(
+    {
+        *(Reason.HEAD_TOO_LARGE, Reason.TOO_MANY_FIELDS, Reason.BODY_TOO_LARGE, Reason.TRAILERS_TOO_LARGE),
+        Reason.TOO_MANY_INTERIM,
+    }
+)
+
+#: What the system says when something is used up here, whatever the server does (connect(2), socket(2), epoll_ctl(2)).
+_SHORTAGES = {
+    errno.EMFILE: "out-of-descriptors",
+    errno.ENFILE: "out-of-descriptors",
+    errno.ENOSPC: "out-of-descriptors",  # fs.epoll.max_user_watches
+    errno.ENOBUFS: "out-of-memory",
+    errno.ENOMEM: "out-of-memory",
+    errno.EADDRNOTAVAIL: "out-of-ports",
+    errno.EAGAIN: "out-of-ports",
+}
+
+_SHORT = frozenset(_SHORTAGES.values())
+
 _OF_TIMEOUT = {
     "queue": Again.NEVER,
     "connect": Again.ALWAYS,
@@ -149,6 +181,10 @@ def client_is_gone(conn: Connection) -> Failure:
 def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None:
     """Return what an error of the client's side of the proxy means; None: it is none of those."""
     text = str(error)
+    shortage = shortage_of(error)
+    if shortage:
+        again = Again.ALWAYS if isinstance(error, ConnectFailed) else Again.NEVER if in_body else Again.REPEATABLE
+        return Failure(shortage, 503, again, text=text, blames_server=False)
     if isinstance(error, ConnectFailed):
         return Failure("connect-failed", 502, Again.ALWAYS, text=text, error=_of_system(error.__cause__))
     if isinstance(error, QueueFull):
@@ -159,16 +195,46 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
         blames_server = phase not in ("queue", "total")
         return Failure(f"{phase}-timeout", error.status, _OF_TIMEOUT[phase], blames_server=blames_server, text=text)
     if in_body and isinstance(error, BadResponse | ConnectionLost):
-        return Failure("body-incomplete", 502, text=text)
+        ours = isinstance(error, BadResponse) and error.reason in _OUR_LIMITS
+        return Failure("answer-too-large" if ours else "body-incomplete", 502, text=text, blames_server=not ours)
     if isinstance(error, BadResponse):
         if error.reason in (Reason.NO_RESPONSE, Reason.INCOMPLETE):
             return Failure("no-response", 502, Again.REPEATABLE, text=text)
-        return Failure("bad-response", 502, text=text, error=_ERRORS_OF_RESPONSE.get(error.reason, ""))
+        ours = error.reason in _OUR_LIMITS
+        reason, told = "answer-too-large" if ours else "bad-response", _ERRORS_OF_RESPONSE.get(error.reason, "")
+        return Failure(reason, 502, text=text, error=told, blames_server=not ours)
     if isinstance(error, ConnectionLost):
         return Failure("no-response", 502, Again.REPEATABLE, text=text)
     if isinstance(error, ConnectionClosed):
         return Failure("closed", 502, text=text, blames_server=False)
     return None
+
+
+def shortage_of(error: BaseException) -> str:
+    """Return what is used up here, if an error on the way to a server comes of that; empty: nothing, as far as known.
+
+    Whatever the error says of the server then: it was not asked.
+    """
+    if not isinstance(error, ConnectFailed | ConnectionLost):
+        return ""
+    cause = error.__cause__
+    if isinstance(cause, gaierror):
+        if cause.errno == EAI_MEMORY:
+            return "out-of-memory"
+        # A resolver without a descriptor for its files and its question says that there is no such name.
+        return "" if _has_descriptor() else "out-of-descriptors"
+    number = getattr(cause, "errno", None) or 0
+    if number == errno.EAGAIN and not isinstance(error, ConnectFailed):
+        return ""
+    return _SHORTAGES.get(number, "")
+
+
+def _has_descriptor() -> bool:
+    try:
+        open(os.devnull, "rb", buffering=0).close()
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
 
 
 def _of_system(cause: BaseException | None) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import random
+import resource
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from math import inf
+from typing import Any, Protocol
 
 from greensock.http.deadlines import Deadlines, Timeouts
 from greensock.http.limits import Limits
@@ -14,17 +18,34 @@ from greensock.http.proxy.checks import CheckClient, Checker
 from greensock.http.proxy.forwarded import Forwarder, Forwarding
 from greensock.http.proxy.guard import Guard, GuardOptions
 from greensock.http.proxy.health import HealthOptions
-from greensock.http.proxy.options import ProxyTimeouts, UpstreamOptions
+from greensock.http.proxy.options import ListenOptions, ProxyTimeouts, UpstreamOptions
 from greensock.http.proxy.proxy_protocol import write_proxy_header
 from greensock.http.proxy.routes import Route, Routes
 from greensock.http.proxy.rules import ErrorPages
-from greensock.http.proxy.servers import Upstream
+from greensock.http.proxy.servers import Upstream, drop_oldest
 from greensock.http.proxy.sticky import StickyCookie
 
 __all__ = ["Gateway"]
 
+log = logging.getLogger("greensock.server")
+
+#: Descriptors that are kept back, whatever clients there are: for the log, the resolver, pipes, a program's own.
+KEPT_BACK = 32
+#: Descriptors that a client may need: its own, and that of a server.
+EACH = 2
 #: Seconds in the place of none, where a bound must be: a month.
 FOREVER = 30 * 86400.0
+
+
+class Listener(Protocol):
+    """What a gateway asks of its listeners."""
+
+    @property
+    def alive(self) -> int:
+        """How many clients' connections it has."""
+
+    def welcome_more(self) -> None:
+        """Look again how many connections are welcome."""
 
 
 class Gateway:
@@ -38,9 +59,11 @@ class Gateway:
         forwarding: Forwarding | None = None,
         timeouts: ProxyTimeouts | None = None,
         limits: Limits | None = None,
+        answer_limits: Limits | None = None,
         guard: GuardOptions | None = None,
         error_pages: ErrorPages | None = None,
         log: AccessLog | None = None,
+        listen: ListenOptions | None = None,
     ) -> None:
         """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie.
 
@@ -50,8 +73,10 @@ class Gateway:
         forwarding = forwarding or Forwarding()
         #: How long the phases of a request may take, if its route does not say.
         self.timeouts = timeouts or ProxyTimeouts()
-        #: How large the parts of a message may be.
+        #: How large the parts of a request may be.
         self.limits = limits or Limits()
+        #: How large the parts of an answer may be; what is larger is 502, and the server is not blamed.
+        self.answer_limits = answer_limits or Limits()
         #: By name.
         self.upstreams: Mapping[str, Upstream] = self._made(upstreams)
         for route in routes:
@@ -71,7 +96,13 @@ class Gateway:
         self.error_pages = error_pages or ErrorPages()
         #: Where requests are logged; None: nowhere. It is the caller's to close.
         self.log = log
-        self._listeners: set[object] = set()
+        #: How much the listeners take on.
+        self.listen = listen or ListenOptions()
+        #: How many clients' connections there may be, while a listener is started.
+        self.most_clients: float = inf
+        #: Bytes of bodies that are held while the rest of them is waited for.
+        self.buffered = 0
+        self._listeners: set[Listener] = set()
         self._checkers: list[Checker] = []
         self._clients: dict[int, CheckClient] = {}  # by the PROXY protocol's version
         self._deadlines: dict[ProxyTimeouts, Deadlines] = {}
@@ -85,18 +116,50 @@ class Gateway:
             options, health, sticky = (each, HealthOptions(), None) if isinstance(each, UpstreamOptions) else each
             if options.name in made:
                 raise ValueError(f"name={options.name!r}: each upstream once expected")
-            made[options.name] = Upstream(options, health, self.limits, random.random, sticky)
+            made[options.name] = Upstream(
+                *(options, health, self.answer_limits, random.random, sticky),
+                make_room=self._make_room,
+            )
         return made
 
     # -- listeners
 
-    def enter(self, listener: object) -> None:
+    def enter(self, listener: Listener) -> None:
         """Begin to check the servers, if that is asked for: a listener has started."""
         if not self._listeners:
+            self.most_clients = self._count_most_clients()
             self._start_checks()
         self._listeners.add(listener)
 
-    def leave(self, listener: object) -> None:
+    def room(self) -> float:
+        """Return how many more clients' connections are welcome."""
+        if self.most_clients == inf:
+            return inf
+        return self.most_clients - sum(listener.alive for listener in self._listeners)
+
+    def one_less(self) -> None:
+        """Have the listeners know that a client's connection has ended."""
+        if self.most_clients != inf:
+            for listener in self._listeners:
+                listener.welcome_more()
+
+    def _count_most_clients(self) -> float:
+        """Return how many clients' connections leave each of them a descriptor for its way to a server.
+
+        Else the way of those that are there would fail for those that come, and servers would seem to.
+        """
+        wanted = self.listen.max_connections
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY:
+            return inf if wanted is None else wanted
+        servers = sum(len(upstream.all) for upstream in self.upstreams.values())  # each may be checked
+        there = len(os.listdir("/proc/self/fd")) - 1
+        possible = max(1, (limit - there - KEPT_BACK - servers) // EACH)
+        if wanted is not None and wanted > possible:
+            log.warning("max_connections=%d: %d descriptors are enough for %d", wanted, limit, possible)
+        return possible if wanted is None else min(wanted, possible)
+
+    def leave(self, listener: Listener) -> None:
         """End checking, and close idle connections to the servers, when the last listener has stopped."""
         if listener not in self._listeners:
             return
@@ -112,13 +175,22 @@ class Gateway:
         for upstream in self.upstreams.values():
             upstream.drop_idle()
 
+    def _make_room(self) -> bool:
+        """Close the kept connection that has been idle the longest, whatever server it leads to."""
+        return drop_oldest(server for upstream in self.upstreams.values() for server in upstream.all)
+
     def _start_checks(self) -> None:
         servers = [server for upstream in self.upstreams.values() for server in upstream.all]
         for server in servers:
             if server.health.options.path is not None:
                 address, health = server.origin.address, server.health
                 client = self._client_for(server.send_proxy_protocol)
-                self._checkers.append(Checker(address, health.options, health, client, name=server.name))
+                checker = Checker(
+                    *(address, health.options, health, client),
+                    name=server.name,
+                    on_change=server.on_check_changed,
+                )
+                self._checkers.append(checker)
         for checker in self._checkers:
             checker.start()
 
@@ -141,6 +213,8 @@ class Gateway:
             "linger_timeout": timeouts.linger,
             "stop_timeout": timeouts.drain,
             "limits": self.limits,
+            "backlog": self.listen.backlog,
+            "max_workers": self.listen.max_workers,
         }
 
     # -- requests

@@ -6,6 +6,7 @@ algorithm (ITU-T I.371): a request that comes earlier than its burst allows is r
 
 Invariants:
 
+- Of whom nothing needs to be known any more is soon forgotten: with each client that comes two are looked at.
 - The table never holds more than ``max_clients``. A client of whom nothing needs to be known goes first, then one
   without a ban and without connections, then bans, then those that have connections.
 - A client without an address (a Unix socket) is not limited: who it is can't be told.
@@ -26,8 +27,8 @@ from greensock.http.syntax import is_authority, is_token
 
 __all__ = ["Guard", "GuardOptions", "GuardStatistics", "Refusal"]
 
-#: How many clients are looked at to find one to forget.
-LOOKED_AT = 16
+#: How many clients are looked at to find one to forget, when the table is full and when it is not.
+LOOKED_AT, SWEPT = 16, 2
 #: How many addresses and hosts are remembered, besides the table.
 MAX_ADDRESSES, MAX_HOSTS = 32768, 1024
 #: Bytes of the longest ``host:port``.
@@ -64,6 +65,7 @@ RULES: Mapping[str, Rule] = {
     "connection_rate": Rule(_is_rate, "a number of connections a second, more than 0").or_none(),
     "connection_burst": Rule.whole(1),
     "max_connections": Rule.whole(1).or_none(),
+    "max_uploads": Rule.whole(1).or_none(),
     "methods": Rule(_are_methods, "a frozenset of methods, not empty").or_none(),
     "hosts": Rule(
         lambda value: isinstance(value, tuple) and len(value) > 0 and all(map(_is_pattern, value)),
@@ -101,6 +103,8 @@ class GuardOptions:
     connection_burst: int = 20
     #: Connections at a time.
     max_connections: int | None = None
+    #: Bodies at a time that are waited for or passed on as they come: those that come slowly, or are long.
+    max_uploads: int | None = None
     #: Methods that are allowed.
     methods: frozenset[str] | None = None
     #: Names that requests may be for, on any port; ``*.example.org`` is every name below it, but not itself.
@@ -135,7 +139,8 @@ class Refusal:
     def __init__(self, status: int, reason: str, retry_after: int | None = None, allow: str | None = None) -> None:
         #: 405, 421 or 429.
         self.status = status
-        #: ``request-rate``, ``connection-rate``, ``client-connections``, ``banned``, ``method`` or ``host``.
+        #: ``request-rate``, ``connection-rate``, ``client-connections``, ``client-uploads``, ``banned``, ``method`` or
+        #: ``host``.
         self.reason = reason
         #: Seconds, at least 1, for Retry-After; None if it should not be sent.
         self.retry_after = retry_after
@@ -163,18 +168,18 @@ class GuardStatistics:
 class _Client:
     """What is known of one client. Times are those of the caller's clock; what is past says nothing any more."""
 
-    __slots__ = ("banned_until", "connection_due", "connections", "errors", "request_due", "window_end")
+    __slots__ = ("banned_until", "connection_due", "connections", "errors", "request_due", "uploads", "window_end")
 
     def __init__(self) -> None:
         # When the next one would be due if they came evenly.
         self.request_due = self.connection_due = 0.0
-        self.connections = 0
+        self.connections = self.uploads = 0
         self.errors = 0
         self.window_end = self.banned_until = 0.0
 
     def worth(self, now: float) -> int:
         """Return how much would be lost if it were forgotten; 0 if nothing."""
-        if self.connections:
+        if self.connections or self.uploads:
             return 3
         if self.banned_until > now:
             return 2
@@ -268,6 +273,24 @@ class Guard:
                 known.request_due = due + rate
         return None
 
+    def upload(self, client: str, now: float) -> Refusal | None:
+        """Take a body that is to be waited for, and count it until :meth:`upload_ended`; or return why not."""
+        most = self.options.max_uploads
+        if most is None or not (key := self._key(client)):
+            return None
+        known = self._clients.get(key) or self._add(key, now)
+        if known.uploads >= most:
+            return self._refuse("client-uploads", 1)
+        known.uploads += 1
+        return None
+
+    def upload_ended(self, client: str) -> None:
+        """Take note that a body is waited for no more that :meth:`upload` had taken."""
+        if self.options.max_uploads is not None:
+            known = self._clients.get(self._key(client))
+            if known is not None and known.uploads:
+                known.uploads -= 1
+
     def answered(self, client: str, now: float, status: int) -> None:
         """Take note of an answer: a client that collects errors is banned."""
         most = self.options.ban_errors
@@ -288,8 +311,10 @@ class Guard:
         known = self._clients.get(self._key(client))
         return known is not None and known.banned_until > now
 
-    def statistics(self) -> GuardStatistics:
-        """Return what was counted so far."""
+    def statistics(self, now: float) -> GuardStatistics:
+        """Return what was counted so far; it goes through the whole table."""
+        for key in [key for key, known in self._clients.items() if not known.worth(now)]:
+            del self._clients[key]
         return GuardStatistics(len(self._clients), self._bans, self._forgotten, dict(self._refused))
 
     def _refuse(self, reason: str, seconds: float | None = None, status: int = 429) -> Refusal:
@@ -312,8 +337,19 @@ class Guard:
     def _add(self, key: str, now: float) -> _Client:
         if len(self._clients) >= self.options.max_clients:
             self._forget(now)
+        else:
+            self._sweep(now)
         known = self._clients[key] = _Client()
         return known
+
+    def _sweep(self, now: float) -> None:
+        """Forget some of whom nothing needs to be known any more: more than come, until there are none."""
+        clients = self._clients
+        for key in list(islice(clients, SWEPT)):
+            if clients[key].worth(now):
+                clients.move_to_end(key)
+            else:
+                del clients[key]
 
     def _forget(self, now: float) -> None:
         """Forget the client of the least worth among those that were looked at or added the longest ago.

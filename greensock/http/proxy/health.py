@@ -14,8 +14,11 @@ any      ``fall`` checks failed            DOWN
 DOWN     ``rise`` checks passed            UP
 ======== ================================= ========
 
-- Each further ejection lasts twice as long. As long as a server stays up, that is halved again, once for every stretch
-  as long as its last ejection (at least ``fail_window``).
+- Each further ejection lasts twice as long, but not while the whole group is out: what is the matter then is seldom
+  the server. As long as a server stays up, that is halved again, once for every stretch as long as its last ejection
+  (at least ``fail_window``).
+- When the first of a group rises that was out, the ejections of the others are over: each gets its request on trial, so
+  that the first does not stay alone under what all of them bore.
 - A server comes back slowly: for ``slow_start`` seconds its share grows from 0.1 to 1. The first start is not slow.
 - A passed check does not end an ejection: requests had failed there, whatever the check says. It has a say only in
   what checks had decided.
@@ -298,14 +301,17 @@ class Health:
         self._rise(now)
         return True
 
-    def failed(self, now: float) -> bool:
-        """Note that a request failed, and it was the server's fault; return whether it is ejected with that."""
+    def failed(self, now: float, others_up: bool = True) -> bool:
+        """Note that a request failed, and it was the server's fault; return whether it is ejected with that.
+
+        ``others_up`` says whether another server of its group is up.
+        """
         self._failed += 1
         if self.standing is Standing.TRYING:
-            if now < self._until:  # tried in panic: that is no reason to make it longer
+            if self._trial_until - TRIAL_SECONDS < self._until:  # tried before its time: no reason to make it longer
                 self.standing = Standing.EJECTED
                 return False
-            self._eject(now)
+            self._eject(now, longer=others_up)
             return True
         if self.standing is not Standing.UP or not self.options.max_fails:
             return False
@@ -314,6 +320,11 @@ class Health:
             return False
         self._eject(now)
         return True
+
+    def end_ejection(self, now: float) -> None:
+        """Let the next request be on trial, if it is ejected: others of its group are up again."""
+        if self.is_ejected:
+            self._until = min(self._until, now)
 
     def abandoned(self, now: float) -> None:
         """Note that a request ended and nothing is known of the server: the client left, say."""
@@ -365,13 +376,15 @@ class Health:
         self._fails.clear()
         self.is_clear = not self.options.slow_start
 
-    def _eject(self, now: float) -> None:
+    def _eject(self, now: float, longer: bool = True) -> None:
         options = self.options
         if self.standing is Standing.UP:  # it has been up for a while: that much is forgiven
             stretch = max(self._last_ejection, options.fail_window)
             self._penalty = max(0, self._penalty - int(min((now - self._up_since) / stretch, 1e6)))
-        seconds = min(options.ejection_time * 2.0**self._penalty, options.max_ejection)
-        if seconds < options.max_ejection:
+        seconds = (
+            min(options.ejection_time * 2.0**self._penalty, options.max_ejection) if longer else self._last_ejection
+        )
+        if longer and seconds < options.max_ejection:
             self._penalty = min(self._penalty + 1, MOST_DOUBLED)
         self._last_ejection = seconds
         self._until = now + seconds

@@ -10,7 +10,7 @@ from typing import Any
 from greensock import Rule
 from greensock.http.origin import Destination, Origin, parse_url
 
-__all__ = ["BALANCE", "LOG_FORMATS", "LogOptions", "ProxyTimeouts", "ServerOptions", "UpstreamOptions"]
+__all__ = ["BALANCE", "LOG_FORMATS", "ListenOptions", "LogOptions", "ProxyTimeouts", "ServerOptions", "UpstreamOptions"]
 
 #: How the server of a request is chosen.
 BALANCE = ("round_robin", "least_connections", "two_choices", "hash")
@@ -190,6 +190,10 @@ class UpstreamOptions:
     max_idle: int = 64
     #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known.
     idle_timeout: float = 30.0
+    #: Seconds after which a connection gets no further request: the server's name may lead elsewhere by then.
+    max_age: float | None = 3600.0
+    #: Requests that one connection gets.
+    max_requests: int | None = 1000
 
     def __post_init__(self) -> None:
         _check(self, _UPSTREAM)
@@ -221,6 +225,39 @@ _UPSTREAM = {
     "send_proxy_protocol": _one_of(0, 1, 2),
     "max_idle": Rule.whole(0),
     "idle_timeout": Rule.seconds(zero=False),
+    "max_age": _seconds,
+    "max_requests": Rule.whole(1).or_none(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """How much the listeners take on.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    #: Connections of clients, of all listeners; others wait in the backlog. Never more than there are descriptors
+    #: for, as each may need one to a server; None: as many as that.
+    max_connections: int | None = None
+    #: Connections that the kernel holds for a listener until they are accepted.
+    backlog: int = 4096
+    #: Requests of a listener that may be under way at a time.
+    max_workers: int = 10_000
+    #: Bytes of short bodies (``UpstreamOptions.max_replay``) that are held, of all clients, while the rest is waited
+    #: for; beyond that they are passed on as they come, like long ones.
+    max_buffered: int = 1 << 27
+
+    def __post_init__(self) -> None:
+        _check(self, _LISTEN)
+
+
+_LISTEN = {
+    "max_connections": Rule.whole(1).or_none(),
+    "backlog": Rule.whole(1),
+    "max_workers": Rule.whole(1),
+    "max_buffered": Rule.whole(0),
 }
 
 

@@ -301,6 +301,8 @@ class _Passage:
         relay = self._relay
         if relay.has_client_left():
             return client_is_gone(self._client)
+        if relay.cut is not None:
+            return relay.cut
         if relay.exchange is not None and relay.exchange.failure is not None:
             error = relay.exchange.failure
         if isinstance(error, UpcallFailed):

@@ -6,11 +6,14 @@ What holds for every request:
   free try on a fresh connection when a kept one turns out to be dead.
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
+- A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
+  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -18,13 +21,14 @@ from greenlet import GreenletExit
 
 from greensock import Connection, DropReason
 from greensock.http.deadlines import Deadlines
-from greensock.http.errors import BadRequest
+from greensock.http.errors import BadRequest, Reason
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload
-from greensock.http.proxy.asking import call_for, introduce, payload_for
+from greensock.http.plain import CREDENTIALS
+from greensock.http.proxy.asking import call_for, introduce, payload_as_it_comes, payload_of_short
 from greensock.http.proxy.failure import DENIED, Again, Failure, UpcallFailed, client_is_gone, failure_of
 from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import pass_answer
@@ -34,12 +38,20 @@ from greensock.http.proxy.rules import VARIABLES, Redirect, StaticAnswer, variab
 from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
+from greensock.http.syntax import is_of_connection
+from greensock.http.writer import LAST_CHUNK
 
 if TYPE_CHECKING:
     from greensock.http.proxy.routes import Route
-    from greensock.http.proxy.server import ReverseProxy
+    from greensock.http.proxy.server import ProxyConnection, ReverseProxy
 
 __all__ = ["Relay"]
+
+# Whether the body is waited for, by nobody or by a worker: an enum's members are slow to look up before Python 3.12.
+NO_UPLOAD, COUNTED, PARKED, STREAMED = range(4)
+#: Where a server, or a proxy, asks who the client is, and by which fields.
+CHALLENGES = (401, 407)
+CHALLENGE_FIELDS = (b"www-authenticate", b"proxy-authenticate")
 
 
 class Relay:
@@ -47,14 +59,18 @@ class Relay:
 
     __slots__ = (
         "_client_left",
+        "_is_tied",
         "_lease",
         "_left",
         "_request_id",
         "_started",
+        "_upload",
         "_wanted",
+        "_was_bound",
         "answer_trailers",
         "client",
         "conn",
+        "cut",
         "deadlines",
         "exchange",
         "head",
@@ -77,7 +93,7 @@ class Relay:
         #: What the client asks for.
         self.request = request
         #: The client's connection.
-        self.conn: Connection = request.connection
+        self.conn: ProxyConnection = request.connection  # type: ignore[assignment]  # the proxy makes no other
         #: The address of the client, as far as it can be trusted; empty for a Unix socket.
         self.client = peer
         #: What the client speaks: ``http``, or what a trusted peer says.
@@ -94,6 +110,8 @@ class Relay:
         self.record: Record | None = None
         #: The fields behind the answer's body, if that came whole with its head.
         self.answer_trailers: Headers | None = None
+        #: That the client's body will not become whole, if that was seen while nobody read it.
+        self.cut: BadRequest | None = None
         #: What was answered; 0: nothing so far.
         self.status = 0
         #: How many servers were asked.
@@ -110,22 +128,30 @@ class Relay:
         self._lease: Lease | None = None
         self._left = True  # the server
         self._client_left = False
+        self._is_tied = False  # to its connections, by its credentials
+        self._was_bound = False  # the connection to the server, when the request came
         self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names
         self._started = 0.0
+        self._upload = NO_UPLOAD
 
     # -- all of it
 
-    def run(self) -> bool:
-        """Answer the request; True if the client's connection goes on."""
+    def run(self, step: Callable[[], bool] | None = None) -> bool:
+        """Answer the request; True if the client's connection goes on. ``step`` is done in place of all that."""
         proxy = self.proxy
         before = self.conn.bytes_sent
-        if proxy.wants_records:
+        if proxy.wants_records and self.record is None:
             self._begin_record()
         try:
+            if step is not None:
+                return step()
             choice = self._decide()
             if isinstance(choice, Upstream):
                 self.upstream = choice
-                return self._forward(choice)
+                self.deadlines = proxy.gateway.deadlines_of(self.route)
+                if self.request.body is NO_BODY:
+                    return self._forward(choice, NOTHING)
+                return self._forward_body(choice)
             return self._answer(choice, self.keep)
         except Failure as failure:
             return self._fail(failure)
@@ -134,14 +160,44 @@ class Relay:
         except BaseException as error:
             return self._blame(error)
         finally:
-            if not self._left:
-                self._leave_unjudged()
-            self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
-            guard = proxy.gateway.guard
-            if guard is not None:
-                guard.answered(self.client, monotonic(), self.status)
-            if self.record is not None:
-                self._end_record(self.record, self.conn.bytes_sent - before)
+            if self._upload is not PARKED:
+                if not self._left:
+                    self._leave_unjudged()
+                if self._upload is not NO_UPLOAD:
+                    self._end_upload()
+                self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
+                guard = proxy.gateway.guard
+                if guard is not None:
+                    guard.answered(self.client, monotonic(), self.status)
+                if self.record is not None:
+                    self._end_record(self.record, self.conn.bytes_sent - before)
+
+    def go_on(self, failed: Exception | None, may_hold: bool) -> bool:
+        """Go on as the body is there, or will not come, or can't be held; True if the client's connection goes on.
+
+        ``failed`` is what is the matter with it.
+        """
+        self._end_upload()
+        return self.run(partial(self._go_on, failed, may_hold))
+
+    def _go_on(self, failed: Exception | None, may_hold: bool) -> bool:
+        if failed is not None:
+            raise failed
+        assert self.upstream is not None
+        return self._forward_body(self.upstream, may_wait=False, may_hold=may_hold)
+
+    def abandon(self, status: int, reason: str, answer: Callable[[], object] | None = None) -> None:
+        """Note that it is over, as its body did not come; ``answer`` tells the client so. Does not block."""
+        self._end_upload()
+        self.run(partial(self._abandon, status, reason, answer))
+
+    def _abandon(self, status: int, reason: str, answer: Callable[[], object] | None) -> bool:
+        if answer is not None:
+            answer()
+        self.status = status
+        if self.record is not None:
+            self.record.reason = reason
+        return False
 
     def _decide(self) -> Upstream | Response:
         """Return who is to answer the request: servers, or the proxy itself."""
@@ -157,8 +213,10 @@ class Relay:
             refused = gateway.guard.request(self.client, monotonic(), head.method, head.authority)
             if refused is not None:
                 return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
-        if not head.is_ordinary and headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
-            raise Failure("loop", 508)
+        if not head.is_ordinary:
+            if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
+                raise Failure("loop", 508)
+            self._is_tied = any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS)
         if head.method == "OPTIONS" and headers.get_raw(b"max-forwards") == b"0":
             return Response(b"", 204, [(b"Allow", proxy.allowed_methods)])  # we are asked (RFC 9110 section 7.6.2)
         try:
@@ -232,10 +290,49 @@ class Relay:
 
     # -- to the server
 
-    def _forward(self, upstream: Upstream) -> bool:
+    def _forward_body(self, upstream: Upstream, may_wait: bool = True, may_hold: bool = True) -> bool:
+        """Have a server answer a request with a body: which is there, is waited for, or is passed on as it comes.
+
+        A short one is waited for without a worker, and without a server, if it may be held.
+        """
+        length, proxy = self.request.head.content_length, self.proxy
+        parser = self.conn.parser_in_use
+        missing = 1 if length is None or parser is None else length - parser.pending
+        is_short = length is not None and length <= upstream.options.max_replay
+        if is_short and may_hold and (missing <= 0 or not may_wait):
+            return self._forward(upstream, payload_of_short(self))
+        guard = proxy.gateway.guard
+        if guard is not None:
+            refused = guard.upload(self.client, monotonic())
+            if refused is not None:
+                self.keep = False  # no worker waits for what is left of the body
+                return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, None), self.keep)
+        self._upload = COUNTED
+        if is_short and may_hold and proxy.park(self, missing):
+            self._upload = PARKED
+            return False
+        self._upload = STREAMED
+        proxy.uploads += 1
+        if proxy.uploads > proxy.most_uploads:
+            self.keep = False
+            raise Failure("too-many-uploads", 503)
+        return self._forward(upstream, payload_as_it_comes(self))
+
+    def end_upload(self) -> None:
+        """Note that nobody waits for the body any more."""
+        if self._upload is not NO_UPLOAD:
+            self._end_upload()
+
+    def _end_upload(self) -> None:
+        proxy, upload = self.proxy, self._upload
+        self._upload = NO_UPLOAD
+        if upload is STREAMED:
+            proxy.uploads -= 1
+        if proxy.gateway.guard is not None:
+            proxy.gateway.guard.upload_ended(self.client)
+
+    def _forward(self, upstream: Upstream, payload: Payload) -> bool:
         """Have a server answer, and pass that on."""
-        self.deadlines = self.proxy.gateway.deadlines_of(self.route)
-        payload = NOTHING if self.request.body is NO_BODY else payload_for(self, upstream.options.max_replay)
         upstream.budget.request(monotonic())
         failure = self._ask(self._choose(upstream, ()), payload)
         if failure is not None:
@@ -266,7 +363,11 @@ class Relay:
         headers = self.request.headers
         if upstream.sticky is not None:
             self._wanted = upstream.server_of_cookie(headers, time())
-        server = upstream.choose(self.client, headers, tried, self._wanted)
+        server = None
+        if self.conn.bound is not None:
+            server = self._take_bound(upstream)
+        if server is None:
+            server = upstream.choose(self.client, headers, tried, self._wanted)
         if server is None:
             raise Failure("no-server", 503)
         self.server = server
@@ -281,10 +382,14 @@ class Relay:
         try:
             # First what may block, if the program edits: a connection is looked at just before it is used.
             call = call_for(self, server, payload)
-            self._lease = lease = server.lease(deadlines)
+            if self._lease is None:
+                self._lease = server.lease(deadlines)
+            elif not self._lease.is_quiet():  # bound, and meanwhile the server let go of it: the client begins anew
+                self._lease.renew(deadlines)
+            lease = self._lease
             upstream_conn = lease.connection
             assert upstream_conn is not None
-            if server.send_proxy_protocol:
+            if server.send_proxy_protocol and not lease.is_reused:
                 introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
@@ -307,6 +412,9 @@ class Relay:
         if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
             raise error
         upstream_conn = lease.renew(self.deadlines)
+        assert self.server is not None
+        if self.server.send_proxy_protocol:
+            introduce(self, upstream_conn, self.server.send_proxy_protocol)
         if self._client_left:  # meanwhile: there was no connection to reset
             raise error
         if self.record is not None:
@@ -319,13 +427,34 @@ class Relay:
     def on_client_left(self) -> None:
         """The client left while the server works. In the hub."""
         self._client_left = True
+        self._abort_server()
+
+    def _abort_server(self) -> None:
         if self._lease is not None and self._lease.connection is not None:
             self._lease.connection.abort()
+
+    def on_hangup_in_body(self) -> None:
+        """The client closed its side, or broke off, while a piece of its body waits for the server. In the hub.
+
+        A client that has said all, and waits, may close its side; one of whose body the rest is not there, may not.
+        """
+        body, there = self.request.body, self.conn.count_unread()
+        if there is None:
+            self.on_client_left()
+            return
+        there += self.conn.parser_in_use.pending if self.conn.parser_in_use is not None else 0
+        length = self.request.head.content_length
+        left = len(LAST_CHUNK) if length is None else length - body.received
+        if not body.is_ended and there < left:
+            self.cut = BadRequest("the input ended inside a body", Reason.INCOMPLETE, self.conn)
+            self._abort_server()
 
     def _failure_of(self, error: Exception) -> Failure:
         """Return what an error of an attempt means; raise it again if it is not the server's."""
         if self._client_left:
             return client_is_gone(self.conn)
+        if self.cut is not None:
+            raise self.cut
         if isinstance(error, Failure):
             return error
         if isinstance(error, UpcallFailed):
@@ -344,6 +473,8 @@ class Relay:
         """Whether another server may be asked (RFC 9110 section 9.2.2)."""
         if failure.again is Again.NEVER:
             return False
+        if self._is_tied and (self._was_bound or failure.again is not Again.ALWAYS):
+            return False  # what it says is an answer to that server
         if failure.again is Again.REPEATABLE:
             method = self.request.method
             is_upgrade = self.request.headers.get_raw(b"upgrade") is not None
@@ -438,12 +569,33 @@ class Relay:
         self._lease = None
         if lease is not None:
             reusable = exchange.is_sent and exchange.connection.parser.is_reusable
-            lease.end(reusable and not server.send_proxy_protocol)
+            if reusable and (self._is_tied or self._was_bound or self.status in CHALLENGES) and self._must_bind():
+                self.conn.bind(server, lease)
+            else:
+                lease.end(reusable and not server.send_proxy_protocol)
         server.succeeded()
         self._left = True
         server.leave()
         if self.record is not None:
             self.record.upstream_time = monotonic() - self._started
+
+    def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
+        """Take up what is bound to the client's connection; None if nothing is."""
+        found = self.conn.take_bound(upstream)
+        if found is None:
+            return None
+        server, self._lease = found
+        self._lease.is_reused = self._was_bound = True
+        server.enter()
+        return server
+
+    def _must_bind(self) -> bool:
+        """Whether the connection to the server may remember the client."""
+        if self._is_tied or self._was_bound:
+            return True
+        assert self.head is not None
+        headers = self.head.headers
+        return any(is_of_connection(value) for name in CHALLENGE_FIELDS for value in headers.all_raw(name))
 
     def take_lease(self) -> Lease:
         """Take the connection to the server out, for a tunnel."""
@@ -456,7 +608,10 @@ class Relay:
         """Let go of a server, whatever state it is in."""
         self.conn.notify_disconnect(None)
         lease, self._lease = self._lease, None
-        if lease is not None:
+        if lease is not None and self._was_bound and self.exchange is None and lease.is_quiet():
+            assert self.server is not None
+            self.conn.bind(self.server, lease)  # nothing was sent on it: the program refused the request, say
+        elif lease is not None:
             lease.give_up()
             if self.exchange is not None:
                 self.exchange.stop_and_wait()

@@ -7,27 +7,39 @@ It is written on the seams of :class:`HTTPServer`, which reads, refuses and answ
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Mapping
+from fcntl import ioctl
+from functools import partial
+from math import inf
+from termios import FIONREAD
 from time import monotonic, time
 from typing import Any, ClassVar
 
-from greensock import DROP, POSTPONE, Connection, Rule, State, Verdict
+from gevent.monkey import get_original
+
+from greensock import DROP, POSTPONE, Connection, DropReason, OperationTimeout, Rule, State, Verdict
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
+from greensock.http.head_watch import HeadWatch
 from greensock.http.headers import Headers
+from greensock.http.links import Lease
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
 from greensock.http.proxy.networks import canonical_address
 from greensock.http.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
 from greensock.http.proxy.record import MAX_DESCRIBED, Record
 from greensock.http.proxy.relay import Relay
-from greensock.http.proxy.servers import Upstream
+from greensock.http.proxy.servers import Upstream, UpstreamServer
 from greensock.http.request import Request
+from greensock.http.request_parser import RequestParser
 from greensock.http.response import HTTPError, Response
 from greensock.http.server import HTTPConnection, HTTPServer
 
 __all__ = ["ProxyConnection", "ReverseProxy"]
+
+_new_poll = get_original("select", "poll")
 
 log = logging.getLogger("greensock.upstream")
 
@@ -38,7 +50,7 @@ WARN_EVERY = 60.0
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "ends", "is_counted", "peer", "refusal", "scheme")
+    __slots__ = ("awaits_header", "bound", "ends", "is_counted", "peer", "refusal", "scheme", "upload")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -56,10 +68,74 @@ class ProxyConnection(HTTPConnection):
         self.is_counted = False
         #: The record of a request that is being refused.
         self.refusal: Record | None = None
+        #: Connections to servers that are this client's alone, by their groups; None if there never were any.
+        self.bound: dict[Upstream, tuple[UpstreamServer, Lease]] | None = None
+        #: What came of a body that is waited for without a worker.
+        self.upload: Upload | None = None
+
+    def _held(self) -> int:
+        """Count a body that is waited for as held: a server that drains lets its connection go on."""
+        return super()._held() + (self.upload is not None)
+
+    def _is_at_rest(self) -> bool:
+        return self.upload is None and not self.awaits_header and super()._is_at_rest()
+
+    def count_unread(self) -> int | None:
+        """Return how many bytes came that were not read; None if the connection is broken."""
+        poll = _new_poll()
+        try:
+            poll.register(self._fd, 0)
+            return None if poll.poll(0) else int.from_bytes(ioctl(self._fd, FIONREAD, bytes(4)), sys.byteorder)
+        except (OSError, ValueError):
+            return None
+
+    def bind(self, server: UpstreamServer, lease: Lease) -> None:
+        """Keep a connection to a server for what else comes here; it holds its slot."""
+        if self.bound is None:
+            self.bound = {}
+        self.bound[server.upstream] = server, lease
+        server.hold(1)
+
+    def take_bound(self, upstream: Upstream) -> tuple[UpstreamServer, Lease] | None:
+        """Take out what was kept of a group; None if nothing is."""
+        found = self.bound.pop(upstream, None) if self.bound is not None else None
+        if found is not None:
+            found[0].hold(-1)
+        return found
+
+    def drop_bound(self) -> None:
+        """Close what was kept: nobody else may have it."""
+        for upstream in list(self.bound or ()):
+            found = self.take_bound(upstream)
+            assert found is not None
+            found[1].end(False)
+
+
+class Upload:
+    """A short body, and what came of it so far."""
+
+    __slots__ = ("count", "missing", "parser", "pieces", "relay", "since")
+
+    def __init__(self, relay: Relay, parser: RequestParser, missing: int) -> None:
+        #: Whose it is.
+        self.relay = relay
+        #: What it will go through.
+        self.parser = parser
+        #: Bytes that were not there when the wait began.
+        self.missing = missing
+        #: What came of them, and how much that is.
+        self.pieces: list[bytes] = []
+        self.count = 0
+        #: When the last of it came.
+        self.since = monotonic()
 
 
 class ReverseProxy(HTTPServer):
-    """A reverse proxy."""
+    """A reverse proxy.
+
+    A short body that comes slowly is waited for without a worker; longer ones are passed on as they come, and may hold
+    three workers of four at the most, so that others get theirs.
+    """
 
     #: Whether connections begin with a PROXY header, version 1 or 2. Only trusted peers may connect then
     #: (``Forwarding.trusted``).
@@ -84,6 +160,10 @@ class ReverseProxy(HTTPServer):
         self.retries = 0
         #: How many connections were switched to another protocol.
         self.tunnels = 0
+        #: Bodies that workers wait for, or pass on, and how many these may be.
+        self.uploads = 0
+        self.most_uploads = inf if self.max_workers is None else max(1, self.max_workers * 3 // 4)
+        self._bodies = HeadWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
         mine, base = type(self), ReverseProxy
         if not self.proxy_protocol and mine.connection_recv is base.connection_recv:
@@ -131,7 +211,27 @@ class ReverseProxy(HTTPServer):
         try:
             super().abort()
         finally:
+            self._bodies.stop()
             self.gateway.leave(self)
+
+    # -- how many
+
+    @property
+    def alive(self) -> int:
+        """How many clients' connections there are."""
+        return self._alive
+
+    def welcome_more(self) -> None:
+        """Look again how many connections are welcome: one of another listener has ended."""
+        if self._acceptor is not None:
+            self._acceptor.more_welcome()
+
+    def _permits(self) -> float:
+        return min(super()._permits(), self.gateway.room())
+
+    def _one_less(self) -> None:
+        super()._one_less()
+        self.gateway.one_less()
 
     # -- the seams of HTTPServer
 
@@ -180,6 +280,81 @@ class ReverseProxy(HTTPServer):
             super().connection_recv(conn, data[length:])
         return None
 
+    # -- short bodies that come slowly
+
+    def park(self, relay: Relay, missing: int) -> bool:
+        """Wait without a worker for the rest of a short body; False if too much is held already."""
+        gateway, conn = self.gateway, relay.conn
+        parser = conn.parser_in_use
+        assert parser is not None
+        if gateway.buffered >= gateway.listen.max_buffered:
+            return False
+        relay.request.body.invite()
+        conn.upload = Upload(relay, parser, missing)
+        conn._parser = parser  # so that what comes is not taken for a request
+        self._bodies.begin(conn, self.body_timeout)
+        return True
+
+    def _take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+        assert isinstance(conn, ProxyConnection)
+        upload, gateway = conn.upload, self.gateway
+        if upload is None:
+            return False
+        now, failed = monotonic(), None
+        upload.pieces.append(data)
+        upload.count += len(data)
+        gateway.buffered += len(data)
+        try:
+            upload.relay.request.body.came(len(data), now - upload.since)
+        except OperationTimeout as error:
+            failed = error
+        upload.since = now
+        is_whole = upload.count >= upload.missing
+        may_hold = is_whole or gateway.buffered <= gateway.listen.max_buffered
+        if failed is None and not is_whole and may_hold:
+            conn._parser = upload.parser
+            self._bodies.pop(conn, None)  # its time begins anew, behind that of all others
+            self._bodies.begin(conn, self.body_timeout)
+        else:
+            self._go_on_with(conn, failed, may_hold)
+        return True
+
+    def _go_on_with(self, conn: ProxyConnection, failed: Exception | None = None, may_hold: bool = True) -> None:
+        """Answer the request whose body was waited for, and then those behind it."""
+        upload = self._end_wait(conn)
+        parser = conn.parser_in_use = upload.parser
+        parser.feed(b"".join(upload.pieces))
+        goes_on = upload.relay.go_on(failed, may_hold)
+        conn.parser_in_use = None
+        if goes_on and parser.pending and conn.state is State.OPEN:
+            self._take_requests(conn, parser)
+
+    def _end_wait(self, conn: ProxyConnection) -> Upload:
+        upload, conn.upload, conn._parser = conn.upload, None, None
+        assert upload is not None
+        self.gateway.buffered -= upload.count
+        self._bodies.pop(conn, None)
+        return upload
+
+    def _refuse_late_body(self, conn: Connection) -> None:
+        assert isinstance(conn, ProxyConnection)
+        if conn.upload is None:
+            return
+        relay = self._end_wait(conn).relay
+        if conn.state is State.OPEN:
+            late = HTTPError(408, f"nothing of a body came for {self.body_timeout} s")
+            relay.abandon(408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
+        else:
+            relay.abandon(0, "client-left")
+
+    def connection_eof(self, conn: HTTPConnection) -> None:  # type: ignore[override]
+        """Answer what was half received; the client may have closed its sending half only."""
+        assert isinstance(conn, ProxyConnection)
+        if conn.upload is not None:
+            self._go_on_with(conn)
+        else:
+            super().connection_eof(conn)
+
     def _warn(self, reason: str, conn: ProxyConnection, what: object) -> None:
         """Count a connection that is refused, and log it: what any stranger can cause, once a minute."""
         self.refused[reason] += 1
@@ -194,6 +369,15 @@ class ReverseProxy(HTTPServer):
         assert isinstance(conn, ProxyConnection)
         if conn.is_counted and self.gateway.guard is not None:
             self.gateway.guard.closed(conn.peer)
+        if conn.bound is not None:
+            conn.drop_bound()
+        if conn.upload is not None:
+            relay = self._end_wait(conn).relay
+            if conn.drop_reason is DropReason.STOPPED:
+                self.failures["stopped"] += 1
+                relay.abandon(503, "stopped")
+            else:
+                relay.abandon(0, "client-left")
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 from typing import Any
 
@@ -22,14 +22,17 @@ from greensock.http.pool import Pool
 from greensock.http.proxy.balance import balancer_of
 from greensock.http.proxy.budget import RetryBudget
 from greensock.http.proxy.failure import Failure
-from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics
+from greensock.http.proxy.health import Health, HealthOptions, HealthStatistics, Standing
 from greensock.http.proxy.keys import key_of
 from greensock.http.proxy.options import ServerOptions, UpstreamOptions
 from greensock.http.proxy.sticky import Sticky, StickyCookie
 
-__all__ = ["ServerStatus", "Upstream", "UpstreamServer"]
+__all__ = ["ServerStatus", "Upstream", "UpstreamServer", "drop_oldest"]
 
 log = logging.getLogger("greensock.upstream")
+
+#: Seconds between two lines on the same shortage.
+LOG_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class UpstreamServer:
     __slots__ = (
         "authority",
         "health",
+        "held",
         "index",
         "is_ejected",
         "is_full",
@@ -68,13 +72,17 @@ class UpstreamServer:
         "raw_name",
         "requests",
         "send_proxy_protocol",
+        "upstream",
         "used",
         "weight",
     )
 
     def __init__(
-        self, index: int, options: ServerOptions, group: UpstreamOptions, health: HealthOptions, limits: Limits
+        self, index: int, options: ServerOptions, upstream: Upstream, health: HealthOptions, limits: Limits
     ) -> None:
+        group = upstream.options
+        #: The group that it belongs to.
+        self.upstream = upstream
         #: Its place in the group.
         self.index = index
         #: Where it is.
@@ -94,6 +102,8 @@ class UpstreamServer:
         self.health = Health(health)
         #: Requests in flight, and those that wait for it.
         self.used = 0
+        #: Connections that clients have for themselves, at rest.
+        self.held = 0
         #: Requests that it was asked so far.
         self.requests = 0
         # As of the last look: see Candidate.
@@ -106,9 +116,11 @@ class UpstreamServer:
             max_idle_total=group.max_idle,
             max_waiting=options.max_waiting,
             idle_timeout=group.idle_timeout,
+            max_age=group.max_age,
+            max_requests=group.max_requests,
         )
         #: The connections to it.
-        self.links = Links(pool, limits, options.max_waiting)
+        self.links = Links(pool, limits, options.max_waiting, upstream.make_room)
 
     def share(self, now: float) -> float:
         """Return how much of its weight counts: see :class:`Health`."""
@@ -125,19 +137,26 @@ class UpstreamServer:
         """Count a request."""
         self.requests += 1
         self.used += 1
-        self.is_full = self.used >= self.max_connections
+        self.is_full = self.used + self.held >= self.max_connections
 
     def leave(self) -> None:
         """Count a request out."""
         self.used -= 1
-        self.is_full = self.used >= self.max_connections
+        self.is_full = self.used + self.held >= self.max_connections
+
+    def hold(self, more: int) -> None:
+        """Count connections that clients have for themselves while they rest, or count them out."""
+        self.held += more
+        self.is_full = self.used + self.held >= self.max_connections
 
     def failed(self, failure: Failure) -> None:
-        """Note that a request failed, and log it if the server is ejected with that."""
+        """Note that a request failed, and log it if the server is ejected with that, or if it is a shortage of ours."""
         now = monotonic()
         if not failure.blames_server:
             self.abandoned()
-        elif self.health.failed(now):
+            if failure.is_shortage:
+                self.upstream.note_shortage(self, failure, now)
+        elif self.health.failed(now, self.health.is_clear or self.upstream.has_up(self)):
             seconds = (self.health.ejected_until or now) - now
             log.warning("%s gets no requests for %.1f s: %s", self.name, seconds, failure)
 
@@ -150,6 +169,21 @@ class UpstreamServer:
         """Note that a request was answered."""
         if self.health.succeeded(monotonic()):
             log.warning("%s is up again", self.name)
+            self.rose()
+
+    def rose(self) -> None:
+        """Have the others tried at once, if it is the first of them that is up again."""
+        upstream = self.upstream
+        alike = upstream.backups if self in upstream.backups else upstream.servers
+        if not any(each.health.standing is Standing.UP for each in alike if each is not self):
+            now = monotonic()
+            for each in alike:
+                each.health.end_ejection(now)
+
+    def on_check_changed(self, is_up: bool) -> None:
+        """Note what checks found."""
+        if is_up:
+            self.rose()
 
     def lease(self, deadlines: Deadlines) -> Lease:
         """Lend a connection; see :meth:`Links.lease`."""
@@ -173,13 +207,17 @@ class Upstream:
         limits: Limits,
         random: Callable[[], float],
         sticky: StickyCookie | None = None,
+        make_room: Callable[[], bool] | None = None,
     ) -> None:
+        """``make_room`` closes a connection that nobody needs where descriptors are short; False: there is none."""
         #: What it was made with.
         self.options = options
         self.name = options.name
+        self._make_room = make_room
+        self._shortages: dict[str, float] = {}  # when each was logged
         #: Its servers, backups behind the others.
         self.all: list[UpstreamServer] = [
-            UpstreamServer(index, each, options, health, limits)
+            UpstreamServer(index, each, self, health, limits)
             for index, each in enumerate(sorted(options.servers, key=lambda each: each.backup))
         ]
         first_backup = sum(not each.backup for each in options.servers)
@@ -238,6 +276,22 @@ class Upstream:
         soonest = min((each - now for each in until if each is not None), default=1.0)
         return max(1, min(30, ceil(soonest)))
 
+    def has_up(self, but: UpstreamServer) -> bool:
+        """Whether another server is up."""
+        return any(each.health.standing is Standing.UP for each in self.all if each is not but)
+
+    def note_shortage(self, server: UpstreamServer, failure: Failure, now: float) -> None:
+        """Log that a request failed for a shortage of ours; seldom, as each request would fail then."""
+        if now - self._shortages.get(failure.reason, -LOG_EVERY) >= LOG_EVERY:
+            self._shortages[failure.reason] = now
+            log.error("%s: requests to %s get 503, for no fault of its own: %s", self.name, server.name, failure)
+
+    def make_room(self) -> bool:
+        """Close the connection that has been idle the longest, so that there is a descriptor; False: there is none."""
+        if self._make_room is not None:
+            return self._make_room()
+        return drop_oldest(self.all)
+
     def drop_idle(self) -> None:
         """Close the connections that are kept."""
         for server in self.all:
@@ -247,3 +301,13 @@ class Upstream:
         """Close what is idle; what is in use is closed when it comes back. No server can be asked from then on."""
         for server in self.all:
             server.links.close()
+
+
+def drop_oldest(servers: Iterable[UpstreamServer]) -> bool:
+    """Close the connection that has been idle the longest; False: none is idle."""
+    oldest, links = inf, None
+    for server in servers:
+        since = server.links.pool.idle_since()
+        if since is not None and since < oldest:
+            oldest, links = since, server.links
+    return links is not None and links.drop_oldest()

@@ -1,0 +1,87 @@
+"""The idle limit of a server: one sweep over its connections, and no timer or heap entry for each.
+
+Every eighth of the limit the sweep looks at each connection that rests between two turns, compares what it has counted
+with what it had at the last look, and drops those on which nothing moved for as long as the limit says. So a message
+costs nothing, a connection three references, and one is dropped up to an eighth late. The sweep goes in slices, so that
+it never holds the hub for long, whatever number there are; the timer keeps no program alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from time import monotonic
+from typing import Any
+
+from greensock.errors import DropReason
+from greensock.lifecycle import OPEN, Lifecycle
+from greensock.poller import Endpoint, Poller
+
+__all__ = ["IdleSweep"]
+
+#: So many looks within the limit.
+LOOKS = 8
+#: Connections looked at in one pass of the loop: some 0.1 ms.
+SLICE = 512
+
+
+class IdleSweep:
+    """Drops connections of a server on which nothing came or went for ``limit`` seconds while they were at rest."""
+
+    __slots__ = ("_limit", "_owner", "_poller", "_rest", "_timer")
+
+    def __init__(self, poller: Poller, owner: object, limit: float) -> None:
+        self._poller = poller
+        self._owner = owner
+        self._limit = limit
+        self._rest: Iterator[Endpoint] | None = None
+        self._timer: Any = None
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._arm()
+
+    def stop(self) -> None:
+        """End it."""
+        self._rest = None
+        self._disarm()
+
+    def _arm(self) -> None:
+        self._timer = self._poller.hub.loop.timer(self._limit / LOOKS, ref=False)
+        self._timer.start(self._begin, update=True)
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _begin(self) -> None:
+        """Take note of the connections that are there. In the hub; must not raise."""
+        self._disarm()
+        self._rest = iter(list(self._poller.endpoints.values()))
+        self._poller.call_soon(self._sweep)
+
+    def _sweep(self) -> None:
+        """Look at the next slice. In the hub; must not raise."""
+        rest = self._rest
+        if rest is None:
+            return  # stopped
+        now, owner, limit, seen = monotonic(), self._owner, self._limit, 0
+        for conn in islice(rest, SLICE):
+            seen += 1
+            if not isinstance(conn, Lifecycle) or conn.server is not owner or conn._state is not OPEN:
+                continue
+            if not (conn._idle and conn._is_at_rest()):
+                conn._idle_received = None  # a turn is due, or runs, or is blocked: other limits hold
+            elif conn._idle_received is not conn.bytes_received or conn._idle_sent is not conn.bytes_sent:
+                # The very objects: a count that changed is another one, and none is made for this.
+                conn._idle_received, conn._idle_sent = conn.bytes_received, conn.bytes_sent
+                conn._idle_since = now
+            elif now - conn._idle_since >= limit:
+                conn._close(DropReason.IDLE_TIMEOUT)
+        if seen == SLICE:
+            self._poller.call_soon(self._sweep)
+        else:
+            self._rest = None
+            self._arm()

@@ -1,0 +1,303 @@
+"""Bodies that come slowly: who waits for them, what is held meanwhile, and what others get."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from time import monotonic
+
+import gevent
+import pytest
+from conftest import PATIENCE, read_all, read_exactly, wait_until
+from pairs import reset
+from proxies import Origin, Recorded, gateway_to, scripted
+
+from greensock.http import Guard, GuardOptions, ListenOptions, ProxyTimeouts
+
+KEEP = b"Host: a\r\n\r\n"
+CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
+
+
+def post(length, rest=KEEP):
+    return b"POST / HTTP/1.1\r\nContent-Length: %d\r\n" % length + rest
+
+
+@pytest.fixture
+def start(serve):
+    """Start a proxy before an origin; nothing may be held when it is over."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*urls, server_options=None, **options):
+            gateway = gateway_to(*(urls or [serve(Origin).url]), **options)
+            proxy = serve(Recorded, gateway=gateway, **(server_options or {}))
+            stack.callback(gateway.upstreams["site"].close)
+            stack.callback(check, proxy)
+            return proxy
+
+        yield make
+
+
+def check(proxy):
+    wait_until(lambda: not proxy.gateway.buffered and not proxy.uploads and not proxy._bodies)
+    guard = proxy.gateway.guard
+    assert guard is None or not any(known.uploads for known in guard._clients.values())
+
+
+@pytest.fixture
+def dial():
+    """Connect to a proxy: ``dial(proxy, data)`` gives a socket."""
+    with contextlib.ExitStack() as stack:
+
+        def make(proxy, data=b""):
+            sock = stack.enter_context(socket.create_connection(proxy.address))
+            sock.settimeout(PATIENCE)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(data)
+            return sock
+
+        yield make
+
+
+def status_of(answer):
+    return int(answer[9:12]) if answer else 0
+
+
+def waiting(proxy):
+    return [conn for conn in proxy.connections if conn.upload is not None]
+
+
+def requests_of(proxy):
+    return proxy.gateway.upstreams["site"].all[0].requests
+
+
+# -- short ones
+
+
+@pytest.mark.parametrize("size", [1, 3, 100, 4096])
+def test_a_body_in_pieces_of(start, dial, size):
+    proxy = start()
+    body = bytes(range(256)) * 16
+    sock = dial(proxy, post(len(body), CLOSE))
+    wait_until(lambda: waiting(proxy))
+    sent = 0
+    while sent < len(body):
+        assert (proxy.statistics().workers_busy, requests_of(proxy)) == (0, 0)
+        sock.sendall(body[sent : sent + size])
+        sent += size
+        wait_until(lambda sent=sent: requests_of(proxy) if sent >= len(body) else proxy.gateway.buffered == sent)
+    assert read_all(sock).endswith(b"POST / " + body)
+    [record] = proxy.records
+    assert (record.status, record.received, record.reason) == (200, len(body), "")
+
+
+def test_what_is_behind_it(start, dial):
+    proxy = start()
+    sock = dial(proxy, post(3))
+    wait_until(lambda: waiting(proxy))
+    sock.sendall(b"ab")
+    wait_until(lambda: proxy.gateway.buffered == 2)
+    sock.sendall(b"cGET /2 HTTP/1.1\r\n" + KEEP + post(2))
+    wait_until(lambda: requests_of(proxy) == 2 and waiting(proxy))
+    sock.sendall(b"xyGET /3 HTTP/1.1\r\n")
+    wait_until(lambda: requests_of(proxy) == 3)
+    sock.sendall(CLOSE)
+    answer = read_all(sock)
+    places = [answer.index(each) for each in (b"POST / abc", b"GET /2 ", b"POST / xy", b"GET /3 ")]
+    assert places == sorted(places)
+    assert answer.count(b"200 OK") == 4
+
+
+def test_what_was_there_with_the_head_needs_no_wait(start, dial):
+    proxy = start()
+    assert read_all(dial(proxy, post(3, CLOSE) + b"abc")).endswith(b"POST / abc")
+    sock = dial(proxy, post(4, CLOSE) + b"ab")
+    wait_until(lambda: waiting(proxy))
+    assert proxy.gateway.buffered == 0, "what the parser holds is not counted"
+    sock.sendall(b"cd")
+    assert read_all(sock).endswith(b"POST / abcd")
+
+
+def test_one_that_waits_for_100(start, dial):
+    proxy = start()
+    sock = dial(proxy, b"POST / HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n" + CLOSE)
+    assert read_exactly(sock, 25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert waiting(proxy)
+    sock.sendall(b"abc")
+    assert read_all(sock).endswith(b"POST / abc")
+
+
+@pytest.mark.parametrize("how", ["close", "reset", "shutdown"])
+def test_a_client_that_leaves(start, dial, how):
+    proxy = start()
+    sock = dial(proxy, post(100))
+    wait_until(lambda: waiting(proxy))
+    sock.sendall(b"12345")
+    wait_until(lambda: proxy.gateway.buffered == 5)
+    if how == "shutdown":
+        sock.shutdown(socket.SHUT_WR)
+        assert status_of(read_all(sock)) == 400
+    elif how == "close":
+        sock.close()
+    else:
+        reset(sock)
+    wait_until(lambda: proxy.records)
+    [record] = proxy.records
+    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
+    assert requests_of(proxy) == 0
+
+
+def test_it_is_waited_for_only_so_long(start, dial):
+    proxy = start(timeouts=ProxyTimeouts(request_body=0.2))
+    sock = dial(proxy, post(100))
+    wait_until(lambda: waiting(proxy))
+    [conn] = waiting(proxy)
+    due = proxy._bodies[conn]
+    sock.sendall(b"x")
+    wait_until(lambda: proxy.gateway.buffered)
+    assert proxy._bodies[conn] > due, "each byte gives it more time"
+    answer = read_all(sock)
+    assert (status_of(answer), b"Connection: close" in answer) == (408, True)
+    [record] = proxy.records
+    assert (record.status, record.reason) == (408, "client-timeout")
+    assert record.duration >= 0.2
+    assert record.sent == len(answer)
+    assert proxy.refused == {"body-timeout": 1}
+    assert requests_of(proxy) == 0
+
+
+def test_the_limit_of_idle_connections_is_none_of_bodies(start, dial):
+    proxy = start(timeouts=ProxyTimeouts(keep_alive=0.1, request_body=PATIENCE))
+    sock, idle = dial(proxy, post(3, CLOSE)), dial(proxy)
+    wait_until(lambda: waiting(proxy))
+    assert idle.recv(1) == b"", "it was idle for too long"
+    again = dial(proxy)
+    assert again.recv(1) == b""
+    sock.sendall(b"abc")
+    assert read_all(sock).endswith(b"POST / abc")
+
+
+def test_it_must_keep_its_rate(start, dial, monkeypatch):
+    monkeypatch.setattr("greensock.http.request.RATE_GRACE", 0.0)
+    proxy = start(timeouts=ProxyTimeouts(min_body_rate=1_000_000, request_body=0.001 + PATIENCE))
+    sock = dial(proxy, post(100))
+    [conn] = wait_until(lambda: waiting(proxy))
+    wait_until(lambda: monotonic() - conn.upload.since > 0.01)
+    sock.sendall(b"x")
+    assert status_of(read_all(sock)) == 408
+    assert [record.reason for record in proxy.records] == ["client-timeout"]
+
+
+def test_a_proxy_that_stops(start, dial):
+    proxy = start()
+    sock = dial(proxy, post(3))
+    wait_until(lambda: waiting(proxy))
+    stopping = gevent.spawn(proxy.stop, PATIENCE)
+    wait_until(lambda: proxy.draining)
+    sock.sendall(b"abc")
+    answer = read_all(sock)
+    assert answer.endswith(b"POST / abc"), "it had begun"
+    assert b"Connection: close" in answer
+    stopping.get(timeout=PATIENCE)
+
+
+def test_a_proxy_that_is_aborted(start, dial):
+    proxy = start()
+    dial(proxy, post(3))
+    wait_until(lambda: waiting(proxy))
+    proxy.abort()
+    assert [record.reason for record in proxy.records] == ["client-left"]
+
+
+# -- bounds
+
+
+@pytest.mark.parametrize(("most", "first", "held"), [(0, b"", 0), (10, b"", 1), (10, b"x" * 10, 1), (10, b"x" * 11, 0)])
+def test_only_so_much_is_held(start, dial, most, first, held):
+    """Beyond that it is passed on as it comes."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        got.append(read_exactly(sock, 50))
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    got = []
+    with scripted(script) as server:
+        proxy = start(server.url, listen=ListenOptions(max_buffered=most))
+        sock = dial(proxy, post(50, CLOSE))
+        wait_until(lambda: waiting(proxy) or server.heads)
+        assert bool(waiting(proxy)) is (most > 0)
+        sock.sendall(first)
+        if held:
+            wait_until(lambda: proxy.gateway.buffered == len(first))
+            assert not server.heads
+        else:
+            wait_until(lambda: server.heads)
+            assert proxy.uploads == 1
+        sock.sendall(b"y" * (50 - len(first)))
+        assert read_all(sock).endswith(b"ok")
+        assert got == [first + b"y" * (50 - len(first))]
+
+
+def test_workers_are_left_for_others(start, dial):
+    proxy = start(max_replay=10, listen=ListenOptions(max_workers=4))
+    slow = [dial(proxy, post(100)) for _ in range(3)]
+    wait_until(lambda: proxy.uploads == 3)
+    refused = read_all(dial(proxy, post(100)))
+    assert (status_of(refused), b"\r\nRetry-After: 1\r\n" in refused) == (503, True)
+    assert read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE)).endswith(b"GET / ")
+    sock = dial(proxy, post(5, CLOSE))
+    sock.sendall(b"abcde")
+    assert read_all(sock).endswith(b"POST / abcde"), "a short one needs none"
+    for each in slow:
+        each.sendall(bytes(100))
+        assert status_of(each.recv(1000)) == 200
+    wait_until(lambda: not proxy.uploads)
+    assert proxy.failures == {"too-many-uploads": 1}
+
+
+@pytest.mark.parametrize("max_replay", [10, 1000], ids=["long", "short"])
+def test_a_client_has_so_many(start, dial, max_replay):
+    proxy = start(max_replay=max_replay, guard=GuardOptions(max_uploads=2))
+    slow = [dial(proxy, post(100)) for _ in range(2)]
+    wait_until(lambda: proxy.uploads + len(waiting(proxy)) == 2)
+    assert status_of(read_all(dial(proxy, post(100, CLOSE)))) == 429
+    assert proxy.refused == {"client-uploads": 1}
+    assert status_of(read_all(dial(proxy, post(1, CLOSE) + b"x"))) == 200, "which needs no wait"
+    slow[0].sendall(bytes(100))
+    assert status_of(slow[0].recv(1000)) == 200
+    assert status_of(read_all(dial(proxy, post(100, CLOSE) + bytes(100)))) == 200
+
+
+def test_uploads_without_a_clock():
+    found = Guard(GuardOptions(max_uploads=1))
+    assert found.upload("192.0.2.1", 0.0) is None
+    refused = found.upload("192.0.2.1", 0.0)
+    assert (refused.status, refused.reason, refused.retry_after) == (429, "client-uploads", 1)
+    assert found.upload("192.0.2.2", 0.0) is None
+    assert found.statistics(1000.0).clients == 2
+    found.upload_ended("192.0.2.1")
+    assert found.upload("192.0.2.1", 0.0) is None
+    for _ in range(3):
+        found.upload_ended("192.0.2.1")
+        found.upload_ended("192.0.2.2")
+    assert found.statistics(1000.0).clients == 0
+    assert Guard(GuardOptions()).upload("192.0.2.1", 0.0) is None
+
+
+def test_a_thousand_slow_uploads_beside_a_good_client(start, dial):
+    """They hold no worker and no server: it is served as if they were not there."""
+    proxy = start(listen=ListenOptions(max_workers=8))
+    slow = [dial(proxy, post(65536) + b"x") for _ in range(1000)]
+    wait_until(lambda: len(waiting(proxy)) == 1000)
+    for each in slow:
+        each.sendall(b"y")
+    wait_until(lambda: proxy.gateway.buffered == 1000)
+    assert proxy.statistics().workers_busy == 0
+    began = monotonic()
+    good = dial(proxy)
+    for _ in range(100):
+        good.sendall(b"GET / HTTP/1.1\r\n" + KEEP)
+        assert status_of(good.recv(1000)) == 200
+    assert monotonic() - began < PATIENCE
+    for each in slow:
+        each.close()
