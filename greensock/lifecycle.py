@@ -329,6 +329,11 @@ class Lifecycle(Endpoint):
         else:
             self._linger(now + self.linger_timeout)
 
+    def _close_now(self, reason: DropReason) -> None:
+        """Close without a linger: nothing is queued, nobody reads, and nothing came that was not read."""
+        self._leave_open(CLOSED, reason)
+        self._release()
+
     def _abort(self, reason: DropReason) -> None:
         if self._state is CLOSED:
             return

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from socket import AF_UNIX
 from time import monotonic
 from typing import Any
 
@@ -26,7 +27,7 @@ from greensock.errors import DropReason, GreensockError, IncompleteMessage, Mess
 from greensock.lifecycle import CLOSED, OPEN, Lifecycle
 from greensock.log_limit import LogLimit
 from greensock.poller import Poller, turn_codes
-from greensock.syscalls import both_sides_are_down, read
+from greensock.syscalls import both_sides_are_down, has_input, has_unacknowledged, read
 from greensock.upcalls import DROP, OK, POSTPONE, Upcalls, Verdict
 from greensock.workers import Workers
 
@@ -57,6 +58,7 @@ class Turns(Upcalls):
     max_postponed: int
     _poller: Poller
     _draining: bool
+    _draining_since: float
     _errors: int
     _failures_logged: LogLimit
     _messages: int
@@ -188,6 +190,33 @@ class Turns(Upcalls):
             self._poller.requeue(conn)
         else:
             conn._idle = True
+            if self._draining:
+                self._end_rest(conn, was_heard=True)
+
+    def _end_rest(self, conn: Connection, was_heard: bool = False) -> None:
+        """Close a connection that waits for its peer while the server drains, unless part of a message came.
+
+        What it needs no linger for, it does not get: nothing came that is not read, and all that was sent is with the
+        peer. What came is given a last turn, if ``was_heard`` does not say that it had one; what is on its way to the
+        peer gets as long to arrive as it would in a linger, and is looked at again.
+        """
+        conn._plain = False
+        if not conn._idle or conn._out or conn._held():
+            return
+        if conn._eof:
+            conn._close(DropReason.STOPPED)
+        elif has_input(conn._fd):
+            if was_heard:
+                conn._close(DropReason.STOPPED)
+            else:
+                conn._readable = True
+                self._poller.queue(conn)
+        elif (
+            conn._family == AF_UNIX  # whose bytes are with the peer as soon as they are sent
+            or not has_unacknowledged(conn._fd)
+            or monotonic() >= self._draining_since + conn.linger_timeout
+        ):
+            conn._close_now(DropReason.STOPPED)
 
     def _nothing_read(self, conn: Connection, error: OSError) -> bytes:
         """Take a failed read: nothing was there after all, or the connection is broken."""

@@ -16,6 +16,7 @@ from greensock.http.events import ResponseHead
 from greensock.http.exchange import WITH_BODY, Call
 from greensock.http.headers import Headers
 from greensock.http.payload import Payload, payload_in_memory, payload_in_pieces
+from greensock.http.proxy.failure import UpcallFailed
 from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.passing import OWN_FIELDS
 from greensock.http.proxy.proxy_protocol import write_proxy_header
@@ -91,7 +92,10 @@ def payload_as_it_comes(relay: Relay) -> Payload:
 def _pieces(relay: Relay) -> Iterator[bytes]:
     conn, body, watch = relay.conn, relay.request.body, relay.proxy.watch_request_body
     while piece := body.read():
-        watch(relay, piece)
+        try:
+            watch(relay, piece)
+        except Exception as error:
+            raise UpcallFailed(error) from error
         if not conn.notify_disconnect(relay.on_hangup_in_body):
             relay.on_hangup_in_body()
         yield piece  # as long as the server likes: nobody reads the client meanwhile
@@ -116,7 +120,10 @@ def _edited(relay: Relay, lines: bytes) -> bytes:
     if relay.route is not None and relay.route.request_fields:
         edits = relay.route.request_fields
         edits.apply(headers, relay.variables(edits.variables))
-    relay.proxy.edit_request(relay, headers)
+    try:
+        relay.proxy.edit_request(relay, headers)
+    except Exception as error:
+        raise UpcallFailed(error) from error
     return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
 

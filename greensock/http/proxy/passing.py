@@ -21,7 +21,7 @@ from greensock.http.fairness import let_others_run
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
-from greensock.http.proxy.failure import CLIENT_LEFT, Failure, failure_of
+from greensock.http.proxy.failure import UpcallFailed, client_is_gone, failure_of
 from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.rules import NO_EDITS
 from greensock.http.proxy.tunnel import run_tunnel
@@ -284,7 +284,10 @@ class _Passage:
         """Return a piece as it goes out, after the program had a look at it."""
         relay = self._relay
         if relay.proxy.watches_responses and len(piece):
-            relay.proxy.watch_response_body(relay, bytes(piece))
+            try:
+                relay.proxy.watch_response_body(relay, bytes(piece))
+            except Exception as error:
+                raise UpcallFailed(error) from error
         return self._framed(piece)
 
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
@@ -301,11 +304,13 @@ class _Passage:
         """Return what to raise when the answer can't be finished."""
         relay = self._relay
         if relay.has_client_left():
-            return Failure("client-left", CLIENT_LEFT, blames_server=False)
+            return client_is_gone(self._client)
         if relay.cut is not None:
             return relay.cut
         if relay.exchange is not None and relay.exchange.failure is not None:
             error = relay.exchange.failure
+        if isinstance(error, UpcallFailed):
+            return error
         if getattr(error, "connection", None) is self._client:
             return error
         failure = failure_of(error, in_body=True)

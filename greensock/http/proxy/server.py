@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from gevent.monkey import get_original
 
-from greensock import DROP, POSTPONE, Connection, OperationTimeout, Rule, State, Verdict
+from greensock import DROP, POSTPONE, Connection, DropReason, OperationTimeout, Rule, State, Verdict
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
 from greensock.http.head_watch import HeadWatch
@@ -374,7 +374,12 @@ class ReverseProxy(HTTPServer):
         if conn.bound is not None:
             conn.drop_bound()
         if conn.upload is not None:
-            self._end_wait(conn).relay.abandon(0, "client-left")
+            relay = self._end_wait(conn).relay
+            if conn.drop_reason is DropReason.STOPPED:
+                self.failures["stopped"] += 1
+                relay.abandon(503, "stopped")
+            else:
+                relay.abandon(0, "client-left")
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""
