@@ -11,7 +11,7 @@ from typing import Any
 sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/chat.py` finds the others
 
 from examples._main import run
-from greensock import Connection, Lines, Server, WouldBlock
+from greensock import Connection, Lines, Server
 
 
 class Chat(Server):
@@ -34,15 +34,8 @@ class Chat(Server):
         self.tell(f"* {self.names.pop(conn)} has left")
 
     def tell(self, text: str) -> None:
-        """Send a line to all. Nothing here blocks, so ``names`` cannot change under the loop."""
-        line = text.encode() + b"\n"
-        for conn in self.names:
-            try:
-                conn.send_nowait(line)
-            except WouldBlock:  # max_send_queue bytes wait for it already; connection_drop follows
-                conn.abort()
-            except ConnectionError:
-                pass  # it is going; connection_drop follows
+        """Send a line to all who are here; who reads too slowly is dropped, and nobody waits."""
+        self.broadcast(text.encode() + b"\n", self.names)
 
 
 if __name__ == "__main__":
