@@ -519,6 +519,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SHARED = ("--config-file", f"{ROOT}/pyproject.toml", "--cache-dir", f"{ROOT}/.mypy_cache")
 
 
+@pytest.mark.timeout(300)  # the first time it looks at the whole package
 def test_what_a_type_checker_sees(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
