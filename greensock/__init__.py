@@ -12,6 +12,7 @@ syscalls           the system calls of the hot path
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
+fairness           others get their turn in the middle of what takes long
 pace               how fast a peer takes what is sent to it
 outgoing           what waits to be sent on a connection
 lifecycle          a connection's fields and states, and how it closes
@@ -45,6 +46,7 @@ from greensock.errors import (
     ProtocolError,
     WouldBlock,
 )
+from greensock.fairness import let_others_run
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
 from greensock.log_limit import LogLimit
@@ -89,4 +91,5 @@ __all__ = [
     "WouldBlock",
     "__version__",
     "connect",
+    "let_others_run",
 ]
