@@ -13,6 +13,7 @@ pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
 fairness           others get their turn in the middle of what takes long
+transport          what a connection reads from and writes to in the place of its descriptor
 pace               how fast a peer takes what is sent to it
 outgoing           what waits to be sent on a connection
 lifecycle          a connection's fields and states, and how it closes
@@ -24,6 +25,7 @@ upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server
 turns              what a server does with a connection that is ready
 acceptor           takes connections out of the kernel's queue
+signals            what signals do while servers serve
 server             options; start, drain, stop
 socket_connection  a connection with the methods of a socket
 stream_server      takes the place of ``gevent.server.StreamServer``

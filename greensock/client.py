@@ -23,6 +23,7 @@ from greensock.errors import ConnectFailed, OperationTimeout
 from greensock.outgoing import Outgoing
 from greensock.poller import get_poller
 from greensock.syscalls import RawSocket, borrow_socket, close
+from greensock.transport import Transport
 
 __all__ = ["connect"]
 
@@ -189,7 +190,7 @@ class _Established(Outgoing):
         super().__init__(1)
         self._family = family
 
-    def push(self, fd: int) -> int:
+    def push(self, fd: int, transport: Transport | None = None) -> int:
         with borrow_socket(fd, self._family) as sock:
             error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
             if error:

@@ -106,7 +106,7 @@ class Connection(Receiving, Sending):
             if self._readable and self._reader is None:
                 size = int(min(count, 1 << 20))
                 try:
-                    pulled = passage.pull(self._fd, size, self._thorough)
+                    pulled = passage.pull(self._fd, size, self._thorough, self._transport)
                 except BlockingIOError:
                     self._found_empty()
                 except OSError as error:
@@ -161,7 +161,14 @@ class Connection(Receiving, Sending):
             return sock.getsockname()
 
     def fileno(self) -> int:
-        """Return the descriptor, which stays ours; -1 once it is closed."""
+        """Return the descriptor, which stays ours; -1 once it is closed.
+
+        From then on somebody else may hold the connection, too, so it is treated with care: no call relies on
+        O_NONBLOCK, which belongs to the open file, and ``close()`` sends no FIN and waits for none: that is left to who
+        closes last.
+        """
+        if self._fd >= 0:
+            self._share()
         return self._fd
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> int | bytes:

@@ -18,14 +18,14 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gevent.event import Event
 
 from greensock.errors import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout
 from greensock.outgoing import Outgoing
 from greensock.pace import Pace
-from greensock.poller import Endpoint, Poller
+from greensock.poller import ChildsPoller, Endpoint, Poller
 from greensock.syscalls import (
     borrow_socket,
     both_sides_are_down,
@@ -34,6 +34,7 @@ from greensock.syscalls import (
     read,
     reset_on_close,
 )
+from greensock.transport import SharedDescriptor, Transport
 
 if TYPE_CHECKING:
     from greensock.server import Server
@@ -116,6 +117,7 @@ class Lifecycle(Endpoint):
         "_stage",
         "_stash",
         "_state",
+        "_transport",
         "address",
         "bytes_received",
         "bytes_sent",
@@ -146,6 +148,7 @@ class Lifecycle(Endpoint):
         self._family = family
         self._state = OPEN
         self._clear = True  # a send may go straight to the kernel
+        self._transport: Transport | None = None  # with one it is never plain and never clear
         self._eof = False
         self._fin = False  # FIN was sent, or is in the queue
         self._failure: Exception | None = None
@@ -263,6 +266,12 @@ class Lifecycle(Endpoint):
         if self._state is not CLOSED and self._due < self._armed:
             self._poller.arm(self, self._due)
 
+    def shutdown_read(self) -> None:
+        """Take no more input: whoever receives finds its end, behind what came before."""
+        self._check_open()
+        with borrow_socket(self._fd, self._family) as sock:
+            sock.shutdown(_socket.SHUT_RD)
+
     def notify_disconnect(self, callback: Callable[[], object] | None) -> bool:
         """Have ``callback`` called once when the peer closes its side or the connection ends; None: no more.
 
@@ -320,13 +329,19 @@ class Lifecycle(Endpoint):
         else:
             self._linger(now + self.linger_timeout)
 
+    def _close_now(self, reason: DropReason) -> None:
+        """Close without a linger: nothing is queued, nobody reads, and nothing came that was not read."""
+        self._leave_open(CLOSED, reason)
+        self._release()
+
     def _abort(self, reason: DropReason) -> None:
         if self._state is CLOSED:
             return
-        try:
-            reset_on_close(self._fd, self._family)
-        except OSError:
-            pass  # the kernel has given it up already; closing is all that is left
+        if not self._is_shared():  # else the connection is somebody else's, too
+            try:
+                reset_on_close(self._fd, self._family)
+            except OSError:
+                pass  # the kernel has given it up already; closing is all that is left
         if self._state is OPEN:
             self._leave_open(CLOSED, reason)
         self._release()
@@ -365,7 +380,7 @@ class Lifecycle(Endpoint):
         if self._out:
             self._reader = reader or _Engine(self)
             return
-        if self._eof or not self.linger_timeout:
+        if self._eof or not self.linger_timeout or self._is_shared():
             self._release()
             return
         try:
@@ -384,7 +399,7 @@ class Lifecycle(Endpoint):
         """Read and drop until the peer's FIN, the bound, or the lack of input."""
         try:
             while self._linger_left > 0:
-                dropped = len(read(self._fd, 65536))
+                dropped = len(read(self._fd, 65536) if self._transport is None else self._transport.read(65536))
                 if not dropped:
                     break
                 self._linger_left -= dropped
@@ -422,6 +437,8 @@ class Lifecycle(Endpoint):
         if self._armed != inf:
             self._poller.disarm(self)
         fd, self._fd = self._fd, -1
+        if self._transport is not None:
+            self._transport.close()
         close(fd)
         if isinstance(self._reader, _Engine):
             self._reader = None
@@ -437,7 +454,33 @@ class Lifecycle(Endpoint):
         if self.server is not None:
             self.server._released(self)
 
+    def _share(self) -> None:
+        """Treat the descriptor as one that somebody else may hold, too."""
+        if self._transport is None:
+            self._transport = SharedDescriptor(self._fd, self._family)
+            self._plain = self._clear = False
+
+    def _is_shared(self) -> bool:
+        return self._transport is not None and self._transport.is_shared
+
+    def _survive_fork(self) -> None:
+        """In the child of a fork that happened in its turn: live on there, with what belongs to this process alone.
+
+        What waits to be sent is the parent's to send, and so are its other greenlets to wake.
+        """
+        self._out = None
+        self._queued = self._kept = 0
+        self._reader = None
+        self._events = None
+        self._on_leave = None
+        self._armed = self._read_deadline = self._due = inf
+        self._idle = False
+        self._poller = cast(Any, ChildsPoller(self))
+
     def _shutdown(self) -> None:
+        if self._transport is not None:
+            self._transport.shut()
+            return
         with borrow_socket(self._fd, self._family) as sock:
             sock.shutdown(_socket.SHUT_WR)
 

@@ -15,6 +15,7 @@ from greensock.pace import Pace
 from greensock.pipes import Ends, Pipes
 from greensock.poller import Waiter
 from greensock.syscalls import close, read, write, writev
+from greensock.transport import Transport
 
 __all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Passage", "as_views"]
 
@@ -54,8 +55,8 @@ class Outgoing:
         """Whether there is nothing to push now although the entry is not finished."""
         return False
 
-    def push(self, fd: int) -> int:
-        """Make one system call and return how many bytes it moved.
+    def push(self, fd: int, transport: Transport | None = None) -> int:
+        """Make one system call, or have the transport make one if there is one; return how many bytes it moved.
 
         Raises:
             BlockingIOError: the socket is full.
@@ -89,9 +90,12 @@ class Buffers(Outgoing):
         super().__init__(left)
         self._views = views
 
-    def push(self, fd: int) -> int:
+    def push(self, fd: int, transport: Transport | None = None) -> int:
         views = self._views
-        moved = write(fd, views[0]) if len(views) == 1 else writev(fd, views[:MAX_BUFFERS])
+        if transport is None:
+            moved = write(fd, views[0]) if len(views) == 1 else writev(fd, views[:MAX_BUFFERS])
+        else:
+            moved = transport.write(views[0]) if len(views) == 1 else transport.writev(views[:MAX_BUFFERS])
         self.left -= moved
         self.sent += moved
         self._views = skip(views, moved) if self.left else []
@@ -111,8 +115,12 @@ class FileSegment(Outgoing):
         self._file = file
         self._offset = offset
 
-    def push(self, fd: int) -> int:
-        moved = os.sendfile(fd, self._file, self._offset, min(self.left, MAX_PUSH))
+    def push(self, fd: int, transport: Transport | None = None) -> int:
+        if transport is None:
+            moved = os.sendfile(fd, self._file, self._offset, min(self.left, MAX_PUSH))
+        else:
+            data = os.pread(self._file, min(self.left, MAX_COPIED), self._offset)
+            moved = transport.write(data) if data else 0
         self._offset += moved
         self.sent += moved
         self.left = self.left - moved if moved else 0  # the file ended before
@@ -135,7 +143,7 @@ class Fin(Outgoing):
         super().__init__(1)
         self._shutdown = shutdown
 
-    def push(self, fd: int) -> int:
+    def push(self, fd: int, transport: Transport | None = None) -> int:
         self._shutdown()
         self.left = 0
         return 0
@@ -166,7 +174,7 @@ class Passage(Outgoing):
     def stalled(self) -> bool:
         return self._open and not self.left
 
-    def pull(self, fd: int, count: int, thorough: bool) -> int:
+    def pull(self, fd: int, count: int, thorough: bool, transport: Transport | None = None) -> int:
         """Take up to ``count`` bytes out of the socket ``fd``; 0 at the end of input. Nothing is on its way before.
 
         The kernel's splice does not get past TCP's urgent data and says EAGAIN there; ``thorough`` looks for more.
@@ -175,16 +183,16 @@ class Passage(Outgoing):
             BlockingIOError: nothing is there.
             OSError: the connection is broken.
         """
-        ends = self._pipes.take()
+        ends = self._pipes.take() if transport is None else None
         if ends is None:
-            return self._copy(fd, count)
+            return self._copy(fd, count, transport)
         try:
             moved = os.splice(fd, ends[1], min(count, MAX_PUSH), flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             self._pipes.give_back(ends)
             if not thorough:
                 raise
-            return self._copy(fd, count)
+            return self._copy(fd, count, None)
         except BaseException:
             self._pipes.give_back(ends)
             raise
@@ -195,15 +203,19 @@ class Passage(Outgoing):
             self._pipes.give_back(ends)
         return moved
 
-    def _copy(self, fd: int, count: int) -> int:
-        data = read(fd, min(count, MAX_COPIED))
+    def _copy(self, fd: int, count: int, transport: Transport | None) -> int:
+        size = min(count, MAX_COPIED)
+        data = read(fd, size) if transport is None else transport.read(size)
         if data:
             self._copied = memoryview(data)
             self.left = len(data)
         return len(data)
 
-    def push(self, fd: int) -> int:
-        if self._ends is not None:
+    def push(self, fd: int, transport: Transport | None = None) -> int:
+        if transport is not None:
+            moved = transport.write(self._in_memory())
+            self._copied = self._in_memory()[moved:]
+        elif self._ends is not None:
             moved = os.splice(self._ends[0], fd, self.left, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
         else:
             assert self._copied is not None
@@ -214,6 +226,15 @@ class Passage(Outgoing):
         if not self.left:
             self._let_go()
         return moved
+
+    def _in_memory(self) -> memoryview:
+        """Return what is on its way, out of the pipe if it is there."""
+        if self._copied is None:
+            assert self._ends is not None
+            self._copied = memoryview(read(self._ends[0], self.left))  # a pipe gives all that it has
+            ends, self._ends = self._ends, None
+            self._pipes.give_back(ends)
+        return self._copied
 
     def finish(self) -> None:
         """Give up the place in the queue as soon as nothing is on its way."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from gevent.hub import Hub, get_hub
+from gevent.monkey import get_original
 from greenlet import getcurrent, greenlet
 
 from greensock.pipes import Pipes
@@ -50,7 +52,7 @@ from greensock.syscalls import (
 )
 from greensock.workers import Workers
 
-__all__ = ["TIMED_OUT", "Endpoint", "Poller", "Waiter", "get_poller"]
+__all__ = ["TIMED_OUT", "ChildsPoller", "Endpoint", "Poller", "Waiter", "get_poller", "turn_codes"]
 
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
@@ -104,6 +106,16 @@ class Endpoint:
     def _on_deadline(self, now: float) -> float:
         """Do what is due and return when to look again, in seconds of ``time.monotonic``. In the hub."""
         return inf
+
+    def _share(self) -> None:
+        """Be told that somebody else may hold the descriptor from now on, too."""
+
+    def _survive_fork(self) -> None:
+        """Live on in the child of a fork that happened in its turn."""
+
+    def _enter_child(self) -> None:
+        """Be watched by the child's engine, which is the endpoint's poller by now."""
+        self._poller.register(self)
 
     def _wait_readable(self) -> None:
         """Block the calling greenlet until the endpoint may be readable. It may return early."""
@@ -182,12 +194,21 @@ class Poller:
         if crew in self.crews:
             self.crews.remove(crew)
 
+    @property
+    def closed(self) -> bool:
+        """Whether its descriptors are closed."""
+        return bool(self._epoll.closed)
+
     def close(self) -> None:
         """Give up the epoll set and the watchers."""
         self._watcher.stop()
         self._watcher.close()
         self._next_pass.close()
         self._disarm()
+        self.close_descriptors()
+
+    def close_descriptors(self) -> None:
+        """Give up the epoll set and the spare pipes, and leave the loop alone: it may be gone."""
         self._epoll.close()
         self.pipes.close()
         _all_pollers.discard(self)
@@ -406,7 +427,94 @@ def get_poller() -> Poller:
     poller: Poller | None = hub.__dict__.get("greensock_poller")
     if poller is None:
         poller = hub.__dict__["greensock_poller"] = Poller(hub)
+        _end_with_hub(hub, poller)
     return poller
+
+
+def _end_with_hub(hub: Hub, poller: Poller) -> None:
+    """Have the poller's descriptors closed when the hub is destroyed, or the thread ends: two a thread add up."""
+    destroy = hub.destroy
+
+    def destroy_both(destroy_loop: bool | None = None) -> None:
+        hub.__dict__.pop("greensock_poller", None)
+        if not poller.closed:
+            poller.close()
+        destroy(destroy_loop)
+
+    hub.destroy = destroy_both  # type: ignore[method-assign]
+    _of_this_thread.closer = _Closer(poller)
+
+
+class _Closer:
+    """Closes a poller's descriptors when its thread has ended without destroying the hub."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+
+    def __del__(self) -> None:
+        self._poller.close_descriptors()
+
+
+_of_this_thread = get_original("_thread", "_local")()
+
+
+class ChildsPoller:
+    """In the place of the poller of a connection that lives on in the child of a fork: made when it is needed.
+
+    Not before: the child's event loop is not its own until the fork has returned.
+    """
+
+    __slots__ = ("_endpoint",)
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def __getattr__(self, name: str) -> Any:
+        endpoint = self._endpoint
+        endpoint._poller = poller = get_poller()
+        endpoint._enter_child()
+        return getattr(poller, name)
+
+
+#: What the child of a fork has of its parent's loop, and must neither stop nor close: with libuv that would reach the
+#: parent, which would never answer again. They are kept, for to be collected is to be closed.
+_of_the_parent: list[Any] = []
+_survivors: list[Endpoint] = []
+
+
+def _before_fork() -> None:
+    """Note whose turn it is: that connection lives on in the child, if there is to be one."""
+    _survivors[:] = _connections_of_this_turn()
+    for endpoint in _survivors:
+        endpoint._share()
+
+
+def _connections_of_this_turn() -> list[Endpoint]:
+    """Return the connection in whose upcall or handler the calling greenlet is, as a list of none or one.
+
+    It costs a turn nothing: a handler of ``StreamServer`` is a greenlet that has it among its arguments, and a turn has
+    it in a frame of the functions that are marked so.
+    """
+    arguments = list(getattr(getcurrent(), "args", None) or ())
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            arguments += argument
+        elif isinstance(argument, Endpoint):
+            return [argument]
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in turn_codes and isinstance(conn := frame.f_locals.get("conn"), Endpoint):
+            return [conn]
+        frame = frame.f_back  # type: ignore[assignment]
+    return []
+
+
+#: The code of the functions in which ``conn`` is the connection whose turn it is.
+turn_codes: set[Any] = set()
+
+
+def _after_fork_in_parent() -> None:
+    _survivors.clear()
 
 
 def _after_fork_in_child() -> None:
@@ -414,18 +522,23 @@ def _after_fork_in_child() -> None:
         poller.hub.__dict__.pop("greensock_poller", None)
         _all_pollers.discard(poller)
         _abandon(poller)
+    for endpoint in _survivors:
+        endpoint._survive_fork()
+    _survivors.clear()
 
 
 def _abandon(poller: Poller) -> None:
-    """Let go of a parent's poller in the child: its connections are the parent's."""
-    poller._watcher.stop()
-    poller._next_pass.stop()
-    poller._disarm()
+    """Let go of a parent's poller in the child: its connections are the parent's, and so is its loop."""
+    _of_the_parent.append(poller)
     poller._epoll.close()
     poller.pipes.close()
     poller._deadlines.clear()
+    poller._calls.clear()
+    poller._put_off.clear()
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for endpoint in list(poller.endpoints.values()):
+        if endpoint in _survivors:
+            continue
         fd, endpoint._fd = endpoint._fd, -1
         if type(endpoint) is Endpoint:  # a listener: its socket object closes the descriptor, once
             os.dup2(null, fd, inheritable=False)
@@ -436,4 +549,4 @@ def _abandon(poller: Poller) -> None:
     poller.crews.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -58,7 +58,9 @@ class Receiving(Lifecycle):
         while True:
             if self._readable and self._reader is None:
                 try:
-                    return self._took(readv(self._fd, [view]), len(view))
+                    transport = self._transport
+                    count = readv(self._fd, [view]) if transport is None else transport.readv(view)
+                    return self._took(count, len(view))
                 except BlockingIOError:
                     self._found_empty()
                 except OSError as error:
@@ -134,10 +136,11 @@ class Receiving(Lifecycle):
         self._plain = False
 
     def _recv(self, size: int, timeout: Timeout, deadline: float = inf) -> bytes:
+        data: bytes
         while True:
             if self._readable and self._reader is None:
                 try:
-                    data: bytes = read(self._fd, size)
+                    data = read(self._fd, size) if self._transport is None else self._transport.read(size)
                 except BlockingIOError:
                     self._found_empty()
                 except OSError as error:

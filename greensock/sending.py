@@ -147,7 +147,7 @@ class Sending(Lifecycle):
     def _push(self, entry: Outgoing) -> None:
         """Let the entry make one system call."""
         try:
-            self.bytes_sent += entry.push(self._fd)
+            self.bytes_sent += entry.push(self._fd, self._transport)
         except BlockingIOError:
             self._writable = False
         except OSError as error:
@@ -268,7 +268,7 @@ class Sending(Lifecycle):
             before = entry.left
             try:
                 if before:
-                    self.bytes_sent += entry.push(self._fd)
+                    self.bytes_sent += entry.push(self._fd, self._transport)
             except BlockingIOError:
                 self._writable = False
                 return
@@ -293,7 +293,7 @@ class Sending(Lifecycle):
             self._out = None
             self._queued = self._kept = 0
             if self._state is OPEN:
-                self._clear = self._writable and not self._fin
+                self._clear = self._writable and not self._fin and self._transport is None
             elif self._state is CLOSING:
                 self._close_further()
 
@@ -301,7 +301,7 @@ class Sending(Lifecycle):
         if self._out:
             self._flush()
         elif self._state is OPEN:
-            self._clear = not self._fin
+            self._clear = not self._fin and self._transport is None
 
 
 def _wait_no_more(entry: Outgoing) -> None:

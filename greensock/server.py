@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket as _socket
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +18,6 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, ClassVar
 
-import gevent
 from gevent.event import Event
 from gevent.monkey import is_module_patched
 from greenlet import GreenletExit, getcurrent
@@ -34,8 +32,9 @@ from greensock.lifecycle import OPEN
 from greensock.log_limit import LogLimit
 from greensock.options import OPTIONS, Rule, checked
 from greensock.poller import get_poller
+from greensock.signals import serving
 from greensock.stats import ServerStatistics
-from greensock.syscalls import close
+from greensock.syscalls import close, has_input, has_unacknowledged
 from greensock.turns import SERVED, Turns
 
 __all__ = ["Server"]
@@ -43,10 +42,13 @@ __all__ = ["Server"]
 log = logging.getLogger("greensock.server")
 
 
-#: What ``serve_forever`` watches for.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Seconds that a worker may take to end after it was killed by ``stop``.
 KILL_SECONDS = 1.0
+#: Seconds between two looks at connections that wait, while the server drains: doubled each time.
+SHORTEST_LOOK, LONGEST_LOOK = 0.005, 0.1
+#: Seconds of silence after which a draining server no longer waits for a peer: for the rest of a message, for what
+#: ``handle`` is to read, for its FIN.
+QUIET_SECONDS = 1.0
 
 
 class Server(Turns):
@@ -93,8 +95,8 @@ class Server(Turns):
     #: Seconds without progress that a closing connection may take to flush, and then to see the peer's FIN. 0: flush,
     #: and close at once.
     linger_timeout: float = 5.0
-    #: Seconds that ``stop`` lets connections end by themselves.
-    stop_timeout: float = 1.0
+    #: Seconds that ``stop`` waits, at the most, for upcalls that run and messages that are still coming.
+    stop_timeout: float = 30.0
     #: Whether several sockets may listen on the port (SO_REUSEPORT).
     reuse_port: bool = False
     #: Whether small sends go out at once (TCP_NODELAY).
@@ -133,6 +135,7 @@ class Server(Turns):
         self._gone_received = 0
         self._gone_sent = 0
         self._draining = False
+        self._draining_since = 0.0
         self._pid = os.getpid()
         self._changed = Event()
         self._stopped = Event()
@@ -204,31 +207,37 @@ class Server(Turns):
     def drain(self, timeout: float | None = None) -> bool:
         """Stop accepting, close the listener, and let the connections end; True if all did within ``timeout`` seconds.
 
-        A connection that waits for its peer with nothing half received is closed at once (flushed and lingered). One
-        whose upcall runs, or that has part of a message, may go on; so may every one in the blocking style, whose
+        A connection that waits for its peer with nothing half received is closed: at once if nothing is on its way,
+        else as soon as what came had its turn and what was sent has arrived. One whose upcall runs may go on; so may
+        one that waits for its peer inside a message, or in ``handle``, as long as it hears something every second.
         ``handle`` can look at ``draining``.
         """
         self._check_thread("drain")
         self._close_listener()
-        self._draining = True
+        self._begin_draining()
         if not self.started:
             return True
         deadline = inf if timeout is None else monotonic() + timeout
+        heard: dict[Connection, tuple[int, float]] = {}
+        pause, look_at = SHORTEST_LOOK, 0.0
         while True:
             self._changed.clear()
-            self._close_idle()
+            if monotonic() >= look_at:
+                self._end_rests(heard)
+                look_at = monotonic() + pause
+                pause = min(2 * pause, LONGEST_LOOK)
             if self._alive <= self._own():
                 return True
-            left = deadline - monotonic()
-            if left <= 0:
+            now = monotonic()
+            if now >= deadline:
                 return False
-            # Woken by each connection that ends; the tenth of a second is for those that went idle since.
-            self._changed.wait(min(left, 0.1))
+            # Woken by each connection that ends. The looks are for what nobody tells us: the peer has what was sent.
+            self._changed.wait(max(0.0, min(deadline, look_at) - now))
 
     def stop(self, timeout: float | None = None) -> None:
-        """Drain for ``timeout`` seconds (default ``stop_timeout``), then abort what is left.
+        """Drain for at most ``timeout`` seconds (default ``stop_timeout``), then abort what is left.
 
-        Every connection gets its ``connection_drop``.
+        Returns as soon as the last connection has ended. Every connection gets its ``connection_drop``.
         """
         if self.started:
             self.drain(self.stop_timeout if timeout is None else timeout)
@@ -243,7 +252,7 @@ class Server(Turns):
         self._close_listener()
         if not self.started:
             return
-        self._draining = True
+        self._begin_draining()
         for conn in self._mine():
             conn._abort(DropReason.STOPPED)
         poller, crew = get_poller(), self._crew
@@ -263,17 +272,21 @@ class Server(Turns):
             self._stopped.set()
 
     def serve_forever(self) -> None:
-        """Start, and block until the server stops. SIGINT and SIGTERM drain, then stop; a second one aborts."""
+        """Start, and block until the server stops.
+
+        Meanwhile SIGTERM, SIGINT and SIGQUIT drain and then stop it, and a second one aborts; SIGHUP, SIGUSR1 and
+        SIGUSR2 are logged and ignored. Only signals at their default are taken, in the main thread, and given back. If
+        no ``serve_forever`` ran in the main greenlet, a signal that ended them then does what it would without us.
+        """
         self.start()
-        watchers = self._watch_signals()
+        serving.enter(self)
         try:
             self._stopped.wait()
         finally:
-            for watcher in watchers:
-                watcher.cancel()
-            if watchers:
-                _give_back_signals()
-            self.stop()
+            try:
+                self.stop()
+            finally:
+                serving.leave(self)
 
     def __enter__(self) -> Server:
         self.start()
@@ -355,11 +368,43 @@ class Server(Turns):
         elif listener is not None:
             listener.close()
 
-    def _close_idle(self) -> None:
+    def _begin_draining(self) -> None:
+        if not self._draining:
+            self._draining_since = monotonic()
+            self._draining = True
+
+    def _end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
+        """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
+        now = monotonic()
         for conn in self._mine():
-            waits = conn._idle and not conn._out
-            if waits and not conn._held():
-                conn._close(DropReason.STOPPED)
+            conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
+            if conn._idle and conn._state is OPEN:
+                self._end_rest(conn)
+            if not self._waits_in_vain(conn):
+                heard.pop(conn, None)
+                continue
+            mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
+            before, since = heard.setdefault(conn, (mark, now))
+            if mark != before:
+                heard[conn] = mark, now
+            elif now - since >= QUIET_SECONDS:
+                self._give_up(conn)
+
+    def _waits_in_vain(self, conn: Connection) -> bool:
+        """Whether it may be that the peer has no more to say: inside a message, in ``handle``, or after our FIN."""
+        if conn._fd < 0 or conn._out:
+            return False
+        if conn._state is OPEN:
+            return conn._held() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
+        return conn._linger_left > 0
+
+    def _give_up(self, conn: Connection) -> None:
+        """Close a connection that waited in vain; without a linger if nothing is on its way."""
+        if not has_input(conn._fd) and not (conn._family != _socket.AF_UNIX and has_unacknowledged(conn._fd)):
+            conn.linger_timeout = 0.0
+            if conn._state is not OPEN:
+                conn._release()
+        conn._close(DropReason.STOPPED)
 
     def _check_thread(self, call: str) -> None:
         if self.started and get_poller() is not self._poller:
@@ -368,18 +413,6 @@ class Server(Turns):
     def _own(self) -> int:
         """1 if this is called in one of our own upcalls, whose connection cannot end before."""
         return 1 if self.started and getcurrent() in self._crew else 0
-
-    def _watch_signals(self) -> list[Any]:
-        hub = gevent.get_hub()
-        if not hub.main_hub:
-            return []
-        return [gevent.signal_handler(number, self._on_signal) for number in SIGNALS]
-
-    def _on_signal(self) -> None:
-        if self._draining:
-            self.abort()
-        else:
-            self.stop()
 
     def _mine(self) -> list[Connection]:
         if not hasattr(self, "_poller"):
@@ -416,7 +449,7 @@ class Server(Turns):
         self._alive += 1
         if self._on_new is None and self._on_handle is None:
             conn._stage = SERVED
-            conn._plain = conn._decoder is None
+            conn._plain = conn._decoder is None and conn._transport is None
             conn._idle = True
         else:
             self._poller.queue(conn)
@@ -431,16 +464,6 @@ class Server(Turns):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.address!r} {'started' if self.started else 'stopped'}>"
-
-
-def _give_back_signals() -> None:
-    """Put Python's handlers back where libev, with its last watcher gone, left the system's default."""
-    with open("/proc/self/status") as status:
-        caught = next(int(line.split()[1], 16) for line in status if line.startswith("SigCgt"))
-    for number in SIGNALS:
-        handler = signal.getsignal(number)
-        if handler is not None and not caught >> (number - 1) & 1:
-            signal.signal(number, handler)
 
 
 _warned = False

@@ -43,6 +43,7 @@ from greensock.lifecycle import CLOSED, INHERIT, OPEN, Timeout
 from greensock.outgoing import Buffer, FileSegment, Outgoing
 from greensock.poller import Poller
 from greensock.syscalls import borrow_socket, close, read, readv, write
+from greensock.transport import Transport
 
 __all__ = ["SocketConnection"]
 
@@ -78,7 +79,7 @@ class SocketConnection(Connection):
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:  # type: ignore[override]  # the signature of a socket
         """Return what is there, at most ``bufsize`` bytes, waiting for the first; ``b""`` is the end of input."""
-        if flags or bufsize < 1 or self._stash:
+        if flags or bufsize < 1 or self._stash or self._transport is not None:
             return self._recv_rarely(bufsize, flags)
         deadline = inf
         while True:
@@ -103,7 +104,7 @@ class SocketConnection(Connection):
             raise ValueError("buffer too small for requested bytes")
         if nbytes:
             view = view[:nbytes]
-        if flags or self._stash or not view:
+        if flags or self._stash or not view or self._transport is not None:
             data = self._recv_rarely(len(view), flags)
             view[: len(data)] = data
             return len(data)
@@ -120,7 +121,7 @@ class SocketConnection(Connection):
         """Receive as ``recv`` does; the address is what the kernel says of a stream: nothing."""
         if self._stash or bufsize < 1:
             return self._recv_rarely(bufsize, flags), None
-        data, address = self._ask(lambda sock: sock.recvfrom(bufsize, flags), flags)
+        data, address = self._ask(lambda sock, careful: sock.recvfrom(bufsize, flags | careful), flags)
         self._count(len(data), flags)
         return data, address
 
@@ -132,7 +133,7 @@ class SocketConnection(Connection):
         """Receive data and ancillary data."""
         if self._stash:
             return self._recv_rarely(bufsize, flags), [], 0, None
-        message = self._ask(lambda sock: sock.recvmsg(bufsize, ancbufsize, flags), flags)
+        message = self._ask(lambda sock, careful: sock.recvmsg(bufsize, ancbufsize, flags | careful), flags)
         self._count(len(message[0]), flags)
         return message
 
@@ -143,7 +144,7 @@ class SocketConnection(Connection):
         views = list(buffers)
         if self._stash and views:
             return self.recv_into(views[0], 0, flags), [], 0, None
-        message = self._ask(lambda sock: sock.recvmsg_into(views, ancbufsize, flags), flags)
+        message = self._ask(lambda sock, careful: sock.recvmsg_into(views, ancbufsize, flags | careful), flags)
         self._count(message[0], flags)
         return message
 
@@ -156,22 +157,27 @@ class SocketConnection(Connection):
             return b""
         if self._stash:
             return bytes(self._stash[:bufsize]) if flags & _socket.MSG_PEEK else self._take(bufsize)
-        data = self._ask(lambda sock: sock.recv(bufsize, flags), flags)
+        data = self._ask(lambda sock, careful: sock.recv(bufsize, flags | careful), flags)
         self._count(len(data), flags)
         return data
 
-    def _ask(self, call: Callable[[_socket.socket], _Result], flags: int) -> _Result:
+    def _ask(self, call: Callable[[_socket.socket, int], _Result], flags: int) -> _Result:
         """Make a receiving call of a socket object, blocking until it does not say EAGAIN."""
         deadline = inf
         while True:
             try:
                 with self._borrow() as sock:
-                    return call(sock)
+                    return call(sock, self._careful)
             except BlockingIOError:
                 if flags & _socket.MSG_DONTWAIT:
                     raise
                 self._found_empty()
             deadline = self._await_input(INHERIT, deadline)
+
+    @property
+    def _careful(self) -> int:
+        """The flag by which a call does not wait on a descriptor that others may have made a blocking one."""
+        return _socket.MSG_DONTWAIT if self._transport is not None else 0
 
     def _count(self, received: int, flags: int) -> None:
         if not flags & _socket.MSG_PEEK:
@@ -195,7 +201,7 @@ class SocketConnection(Connection):
         """Ask the kernel, which may raise what became of the connection."""
         try:
             with self._borrow() as sock:
-                sock.recv(1, _socket.MSG_PEEK)
+                sock.recv(1, _socket.MSG_PEEK | self._careful)
         except BlockingIOError:
             return False
         return True
@@ -204,7 +210,7 @@ class SocketConnection(Connection):
 
     def send(self, data: Buffer, flags: int = 0) -> int:  # type: ignore[override]  # the signature of a socket
         """Send what the kernel takes of ``data``, waiting until it takes some; return how many bytes that was."""
-        if not flags and not self._out and self._state is OPEN:
+        if not flags and not self._out and self._state is OPEN and self._transport is None:
             try:
                 sent: int = write(self._fd, data)
             except BlockingIOError:
@@ -244,7 +250,7 @@ class SocketConnection(Connection):
 
         def call(fd: int) -> int:
             with borrow_socket(fd, self._family) as sock:
-                return sock.sendto(data, *flags_and_address)
+                return sock.sendto(data, flags | self._careful, *flags_and_address[-1:])
 
         return self._transmit(call, flags)
 
@@ -256,7 +262,7 @@ class SocketConnection(Connection):
 
         def call(fd: int) -> int:
             with borrow_socket(fd, self._family) as sock:
-                return sock.sendmsg(views, ancillary, flags, address)
+                return sock.sendmsg(views, ancillary, flags | self._careful, address)
 
         return self._transmit(call, flags)
 
@@ -288,6 +294,7 @@ class SocketConnection(Connection):
         _GeventSocket._check_sendfile_params(cast(Any, self), file, offset, count)  # type: ignore[attr-defined]
 
     def _write(self, fd: int, data: Buffer, flags: int) -> int:
+        flags |= self._careful
         if flags:
             with borrow_socket(fd, self._family) as sock:
                 return sock.send(data, flags)
@@ -404,6 +411,8 @@ class SocketConnection(Connection):
             self._poller.forget(self, still_open=True)
         self._poller.disarm(self)
         fd, self._fd = self._fd, -1
+        if self._transport is not None:
+            self._transport.close()
         self._leave_open(CLOSED, DropReason.CLOSED)
         for entry in self._out or ():
             entry.discard()
@@ -442,8 +451,8 @@ class SocketConnection(Connection):
         return _socket.SOCK_STREAM
 
     def fileno(self) -> int:
-        """Return the descriptor, which stays ours; -1 once it is closed."""
-        return self._fd if self._state is OPEN else -1
+        """Return the descriptor, which stays ours; -1 once it is closed. See :meth:`Connection.fileno`."""
+        return super().fileno() if self._state is OPEN else -1
 
     def getsockname(self) -> Any:
         """Return our address."""
@@ -469,20 +478,27 @@ class SocketConnection(Connection):
     def dup(self) -> _GeventSocket:
         """Return a gevent socket on a duplicate of the descriptor. ``close()`` sends no FIN then, as with sockets."""
         self._check_open()
-        self.linger_timeout = 0.0
+        self._share()
         sock = _GeventSocket(self.family, self.type, self.proto, fileno=os.dup(self._fd))
         sock.settimeout(self.gettimeout())
         return sock
 
     def get_inheritable(self) -> bool:
         """Return whether child processes inherit the descriptor."""
-        return os.get_inheritable(self.fileno())
+        return os.get_inheritable(self._fd)
 
     def set_inheritable(self, inheritable: bool) -> None:
         """Set whether child processes inherit the descriptor."""
-        os.set_inheritable(self.fileno(), inheritable)
+        os.set_inheritable(self._fd, inheritable)
 
     # -- the engine's side
+
+    def _survive_fork(self) -> None:
+        super()._survive_fork()
+        self._watched = False
+
+    def _enter_child(self) -> None:
+        """Be watched from the first wait on, as ever."""
 
     def _leave_to_engine(self, entry: Outgoing) -> None:
         """Have the engine finish it however long it takes: ``settimeout`` is for calls."""
@@ -524,9 +540,9 @@ class _Told(Outgoing):
 
     error: Exception | None = None
 
-    def push(self, fd: int) -> int:
+    def push(self, fd: int, transport: Transport | None = None) -> int:
         try:
-            return self._push(fd)
+            return self._push(fd, transport)
         except BlockingIOError:
             raise
         except Exception as error:  # a TypeError too: this may be the first to look at the arguments
@@ -534,7 +550,7 @@ class _Told(Outgoing):
             self.left = 0
             return 0
 
-    def _push(self, fd: int) -> int:
+    def _push(self, fd: int, transport: Transport | None) -> int:
         raise NotImplementedError
 
 
@@ -545,7 +561,7 @@ class _Once(_Told):
         super().__init__(1)
         self._call = call
 
-    def _push(self, fd: int) -> int:
+    def _push(self, fd: int, transport: Transport | None) -> int:
         self.sent = self._call(fd)
         self.left = 0
         return self.sent
@@ -559,7 +575,7 @@ class _Whole(_Told):
         self._view = view
         self._call = call
 
-    def _push(self, fd: int) -> int:
+    def _push(self, fd: int, transport: Transport | None) -> int:
         moved = self._call(fd, self._view)
         self._view = self._view[moved:]
         self.left -= moved
@@ -574,8 +590,8 @@ class _Whole(_Told):
 class _File(_Told, FileSegment):
     """A part of a file."""
 
-    def _push(self, fd: int) -> int:
-        return FileSegment.push(self, fd)
+    def _push(self, fd: int, transport: Transport | None) -> int:
+        return FileSegment.push(self, fd, transport)
 
 
 def _would_block() -> BlockingIOError:

@@ -8,10 +8,12 @@ their place.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket as _stdlib_socket
 import struct
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +31,8 @@ __all__ = [
     "borrow_socket",
     "both_sides_are_down",
     "close",
+    "has_input",
+    "has_unacknowledged",
     "new_epoll",
     "peer_has_hung_up",
     "read",
@@ -96,3 +100,18 @@ def peer_has_hung_up(fd: int) -> bool:
     poll = _new_poll()
     poll.register(fd, select.EPOLLRDHUP)
     return bool(poll.poll(0))
+
+
+def has_input(fd: int) -> bool:
+    """Ask the kernel now whether there is something to be read: bytes, the peer's FIN, or an error."""
+    poll = _new_poll()
+    poll.register(fd, EVENT_UNSURE | EVENT_INPUT)
+    return bool(poll.poll(0))
+
+
+def has_unacknowledged(fd: int) -> bool:
+    """Ask the kernel now whether bytes that were sent are not yet with the peer. (On a Unix socket: not yet read.)"""
+    try:
+        return fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)) != bytes(4)
+    except OSError:
+        return False  # a protocol that can't say

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from socket import AF_UNIX
 from time import monotonic
 from typing import Any
 
@@ -25,8 +26,8 @@ from greensock.connection import Connection
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.lifecycle import CLOSED, OPEN, Lifecycle
 from greensock.log_limit import LogLimit
-from greensock.poller import Poller
-from greensock.syscalls import both_sides_are_down, read
+from greensock.poller import Poller, turn_codes
+from greensock.syscalls import both_sides_are_down, has_input, has_unacknowledged, read
 from greensock.upcalls import DROP, OK, POSTPONE, Upcalls, Verdict
 from greensock.workers import Workers
 
@@ -55,6 +56,7 @@ class Turns(Upcalls):
     max_postponed: int
     _poller: Poller
     _draining: bool
+    _draining_since: float
     _errors: int
     _failures_logged: LogLimit
     _messages: int
@@ -180,11 +182,38 @@ class Turns(Upcalls):
 
     def _rest(self, conn: Connection, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
-        conn._plain = conn._decoder is None and not conn._stash and not conn._eof
+        conn._plain = conn._decoder is None and not conn._stash and not conn._eof and conn._transport is None
         if again or (conn._readable and not conn._eof):
             self._poller.requeue(conn)
         else:
             conn._idle = True
+            if self._draining:
+                self._end_rest(conn, was_heard=True)
+
+    def _end_rest(self, conn: Connection, was_heard: bool = False) -> None:
+        """Close a connection that waits for its peer while the server drains, unless part of a message came.
+
+        What it needs no linger for, it does not get: nothing came that is not read, and all that was sent is with the
+        peer. What came is given a last turn, if ``was_heard`` does not say that it had one; what is on its way to the
+        peer gets as long to arrive as it would in a linger, and is looked at again.
+        """
+        conn._plain = False
+        if not conn._idle or conn._out or conn._held():
+            return
+        if conn._eof:
+            conn._close(DropReason.STOPPED)
+        elif has_input(conn._fd):
+            if was_heard:
+                conn._close(DropReason.STOPPED)
+            else:
+                conn._readable = True
+                self._poller.queue(conn)
+        elif (
+            conn._family == AF_UNIX  # whose bytes are with the peer as soon as they are sent
+            or not has_unacknowledged(conn._fd)
+            or monotonic() >= self._draining_since + conn.linger_timeout
+        ):
+            conn._close_now(DropReason.STOPPED)
 
     def _nothing_read(self, conn: Connection, error: OSError) -> bytes:
         """Take a failed read: nothing was there after all, or the connection is broken."""
@@ -238,7 +267,7 @@ class Turns(Upcalls):
             else:
                 is_first = False
                 try:
-                    data = read(conn._fd, size)
+                    data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
                 except OSError as error:
                     self._nothing_read(conn, error)
                     break
@@ -266,7 +295,7 @@ class Turns(Upcalls):
             if more or late or budget <= 0 or conn._state is not OPEN or conn._eof or not conn._readable:
                 break
             try:
-                data = read(conn._fd, size)
+                data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
             except OSError as error:
                 self._nothing_read(conn, error)
                 break
@@ -427,6 +456,12 @@ class Turns(Upcalls):
             self._log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
             if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+
+
+turn_codes.update(
+    each.__code__
+    for each in (Turns._drain_upcalls, Turns._full_turn, Turns._read_turn, Turns._framed_turn, Turns._handle_turn)
+)
 
 
 def _own(error: GreensockError, conn: Connection) -> None:

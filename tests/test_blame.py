@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import gevent
 import pytest
-from conftest import read_all, wait_until
+from conftest import read_all, read_exactly, wait_until
+from proxies import Recorded, gateway_to, scripted
 
 from greensock import (
     ConnectFailed,
@@ -22,7 +25,17 @@ from greensock import (
     WouldBlock,
     connect,
 )
-from greensock.http import BadRequest, HTTPClient, HTTPServer, QueueFull, RequestParser, Response, Timeouts
+from greensock.http import (
+    BadRequest,
+    HealthOptions,
+    HTTPClient,
+    HTTPServer,
+    QueueFull,
+    RequestParser,
+    Response,
+    Timeouts,
+    WSGIServer,
+)
 from greensock.http.errors import BadResponse, PhaseTimeout
 
 
@@ -238,6 +251,80 @@ def test_a_body_that_breaks_for_such_a_reason(serve, connect, backend, caplog, m
     assert statistics.errors == 1
     assert not statistics.refused
     assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+@pytest.mark.parametrize("make", JOBS)
+def test_a_wsgi_application_that_lets_it_out_is_answered_500(serve, connect, backend, make):
+    job, _ = make(backend)
+    told = io.StringIO()
+
+    def application(environ, start_response):
+        job(None)
+
+    server = serve(WSGIServer, application=application, log=None, error_log=told)
+    sock = connect(server)
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert read_all(sock).startswith(b"HTTP/1.1 500 ")
+    assert server.statistics().errors == 1
+    assert not server.statistics().refused
+    assert told.getvalue().count("Traceback") >= 1
+
+
+class Fronting(Recorded):
+    """Does what ``job`` says in one of its upcalls."""
+
+    def __init__(self, *arguments, job, **options):
+        super().__init__(*arguments, **options)
+        self.job = job
+
+
+class InEditRequest(Fronting):
+    def edit_request(self, relay, headers):
+        self.job(relay.conn)
+
+
+class InEditResponse(Fronting):
+    def edit_response(self, relay, status, headers):
+        self.job(relay.conn)
+
+
+class InWatchRequest(Fronting):
+    def watch_request_body(self, relay, piece):
+        self.job(relay.conn)
+
+
+class InWatchResponse(Fronting):
+    def watch_response_body(self, relay, piece):
+        self.job(relay.conn)
+
+
+@pytest.mark.parametrize("kind", [InEditRequest, InEditResponse, InWatchRequest, InWatchResponse])
+@pytest.mark.parametrize("make", JOBS)
+def test_what_an_upcall_of_the_proxy_raises_blames_no_server(serve, connect, backend, caplog, kind, make):
+    job, _ = make(backend)
+    with scripted(answer_in_two) as origin:
+        # A body that is passed on as it comes is watched by the greenlet that sends it.
+        gateway = gateway_to(origin.url, max_replay=0, health=HealthOptions(max_fails=1))
+        proxy = serve(kind, gateway=gateway, job=job)
+        sock = connect(proxy)
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
+        answer = read_all(sock)
+        wait_until(lambda: proxy.records)
+    (record,) = proxy.records
+    assert record.reason == "internal-error"
+    assert kind is InWatchResponse or answer.startswith(b"HTTP/1.1 500 ")
+    assert proxy.statistics().errors == 1
+    assert not proxy.failures
+    assert not proxy.gateway.upstreams["site"].all[0].health.is_ejected
+    assert len([entry for entry in caplog.records if entry.exc_info]) == 1
+
+
+def answer_in_two(server, sock, number):
+    server.head(sock)
+    read_exactly(sock, 2)
+    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
+    sock.sendall(b"lf")
+    read_all(sock)
 
 
 def own_timeout(conn):

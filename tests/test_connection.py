@@ -394,11 +394,11 @@ def test_splice_from_a_peer_that_floods_does_not_hold_up_timers(splice, monkeypa
     """Rule 5: a source that is never empty, and a target that is never full."""
     flood = Flood()
 
-    def pull(passage, fd, count, thorough):
+    def pull(passage, fd, count, thorough, transport):
         passage.left = len(flood(fd, 4096))
         return passage.left
 
-    def push(passage, fd):
+    def push(passage, fd, transport):
         moved, passage.left = passage.left, 0
         passage.sent += moved
         return moved

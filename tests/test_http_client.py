@@ -19,13 +19,13 @@ from typing import Any
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_exactly, wait_until
+from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from gevent.pool import Group
 from http_messages import cases, plain_fields
 from pairs import drain, reset
 
-from greensock import ConnectFailed, ConnectionClosed, ConnectionLost, GreensockError
+from greensock import ConnectFailed, ConnectionClosed, ConnectionLost, GreensockError, LimitExceeded, ProtocolError
 from greensock.http import (
     BadResponse,
     BodyTimeout,
@@ -146,6 +146,12 @@ def answering(*answers: bytes, then: Callable[[socket.socket], Any] = drain) -> 
     return script
 
 
+def _slowly(pieces):
+    for piece in pieces:
+        gevent.sleep(0)
+        yield piece
+
+
 class Site(HTTPServer):
     """What the client's own features are tried on."""
 
@@ -159,6 +165,10 @@ class Site(HTTPServer):
             return Response(f"{body!r} {plain_fields(request.trailers)}")
         if request.path == "/stream":
             return Response(LONG[:65536] for _ in range(int(request.query)))
+        if request.path == "/sized":
+            size, _, slow = request.query.partition("&")
+            pieces = [LONG[: int(size) - 9], LONG[:9]]
+            return Response(_slowly(pieces) if slow else iter(pieces), headers={"Content-Length": size})
         if request.path == "/fields":
             return Response("\n".join(f"{name}: {value}" for name, value in request.headers))
         if request.path == "/empty":
@@ -309,17 +319,51 @@ def test_read_gives_at_most_what_is_asked_for(site, client):
         answer.read(0)
 
 
+@pytest.mark.parametrize("path", ["/stream?1", "/sized?65536", "/sized?65536&slow"])
 @pytest.mark.parametrize(("most", "fits"), [(65535, False), (65536, True), (65537, True)])
-def test_read_all_is_bounded(site, client, most, fits):
+def test_read_all_is_bounded(site, client, path, most, fits):
     mine = client()
-    answer = mine.get(site.url + "/stream?1")
+    answer = mine.get(site.url + path)
     if fits:
         assert len(answer.read_all(most)) == 65536
         return
-    with pytest.raises(BadResponse) as caught:
+    with pytest.raises(LimitExceeded, match=f"max_bytes={most}") as caught:
         answer.read_all(most)
-    assert caught.value.reason is Reason.BODY_TOO_LARGE
+    assert (caught.value.limit, caught.value.value) == ("max_bytes", most)
+    assert not isinstance(caught.value, ProtocolError), "the server broke no rule"
+    assert answer.is_ended
     assert mine.statistics().used == 0
+
+
+def test_read_all_does_not_begin_what_is_too_long(raw, client):
+    mine = client()
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+        drain(sock)
+
+    answer = mine.get(raw(script).url)
+    assert answer.read(2) == b"ab"
+    with pytest.raises(LimitExceeded):
+        answer.read_all(7)
+    assert mine.statistics() == NOTHING
+    answer = mine.get(raw(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")).url)
+    assert answer.read(2) == b"ab"
+    assert answer.read_all(1) == b"c"
+
+
+def test_an_answer_of_which_a_program_wants_less_blames_nobody(site, client, serve, connect, caplog):
+    class Asking(HTTPServer):
+        def handle_request(self, request):
+            return Response(client().get(site.url + "/stream?1").read_all(100))
+
+    server = serve(Asking)
+    sock = connect(server)
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert re.findall(rb"HTTP/1.1 (\d+)", read_all(sock)) == [b"500"], "as for any failure of the program"
+    assert server.statistics().errors == 1
+    assert "LimitExceeded: a body of more than max_bytes=100 bytes" in caplog.text
 
 
 def test_closing_early_gives_the_connection_up(site, client):
@@ -970,7 +1014,7 @@ def dying(how, count=1):
     return script
 
 
-@pytest.mark.parametrize("how", ["reset", b""])
+@pytest.mark.parametrize("how", ["reset", b"", b"\0", b"<html>", b"rest of it" + OK, b"HTTP/2.0 200 OK\r\n\r\n"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "TRACE", "POST", "PATCH", "X"])
 def test_one_free_retry_for_what_may_be_repeated(raw, client, method, how):
     server = raw(dying(how))
@@ -988,7 +1032,10 @@ def test_one_free_retry_for_what_may_be_repeated(raw, client, method, how):
         assert (server.accepted, len(server.heads)) == (2, 3)
 
 
-@pytest.mark.parametrize("how", [b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n", OK[:-1]])
+EARLY = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+
+@pytest.mark.parametrize("how", [b"H", EARLY, EARLY + b"<html>", OK[:-1], b"HTTP/1.1 200 OK\r\nX : \0\r\n\r\n"])
 def test_no_retry_once_something_was_heard(raw, client, how):
     server = raw(dying(how))
     mine = client()

@@ -22,11 +22,11 @@ from greensock.http import (
 
 #: Requests that h11 takes and we refuse, and why we may.
 STRICTER = {
-    Reason.UNKNOWN_METHOD: "the lexer knows a fixed set of methods; 501 is the answer to any other",
+    Reason.UNKNOWN_METHOD: "h11 takes any token, of any length",
     Reason.TARGET: "h11 takes any visible characters: no fragment, no other scheme, and the form must suit the method",
     Reason.HOST_MALFORMED: "h11 does not look into Host",
     Reason.HOST_MISMATCH: "h11 does not compare Host with the target",
-    Reason.VERSION: "h11 takes any 1.x, and 2.0",
+    Reason.VERSION: "h11 takes 2.0",
     Reason.HTTP_0_9: "h11 takes it with fields",
     Reason.BARE_LF: "h11 takes LF for CRLF (RFC 9112 section 2.2 allows it)",
     Reason.OBS_FOLD: "h11 unfolds (RFC 9112 section 5.2 allows to refuse)",

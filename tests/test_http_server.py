@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from gevent.event import Event
 from pairs import reset
 
 from greensock import ConnectionLost
-from greensock.http import HTTPError, HTTPServer, HTTPStatistics, Limits, Response
+from greensock.http import HTTPError, HTTPServer, HTTPStatistics, Limits, RequestParser, Response
 from greensock.http import answering as writing
 from greensock.http import server as module
 
@@ -112,11 +113,28 @@ def test_a_sized_body_of_pieces(site):
     assert ask(site[1], f"GET /sized?6 HTTP/1.1\n{CLOSE}").endswith("Content-Length: 6\n\nonetwo")
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.2", "1.9"])
+@pytest.mark.parametrize("method", ["BREW", "VERSION-CONTROL", "get-all", "DESCRIBE"])
+def test_any_token_is_a_method_and_what_it_means_is_for_the_program(serve, connect, method, version):
+    class Any(HTTPServer):
+        def handle_request(self, request):
+            return Response(f"{request.method} {request.version} {request.body.read_all()!r}")
+
+    sock = connect(serve(Any))
+    body = f"{method} / HTTP/{version}\nHost: a\nTransfer-Encoding: chunked\n\n1\nx\n0\n\n"
+    answer = ask(sock, body + f"{method} / HTTP/{version}\n{CLOSE}")
+    assert re.findall(r"HTTP/1.1 (\d+)", answer) == ["200", "200"]
+    assert f"{method} 1.1 b'x'HTTP" in answer
+    assert answer.endswith(f"{method} 1.1 b''")
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
         ("GET / HTTP/1.1\n\n", 400),
         ("GET / HTTP/2.0\nHost: a\n\n", 505),
+        ("PRI * HTTP/1.1\nHost: a\n\n", 501),
+        ("head / HTTP/1.1\nHost: a\n\n", 501),
         ("POST / HTTP/1.1\nHost: a\nContent-Length: 1\nTransfer-Encoding: chunked\n\n", 400),
         ("GET /" + "x" * 9000 + " HTTP/1.1\nHost: a\n\n", 414),
         ("GET / HTTP/1.1\nHost: a\n" + "A: b\n" * 101 + "\n", 431),
@@ -1112,8 +1130,13 @@ def test_statistics(site):
         found.requests = 0
 
 
+def parsers():
+    gc.collect()
+    return sum(type(found) is RequestParser for found in gc.get_objects())
+
+
 def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
-    barrier = Event()
+    barrier, before = Event(), parsers()
 
     class Blocking(HTTPServer):
         def handle_request(self, request):
@@ -1129,8 +1152,34 @@ def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
     for sock in socks:
         assert sock.recv(1000)
     wait_until(lambda: server.statistics().workers_busy == 0)
-    assert all(conn._parser is None for conn in server.connections)
-    assert len(server._spare) == module.MAX_SPARE
+    assert all(conn._parser is conn.parser_in_use is None for conn in server.connections)
+    assert parsers() - before == len(server._spare) == module.MAX_SPARE
+
+
+@pytest.mark.parametrize("ending", ["refused", "answered", "failed"])
+def test_a_connection_that_closes_holds_no_parser(serve, connect, ending):
+    class Keeping(HTTPServer):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.kept = []
+
+        def connection_new(self, conn):
+            self.kept.append(conn)
+
+        def handle_request(self, request):
+            if ending == "failed":
+                request.connection.abort()
+            return Response(b"x")
+
+    before, server = parsers(), serve(Keeping)
+    sock = connect(server)
+    sock.sendall((b"GET / HTTP/1.1\r\n" + CLOSE.replace("\n", "\r\n").encode()) if ending != "refused" else b"\0")
+    with suppress(ConnectionError):
+        read_all(sock)
+    sock.close()
+    wait_until(lambda: not server.connections)
+    assert len(server.kept) == 1
+    assert parsers() - before <= len(server._spare)
 
 
 COUNT = 2000

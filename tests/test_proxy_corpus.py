@@ -31,6 +31,8 @@ OF_THE_HOP = {
 }
 #: What is written anew, and what a client of which nothing is known may not claim.
 NOT_FROM_CLIENTS = {b"host", b"content-length", b"expect", b"proxy", b"forwarded", b"x-real-ip"}
+#: What never passes as a trailer.
+CREDENTIALS = {b"proxy-authorization"}
 #: What Connection can't name away.
 PROTECTED = {
     *(b"host", b"content-length", b"content-type", b"cookie", b"authorization", b"cache-control", b"via"),
@@ -102,21 +104,36 @@ def forwarded(request: Message, server: str) -> tuple[bytes, list[tuple[bytes, b
         host, target = absolute.groups()
         if not target.startswith(b"/"):
             target = b"*" if method == b"OPTIONS" and not target else b"/" + target
-    named = {name.strip(b" \t").lower() for value in request.all(b"connection") for name in value.split(b",")}
+    named = {name.lower() for name in _elements(request, b"connection")}
     fields = [(b"Host", host or server.encode())]
     fields += [pair for pair in request.fields if _passes(pair[0].lower(), named)]
     fields += [(b"X-Forwarded-For", b"127.0.0.1"), (b"X-Forwarded-Proto", b"http")]
     fields.append((b"Via", version.removeprefix(b"HTTP/") + b" greensock (*)"))
     if host:
         fields.append((b"X-Forwarded-Host", host))
+    options = []
+    announced = [name for name in _elements(request, b"trailer") if b" " not in name]
+    announced = [name for name in announced if _passes(name.lower(), named | CREDENTIALS)]
+    if announced and request.framing == "chunked":
+        fields.append((b"Trailer", b", ".join(announced)))
     offered = b", ".join(request.all(b"upgrade"))
     if offered and b"upgrade" in named and version == b"HTTP/1.1" and not request.body:
-        fields += [(b"Upgrade", offered), (b"Connection", b"Upgrade")]
+        fields.append((b"Upgrade", offered))
+        options.append(b"Upgrade")
+    if b"trailers" in [name.lower() for name in _elements(request, b"te")] and version == b"HTTP/1.1":
+        fields.append((b"TE", b"trailers"))
+        options.append(b"TE")
+    if options:
+        fields.append((b"Connection", b", ".join(options)))
     if request.framing == "chunked":
         fields.append((b"Transfer-Encoding", b"chunked"))
     elif request.body or method in (b"POST", b"PUT", b"PATCH"):
         fields.append((b"Content-Length", b"%d" % len(request.body)))
     return b"%b %b HTTP/1.1" % (method, target), fields
+
+
+def _elements(request: Message, name: bytes) -> list[bytes]:
+    return [part for value in request.all(name) for element in value.split(b",") if (part := element.strip(b" \t"))]
 
 
 def _passes(name: bytes, named: set[bytes]) -> bool:
@@ -128,7 +145,7 @@ def _passes(name: bytes, named: set[bytes]) -> bool:
 def passing_trailers(request: Message) -> list[tuple[bytes, bytes]]:
     """Return the trailers that are to arrive."""
     named = b",".join([*request.all(b"connection"), *(v for n, v in request.trailers if n.lower() == b"connection")])
-    tokens = {name.strip(b" \t").lower() for name in named.split(b",")} | {b"proxy-authorization"}
+    tokens = {name.strip(b" \t").lower() for name in named.split(b",")} | CREDENTIALS
     return [pair for pair in request.trailers if _passes(pair[0].lower(), tokens)]
 
 
@@ -283,6 +300,12 @@ FIELDS = {
     "of-the-hop": [
         *("Keep-Alive: timeout=5", "Proxy-Connection: keep-alive", "Proxy-Authorization: Basic eA==", "TE: trailers"),
         *("Trailer: X-One", "Proxy-Authenticate: Basic", "Upgrade: websocket", "Accept: */*"),
+    ],
+    "trailers-are-taken": ["Connection: x, TE", "TE: gzip;q=0.5, Trailers", "X: y"],
+    "trailers-are-taken-in-a-tunnel": ["Connection: upgrade, TE", "TE: trailers", "Upgrade: websocket"],
+    "trailers-announced": [
+        *("Trailer: X-Sum , Connection,TE, a b,,Proxy-Authorization", "trailer: X-Named, X-Forwarded-For, Cookie"),
+        *("Connection: X-Named, Cookie", "Trailer:"),
     ],
     "claims": [
         *("X-Forwarded-For: 1.2.3.4", "x-forwarded-proto: https", "X-Forwarded-Host: evil", "X-Forwarded-Port: 1"),

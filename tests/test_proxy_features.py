@@ -387,17 +387,73 @@ def test_no_server_is_up(proxied):
 # -- messages
 
 
-def test_trailers_go_by_for_who_wants_them(proxied):
+class Editing(Recorded):
+    """Changes fields, both ways."""
+
+    def edit_request(self, relay, headers):
+        headers.set("X-Edited", "1")
+
+    def edit_response(self, relay, status, headers):
+        headers.set("X-Edited", "1")
+
+
+class KeepingTrailers(Recorded):
+    """Wants none."""
+
+    def edit_request(self, relay, headers):
+        headers.remove("TE")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("kind", [Recorded, Editing])
+def test_trailers_go_by_for_who_wants_them(proxied, kind, at_once):
+    """And a server that asks first sends some."""
+
+    def script(server, sock, number):
+        head = server.head(sock).lower()
+        takes = b"\r\nte: trailers\r\n" in head
+        assert takes is (b"\r\nconnection: te\r\n" in head)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nTrailer: X-Sum, Keep-Alive\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")
+        if not at_once:
+            wait_until(lambda: proxy.statistics().statuses.get(200, 0) == len(server.heads))
+        sock.sendall(b"0\r\nX-Sum: 1\r\nKeep-Alive: x\r\n\r\n" if takes else b"0\r\n\r\n")
+
+    with scripted(script) as server:
+        proxy, ask = proxied(server.url, kind=kind)
+        head, _, body = ask(b"GET / HTTP/1.1\r\nConnection: TE\r\nTE: trailers\r\n" + CLOSE).partition(b"\r\n\r\n")
+        assert body.endswith(b"0\r\nX-Sum: 1\r\n\r\n")
+        assert b"\r\nTrailer: X-Sum\r\n" in head
+        for line in b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nTE: gzip\r\n", b"GET / HTTP/1.0\r\nTE: trailers\r\n":
+            found = ask(line + CLOSE)
+            assert b"ok" in found
+            assert b"X-Sum" not in found
+            assert b"Trailer" not in found
+
+
+def test_a_program_may_want_no_trailers(proxied):
     def script(server, sock, number):
         server.head(sock)
-        sock.sendall(
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\nKeep-Alive: x\r\n\r\n"
-        )
+        sock.sendall(OK)
+
+    with scripted(script) as server:
+        _, ask = proxied(server.url, kind=KeepingTrailers)
+        ask(b"GET / HTTP/1.1\r\nTE: trailers\r\n" + CLOSE)
+        assert b"\r\nte:" not in server.heads[0].lower()
+        assert b"\r\nconnection:" not in server.heads[0].lower()
+
+
+def test_trailers_of_a_request_are_announced(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        server.head(sock)  # the last chunk and its trailers
+        sock.sendall(OK)
 
     with scripted(script) as server:
         _, ask = proxied(server.url)
-        assert ask(b"GET / HTTP/1.1\r\nTE: trailers\r\n" + CLOSE).endswith(b"0\r\nX-Sum: 1\r\n\r\n")
-        assert b"X-Sum" not in ask()
+        start = b"POST / HTTP/1.1\r\nTrailer: X-Sum, Host\r\nTransfer-Encoding: chunked\r\n"
+        assert b" 200 OK" in ask(start + CLOSE + b"0\r\nX-Sum: 1\r\n\r\n")
+        assert b"\r\nTrailer: X-Sum\r\n" in server.heads[0]
+        assert server.heads[1] == b"0\r\nX-Sum: 1\r\n\r\n"
 
 
 def test_what_belongs_to_one_hop_stays_there(proxied):

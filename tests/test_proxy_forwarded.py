@@ -18,15 +18,23 @@ def forwarder(**options) -> Forwarder:
     return Forwarder(Forwarding(**options), instance="i7")
 
 
-def head_of(fields, authority=b"example.org", version="1.1") -> RequestHead:
-    return RequestHead("GET", b"/", version, Headers(fields), None, False, authority)
+def head_of(fields, authority=b"example.org", version="1.1", chunked=False) -> RequestHead:
+    return RequestHead("GET", b"/", version, Headers(fields), None, chunked, authority)
 
 
 def sent(
-    fields, peer=CLIENT, client=None, scheme="http", call=None, version="1.1", authority=b"example.org", **options
+    fields,
+    peer=CLIENT,
+    client=None,
+    scheme="http",
+    call=None,
+    version="1.1",
+    authority=b"example.org",
+    chunked=False,
+    **options,
 ):
     """Return the fields that go to the upstream, after checking that lines and headers say the same."""
-    proxy, head = forwarder(**options), head_of(fields, authority, version)
+    proxy, head = forwarder(**options), head_of(fields, authority, version, chunked)
     client = proxy.client_of(peer, head.headers) if client is None else client
     lines = proxy.request_lines(head, peer, client, scheme, b"upstream:9000", **call or {})
     headers = proxy.request_headers(head, peer, client, scheme, b"upstream:9000", **call or {})
@@ -376,9 +384,26 @@ def test_upgrade(offered, passed):
 def test_trailers():
     fields = [("TE", "trailers, gzip;q=0.5"), ("Trailer", "Digest"), ("Connection", "TE, x, upgrade"), ("Upgrade", "a")]
     found = sent(fields, call={"trailers": True})
-    assert (found["TE"], found["Trailer"], found["Connection"]) == ("trailers", "Digest", "TE")
+    assert (found["TE"], found["Connection"], found.get("Trailer")) == ("trailers", "TE", None)
     assert sent(fields, call={"trailers": True, "upgrade": True})["Connection"] == "Upgrade, TE"
     assert not {"TE", "Trailer", "Connection"} & {name for name, _ in sent(fields)}
+    found = sent(fields, chunked=True)
+    assert (found.get("TE"), found["Trailer"], found.get("Connection")) == (None, "Digest", None)
+
+
+@pytest.mark.parametrize(
+    ("said", "passed"),
+    [
+        (["Digest, X-Sum"], "Digest, X-Sum"),
+        ([" digest ,", "", "X-Sum"], "digest, X-Sum"),
+        (["X-Forwarded-For, Forwarded, X_Sum, Expect, TE, Proxy-Authorization, X-Named, Host"], None),
+        (["a b, \u00e9, "], None),
+    ],
+)
+def test_what_is_announced_is_what_will_pass(said, passed):
+    fields = [("Connection", "X-Named, close"), *(("Trailer", value) for value in said)]
+    assert sent(fields, chunked=True).get("Trailer") == passed
+    assert "Trailer" not in sent(fields)
 
 
 def test_names_are_remembered_within_bounds():
@@ -428,8 +453,7 @@ def answered(fields, trailers=False, version="1.1", **options) -> list[tuple[byt
     head = ResponseHead(200, b"OK", version, Headers(fields), None, False, True, False)
     proxy = forwarder(**options)
     pairs = proxy.response_pairs(head, trailers=trailers)
-    if not trailers:
-        assert proxy.response_lines(head) == b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+    assert proxy.response_lines(head, trailers) == b"".join(b"%b: %b\r\n" % pair for pair in pairs)
     return pairs
 
 
@@ -452,6 +476,9 @@ def test_fields_of_an_answer():
     assert answered(fields) == kept
     assert answered(fields, trailers=True) == [*kept, (b"Trailer", b"Digest")]
     assert answered([], trailers=True) == []
+    fields = [("Connection", "X-Named"), ("Trailer", "Digest, X-Named, Content-Length"), ("trailer", "X_Sum")]
+    assert answered(fields, trailers=True) == [(b"Trailer", b"Digest, X_Sum")]
+    assert answered([fields[0], ("Trailer", "X-Named")], trailers=True) == []
 
 
 def test_via_of_an_answer():

@@ -206,6 +206,36 @@ def test_options_of_a_whole_server(proxied, origin, target, sent):
     assert origin.seen[0][1] == sent
 
 
+@pytest.mark.parametrize("method", ["BAN", "VERSION-CONTROL", "RPC_IN_DATA", "ban", "DESCRIBE"])
+def test_methods_that_nobody_knows_pass(proxied, origin, method):
+    _proxy, sock = proxied(origin.url)
+    sized = f"{method} /1 HTTP/1.1\nHost: a\nContent-Length: 1\n\nx"
+    found = ask(sock, f"{sized}{method} /2 HTTP/1.2\n{CLOSE}")
+    assert found[0] == 200
+    assert [(seen[0], seen[1], seen[3]) for seen in origin.seen] == [(method, b"/1", b"x"), (method, b"/2", b"")]
+
+
+@pytest.mark.parametrize(("method", "accepted"), [("GET", 2), ("PUT", 2), ("POST", 1), ("BAN", 1)])
+def test_a_kept_connection_that_says_what_is_no_http(proxied, method, accepted):
+    def script(server, sock, number):
+        while server.head(sock):
+            if number == 1 and len(server.heads) > 1:
+                return sock.sendall(b"what was left of an answer")
+            sock.sendall(OK)
+        return None
+
+    with scripted(script) as server:
+        proxy, sock = proxied(server.url)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += sock.recv(1000)
+        wait_until(lambda: proxy.gateway.upstreams["site"].all[0].links.pool.statistics().idle == 1)
+        answer = ask(sock, f"{method} / HTTP/1.1\n{CLOSE}")
+        assert answer[0] == (200 if accepted == 2 else 502)
+        assert server.accepted == accepted
+
+
 def test_trailers_make_no_claims(proxied):
     def script(server, sock, number):
         server.head(sock)
@@ -718,7 +748,7 @@ def test_ejection(proxied, origin):
 
 
 def test_plain_methods_that_are_refused(proxied, origin):
-    for text, status in (("TRACE / HTTP/1.1", 405), ("CONNECT a:80 HTTP/1.1", 405), ("BREW / HTTP/1.1", 501)):
+    for text, status in (("TRACE / HTTP/1.1", 405), ("CONNECT a:80 HTTP/1.1", 405), ("head / HTTP/1.1", 501)):
         _proxy, sock = proxied(origin.url)
         host = "a:80" if "CONNECT" in text else "a"
         assert ask(sock, f"{text}\nHost: {host}\n\n")[0] == status

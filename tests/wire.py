@@ -22,7 +22,7 @@ Fields = list[tuple[bytes, bytes]]
 
 _field = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):(?: ([\x21-\x7e\x80-\xff\t ]*))?", re.DOTALL).fullmatch
 _lenient_field = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\x21-\x7e\x80-\xff\t ]*)", re.DOTALL).fullmatch
-_request_line = re.compile(rb"[A-Z]+ [\x21-\x7e]+ HTTP/1\.[01]").fullmatch
+_request_line = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ [\x21-\x7e]+ HTTP/1\.[01]").fullmatch
 _status_line = re.compile(rb"HTTP/1\.1 ([1-9][0-9][0-9]) ([\t\x20-\x7e\x80-\xff]*)").fullmatch
 
 
@@ -65,6 +65,8 @@ def take_request(data: bytes, *, lenient: bool = False) -> tuple[Message, bytes]
     if found is None:
         return None
     line, fields, rest = found
+    if lenient:
+        line = re.sub(rb"HTTP/1\.[2-9]$", b"HTTP/1.1", line)
     if not _request_line(line):
         raise Malformed(line)
     return _with_body(line, fields, rest, _framing(fields) or "none", lenient, ended=False)

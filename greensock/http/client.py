@@ -6,8 +6,8 @@ back. Invariants:
 
 - A connection is used again only if request and answer both ended exactly and neither side said ``close``
   (RFC 9112 section 9.3). Bytes behind an answer belong to no request: the connection is closed.
-- A call is repeated at the most once: if a connection that had been used before dies without a byte of an answer, the
-  method is idempotent, and the body can be sent again; then on a fresh connection.
+- A call is repeated at the most once: if a connection that had been used before dies without a byte of an answer, or
+  gives what does not begin like one, the method is idempotent, and the body can be sent again; then on a fresh one.
 - Whatever is raised in a call or in reading its answer, the connection is reset and its slot is free again.
 
 No redirects are followed, no cookies kept. A client belongs to the thread it is first used in.
@@ -20,9 +20,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
-from greensock import Connection, ConnectionClosed, OperationTimeout, Rule, __version__, let_others_run
+from greensock import (
+    Connection,
+    ConnectionClosed,
+    LimitExceeded,
+    OperationTimeout,
+    Rule,
+    __version__,
+    let_others_run,
+)
 from greensock.http.deadlines import Deadlines, Timeouts
-from greensock.http.errors import BadResponse, BodyTimeout, Reason
+from greensock.http.errors import BadResponse, BodyTimeout
 from greensock.http.events import Data, EndOfMessage, ResponseHead, Signal
 from greensock.http.exchange import Call, Exchange, Interim, Trailers
 from greensock.http.headers import Headers
@@ -130,16 +138,23 @@ class ClientResponse:
         """Return all of the body.
 
         Raises:
-            BadResponse: it is longer than ``max_bytes``.
+            LimitExceeded: it is longer than ``max_bytes``, which is nobody's fault. If its length says so, nothing is
+                read. The answer is closed.
         """
+        length = self.head.content_length
+        if length is not None and self._lease is not None and length - self.received + len(self._rest) > max_bytes:
+            raise self._too_long(max_bytes)
         pieces, size = [], 0
         while piece := self.read():
             size += len(piece)
             if size > max_bytes:
-                self.close()
-                raise BadResponse(f"a body of more than {max_bytes} bytes", Reason.BODY_TOO_LARGE, self._conn)
+                raise self._too_long(max_bytes)
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_long(self, max_bytes: int) -> LimitExceeded:
+        self.close()
+        return LimitExceeded(f"a body of more than max_bytes={max_bytes} bytes", self._conn, "max_bytes", max_bytes)
 
     def detach(self) -> Connection:
         """Give out the connection after a switch of protocols (``head.is_switch``); it is the caller's from then on.

@@ -14,6 +14,7 @@ the server reset, or refused     none of its own          502     ``ConnectionLo
 the server was slow              :class:`PhaseTimeout`    504     ``OperationTimeout``
 -- and held all connections      :class:`QueueTimeout`    503     ``OperationTimeout``
 we ask more than it can take     :class:`QueueFull`       503     ``LimitExceeded``
+its body is more than we want    none of its own                  ``LimitExceeded``
 we closed the client             none of its own                  ``ConnectionClosed``
 ===============================  =======================  ======  ==================================
 
@@ -51,13 +52,13 @@ class Reason(enum.Enum):
 
     #: The first line is not ``method SP target SP version`` (RFC 9112 section 3).
     REQUEST_LINE = "request-line"
-    #: A method that the lexer does not know (RFC 9110 section 15.6.2).
+    #: A method that is too long, a known one in another spelling, or PRI (RFC 9110 section 15.6.2).
     UNKNOWN_METHOD = "unknown-method"
     #: A target that is malformed, or not of a form that goes with the method (RFC 9112 section 3.2).
     TARGET = "target"
     #: Longer than ``max_target`` (RFC 9110 section 15.5.15).
     TARGET_TOO_LONG = "target-too-long"
-    #: A version other than 1.0 and 1.1 (RFC 9110 section 15.6.6).
+    #: A major version other than 1 (RFC 9110 section 15.6.6).
     VERSION = "version"
     #: A request without a version, or with 0.9.
     HTTP_0_9 = "http-0.9"

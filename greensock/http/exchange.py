@@ -133,6 +133,7 @@ class Exchange:
         "_interim",
         "_sender",
         "_sent_at",
+        "_understood",
         "failure",
         "head",
         "is_heard",
@@ -149,6 +150,7 @@ class Exchange:
         self._closes = False
         self._heard: Event | None = None  # while a long body goes out: set whenever something came
         self._sent_at: float | None = None
+        self._understood = False  # whether a head came, be it an interim one
         #: What went wrong while a body was sent.
         self.failure: BaseException | None = None
         #: The head of the final answer, once it is there.
@@ -159,8 +161,16 @@ class Exchange:
         self.is_heard = False
 
     def may_repeat(self, error: BaseException) -> bool:
-        """Whether the call may be made again: the server may have closed the connection before the request came."""
-        if self.is_heard or not self._call.is_repeatable:
+        """Whether the call may be made again on a fresh connection.
+
+        The server may have closed the kept one before the request came; or what came is no answer at all, but what was
+        left of an earlier one, or what the server says before it closes.
+        """
+        if not self._call.is_repeatable:
+            return False
+        if isinstance(error, BadResponse) and error.reason is Reason.STATUS_LINE:
+            return not self._understood
+        if self.is_heard:
             return False
         if isinstance(error, BadResponse):
             return error.reason is Reason.NO_RESPONSE
@@ -228,6 +238,7 @@ class Exchange:
             if head.status >= 200 or head.is_switch:
                 self.head = head
                 return head
+            self._understood = True
             self._interim.append(head)
             try:
                 self._take()
@@ -308,6 +319,7 @@ class Exchange:
         try:
             next_event = self._conn.parser.next_event
             while type(head := next_event()) is ResponseHead:
+                self._understood = True
                 if not head.is_interim:
                     self.head = head
                     return

@@ -73,7 +73,7 @@ class ClientConnection(Connection):
         """
         if self._spare < 0:
             with contextlib.suppress(OSError):  # none is left: it may never be needed
-                self._spare = os.dup(self.fileno())
+                self._spare = os.dup(self._fd)
 
     def drop_spare(self) -> None:
         """Close the second descriptor, if there is one."""
@@ -110,7 +110,7 @@ class ClientConnection(Connection):
             return False
         if self._poll is None:
             self._poll = _new_poll()
-            self._poll.register(self.fileno(), _READABLE)
+            self._poll.register(self._fd, _READABLE)
         return not self._poll.poll(0)
 
 
@@ -303,9 +303,11 @@ class Links:
             _wake(waiter)
 
     def forget(self) -> None:
-        """Let go of a parent's connections in the child of a fork: their descriptors are gone."""
+        """Let go of a parent's connections in the child of a fork: their descriptors are gone, and the loop is its."""
         self.pool.reset()
-        self._disarm()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            _of_the_parent.append(timer)  # to be collected would be to be stopped, in the parent's loop
 
     def _check_usable(self) -> None:
         if self.closed:
@@ -366,6 +368,9 @@ class Links:
 def _wake(waiter: _Waiter) -> None:
     if waiter.event is not None:
         waiter.event.set()
+
+
+_of_the_parent: list[Any] = []
 
 
 def _after_fork_in_child() -> None:

@@ -37,9 +37,15 @@ __all__ = ["RequestParser"]
 
 #: Bytes of a request line besides its target, more than any method and version take.
 LINE_REST = 64
+#: The longest method, in bytes. (RFC 9112 section 3 wants 501 for one that is longer than any that is known.)
+MAX_METHOD = 32
+#: Methods whose names are theirs in any spelling. Methods are case-sensitive (RFC 9110 section 9.1), but some servers
+#: do not know that: ``head`` or ``connect`` would be framed in one way there and in another here. ``PRI`` is what
+#: HTTP/2 begins with, and no request (RFC 9113 section 3.4).
+RESERVED = frozenset({*plain_methods, b"CONNECT", b"TRACE", b"PRI"})
 
 _TOKEN_BYTES = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
-_request_line = re.compile(rb"%b ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])" % TOKEN).fullmatch
+_request_line = re.compile(rb"(%b) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])" % TOKEN).fullmatch
 _request_line_0_9 = re.compile(rb"%b [\x21-\x7e]+" % TOKEN).fullmatch
 
 
@@ -165,16 +171,20 @@ class RequestParser(MessageParser):
         return event
 
     def _lex(self, head: bytes, line: bytes) -> RequestHead:
-        record = self._record
-        # One lexer a head, for 0.2 us: it has ideas of its own about bodies, close and Upgrade, which must not matter.
-        lexer = HttpRequestParser(record)
+        record, said = self._record, b""
         try:
-            lexer.feed_data(tidy(head))
-        except HttpParserUpgrade:
-            pass  # whether it is taken up is not decided here
+            method = self._feed_lexer(head)
         except HttpParserError as error:
-            raise self._refusal(error, head, line) from None
-        method, target = lexer.get_method(), record.target
+            reworded = self._reworded(line)
+            if reworded is None:
+                raise self._refusal(error, head, line) from None
+            said, new_line = reworded
+            try:
+                method = self._feed_lexer(new_line + head[len(line) :])
+            except HttpParserError as second:
+                raise self._refusal(second, head, line) from None
+            line = new_line
+        target = record.target
         record.target = b""
         version = "1.1"
         if line != b"%b %b HTTP/1.1" % (method, target):
@@ -191,6 +201,7 @@ class RequestParser(MessageParser):
             check_host(host)
         elif version == "1.1":
             raise BadMessage("HTTP/1.1 without Host", Reason.HOST_MISSING)
+        method = said or method
         length, is_chunked = None, False
         if b"content-length" in index or b"transfer-encoding" in index:
             length, is_chunked = framing_of(fields, index, version)
@@ -202,6 +213,34 @@ class RequestParser(MessageParser):
         )
         self._go_on(event, method)
         return event
+
+    def _feed_lexer(self, head: bytes) -> bytes:
+        """Have a head lexed, and return its method."""
+        self._record.clear()
+        # One lexer a head, for 0.2 us: it has ideas of its own about bodies, close and Upgrade, which must not matter.
+        lexer = HttpRequestParser(self._record)
+        try:
+            lexer.feed_data(tidy(head))
+        except HttpParserUpgrade:
+            pass  # whether it is taken up is not decided here
+        return lexer.get_method()
+
+    def _reworded(self, line: bytes) -> tuple[bytes, bytes] | None:
+        """Return the method of a request line and a line that the lexer takes in its place; None: it can't be sound.
+
+        The lexer knows a fixed set of methods, where any token is one: what it means is for a server to say, and not
+        for who passes it on. And a minor version that is higher than ours is taken as ours (RFC 9110 section 2.5).
+        """
+        match = _request_line(line)
+        if match is None or match.group(3) != b"1":
+            return None
+        method, target, _, minor = match.groups()
+        upper = method.upper()
+        if len(method) > MAX_METHOD or upper == b"PRI" or (upper in RESERVED and upper != method):
+            return None
+        stand_in = method if upper in RESERVED else b"GET"
+        reworded = b"%b %b HTTP/1.%b" % (stand_in, target, b"0" if minor == b"0" else b"1")
+        return (method, reworded) if reworded != line else None
 
     def _go_on(self, head: RequestHead, method: bytes) -> None:
         most = self._limits.max_body
@@ -231,14 +270,14 @@ class RequestParser(MessageParser):
             if _request_line_0_9(line):
                 return BadMessage("a request without a version", Reason.HTTP_0_9)
             return BadMessage(f"the request line {line[:80]!r}", Reason.REQUEST_LINE)
-        version = match.group(2) + b"." + match.group(3)
-        if version not in (b"1.1", b"1.0"):
-            reason = Reason.HTTP_0_9 if version == b"0.9" else Reason.VERSION
-            return BadMessage(f"HTTP/{version.decode()}: only 1.1 and 1.0 are spoken here", reason)
-        if isinstance(error, HttpParserInvalidMethodError):
-            return BadMessage(f"the method {line.split()[0][:40]!r} is not known", Reason.UNKNOWN_METHOD)
+        method, target, major, minor = match.groups()
+        if major != b"1":
+            reason = Reason.HTTP_0_9 if (major, minor) == (b"0", b"9") else Reason.VERSION
+            return BadMessage(f"HTTP/{major.decode()}.{minor.decode()}: only 1.1 and 1.0 are spoken here", reason)
+        if isinstance(error, HttpParserInvalidMethodError) or method == b"PRI":
+            return BadMessage(f"the method {method[:40]!r} is not known", Reason.UNKNOWN_METHOD)
         if isinstance(error, HttpParserInvalidURLError) or error is None:
-            return self._refusal_of_target(match.group(1))
+            return self._refusal_of_target(target)
         return BadMessage(f"fields: {error}", reason_of(error, head))
 
     def _refusal_of_target(self, target: bytes) -> BadMessage:

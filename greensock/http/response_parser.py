@@ -29,7 +29,7 @@ from greensock.http.syntax import TOKEN, is_value
 
 __all__ = ["ResponseParser"]
 
-_status_line = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL).fullmatch
+_status_line = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL).fullmatch
 _fold = re.compile(rb"(?<![ \t])[ \t]*\r\n[ \t]+").sub
 _space_before_colon = re.compile(rb"(?m)^(%b)[ \t]+(?=:)" % TOKEN).sub
 
@@ -39,7 +39,8 @@ def _parts_of_status_line(line: bytes) -> tuple[str, int, bytes] | None:
     match = _status_line(line)
     if match is None or not is_value(match.group(3) or b""):
         return None
-    return "1." + match.group(1).decode(), int(match.group(2)), match.group(3) or b""
+    version = "1.0" if match.group(1) == b"0" else "1.1"  # a higher minor version is 1.1 to us (RFC 9110 section 2.5)
+    return version, int(match.group(2)), match.group(3) or b""
 
 
 class ResponseParser(MessageParser):
@@ -204,6 +205,8 @@ class ResponseParser(MessageParser):
             refusal = BadMessage(f"the status line {line[:80]!r}", Reason.STATUS_LINE)
             raise self._early_refusal(end_of_section(self._inbox)) or refusal
         version, status, phrase = parts
+        if head[7:8] > b"1":  # the lexer knows no higher minor version
+            head = b"HTTP/1.1" + head[8:]
         try:
             self._feed_lexer(tidy(head))
         except HttpParserError as error:

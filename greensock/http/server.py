@@ -70,7 +70,7 @@ class HTTPConnection(Connection):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._parser: RequestParser | None = None  # while it holds part of a head
-        #: What the request that is being answered came through.
+        #: What the request that is being answered came through; None between two requests.
         self.parser_in_use: RequestParser | None = None
         #: How many requests came so far.
         self.requests = 0
@@ -208,12 +208,18 @@ class HTTPServer(AnsweringServer):
             except BadRequest as refusal:
                 conn._parser = parser  # whoever logs the refusal looks at what was asked
                 self._refuse(conn, refusal, refusal.reason.value)
+                conn._parser = None
                 return
             if type(event) is not RequestHead:
                 break
             if self._heads:
                 self._heads.pop(conn, None)
-            if not self._exchange(conn, parser, event):
+            conn.parser_in_use = parser
+            try:
+                goes_on = self._exchange(conn, parser, event)
+            finally:
+                conn.parser_in_use = None
+            if not goes_on:
                 return
             if not parser.pending:
                 if len(self._spare) < MAX_SPARE:
@@ -276,7 +282,6 @@ class HTTPServer(AnsweringServer):
         """Answer one request; True if the connection goes on."""
         conn.requests += 1
         self._requests += 1
-        conn.parser_in_use = parser
         keep = head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:
             keep = False

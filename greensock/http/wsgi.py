@@ -32,7 +32,7 @@ import gevent
 from gevent import socket as _socket
 from gevent.pywsgi import LoggingLogAdapter
 
-from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, __version__
+from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, __version__
 from greensock.http.errors import BadRequest
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import Response
@@ -250,8 +250,8 @@ class WSGIServer(HTTPServer):
         for sock in sockets:
             sock.cut()
 
-    def _close_idle(self) -> None:
-        super()._close_idle()
+    def _end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
+        super()._end_rests(heard)
         for sock in self._sockets:
             sock.end_input()
 

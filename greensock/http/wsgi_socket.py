@@ -157,7 +157,8 @@ class ConnectionSocket:
 
     def end_input(self) -> None:
         """Have the application find the end of input: the server is about to stop."""
-        self._shut(self._conn.fileno(), _socket.SHUT_RD)
+        with contextlib.suppress(OSError):
+            self._conn.shutdown_read()
 
     def cut(self) -> None:
         """Wake a selector that still waits on the duplicate: the server was aborted."""

@@ -16,6 +16,7 @@ from greensock.http.events import ResponseHead
 from greensock.http.exchange import WITH_BODY, Call
 from greensock.http.headers import Headers
 from greensock.http.payload import Payload, payload_in_memory, payload_in_pieces
+from greensock.http.proxy.failure import UpcallFailed
 from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.passing import OWN_FIELDS
 from greensock.http.proxy.proxy_protocol import write_proxy_header
@@ -46,16 +47,18 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     proxy, head, route = relay.proxy, relay.request.head, relay.route
     method, target = head.method, head.target
     upgrade = not (head.is_ordinary or head.has_body) and bool(protocols_offered(head))
+    takes_trailers = not head.is_ordinary and relay.passes_trailers
     lines = proxy.gateway.forwarder.request_lines(
-        head, relay.peer, relay.client, relay.scheme, server.authority, upgrade
+        head, relay.peer, relay.client, relay.scheme, server.authority, upgrade, takes_trailers
     )
     if method == "OPTIONS" and head.headers.get_raw(b"max-forwards") is not None:
         lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
         upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
-        if upgrade:
-            lines += b"Connection: Upgrade\r\n"
+        takes_trailers = takes_trailers and b"\r\nte:" in lines.lower()
+        if options := [b"Upgrade"] * upgrade + [b"TE"] * takes_trailers:
+            lines += b"Connection: %b\r\n" % b", ".join(options)
     length = payload.length
     if length is None:
         framing = b"Transfer-Encoding: chunked\r\n"
@@ -89,7 +92,10 @@ def payload_as_it_comes(relay: Relay) -> Payload:
 def _pieces(relay: Relay) -> Iterator[bytes]:
     conn, body, watch = relay.conn, relay.request.body, relay.proxy.watch_request_body
     while piece := body.read():
-        watch(relay, piece)
+        try:
+            watch(relay, piece)
+        except Exception as error:
+            raise UpcallFailed(error) from error
         if not conn.notify_disconnect(relay.on_hangup_in_body):
             relay.on_hangup_in_body()
         yield piece  # as long as the server likes: nobody reads the client meanwhile
@@ -114,7 +120,10 @@ def _edited(relay: Relay, lines: bytes) -> bytes:
     if relay.route is not None and relay.route.request_fields:
         edits = relay.route.request_fields
         edits.apply(headers, relay.variables(edits.variables))
-    relay.proxy.edit_request(relay, headers)
+    try:
+        relay.proxy.edit_request(relay, headers)
+    except Exception as error:
+        raise UpcallFailed(error) from error
     return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
 

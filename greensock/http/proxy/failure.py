@@ -25,6 +25,7 @@ closed             502     no              destination_unavailable   the upstrea
 loop               508     no              proxy_loop_detected       the request came from this proxy
 no-route           404     no              destination_not_found     no route takes it
 client-left        (none)  no                                        the client closed; 499 in the log
+stopped            (none)  no                                        the proxy's drain was over; 503 in the log
 ================== ======  ==============  ========================= ======================================
 
 A request is *repeatable* if its method is idempotent and its body was kept (RFC 9110 section 9.2.2). ``(cut)``: the
@@ -45,10 +46,10 @@ import errno
 import os
 from socket import EAI_MEMORY, gaierror
 
-from greensock import ConnectFailed, ConnectionClosed, ConnectionLost
+from greensock import ConnectFailed, Connection, ConnectionClosed, ConnectionLost, DropReason
 from greensock.http.errors import BadResponse, PhaseTimeout, QueueFull, Reason
 
-__all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "failure_of", "shortage_of"]
+__all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "UpcallFailed", "client_is_gone", "failure_of", "shortage_of"]
 
 
 class Again(enum.Enum):
@@ -80,6 +81,8 @@ class Failure(Exception):
         self.reason = reason
         #: What to answer.
         self.status = status
+        #: Whether the client is not there to be told.
+        self.is_untold = reason in ("client-left", "stopped")
         #: Whether another server may be asked.
         self.again = again
         #: Whether it counts against the server.
@@ -88,6 +91,14 @@ class Failure(Exception):
         self.is_shortage = reason in _SHORT
         #: What Proxy-Status calls it.
         self.error = error or _ERRORS.get(reason) or ("http_request_error" if status < 500 else "proxy_internal_error")
+
+
+class UpcallFailed(Exception):
+    """An upcall of the program raised ``error``: that is nobody's fault but the program's, whatever it is."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 #: What the log says of a request whose client did not wait; nothing is answered.
@@ -158,6 +169,13 @@ _OF_TIMEOUT = {
     "body": Again.NEVER,
     "total": Again.NEVER,
 }
+
+
+def client_is_gone(conn: Connection) -> Failure:
+    """Return the failure of a request whose client's connection has ended: by the client, or by us at a stop."""
+    if conn.drop_reason is DropReason.STOPPED:
+        return Failure("stopped", 503, blames_server=False)
+    return Failure("client-left", CLIENT_LEFT, blames_server=False)
 
 
 def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None:

@@ -268,12 +268,12 @@ class Forwarder:
 
         ``client`` and ``scheme`` are what :meth:`client_of` and :meth:`scheme_of` said, ``host`` the server's
         authority. With ``upgrade`` the client's Upgrade is passed on, as far as it offers what may be tunnelled; with
-        ``trailers`` the upstream is told that trailers are taken, and Trailer is passed on.
+        ``trailers`` the upstream is told that trailers are taken. Trailer is passed on with a body in chunks.
         """
         headers, authority = head.headers, head.authority
         known = self._peer(peer, scheme, head.version)
         is_usual = not (known.is_trusted or upgrade or trailers or self.options.forwarded)
-        if not is_usual or (not head.is_ordinary and fields_of_the_hop(headers)):
+        if not is_usual or (not head.is_ordinary and (fields_of_the_hop(headers) or _may_announce(head))):
             return _lines(self._request_pairs(head, peer, client, scheme, host, upgrade, trailers))
         passes = known.passes
         if not self._preserve_host:
@@ -316,6 +316,8 @@ class Forwarder:
             self._add_addresses(pairs, headers, known.address, client)
         if self.options.forwarded:
             self._add_forwarded(pairs, head, known, client, scheme)
+        if _may_announce(head) and (announced := _announced(headers, self._passes_from_others)):
+            pairs.append((b"Trailer", announced))
         if upgrade or trailers:
             _add_fields_of_the_hop(pairs, headers, upgrade, trailers)
         return pairs
@@ -358,12 +360,12 @@ class Forwarder:
 
     # -- answers
 
-    def response_lines(self, head: ResponseHead) -> bytes:
-        """Return the lines of the fields of an answer to pass on, as :meth:`response_pairs` does, without trailers."""
+    def response_lines(self, head: ResponseHead, trailers: bool = False) -> bytes:
+        """Return the lines of the fields of an answer to pass on, as :meth:`response_pairs` does."""
         headers, passes = head.headers, self._passes_back
-        is_usual = head.status != 426 and not self.options.via_response
+        is_usual = not (trailers or head.status == 426 or self.options.via_response)
         if not is_usual or (not head.is_ordinary and fields_of_the_hop(headers)):
-            return _lines(self.response_pairs(head, trailers=False))
+            return _lines(self.response_pairs(head, trailers=trailers))
         return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
 
     def response_pairs(self, head: ResponseHead, *, trailers: bool) -> list[Pair]:
@@ -375,7 +377,7 @@ class Forwarder:
         pairs = [pair for pair in headers.raw if passes[pair[0]]]
         if named := fields_of_the_hop(headers):
             pairs = [pair for pair in pairs if pair[0].lower() not in named]
-        if trailers and (announced := headers.get_raw(b"trailer")) is not None:
+        if trailers and (announced := _announced(headers, passes)):
             pairs.append((b"Trailer", announced))
         if head.status == 426 and (wanted := _tunnels(headers.get_raw(b"upgrade") or b"")):
             pairs.append((b"Upgrade", wanted))  # what the client is to ask for (RFC 9110 section 15.5.22)
@@ -398,12 +400,23 @@ def _add_fields_of_the_hop(pairs: list[Pair], headers: Headers, upgrade: bool, t
         pairs.append((b"Upgrade", offered))
         options.append(b"Upgrade")
     if trailers:
-        if (announced := headers.get_raw(b"trailer")) is not None:
-            pairs.append((b"Trailer", announced))
         pairs.append((b"TE", b"trailers"))
         options.append(b"TE")
     if options:
         pairs.append((b"Connection", b", ".join(options)))
+
+
+def _may_announce(head: RequestHead) -> bool:
+    """Whether trailers can follow, and the request says which."""
+    return head.is_chunked and head.headers.get_raw(b"trailer") is not None
+
+
+def _announced(headers: Headers, passes: _Names) -> bytes:
+    """Return the names in Trailer (RFC 9110 section 6.6.2), but for those of fields that will not pass."""
+    drop = HOP_BY_HOP | fields_of_the_hop(headers)
+    said = (headers.get_raw(b"trailer") or b"").split(b",")
+    names = [name for name in (part.strip(b" \t") for part in said) if is_token(name)]
+    return b", ".join([name for name in names if passes[name] and name.lower() not in drop])
 
 
 def protocols_offered(head: RequestHead) -> list[bytes]:

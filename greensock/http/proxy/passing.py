@@ -20,7 +20,7 @@ from greensock.http.events import Data, EndOfMessage, ResponseHead
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
-from greensock.http.proxy.failure import CLIENT_LEFT, Failure, failure_of
+from greensock.http.proxy.failure import UpcallFailed, client_is_gone, failure_of
 from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.rules import NO_EDITS
 from greensock.http.proxy.tunnel import run_tunnel
@@ -133,13 +133,16 @@ def _look_ahead(relay: Relay, head: ResponseHead, conn: ClientConnection) -> tup
         raise relay.blame_server(error) from None
 
 
-def _written_head(relay: Relay, head: ResponseHead, keep: bool) -> bytes:
-    """Return the head for the client, without the field that says how long the body is, and the empty line."""
+def _written_head(relay: Relay, head: ResponseHead, keep: bool, trailers: bool = False) -> bytes:
+    """Return the head for the client, without the field that says how long the body is, and the empty line.
+
+    ``trailers`` says whether they would be passed on.
+    """
     proxy, status, route = relay.proxy, head.status, relay.route
     if proxy.edits_responses or relay.sets_cookie or (route is not None and route.response_fields is not NO_EDITS):
-        lines = _edited(relay, head)
+        lines = _edited(relay, head, trailers)
     else:
-        lines = proxy.gateway.forwarder.response_lines(head)
+        lines = proxy.gateway.forwarder.response_lines(head, trailers)
     option = b""
     if not keep:
         option = CLOSE
@@ -153,9 +156,9 @@ def _written_head(relay: Relay, head: ResponseHead, keep: bool) -> bytes:
     return b"%b%b%b%b" % (line, date, lines, option)
 
 
-def _edited(relay: Relay, head: ResponseHead) -> bytes:
+def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
     """Return the lines of an answer with the changes of its route and of the program."""
-    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=False))
+    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers))
     relay.add_cookie(headers)
     if relay.route is not None and relay.route.response_fields:
         edits = relay.route.response_fields
@@ -183,7 +186,8 @@ class _Passage:
         relay, request = self._relay, self._relay.request
         framing = self._framing()
         self._keep = self._keep and _may_keep(relay)
-        written = _written_head(relay, self._head, self._keep) + framing
+        trailers = self._chunked and relay.passes_trailers
+        written = _written_head(relay, self._head, self._keep, trailers) + framing
         request.is_answered = True
         request.body.stop_awaiting()
         if self.is_whole:
@@ -288,7 +292,10 @@ class _Passage:
         """Return a piece as it goes out, after the program had a look at it."""
         relay = self._relay
         if relay.proxy.watches_responses and len(piece):
-            relay.proxy.watch_response_body(relay, bytes(piece))
+            try:
+                relay.proxy.watch_response_body(relay, bytes(piece))
+            except Exception as error:
+                raise UpcallFailed(error) from error
         return self._framed(piece)
 
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
@@ -305,11 +312,13 @@ class _Passage:
         """Return what to raise when the answer can't be finished."""
         relay = self._relay
         if relay.has_client_left():
-            return Failure("client-left", CLIENT_LEFT, blames_server=False)
+            return client_is_gone(self._client)
         if relay.cut is not None:
             return relay.cut
         if relay.exchange is not None and relay.exchange.failure is not None:
             error = relay.exchange.failure
+        if isinstance(error, UpcallFailed):
+            return error
         if getattr(error, "connection", None) is self._client:
             return error
         failure = failure_of(error, in_body=True)

@@ -17,7 +17,9 @@ from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
-from greensock import Connection
+from greenlet import GreenletExit
+
+from greensock import Connection, DropReason
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import BadRequest, Reason
 from greensock.http.events import ResponseHead
@@ -27,7 +29,7 @@ from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload
 from greensock.http.plain import CREDENTIALS
 from greensock.http.proxy.asking import call_for, introduce, payload_as_it_comes, payload_of_short
-from greensock.http.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, failure_of
+from greensock.http.proxy.failure import DENIED, Again, Failure, UpcallFailed, client_is_gone, failure_of
 from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import pass_answer
 from greensock.http.proxy.record import Record
@@ -151,8 +153,12 @@ class Relay:
                     return self._forward(choice, NOTHING)
                 return self._forward_body(choice)
             return self._answer(choice, self.keep)
+        except Failure as failure:
+            return self._fail(failure)
+        except UpcallFailed as failed:
+            return self._blame(failed.error)
         except BaseException as error:
-            return self._fail(error) if isinstance(error, Failure) else self._blame(error)
+            return self._blame(error)
         finally:
             if self._upload is not PARKED:
                 if not self._left:
@@ -227,7 +233,8 @@ class Relay:
     @property
     def passes_trailers(self) -> bool:
         """Whether the client wants to have what follows a body in chunks (RFC 9110 section 10.1.4)."""
-        return b"trailers" in self.request.headers.tokens(b"te")
+        head = self.request.head
+        return head.version == "1.1" and b"trailers" in head.headers.tokens(b"te")
 
     @property
     def sets_cookie(self) -> bool:
@@ -391,7 +398,7 @@ class Relay:
             if self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended):
                 if not conn.notify_disconnect(self.on_client_left):
                     self._client_left = True
-                    raise Failure("client-left", CLIENT_LEFT, blames_server=False)
+                    raise client_is_gone(conn)
             self.exchange = exchange = Exchange(call, upstream_conn, deadlines)
             try:
                 self.head = exchange.run()
@@ -446,11 +453,13 @@ class Relay:
     def _failure_of(self, error: Exception) -> Failure:
         """Return what an error of an attempt means; raise it again if it is not the server's."""
         if self._client_left:
-            return Failure("client-left", CLIENT_LEFT, blames_server=False)
+            return client_is_gone(self.conn)
         if self.cut is not None:
             raise self.cut
         if isinstance(error, Failure):
             return error
+        if isinstance(error, UpcallFailed):
+            raise error
         if getattr(error, "connection", None) is self.conn:
             raise error  # the client's: its body is bad, late or broken off
         failure = failure_of(error)
@@ -485,9 +494,9 @@ class Relay:
         self.proxy.failures[failure.reason] += 1
         if self.record is not None:
             self.record.reason = failure.reason
-        if failure.status == CLIENT_LEFT or self.request.is_answered:
-            if failure.status == CLIENT_LEFT:
-                self.status = CLIENT_LEFT
+        if failure.is_untold or self.request.is_answered:
+            if failure.is_untold:
+                self.status = failure.status
                 self.conn.abort()
             else:
                 self.proxy._cut_off(self.request, failure)
@@ -532,6 +541,10 @@ class Relay:
 
     def _blame(self, error: BaseException) -> bool:
         """Answer what the client or the program is to blame for; raise it again if there is no answer to give."""
+        mine = isinstance(error, GreenletExit) or getattr(error, "connection", None) is self.conn
+        if mine and self.conn.drop_reason is DropReason.STOPPED:
+            self._fail(client_is_gone(self.conn))
+            raise error
         self._leave_unjudged()
         proxy, request = self.proxy, self.request
         if self.record is not None:
@@ -668,11 +681,11 @@ class Relay:
 
 def _token_of(error: BaseException, conn: Connection) -> str:
     """Return one word for the log."""
+    if getattr(error, "connection", None) is not conn:
+        return "internal-error"
     if isinstance(error, BadRequest):
         return error.reason.value
-    if getattr(error, "connection", None) is conn:
-        return "client-timeout" if isinstance(error, TimeoutError) else "client-left"
-    return "internal-error"
+    return "client-timeout" if isinstance(error, TimeoutError) else "client-left"
 
 
 def _is_private(headers: Headers) -> bool:

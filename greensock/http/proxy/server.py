@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from gevent.monkey import get_original
 
-from greensock import DROP, POSTPONE, Connection, OperationTimeout, Rule, State, Verdict
+from greensock import DROP, POSTPONE, Connection, DropReason, OperationTimeout, Rule, State, Verdict
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
 from greensock.http.head_watch import HeadWatch
@@ -324,8 +324,10 @@ class ReverseProxy(HTTPServer):
         upload = self._end_wait(conn)
         parser = conn.parser_in_use = upload.parser
         parser.feed(b"".join(upload.pieces))
-        goes_on = upload.relay.go_on(failed, may_hold)
-        conn.parser_in_use = None
+        try:
+            goes_on = upload.relay.go_on(failed, may_hold)
+        finally:
+            conn.parser_in_use = None
         if goes_on and parser.pending and conn.state is State.OPEN:
             self._take_requests(conn, parser)
 
@@ -372,7 +374,12 @@ class ReverseProxy(HTTPServer):
         if conn.bound is not None:
             conn.drop_bound()
         if conn.upload is not None:
-            self._end_wait(conn).relay.abandon(0, "client-left")
+            relay = self._end_wait(conn).relay
+            if conn.drop_reason is DropReason.STOPPED:
+                self.failures["stopped"] += 1
+                relay.abandon(503, "stopped")
+            else:
+                relay.abandon(0, "client-left")
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""

@@ -1,0 +1,624 @@
+"""Transports: the descriptor that others hold too, a toy, and what a fork leaves to its child."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import subprocess
+import sys
+
+import gevent
+import pytest
+from conftest import PATIENCE, descriptors, read_all, read_exactly, wait_until
+from gevent.monkey import get_original
+from pairs import connected, read_all_fast, read_exactly_fast, tcp_pair, wrap
+
+from greensock import (
+    POSTPONE,
+    DropReason,
+    IncompleteMessage,
+    Lines,
+    Server,
+    State,
+    StreamServer,
+)
+from greensock.poller import get_poller
+from greensock.transport import SharedDescriptor
+
+
+class Reversing:
+    """A toy transport: what goes out and what comes in is complemented, byte by byte, so that both ends need it."""
+
+    is_shared = False
+
+    def __init__(self, fd):
+        self._fd = fd
+
+    @staticmethod
+    def turned(data):
+        return bytes(255 - byte for byte in bytes(data))
+
+    def read(self, size):
+        return self.turned(os.read(self._fd, size))
+
+    def readv(self, view):
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def write(self, data):
+        return os.write(self._fd, self.turned(data))
+
+    def writev(self, views):
+        return self.write(b"".join(views))
+
+    def shut(self):
+        with socket.socket(fileno=os.dup(self._fd)) as sock:
+            sock.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        pass
+
+
+def with_toy(conn):
+    conn._transport = Reversing(conn._fd)
+    conn._clear = False
+    return conn
+
+
+def as_shared(conn):
+    conn.fileno()
+    assert isinstance(conn._transport, SharedDescriptor)
+    return conn
+
+
+def nothing(conn):
+    return conn
+
+
+def turned(kind, data):
+    return Reversing.turned(data) if kind is with_toy else data
+
+
+KINDS = pytest.mark.parametrize("kind", [nothing, as_shared, with_toy])
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def pair(request):
+    yield from connected(request.param)
+
+
+# -- every downcall, over each
+
+
+@KINDS
+def test_reading(pair, kind):
+    conn, peer = pair
+    kind(conn)
+    text = b"first line\nsecond\nexactly" + b"x" * 100_000 + b"end"
+    feeding = gevent.spawn(peer.sendall, turned(kind, text))
+    assert conn.read_line() == b"first line"
+    assert conn.read_until(b"\n") == b"second"
+    assert conn.read_exactly(7) == b"exactly"
+    buffer = bytearray(10)
+    assert conn.recv_into(buffer) == 10
+    assert conn.read_exactly(99_990) == b"x" * 99_990
+    assert conn.recv(100) in (b"e", b"en", b"end")
+    feeding.get(timeout=PATIENCE)
+    peer.shutdown(socket.SHUT_WR)
+    while conn.recv():
+        pass
+    assert conn.read_exactly(1) is None
+
+
+@KINDS
+def test_an_end_within_a_message(pair, kind):
+    conn, peer = pair
+    kind(conn)
+    peer.sendall(turned(kind, b"par"))
+    peer.shutdown(socket.SHUT_WR)
+    with pytest.raises(IncompleteMessage) as caught:
+        conn.read_exactly(4)
+    assert caught.value.partial == b"par"
+
+
+@KINDS
+@pytest.mark.parametrize("how", ["send", "list", "nowait", "file"])
+def test_sending_more_than_fits(pair, kind, how, tmp_path):
+    conn, peer = pair
+    kind(conn)
+    data = os.urandom(1 << 20) * 8
+    conn.max_send_queue = len(data)
+    reading = gevent.spawn(read_exactly_fast, peer, len(data))
+    match how:
+        case "send":
+            assert conn.send(data) == len(data)
+        case "list":
+            assert conn.send([data[:5], bytearray(data[5:1000]), memoryview(data)[1000:]]) == len(data)
+        case "nowait":
+            conn.send_nowait(data)
+        case "file":
+            (tmp_path / "file").write_bytes(data)
+            with (tmp_path / "file").open("rb") as file:
+                assert conn.send_file(file) == len(data)
+    assert reading.get(timeout=30) == turned(kind, data)
+    assert conn.statistics().bytes_sent == len(data)
+
+
+@KINDS
+def test_shutdown_and_half_close(pair, kind):
+    conn, peer = pair
+    kind(conn)
+    conn.send(b"bye")
+    conn.shutdown_write()
+    assert read_all(peer) == turned(kind, b"bye")
+    peer.sendall(turned(kind, b"still there"))
+    assert conn.read_exactly(11) == b"still there"
+
+
+@pytest.mark.parametrize("source_kind", [nothing, as_shared, with_toy])
+@pytest.mark.parametrize("target_kind", [nothing, as_shared, with_toy])
+def test_splice(source_kind, target_kind):
+    (one, left), (two, right) = tcp_pair(), tcp_pair()
+    source, target = source_kind(wrap(one)), target_kind(wrap(two))
+    data = os.urandom(1 << 20) * 6
+    moving = gevent.spawn(source.splice, target)
+    feeding = gevent.spawn(left.sendall, turned(source_kind, data))
+    wait_until(lambda: target.statistics().bytes_queued or moving.ready())
+    assert read_exactly_fast(right, len(data)) == turned(target_kind, data)
+    feeding.get(timeout=PATIENCE)
+    left.shutdown(socket.SHUT_WR)
+    assert moving.get(timeout=PATIENCE) == len(data)
+    for sock in (left, right):
+        sock.close()
+    for conn in (source, target):
+        conn.abort()
+
+
+def test_what_is_in_a_pipe_when_the_target_is_shown():
+    (one, left), (two, right) = tcp_pair(), tcp_pair()
+    source, target = wrap(one), wrap(two)
+    data = os.urandom(1 << 20) * 12
+    moving = gevent.spawn(source.splice, target)
+    feeding = gevent.spawn(left.sendall, data)
+    wait_until(lambda: target.statistics().bytes_queued)
+    target.fileno()
+    assert read_exactly_fast(right, len(data)) == data
+    feeding.get(timeout=PATIENCE)
+    moving.kill()
+    for sock in (left, right):
+        sock.close()
+    for conn in (source, target):
+        conn.abort()
+
+
+class Echo(Server):
+    def __init__(self, *arguments, cover, **options):
+        super().__init__(*arguments, **options)
+        self.cover = cover
+        self.said = []
+
+    def connection_new(self, conn):
+        self.cover(conn)
+
+    def connection_recv(self, conn, data):
+        self.said.append(data)
+        if data.startswith(b"wait") and not data.endswith(b"!"):
+            return POSTPONE
+        conn.send(data)
+        return None
+
+
+@KINDS
+@pytest.mark.parametrize("framer", [None, Lines()])
+def test_upcalls(serve, connect, kind, framer):
+    server = serve(Echo, cover=kind, framer=framer)
+    sock = connect(server)
+    if framer is None:
+        for text in (b"hello", b"wait", b" for it!"):
+            sock.sendall(turned(kind, text))
+            wait_until(lambda: server.said and server.said[-1].endswith(text[-1:]))  # noqa: B023
+        assert read_exactly(sock, 17) == turned(kind, b"hellowait for it!")
+        flood = os.urandom(1 << 20)
+        reading = gevent.spawn(read_exactly_fast, sock, len(flood))
+        sock.sendall(turned(kind, b"x" + flood[1:]))
+        assert reading.get(timeout=PATIENCE) == turned(kind, b"x" + flood[1:])
+    else:
+        sock.sendall(turned(kind, b"one\ntwo\nthr"))
+        sock.sendall(turned(kind, b"ee\n"))
+        assert read_exactly(sock, 11) == turned(kind, b"onetwothree")
+    sock.close()
+    wait_until(lambda: server.statistics().dropped == {"PEER_CLOSED": 1})
+
+
+# -- a descriptor that others hold, too
+
+
+def test_a_connection_that_was_not_shown_has_none(pair):
+    conn, _ = pair
+    assert conn._transport is None
+    assert conn._clear
+    conn.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    _ = conn.local_address, repr(conn), conn.statistics()
+    assert conn._transport is None
+
+
+@pytest.mark.parametrize("call", ["recv", "recv_into", "send", "send_file", "splice", "close"])
+def test_who_clears_o_nonblock_blocks_nobody(pair, call, tmp_path):
+    """The hub would hang, and with it this test, but for the alarm of pytest-timeout."""
+    conn, peer = pair
+    os.set_blocking(conn.fileno(), True)
+    ticks = []
+    gevent.spawn_later(0.05, ticks.append, 1)
+    (one, left) = tcp_pair()
+    other = wrap(one)
+    (tmp_path / "file").write_bytes(bytes(8_000_000))
+    with (tmp_path / "file").open("rb") as file:
+        work = {
+            "recv": lambda: conn.recv(),
+            "recv_into": lambda: conn.recv_into(bytearray(10)),
+            "send": lambda: conn.send(bytes(16_000_000)),
+            "send_file": lambda: [conn.send_file(file) for _ in range(3)],
+            "splice": lambda: conn.splice(other),
+            "close": lambda: (conn.close(), conn.wait_closed()),
+        }
+        job = gevent.spawn(work[call])
+        wait_until(lambda: ticks)
+        os.set_blocking(conn._fd, True) if conn._fd >= 0 else None
+        if call == "close":
+            job.get(timeout=PATIENCE)
+        else:
+            assert not job.ready()
+            gevent.spawn(read_all_fast, peer).join(0.1) if call.startswith("send") else peer.sendall(b"x")
+            wait_until(lambda: job.ready() or call in ("send", "send_file", "splice"))
+        job.kill()
+    left.close()
+    other.abort()
+
+
+def test_close_of_a_shared_one_leaves_the_connection_to_others(pair):
+    """No FIN, no reset: a child goes on."""
+    conn, peer = pair
+    peer.sendall(b"unread")
+    theirs = socket.socket(fileno=os.dup(conn.fileno()))
+    for end in (conn.close, conn.abort):
+        end()
+        assert conn.state is State.CLOSED
+        theirs.sendall(b"goes on")
+        assert read_exactly(peer, 7) == b"goes on"
+    assert theirs.recv(100) == b"unread"
+    theirs.close()
+    assert read_all(peer) == b""
+
+
+def test_what_is_queued_is_flushed_before(pair):
+    conn, peer = pair
+    conn.max_send_queue = 1 << 24
+    theirs = socket.socket(fileno=os.dup(conn.fileno()))
+    conn.send_nowait(bytes(8_000_000))
+    conn.close()
+    assert len(read_exactly_fast(peer, 8_000_000)) == 8_000_000
+    conn.wait_closed(PATIENCE)
+    theirs.sendall(b"more")
+    assert read_exactly(peer, 4) == b"more"
+    theirs.close()
+
+
+SHELL = ["sh", "-c", "read name; echo hello $name; read more; echo and $more"]
+
+
+@pytest.mark.parametrize("kind", ["upcalls", "handle", "StreamServer"])
+def test_a_shell_that_gets_a_connection_as_its_standard_input(serve, connect, kind):
+    """inetd's way. While it runs, and behind it, the others are served."""
+
+    def work(conn):
+        subprocess.call(SHELL, stdin=conn.fileno(), stdout=conn.fileno())
+
+    class Inetd(Server):
+        def connection_recv(self, conn, data):
+            if data == b"ping\n":
+                conn.send(data)
+            else:
+                conn.send(b"go\n")
+                work(conn)
+
+    class Handling(Server):
+        def handle(self, conn):
+            if conn.read_line() == b"ping":
+                conn.send(b"ping\n")
+            else:
+                conn.send(b"go\n")
+                work(conn)
+
+    def handle(sock, address):
+        if sock.recv(100) == b"ping\n":
+            sock.sendall(b"ping\n")
+        else:
+            sock.sendall(b"go\n")
+            work(sock)
+
+    if kind == "StreamServer":
+        server = StreamServer(("127.0.0.1", 0), handle)
+        server.start()
+    else:
+        server = serve(Inetd if kind == "upcalls" else Handling)
+    sock = connect(server)
+    sock.sendall(b"start\n")
+    assert read_exactly(sock, 3) == b"go\n"
+    for line, answer in ((b"world\n", b"hello world\n"), (b"more\n", b"and more\n")):
+        sock.sendall(line)
+        assert read_exactly(sock, len(answer)) == answer
+        other = connect(server)
+        other.sendall(b"ping\n")
+        assert read_exactly(other, 5) == b"ping\n"
+    if kind == "StreamServer":
+        server.stop()
+
+
+@pytest.mark.parametrize("kind", [as_shared, nothing])
+def test_select_and_dup_and_fromfd(connect, kind):
+    told = []
+
+    def handle(sock, address):
+        if kind is as_shared:
+            sock.fileno()
+        told.append(select.select([sock], [], [], PATIENCE)[0] == [sock])
+        with socket.fromfd(sock.fileno(), socket.AF_INET, socket.SOCK_STREAM) as other:
+            told.append(other.recv(1))
+        with sock.dup() as other:
+            told.append(other.recv(1))
+        told.append(sock.recv(1))
+        sock.sendall(b"done")
+
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    sock = connect(server)
+    sock.sendall(b"abc")
+    assert read_all(sock) == b"done"
+    assert told == [True, b"a", b"b", b"c"]
+    server.stop()
+
+
+# -- forks
+
+#: In a process of its own: in the child of a fork the parent's greenlets go on when it blocks, and so would a test.
+FORKING = """
+from gevent import monkey; monkey.patch_all()
+import multiprocessing, os, sys
+from greensock import Lines, Server, StreamServer
+
+kind, closes = sys.argv[1], sys.argv[2] == "closes"
+fork = multiprocessing.get_context("fork")
+
+def child(conn, first):
+    send = getattr(conn, "sendall", conn.send)
+    send(b"child got " + first)
+    send(b", then " + conn.recv(100))
+    conn.close()
+
+def work(conn, first):
+    if first == b"ping":
+        getattr(conn, "sendall", conn.send)(b"pong")
+        return
+    process = fork.Process(target=child, args=(conn, first))
+    process.start()
+    if closes:
+        conn.close()
+    process.join()
+
+class Upcalls(Server):
+    def connection_recv(self, conn, data):
+        work(conn, data)
+
+class Handling(Server):
+    def handle(self, conn):
+        work(conn, conn.recv())
+
+if kind == "StreamServer":
+    server = StreamServer(("127.0.0.1", 0), lambda sock, address: work(sock, sock.recv(100)))
+else:
+    server = (Handling if kind == "handle" else Upcalls)(("127.0.0.1", 0), framer=Lines() if kind == "framed" else None)
+server.start()
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("kind", ["upcalls", "framed", "handle", "StreamServer"])
+@pytest.mark.parametrize("parent", ["closes", "waits"])
+def test_a_process_for_each_connection(kind, parent):
+    """multiprocessing's fork: the connection lives on in the child, the parent's others in the parent only."""
+    command = [sys.executable, "-c", FORKING, kind, parent]
+    end = b"\n" if kind == "framed" else b""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = "127.0.0.1", int(process.stdout.readline())
+            bystander, sock = (socket.create_connection(address, PATIENCE) for _ in range(2))
+            with bystander, sock:
+                sock.sendall(b"data" + end)
+                assert read_exactly(sock, 14) == b"child got data"
+                bystander.sendall(b"ping" + end)
+                assert read_exactly(bystander, 4) == b"pong"
+                [child] = children_of(process.pid)
+                most = 2 if kind == "StreamServer" else 1  # the listener is gevent's
+                assert len(sockets_of(child)) <= most, "peers would not see the end of what it held open"
+                sock.sendall(b"more")
+                assert read_exactly(sock, 11) == b", then more"
+                if parent == "closes" or kind in ("handle", "StreamServer"):
+                    assert read_all(sock) == b""
+        finally:
+            process.kill()
+
+
+def children_of(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+
+
+def sockets_of(pid):
+    """Return the connected sockets that a process has."""
+    found = set()
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        what = os.readlink(f"/proc/{pid}/fd/{fd}")
+        if what.startswith("socket:"):
+            found.add(what)
+    return found
+
+
+def test_a_fork_by_hand(connect):
+    """websockify's way: os.fork() in the handler, and the child serves."""
+
+    def handle(sock, address):
+        pid = os.fork()
+        if not pid:
+            try:
+                sock.sendall(b"from the child: " + sock.recv(100))
+            finally:
+                os._exit(0)
+        sock.close()
+        os.waitpid(pid, 0)
+
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    sock = connect(server)
+    sock.sendall(b"hello")
+    assert read_all(sock) == b"from the child: hello"
+    server.stop()
+
+
+def test_what_was_queued_is_the_parents_to_send(serve, connect):
+    class Queueing(Server):
+        max_send_queue = 1 << 24
+
+        def connection_recv(self, conn, data):
+            conn.send_nowait(bytes(8_000_000))
+            pid = os.fork()
+            if not pid:
+                conn.close()
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+    server = serve(Queueing)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly_fast(sock, 8_000_000) == bytes(8_000_000)
+    assert server.statistics().active == 1
+
+
+QUIET_CHILD = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os, socket, sys, time
+from greensock import Server
+from greensock.http import HTTPClient, HTTPServer, Response
+{server}
+print(server.server_port, flush=True)
+client = HTTPClient(idle_timeout=0.2)
+pid = os.fork()
+if not pid:
+    time.sleep(20)
+    os._exit(0)
+gevent.sleep(0.1)
+for _ in range(3):
+    with client.get(f"http://127.0.0.1:{{server.server_port}}/") as answer: assert answer.status == 200
+    pid2 = os.fork()
+    if not pid2: os._exit(0)
+    os.waitpid(pid2, 0)
+print("answered", flush=True)
+os.kill(pid, 9)
+"""
+OURS = """
+class Site(HTTPServer):
+    def handle_request(self, request): return Response(b"x")
+server = Site(("127.0.0.1", 0)); server.start()
+"""
+
+
+@pytest.mark.parametrize("loop", ["libev", "libuv"])
+def test_a_child_that_does_nothing_leaves_the_parents_loop_alone(loop):
+    """With libuv, to stop a watcher in the child takes it out of the parent's epoll set."""
+    probe = [sys.executable, "-c", "import gevent; gevent.get_hub().loop"]
+    environment = {**os.environ, "GEVENT_LOOP": loop}
+    if subprocess.run(probe, env=environment, capture_output=True).returncode:
+        pytest.skip(f"gevent has no {loop} here")
+    command = [sys.executable, "-c", QUIET_CHILD.format(server=OURS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("answered\n"), done.stderr
+
+
+# -- threads
+
+
+def in_a_thread(work):
+    """Run it in a thread of the system, which has ended when this returns."""
+    errors, done = [], []
+
+    def run():
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.append(True)
+
+    before = len(os.listdir("/proc/self/task"))
+    get_original("_thread", "start_new_thread")(run, ())
+    wait_until(lambda: done and len(os.listdir("/proc/self/task")) <= before)
+    assert not errors
+
+
+def use_the_engine():
+    ours, theirs = tcp_pair()
+    conn = wrap(ours)
+    theirs.sendall(b"x")
+    assert conn.recv(timeout=PATIENCE) == b"x"
+    conn.abort()
+    theirs.close()
+
+
+def test_a_thread_that_destroys_its_hub_leaves_no_descriptor():
+    def work():
+        use_the_engine()
+        found.append(get_poller())
+        gevent.get_hub().destroy()
+
+    found = []
+    gc.collect()
+    before = sum("eventpoll" in what for what in descriptors().values())
+    for _ in range(10):
+        in_a_thread(work)
+    assert all(poller.closed for poller in found)
+    assert sum("eventpoll" in what for what in descriptors().values()) <= before
+
+
+def test_a_hub_that_is_made_anew_gets_a_poller_of_its_own():
+    def work():
+        first = get_poller()
+        gevent.get_hub().destroy()
+        found.append((first, get_poller()))
+        gevent.get_hub().destroy()
+
+    found = []
+    in_a_thread(work)
+    [(first, second)] = found
+    assert first is not second
+    assert first.closed
+    assert second.closed
+
+
+def test_the_drop_reason_of_a_shared_one(serve, connect):
+    class Showing(Server):
+        def connection_recv(self, conn, data):
+            conn.fileno()
+            conn.close()
+
+        def connection_drop(self, conn):
+            told.append(conn.drop_reason)
+
+    told = []
+    sock = connect(serve(Showing))
+    sock.sendall(b"x")
+    assert read_all(sock) == b""
+    wait_until(lambda: told)
+    assert told == [DropReason.CLOSED]
