@@ -12,6 +12,7 @@ syscalls           the system calls of the hot path
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
+fairness           others get their turn in the middle of what takes long
 transport          what a connection reads from and writes to in the place of its descriptor
 pace               how fast a peer takes what is sent to it
 outgoing           what waits to be sent on a connection
@@ -47,6 +48,7 @@ from greensock.errors import (
     ProtocolError,
     WouldBlock,
 )
+from greensock.fairness import let_others_run
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.lifecycle import State
 from greensock.log_limit import LogLimit
@@ -95,4 +97,5 @@ __all__ = [
     "WouldBlock",
     "__version__",
     "connect",
+    "let_others_run",
 ]

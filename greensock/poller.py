@@ -15,6 +15,8 @@ Invariants:
 - All waking happens in the hub, in the poller's callbacks. They never raise: libev would stop the watcher.
 - Between ``epoll_wait`` and the handling of an event user code may run, and may close the descriptor or have it reused.
   So an event is looked up when its time has come, and a spurious one is harmless: whoever it wakes looks again.
+- Nobody goes on for ever: whoever need not wait looks at the clock, and is put off when it is later than ``until``.
+  However many they are, they get one slice of each pass among them, so a pass is short and timers are hardly late.
 - The watcher runs only while there is an endpoint, so that a program with nothing to wait for ends as it would without.
 """
 
@@ -34,7 +36,7 @@ from typing import Any, Protocol
 
 from gevent.hub import Hub, get_hub
 from gevent.monkey import get_original
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
 from greensock.pipes import Pipes
 from greensock.syscalls import (
@@ -55,8 +57,10 @@ __all__ = ["TIMED_OUT", "ChildsPoller", "Endpoint", "Poller", "Waiter", "get_pol
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
 
-#: Seconds for which a greenlet may go on receiving without a wait before the others get their turn.
+#: Seconds after which whoever never has to wait is put off. What was put off has so many seconds of each pass.
 SLICE_SECONDS = 0.005
+#: Seconds that each of those may go on, in turn: with a slice each, a hundred of them would hold a pass for ever.
+SHARE_SECONDS = 0.001
 
 #: What a wait returns when its time ran out.
 TIMED_OUT = object()
@@ -122,6 +126,19 @@ class Endpoint:
             self._reader = None
 
 
+class _Pause:
+    """A greenlet that was put off."""
+
+    __slots__ = ("waiter",)
+
+    def __init__(self, waiter: greenlet) -> None:
+        self.waiter: greenlet | None = waiter
+
+    def __call__(self) -> None:
+        if self.waiter is not None:
+            self.waiter.switch()
+
+
 class Poller:
     """The engine of one hub. Get it with :func:`get_poller`."""
 
@@ -133,13 +150,16 @@ class Poller:
         self.crews: list[Workers] = []
         #: For what goes from socket to socket.
         self.pipes = Pipes()
+        #: When whoever runs, and need not wait, is to let others run.
+        self.until = 0.0
         self._epoll = new_epoll()
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
         self._next_pass: Any = hub.loop.timer(0.0)
         self._calls: deque[Callable[[], object]] = deque()
         self._active = False
         self._scheduled = False
-        self._since = 0.0  # when the callback began, or a greenlet had to pause
+        self._put_off: deque[Callable[[], object]] = deque()
+        self._paused: set[Endpoint] = set()
         self._deadlines: list[tuple[float, int, Endpoint]] = []
         self._serial = count()
         self._timer: Any = None
@@ -208,22 +228,42 @@ class Poller:
 
     def requeue(self, endpoint: Endpoint) -> None:
         """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
-        self.call_soon(partial(endpoint._ready.append, endpoint))
+        self._go_on_later(partial(endpoint._ready.append, endpoint))
+
+    def pause(self) -> None:
+        """Block the calling greenlet until others had their turn."""
+        pause = _Pause(getcurrent())
+        self._go_on_later(pause)
+        try:
+            self.hub.switch()
+        finally:
+            pause.waiter = None
 
     def pause_if_late(self, endpoint: Endpoint) -> None:
-        """Let others run before a peer that floods is read again: it becomes readable again in the next pass.
+        """Let others run before a peer that floods is read again: it becomes readable again when its turn has come.
 
-        Called by the greenlet that reads. Whoever runs next has its own time.
+        Called by the greenlet that reads.
         """
-        now = monotonic()
-        if now - self._since > SLICE_SECONDS:
-            self._since = now
+        if monotonic() > self.until:
             endpoint._readable = False
-            self.call_soon(partial(self._resume, endpoint))
+            if endpoint not in self._paused:  # it may have been told by an event that came first
+                self._paused.add(endpoint)
+                self._go_on_later(partial(self._resume, endpoint))
 
     def _resume(self, endpoint: Endpoint) -> None:
+        self._paused.discard(endpoint)
         if self.endpoints.get(endpoint._fd) is endpoint:
             self._tell(endpoint, EVENT_INPUT)
+
+    def _go_on_later(self, call: Callable[[], object]) -> None:
+        self._put_off.append(call)
+        if not self._active and not self._scheduled:
+            self._schedule_next_pass()
+
+    def _schedule_next_pass(self) -> None:
+        self._scheduled = True
+        # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors.
+        self._next_pass.start(self._on_events, update=False)
 
     def schedule(self) -> None:
         """See to it that the callback runs soon, if it is not running."""
@@ -236,19 +276,19 @@ class Poller:
             return
         self._active = True
         self._scheduled = False
-        self._since = monotonic()
+        self.until = monotonic() + SLICE_SECONDS
         try:
             self._run_calls()
             self._harvest()
             self._run_crews()
+            if self._put_off:
+                self._run_put_off()
         except BaseException as error:  # a signal's exception can come up anywhere
             self._recover(error)
         finally:
             self._active = False
-        if self._calls or any(crew.ready and crew.can_run for crew in self.crews):
-            self._scheduled = True
-            # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors.
-            self._next_pass.start(self._on_events, update=False)
+        if self._calls or self._put_off or any(crew.ready and crew.can_run for crew in self.crews):
+            self._schedule_next_pass()
 
     def _run_calls(self) -> None:
         calls = self._calls
@@ -294,6 +334,18 @@ class Poller:
         for crew in self.crews:
             if crew.ready:
                 crew.run()
+
+    def _run_put_off(self) -> None:
+        """Have those go on who were put off before, one after the other, until the time for that is over."""
+        put_off, now = self._put_off, monotonic()
+        end = now + SLICE_SECONDS
+        for _ in range(len(put_off)):
+            self.until = now + SHARE_SECONDS
+            put_off.popleft()()
+            self._run_crews()
+            now = monotonic()
+            if now > end:
+                return
 
     def _recover(self, error: BaseException) -> None:
         """Lose no event though the callback was cut short: tell every endpoint to look for itself."""
@@ -482,6 +534,7 @@ def _abandon(poller: Poller) -> None:
     poller.pipes.close()
     poller._deadlines.clear()
     poller._calls.clear()
+    poller._put_off.clear()
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for endpoint in list(poller.endpoints.values()):
         if endpoint in _survivors:

@@ -49,6 +49,8 @@ class Receiving(Lifecycle):
             return 0
         self._hold_decoder()
         if self._stash:
+            self._let_others_run()
+        if self._stash:
             data = self._take(len(view))
             view[: len(data)] = data
             return len(data)
@@ -75,6 +77,8 @@ class Receiving(Lifecycle):
             raise ValueError(f"count={count!r}: 0 or more expected")
         deadline = self._deadline(timeout)
         self._hold_decoder()
+        if self._stash:
+            self._let_others_run()
         while len(self._stash) < count:
             if not self._fill(timeout, deadline):
                 if not self._stash:
@@ -93,6 +97,8 @@ class Receiving(Lifecycle):
             raise ValueError("separator is empty: at least one byte expected")
         deadline = self._deadline(timeout)
         self._hold_decoder()
+        if self._stash:
+            self._let_others_run()
         searched = 0
         while (end := self._stash.find(separator, searched)) < 0 or end > max_bytes:
             searched = max(0, len(self._stash) - len(separator) + 1)
@@ -155,6 +161,8 @@ class Receiving(Lifecycle):
         if size < 1:
             raise ValueError(f"max_bytes={size!r}: at least 1 expected")
         self._hold_decoder()
+        if self._stash:
+            self._let_others_run()
         return self._take(size) if self._stash else self._recv(size, timeout)
 
     def _received(self, count: int, size: int) -> int:
@@ -212,6 +220,11 @@ class Receiving(Lifecycle):
         self._fresh = True
         self._plain = False
         return data
+
+    def _let_others_run(self) -> None:
+        """Pause if it is time to: who takes what is there, message by message, never waits by itself."""
+        if monotonic() > self._poller.until and getcurrent() is not self._poller.hub:
+            self._poller.pause()
 
     def _hold_decoder(self) -> None:
         """Move what a framer's decoder holds to the stash: raw reads come before it."""

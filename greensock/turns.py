@@ -35,9 +35,7 @@ __all__ = ["SERVED", "Turns"]
 
 log = logging.getLogger("greensock.server")
 
-#: Seconds that one turn may take before the others get theirs.
-TURN_SECONDS = 0.005
-#: How many messages are cut, or small reads made, between two looks at the clock.
+#: How many messages are cut, or small reads made, between two looks at the clock: a turn ends when the poller says so.
 MESSAGES_PER_LOOK = READS_PER_LOOK = 32
 
 #: The upcalls that may return POSTPONE; after the last data it means that the message stays incomplete.
@@ -171,14 +169,13 @@ class Turns(Upcalls[ConnectionT]):
         """
         size, on_recv = self.recv_size, self._on_recv
         reads, most = 0, max(1, self.turn_budget // size)
-        started = monotonic()
         while len(data) == size:
             conn.bytes_received += size
             verdict = on_recv(conn, data)
             reads += 1
             if verdict is not None or not conn._plain:
                 return self._read_turn(conn, data, verdict)
-            if reads == most or (not reads % READS_PER_LOOK and monotonic() - started > TURN_SECONDS):
+            if reads == most or (not reads % READS_PER_LOOK and monotonic() > self._poller.until):
                 return self._finish_turn(conn, True)
             try:
                 data = read(conn._fd, size)
@@ -256,7 +253,7 @@ class Turns(Upcalls[ConnectionT]):
         If ``data`` is given, it was read and an upcall was made for it already, which returned ``verdict``.
         """
         size = self.recv_size
-        budget, started = self.turn_budget, 0.0
+        budget, is_first = self.turn_budget, True
         heard = bool(data)
         while True:
             if data:
@@ -271,10 +268,10 @@ class Turns(Upcalls[ConnectionT]):
                 break
             if conn._fresh:
                 data = conn._take(len(conn._stash))
-            elif not conn._readable or budget <= 0 or (started and monotonic() - started > TURN_SECONDS):
+            elif not conn._readable or budget <= 0 or not (is_first or monotonic() <= self._poller.until):
                 break
             else:
-                started = started or monotonic()
+                is_first = False
                 try:
                     data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
                 except OSError as error:
@@ -290,15 +287,16 @@ class Turns(Upcalls[ConnectionT]):
 
     def _framed_turn(self, conn: ConnectionT) -> bool:
         """As ``_read_turn``, one ``connection_recv`` for each whole message."""
-        size, budget, started = self.recv_size, self.turn_budget, monotonic()
+        size, budget, most = self.recv_size, self.turn_budget, 2
         decoder = conn._decoder
         heard = False
         while True:
-            given = self._give_messages(conn, decoder)
+            given = self._give_messages(conn, decoder, most)
             heard = heard or given > 0
-            late = monotonic() - started > TURN_SECONDS
-            more = given == MESSAGES_PER_LOOK and conn._state is OPEN
+            late = monotonic() > self._poller.until
+            more = given == most and conn._state is OPEN
             if more and not late:
+                most = min(2 * most, MESSAGES_PER_LOOK)  # not at once: an upcall may take long
                 continue
             if more or late or budget <= 0 or conn._state is not OPEN or conn._eof or not conn._readable:
                 break
@@ -312,10 +310,10 @@ class Turns(Upcalls[ConnectionT]):
                 self._feed(conn, decoder, data)
         return self._finish_turn(conn, heard, more)
 
-    def _give_messages(self, conn: ConnectionT, decoder: Any) -> int:
-        """Call ``connection_recv`` for up to MESSAGES_PER_LOOK messages; return for how many."""
+    def _give_messages(self, conn: ConnectionT, decoder: Any, most: int) -> int:
+        """Call ``connection_recv`` for up to ``most`` messages; return for how many."""
         next_message, on_recv = decoder.next_message, self._on_recv
-        for given in range(MESSAGES_PER_LOOK):
+        for given in range(most):
             if conn._stash:  # raw bytes were put back, or a raw read left some
                 rest = bytes(conn._stash) + decoder.take()
                 conn._stash = b""
@@ -337,7 +335,7 @@ class Turns(Upcalls[ConnectionT]):
                 conn._close(DropReason.VERDICT)
             if conn._state is not OPEN:
                 return given + 1
-        return MESSAGES_PER_LOOK
+        return most
 
     def _feed(self, conn: ConnectionT, decoder: Any, data: bytes) -> None:
         try:

@@ -140,6 +140,27 @@ def test_max_chunk_excess(most):
     assert reason(parser, CHUNKED + b"8;abcdefg\r\n12345678\r\n" * 9 + b"0\r\n\r\n") is None
 
 
+@pytest.mark.parametrize("size", [1, 2, 255, 4095])
+def test_short_chunks_that_are_there_make_one_event(size):
+    parser = RequestParser()
+    count = 16384 // size if size > 64 else 256
+    parser.feed(CHUNKED + (b"%x\r\n%b\r\n" % (size, b"a" * size)) * count + b"1;ab\r\nb\r\n0\r\n\r\n")
+    assert type(parser.next_event()) is RequestHead
+    pieces = []
+    while type(event := parser.next_event()) is Data:
+        pieces.append(event.data)
+    assert type(event) is EndOfMessage
+    assert b"".join(pieces) == b"a" * size * count + b"b"
+    assert len(pieces) <= 3
+
+
+@pytest.mark.parametrize("most", [0, 1, 9, 10, 11])
+def test_max_body_of_short_chunks(most):
+    parser = lambda: RequestParser(Limits(max_body=most))  # noqa: E731
+    data = CHUNKED + b"1\r\na\r\n" * 10 + b"0\r\n\r\n"
+    assert reason(parser, data) == ("body-too-large" if most < 10 else None)
+
+
 @pytest.mark.parametrize("most", [0, 1, 10])
 def test_max_interim(most):
     for count in most, most + 1:

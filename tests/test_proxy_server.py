@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import time
+import tracemalloc
 
 import gevent
 import pytest
@@ -1120,3 +1121,39 @@ def test_who_had_most_of_the_total_time(proxied, slow):
     assert proxy.records[0].reason == "total-timeout"
     standing = proxy.gateway.upstreams["site"].all[0].health.standing
     assert standing is (Standing.EJECTED if slow == "server" else Standing.UP)
+
+
+def test_a_reader_that_stalls_holds_one_piece(proxied):
+    """Of an answer in chunks: what came with the head must not be held beside it, nor any piece twice."""
+    count, head = 10, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"ea60\r\n" + b"x" * 60_000 + b"\r\n"
+
+    def script(server, sock, number):
+        server.head(sock)
+        with contextlib.suppress(OSError):
+            sock.sendall(head + chunk)
+            while True:
+                sock.sendall(chunk)
+
+    def are_stalled(most):
+        told = [conn.statistics() for conn in proxy.connections]
+        sent.append(sum(each.bytes_sent for each in told))
+        return sum(each.bytes_queued > 0 for each in told) == most and sent[-20:] == sent[-1:] * 20
+
+    sent = []
+    with scripted(script) as server, contextlib.ExitStack() as stack:
+        proxy, first = proxied(server.url)
+        request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        first.sendall(request)
+        wait_until(lambda: are_stalled(1))
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        for _ in range(count):
+            sock = stack.enter_context(socket.create_connection(proxy.address))
+            sock.sendall(request)
+        wait_until(lambda: are_stalled(count + 1))
+        gc.collect()
+        held = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/greensock/*")])
+        assert sum(trace.size for trace in held.traces) / count < 80_000  # it was 106,000
+        for conn in proxy.connections:
+            conn.abort()

@@ -304,7 +304,7 @@ def test_long_framed_turn_goes_on_later_and_finishes(serve, connect):
 
     server = serve(Slow)
     sock = connect(server)
-    sock.sendall(b"x\n" * 31 + b"slow\n" + b"x\n" * 5 + b"half")
+    sock.sendall(b"x\n" * 29 + b"slow\n" + b"x\n" * 7 + b"half")  # looks at the clock after 2, 4, 8, 16 and 32
     sock.shutdown(socket.SHUT_WR)
     wait_until(server.drops)
     assert server.names().count("recv") == 37

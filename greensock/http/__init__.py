@@ -24,7 +24,6 @@ pool             which connection a request of a client gets
 request          a request as the program sees it
 response         an answer as the program gives it
 stats            what a server counted
-fairness         others get their turn in the middle of what takes long
 head_watch       until when heads must be whole
 answering        how an answer goes out
 server           one request after the other, each answered

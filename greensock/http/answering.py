@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator
 from time import monotonic, time
 from typing import Any, BinaryIO
 
-from greensock import Connection, ConnectionT, Server
-from greensock.http.fairness import let_others_run
+from greensock import Connection, ConnectionT, Server, let_others_run
 from greensock.http.framing import declared_length
 from greensock.http.headers import Headers
 from greensock.http.request import Request

@@ -20,7 +20,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
-from greensock import Connection, ConnectionClosed, LimitExceeded, OperationTimeout, Rule, __version__
+from greensock import (
+    Connection,
+    ConnectionClosed,
+    LimitExceeded,
+    OperationTimeout,
+    Rule,
+    __version__,
+    let_others_run,
+)
 from greensock.http.deadlines import Deadlines, Timeouts
 from greensock.http.errors import BadResponse, BodyTimeout
 from greensock.http.events import Data, EndOfMessage, ResponseHead, Signal
@@ -36,6 +44,8 @@ __all__ = ["ClientResponse", "HTTPClient"]
 
 #: What ``read_all`` holds in memory if it is not told otherwise, in bytes.
 MAX_IN_MEMORY = 1 << 20
+#: How many pieces of a body are taken before its head is given out.
+MAX_AHEAD = 4
 #: Seconds that a detached connection lingers when it is closed: as any other.
 LINGER_SECONDS = 5.0
 
@@ -66,6 +76,7 @@ class ClientResponse:
         "_lease",
         "_parser",
         "_rest",
+        "_since",
         "head",
         "headers",
         "is_reused",
@@ -86,6 +97,7 @@ class ClientResponse:
         self._deadlines = deadlines
         self._closes = closes
         self._rest: bytes | memoryview = b""
+        self._since = 0.0
         #: All of the head: ``phrase``, ``version``, ``content_length``, ``is_switch`` and more.
         self.head = head
         #: 200 to 999, or 101.
@@ -189,11 +201,13 @@ class ClientResponse:
         """Take the body if it came whole with its head, so that the connection is free at once."""
         if self.head.has_body and not self._parser.pending:
             return
-        pieces = []
+        pieces: list[bytes | memoryview] = []
         try:
             while type(event := self._parser.next_event()) is Data:
                 self.received += len(event.data)
                 pieces.append(event.data)
+                if len(pieces) == MAX_AHEAD:
+                    return
                 if not self._parser.pending and self.received != self.head.content_length:
                     return
             if type(event) is EndOfMessage:
@@ -207,6 +221,8 @@ class ClientResponse:
     def _next(self) -> bytes | memoryview:
         """Return the next piece; empty at the end."""
         try:
+            if self.received and self._parser.pending:  # a body of many short chunks never waits by itself
+                self._since = let_others_run(self._since)
             while self._lease is not None:
                 event = self._parser.next_event()
                 if type(event) is Data:

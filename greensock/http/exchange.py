@@ -20,11 +20,10 @@ import gevent
 from gevent.event import Event
 from greenlet import GreenletExit
 
-from greensock import ConnectionClosed, ConnectionLost, OperationTimeout
+from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, let_others_run
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import BadResponse, HeadTimeout, Reason, SendTimeout
 from greensock.http.events import ResponseHead
-from greensock.http.fairness import let_others_run
 from greensock.http.headers import Headers
 from greensock.http.links import ClientConnection
 from greensock.http.payload import Payload, Segment

@@ -7,8 +7,7 @@ from time import monotonic
 
 import gevent
 
-from greensock import Connection
-from greensock.http.fairness import let_others_run
+from greensock import Connection, let_others_run
 
 __all__ = ["HeadWatch"]
 

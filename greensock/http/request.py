@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
-from greensock import Connection, OperationTimeout
+from greensock import Connection, OperationTimeout, let_others_run
 from greensock.http.errors import BadRequest, Reason
 from greensock.http.events import Data, EndOfMessage, RequestHead
 from greensock.http.headers import Headers
@@ -53,6 +53,7 @@ class RequestBody:
         "_min_rate",
         "_parser",
         "_rest",
+        "_since",
         "_timeout",
         "received",
         "trailers",
@@ -70,6 +71,7 @@ class RequestBody:
         self._expects = head.expects_continue
         self._ended = False
         self._broken = False
+        self._since = 0.0
         self._rest: bytes | memoryview = b""
         #: Bytes of the body that came so far.
         self.received = 0
@@ -164,6 +166,8 @@ class RequestBody:
         """Return the next piece, empty at the end; wait until ``deadline``, without one as for every body."""
         if self._ended:
             return b""
+        if self.received and self._parser.pending:  # a body of many short chunks never waits by itself
+            self._since = let_others_run(self._since)
         try:
             while True:
                 event = self._parser.next_event()

@@ -38,11 +38,11 @@ from greensock import (
     ServerSettings,
     ServerStatistics,
     State,
+    let_others_run,
 )
 from greensock.http.answering import CLOSE, AnsweringServer
 from greensock.http.errors import BadRequest
 from greensock.http.events import SWITCHED, RequestHead
-from greensock.http.fairness import let_others_run
 from greensock.http.head_watch import HeadWatch
 from greensock.http.limits import Limits
 from greensock.http.request import NO_BODY, Request, RequestBody

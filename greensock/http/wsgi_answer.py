@@ -15,8 +15,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+from greensock import let_others_run
 from greensock.http.answering import CLOSE, JOINED, KEEP_ALIVE
-from greensock.http.fairness import let_others_run
 from greensock.http.request import Request
 from greensock.http.response import Response
 from greensock.http.server import HTTPServer

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-from greensock import Connection, OperationTimeout
+from greensock import Connection, OperationTimeout, let_others_run
 from greensock.http.errors import BadResponse, BodyTimeout, Reason, TotalTimeout
 from greensock.http.events import Data, EndOfMessage, ResponseHead
-from greensock.http.fairness import let_others_run
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
@@ -35,6 +34,8 @@ __all__ = ["OWN_FIELDS", "pass_answer"]
 
 #: Up to so many bytes a body that came whole is joined with its head: one copy is cheaper than gathering.
 JOINED = 16384
+#: How many pieces of a body are taken before its head goes out.
+MAX_AHEAD = 4
 #: From so many bytes on, the rest of a body is spliced. (Measured: below, the pipe costs more than it saves.)
 SPLICED = 262_144
 
@@ -61,10 +62,10 @@ def pass_answer(relay: Relay) -> bool:
     if body is not None:
         relay.finish()
         return _pass_whole(relay, head, body)
-    whole, first = _look_ahead(relay, head, conn)
-    if whole:
+    passage = _Passage(relay, head, conn)
+    if passage.is_whole:
         relay.finish()
-    return _Passage(relay, head, conn, first, whole).run()
+    return passage.run()
 
 
 def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
@@ -120,6 +121,8 @@ def _look_ahead(relay: Relay, head: ResponseHead, conn: ClientConnection) -> tup
         pieces = [first]
         while type(event := next_event()) is Data:
             pieces.append(event.data)
+            if len(pieces) == MAX_AHEAD:
+                break
         if len(pieces) > 1:
             first = b"".join(pieces)
         if type(event) is EndOfMessage:
@@ -165,19 +168,16 @@ def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
 
 
 class _Passage:
-    """One answer on its way to the client."""
+    """One answer on its way to the client. While the client takes nothing, one piece of input is held."""
 
-    __slots__ = ("_chunked", "_client", "_conn", "_first", "_head", "_keep", "_left", "_relay", "_whole")
+    __slots__ = ("_chunked", "_client", "_conn", "_first", "_head", "_keep", "_left", "_relay", "is_whole")
 
-    def __init__(
-        self, relay: Relay, head: ResponseHead, conn: ClientConnection, first: bytes | memoryview, whole: bool
-    ) -> None:
+    def __init__(self, relay: Relay, head: ResponseHead, conn: ClientConnection) -> None:
         self._relay = relay
         self._head = head
         self._conn = conn
         self._client: Connection = relay.conn
-        self._first = first
-        self._whole = whole
+        self.is_whole, self._first = _look_ahead(relay, head, conn)
         self._keep = relay.keep
         self._chunked = False
         self._left: int | None = None  # bytes of the body that are still to come
@@ -190,7 +190,7 @@ class _Passage:
         written = _written_head(relay, self._head, self._keep, trailers) + framing
         request.is_answered = True
         request.body.stop_awaiting()
-        if self._whole:
+        if self.is_whole:
             self._send_whole(written)
         else:
             self._send_as_it_comes(written)
@@ -204,7 +204,7 @@ class _Passage:
             self._left = length
             return b"Content-Length: %d\r\n\r\n" % length
         if self._relay.request.version == "1.1":
-            if self._whole and not self._relay.answer_trailers:
+            if self.is_whole and not self._relay.answer_trailers:
                 return b"Content-Length: %d\r\n\r\n" % len(self._first)
             self._chunked = True
             return b"Transfer-Encoding: chunked\r\n\r\n"
@@ -231,10 +231,17 @@ class _Passage:
     def _send_as_it_comes(self, written: bytes) -> None:
         """Send head and body, the latter as it comes."""
         try:
-            self._client.send([written, *self._watched(self._first)])
+            self._client.send([written, *self._watched(self._take_first())])
             self._pass_body()
         except BaseException as error:
             raise self._broken(error) from None
+
+    def _take_first(self) -> bytes | memoryview:
+        """Give out what came with the head: it must not be held as long as the answer takes."""
+        first, self._first = self._first, b""
+        if self._left is not None:
+            self._left -= len(first)
+        return first
 
     def _pass_body(self) -> None:
         relay, conn, client = self._relay, self._conn, self._client
@@ -243,8 +250,8 @@ class _Passage:
         left = self._left
         assert relay.exchange is not None
         may_splice = relay.exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
-        if left is not None and left - len(self._first) >= SPLICED and may_splice:
-            self._splice(left - len(self._first))
+        if left is not None and left >= SPLICED and may_splice:
+            self._splice(left)
         began = 0.0
         while True:
             event = next_event()
@@ -262,6 +269,7 @@ class _Passage:
                     raise deadlines.late(BodyTimeout, seconds, conn) from None
                 if data:
                     feed(data)
+                    data = b""  # nor while the server is silent
                 else:
                     conn.parser.feed_eof()
 
