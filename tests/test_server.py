@@ -2095,13 +2095,14 @@ def test_half_open_whose_peer_closes_entirely(serve, connect, tmp_path):
     assert server.drops() == [DropReason.PEER_CLOSED]
 
 
-def test_half_open_stays_so_when_its_peer_does(serve, connect):
+@pytest.mark.parametrize("framer", [None, Lines()], ids=["raw", "framed"])
+def test_half_open_stays_so_when_its_peer_does(serve, connect, framer):
     class Half(Recorder):
         def connection_eof(self, conn):
             self.calls.append(("eof", conn))
             return OK
 
-    server = serve(Half)
+    server = serve(Half, framer=framer)
     sock = connect(server)
     sock.shutdown(socket.SHUT_WR)
     wait_until(lambda: "eof" in server.names())
