@@ -125,6 +125,8 @@ def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
         print(f"the log: {error}", file=sys.stderr)
         return 1
     gevent.signal_handler(signal.SIGUSR1, reopen, gateway)
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        gevent.signal_handler(number, log.warning, "%s is ignored: a new configuration needs a restart", number.name)
     proxies: list[ReverseProxy] = []
     for listen in config.listen:
         try:

@@ -192,7 +192,7 @@ def test_a_server_that_is_down_is_told_of_by_its_name(serve, caplog):
         gateway.enter("one")
         wait_until(lambda: not gateway.upstreams["site"].all[0].health.is_clear)
         gateway.leave("one")
-    assert f"{name} is down: it answered 500" in [each.getMessage() for each in caplog.records]
+    assert f"site: {name} is down: it answered 500" in [each.getMessage() for each in caplog.records]
 
 
 def test_idle_connections_end_with_the_last_listener(serve):

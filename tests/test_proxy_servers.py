@@ -276,6 +276,15 @@ def test_what_is_counted():
     assert (status.idle, status.waiting, status.health.standing) == (0, 0, Standing.UP)
 
 
+@pytest.mark.parametrize("panic", [True, False])
+def test_a_server_that_is_asked_though_it_is_ejected_is_said_to_be(clock, caplog, panic):
+    group = upstream(server("a"), panic=panic, health=HealthOptions(max_fails=1, ejection_time=5))
+    with caplog.at_level(logging.WARNING, "greensock.upstream"):
+        group.all[0].failed(Failure("no-response", 502, text="it hung up"))
+    still = ", and asked all the same, as no other is up" if panic else ""
+    assert [each.getMessage() for each in caplog.records] == [f"site: a:80 is ejected for 5.0 s{still}: it hung up"]
+
+
 def test_what_is_logged_and_what_is_not_its_fault(clock, caplog):
     group = upstream(health=HealthOptions(max_fails=2, ejection_time=5))
     first = group.all[0]
@@ -291,9 +300,10 @@ def test_what_is_logged_and_what_is_not_its_fault(clock, caplog):
             pass
         first.succeeded()
     assert [each.getMessage() for each in caplog.records] == [
-        "a:80 gets no requests for 5.0 s: it hung up",
-        "a:80 is up again",
+        "site: a:80 is ejected for 5.0 s: it hung up",
+        "site: a:80 is up again",
     ]
+    assert {each.levelname for each in caplog.records} == {"WARNING"}
     statistics = first.status("site").health
     assert (statistics.failed, statistics.succeeded, statistics.ejections) == (2, 1, 1)
 

@@ -117,13 +117,13 @@ def test_who_always_sends_is_closed_after_a_last_turn(serve, connect):
         def connection_recv(self, conn, data):
             conn.send(data)
             sock.sendall(b"b")
-            while not has_input(conn.fileno()):
+            while not has_input(conn._fd):
                 pass
 
     server._on_recv = Chatty.connection_recv.__get__(server)
     server._crew._drain = server._drain_upcalls
     sock.sendall(b"b")
-    while not has_input(conn.fileno()):
+    while not has_input(conn._fd):
         pass
     stopping = gevent.spawn(server.stop, 60.0)
     assert read_all(sock) == b"b"

@@ -4,6 +4,7 @@
 reason             status  asked again     Proxy-Status: error=      what happened
 ================== ======  ==============  ========================= ======================================
 connect-failed     502     any request     connection_refused [1]_   nobody answers there; nothing was sent
+dns-failed         502     any request     dns_error                 its name was not resolved; nothing was sent
 connect-timeout    504     any request     connection_timeout        the same, slowly
 queue-full         503     any request     connection_limit_reached  as many wait for this server as may
 queue-timeout      503     no              connection_limit_reached  it had no connection free in time
@@ -29,12 +30,12 @@ stopped            (none)  no                                        the proxy's
 ================== ======  ==============  ========================= ======================================
 
 A request is *repeatable* if its method is idempotent and its body was kept (RFC 9110 section 9.2.2). ``(cut)``: the
-head of the answer is out, so that the client's connection is reset. Nobody is blamed for a limit or a shortage that is
+head of the answer is out, and its end must not look whole. Nobody is blamed for a limit or a shortage that is
 ours. The errors are those of RFC 9209 section 2.3; what is in no table is ``http_request_error`` or
 ``proxy_internal_error``. The total time counts against a server that had at least half of it for its head: the rest may
 be the client's doing.
 
-.. [1] or dns_error, destination_ip_unroutable, destination_unavailable: as the system said.
+.. [1] or destination_ip_unroutable, destination_unavailable: as the system said.
 .. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.
 .. [3] This one and the next two say nothing of the server. Another may be known by a kept connection.
 """
@@ -103,6 +104,9 @@ class UpcallFailed(Exception):
 
 #: What the log says of a request whose client did not wait; nothing is answered.
 CLIENT_LEFT = 499
+
+#: What Proxy-Status says of a name that was not resolved.
+DNS_ERROR = "dns_error"
 
 #: What Proxy-Status says of a request that the proxy did not want to pass on.
 DENIED = "http_request_denied"
@@ -186,7 +190,9 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
         again = Again.ALWAYS if isinstance(error, ConnectFailed) else Again.NEVER if in_body else Again.REPEATABLE
         return Failure(shortage, 503, again, text=text, blames_server=False)
     if isinstance(error, ConnectFailed):
-        return Failure("connect-failed", 502, Again.ALWAYS, text=text, error=_of_system(error.__cause__))
+        said = _of_system(error.__cause__)
+        reason = "dns-failed" if said == DNS_ERROR else "connect-failed"
+        return Failure(reason, 502, Again.ALWAYS, text=text, error=said)
     if isinstance(error, QueueFull):
         return Failure("queue-full", 503, Again.ALWAYS, blames_server=False, text=text)
     if isinstance(error, PhaseTimeout):
@@ -240,5 +246,5 @@ def _has_descriptor() -> bool:
 def _of_system(cause: BaseException | None) -> str:
     """Return what Proxy-Status says of a connection that did not come to stand; empty: nothing special."""
     if isinstance(cause, gaierror | UnicodeError):
-        return "dns_error"
+        return DNS_ERROR
     return _ERRORS_OF_SYSTEM.get(getattr(cause, "errno", None) or 0, "")

@@ -187,7 +187,7 @@ class Gateway:
                 client = self._client_for(server.send_proxy_protocol)
                 checker = Checker(
                     *(address, health.options, health, client),
-                    name=server.name,
+                    name=f"{server.upstream.name}: {server.name}",
                     on_change=server.on_check_changed,
                 )
                 self._checkers.append(checker)

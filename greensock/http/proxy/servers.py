@@ -31,6 +31,9 @@ __all__ = ["ServerStatus", "Upstream", "UpstreamServer", "drop_oldest"]
 
 log = logging.getLogger("greensock.upstream")
 
+#: What is said of a server that is ejected while no other is up.
+STILL_ASKED = ", and asked all the same, as no other is up"
+
 #: Seconds between two lines on the same shortage.
 LOG_EVERY = 10.0
 
@@ -158,7 +161,8 @@ class UpstreamServer:
                 self.upstream.note_shortage(self, failure, now)
         elif self.health.failed(now, self.health.is_clear or self.upstream.has_up(self)):
             seconds = (self.health.ejected_until or now) - now
-            log.warning("%s gets no requests for %.1f s: %s", self.name, seconds, failure)
+            still = "" if self.upstream.has_up(self) or not self.upstream.options.panic else STILL_ASKED
+            log.warning("%s: %s is ejected for %.1f s%s: %s", self.upstream.name, self.name, seconds, still, failure)
 
     def abandoned(self) -> None:
         """Note that a request ended, and nothing is known of the server: the client left, say."""
@@ -168,7 +172,7 @@ class UpstreamServer:
     def succeeded(self) -> None:
         """Note that a request was answered."""
         if self.health.succeeded(monotonic()):
-            log.warning("%s is up again", self.name)
+            log.warning("%s: %s is up again", self.upstream.name, self.name)
             self.rose()
 
     def rose(self) -> None:
