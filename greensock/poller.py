@@ -451,8 +451,9 @@ class _Closer:
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
 
-    def __del__(self) -> None:
-        self._poller.close_descriptors()
+    def __del__(self, is_the_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_the_end():  # the names of this module are gone then; the kernel closes them
+            self._poller.close_descriptors()
 
 
 _of_this_thread = get_original("_thread", "_local")()

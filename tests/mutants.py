@@ -36,7 +36,7 @@ MODULES = {
     "lifecycle": ("lifecycle.py", ["lifecycle", "connection", "server"]),
     "sending": ("sending.py", ["sending", "connection", "lifecycle", "server"]),
     "receiving": ("receiving.py", ["receiving", "connection", "server"]),
-    "outgoing": ("outgoing.py", ["sending", "connection", "lifecycle"]),
+    "outgoing": ("outgoing.py", ["sending", "pipes", "connection", "lifecycle"]),
     "relay": ("http/proxy/relay.py", ["proxy_relay", "proxy_server", "proxy_features", "proxy_faults"]),
     "passing": ("http/proxy/passing.py", ["proxy_server", "proxy_features", "proxy_hostile", "proxy_faults"]),
     "pool": ("http/pool.py", ["http_pool"]),
@@ -337,6 +337,8 @@ def main() -> int:
     unknown = set(options.modules) - set(MODULES)
     if unknown:
         parser.error(f"no such module: {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
+    # A shell ignores it for what it starts in the background, and so would the servers of the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as place:
         copies = [Copy(Path(place) / str(number)) for number in range(options.jobs)]
         results = [judge(name, copies, options.count, options.seed) for name in options.modules or MODULES]

@@ -159,6 +159,26 @@ def test_a_stale_one_is_replaced_in_its_slot():
     assert mine.statistics("o") == PoolStatistics(used=1, idle=0, waiting=0)
 
 
+def test_taking_and_putting_back_without_a_decision():
+    mine = pool(max_connections=3, max_idle=2, max_idle_total=3)
+    assert mine.take("o") is None
+    for name in "abc":
+        mine.ask("o", name, 0)
+    assert mine.take("o") is None
+    assert mine.put("o", 1, 5)
+    assert mine.put("o", 2, 6)
+    assert not mine.put("o", 3, 7), "max_idle"
+    assert mine.statistics("o") == PoolStatistics(used=1, idle=2, waiting=0)
+    assert mine.take("o") == 2
+    assert mine.statistics("o") == PoolStatistics(used=2, idle=1, waiting=0)
+    assert (mine.next_expiry(), mine.drop_oldest(), mine.drop_oldest()) == (15, 1, None)
+    mine.ask("o", "d", 7)
+    mine.ask("o", "e", 7)
+    assert not mine.put("o", 2, 8), "one waits for it"
+    assert mine.statistics("o") == PoolStatistics(used=3, idle=0, waiting=1)
+    assert mine.give_back("o", 2, 8).wake[0].waiter == "e"
+
+
 def test_leaving_the_queue():
     mine = pool(max_connections=1)
     mine.ask("o", "a", 0)
@@ -184,7 +204,11 @@ def test_all_who_wait_are_sent_away():
 def test_what_was_asked_for_before_a_fork_is_closed():
     mine = pool()
     mine.ask("o", "a", 0)
+    mine.ask("o", "b", 0)
+    mine.give_back("o", 2, 0)
     mine.reset()
+    assert (mine.next_expiry(), mine.drop_oldest()) == (None, None), "the idle ones are the parent's"
+    assert not mine.put("o", 1, 0)
     assert mine.give_back("o", 1, 0).close == [1]
     assert mine.give_back("o", None, 0).close == []
     assert mine.origins == 0
@@ -231,8 +255,15 @@ class Machine(RuleBasedStateMachine):
             assert connection not in [used for _, used in self.users], "closed while it is used"
             self.open.remove(connection)
 
-    @rule(origin=st.sampled_from("xy"))
-    def ask(self, origin):
+    @rule(origin=st.sampled_from("xy"), quick=st.booleans())
+    def ask(self, origin, quick):
+        if quick:
+            there = self.pool.statistics(origin).idle > 0
+            taken = self.pool.take(origin)
+            assert (taken is not None) is there
+            if taken is not None:
+                self.use(origin, taken)
+                return
         waiter = self.new()
         mine = [user for user in self.users if user[0] == origin]
         decision = self.pool.ask(origin, waiter, self.now)
@@ -249,11 +280,18 @@ class Machine(RuleBasedStateMachine):
             else:
                 assert len(self.queues[origin]) == self.limits[3]
 
-    @rule(data=st.data(), whole=st.booleans())
-    def give_back(self, data, whole):
+    @rule(data=st.data(), whole=st.booleans(), quick=st.booleans())
+    def give_back(self, data, whole, quick):
         if not self.users:
             return
         origin, connection = self.users.pop(data.draw(st.integers(0, len(self.users) - 1)))
+        if whole and quick:
+            _, idle, total, _ = self.limits
+            room = self.pool.statistics(origin).idle < idle and self.pool.statistics().idle < total
+            put = self.pool.put(origin, connection, self.now)
+            assert put is (room and not self.queues[origin])
+            if put:
+                return
         if not whole:
             self.open.remove(connection)
         decision = self.pool.give_back(origin, connection if whole else None, self.now)

@@ -287,3 +287,23 @@ def test_a_passage_keeps_count():
             passage.finish()
             assert passage.finished
             passage.discard()
+
+
+def test_a_target_that_is_shown_while_a_pipe_holds_bytes_gets_them_all():
+    content = os.urandom(1_000_000) * 16  # more than both sockets hold
+    (one, left), (two, right) = tcp_pair(), tcp_pair()
+    source, target = wrap(one), wrap(two)
+    before = pipes_open()
+    feeding = gevent.spawn(left.sendall, content)
+    moving = gevent.spawn(source.splice, target, len(content))
+    wait_until(lambda: target.statistics().bytes_queued)
+    assert pipes_open() > before
+    target.fileno()
+    assert read_exactly_fast(right, len(content)) == content
+    assert moving.get(timeout=PATIENCE) == len(content)
+    assert pipes_open() == before
+    feeding.get(timeout=PATIENCE)
+    for conn in (source, target):
+        conn.abort()
+    for sock in (left, right):
+        sock.close()

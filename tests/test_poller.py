@@ -159,6 +159,19 @@ def test_one_poller_a_thread():
     assert "Traceback" not in done.stderr
 
 
+LAST = """
+import ctypes
+from greensock import poller
+poller.get_poller()
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(poller))  # so that its names are cleared, one after the other
+"""
+
+
+def test_the_end_of_the_program_is_silent():
+    done = subprocess.run([sys.executable, "-c", LAST], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_downcall_in_the_hub_is_refused(serve, connect):
     server = serve(Echo)
     sock = connect(server)

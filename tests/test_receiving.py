@@ -59,6 +59,16 @@ def test_recv(pair):
         conn.recv(0)
 
 
+def test_counts_that_make_no_sense(pair):
+    conn, peer = pair
+    peer.sendall(b"ab")
+    with pytest.raises(ValueError, match="count=-1"):
+        conn.read_exactly(-1)
+    with pytest.raises(ValueError, match="separator"):
+        conn.read_until(b"")
+    assert (conn.recv(1), conn.recv(1)) == (b"a", b"b")
+
+
 def test_recv_into(pair):
     conn, peer = pair
     buffer = bytearray(4)
@@ -69,6 +79,8 @@ def test_recv_into(pair):
     assert conn.recv_into(memoryview(buffer)[1:]) == 1
     assert buffer == b"aXcd"
     assert conn.recv_into(buffer) == 2
+    assert conn.statistics().bytes_received == 6
+    assert conn.recv_into(bytearray()) == 0
     peer.close()
     assert conn.recv_into(buffer) == 0
 
@@ -168,6 +180,29 @@ def test_timeout_is_for_the_whole_call(pair):
         conn.read_exactly(1_000_000, timeout=0.1)
     dripping.kill()
     assert conn.recv().strip(b"x") == b""
+
+
+def test_what_another_took_does_not_put_off_the_deadline(pair, monkeypatch):
+    """An event came, and then there was nothing: another process reads the same socket."""
+    conn, peer = pair
+
+    def taken(fd, size):
+        os.read(fd, size)
+        raise BlockingIOError
+
+    def drip():
+        while True:
+            peer.sendall(b"x")
+            gevent.sleep(0.005)
+
+    dripping = gevent.spawn(drip)
+    with monkeypatch.context() as patch:
+        patch.setattr(receiving, "read", taken)
+        with pytest.raises(OperationTimeout), gevent.Timeout(PATIENCE):
+            conn.recv(timeout=0.1)
+    dripping.kill()
+    peer.sendall(b"x")
+    assert conn.recv(timeout=PATIENCE).strip(b"x") == b""
 
 
 def test_gevent_timeout_and_kill_pass_through(pair):
@@ -351,6 +386,16 @@ def test_a_blocked_reader_is_woken_while_the_closing_connection_flushes(pair, re
     peer.close()
     conn.wait_closed(PATIENCE)
     assert conn.drop_reason is DropReason.CLOSED
+
+
+@pytest.mark.parametrize("receive", RECEIVE.values(), ids=RECEIVE)
+def test_a_closed_connection_is_no_end_of_input(pair, receive):
+    conn, peer = pair
+    peer.close()
+    assert conn.recv() == b""
+    conn.close()
+    with pytest.raises(ConnectionClosed):
+        receive(conn)
 
 
 # -- others go on

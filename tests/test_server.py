@@ -330,6 +330,44 @@ def test_raw_read_inside_a_framed_stream(serve, connect):
     assert [what for name, what in server.calls if name == "recv"] == [b"body 4", b"next", b"body 2"]
 
 
+READ_RAW = {
+    "recv": lambda conn: conn.recv(4),
+    "recv_into": lambda conn: bytes(into[: conn.recv_into(into)]) if (into := bytearray(4)) else b"",
+    "read_exactly": lambda conn: conn.read_exactly(4),
+    "read_until": lambda conn: conn.read_until(b";") + b";",
+}
+
+
+@pytest.mark.parametrize("read", READ_RAW.values(), ids=READ_RAW)
+def test_every_raw_read_begins_with_what_the_framer_holds(serve, connect, read):
+    class HeadAndBody(Recorder):
+        framer = Lines()
+
+        def connection_recv(self, conn, data):
+            super().connection_recv(conn, data)
+            if data == b"head":
+                conn.send(b"[%s]" % read(conn))
+
+    server = serve(HeadAndBody)
+    sock = connect(server)
+    sock.sendall(b"head\nabc;next\n")
+    assert read_exactly(sock, 6) == b"[abc;]"
+    wait_until(lambda: len(server.names()) > 3)
+    assert [what for name, what in server.calls if name == "recv"] == [b"head", b"next"]
+
+
+def test_what_a_raw_read_got_before_its_timeout_is_given_to_the_upcall(serve, connect):
+    class Impatient(Recorder):
+        def connection_new(self, conn):
+            with pytest.raises(TimeoutError):
+                conn.read_exactly(10, timeout=0.05)
+
+    server = serve(Impatient)
+    sock = connect(server)
+    sock.sendall(b"few")
+    assert wait_until(server.received) == b"few"  # though nothing more comes
+
+
 def test_half_close_kept_open_by_half_open(serve, connect):
     class Late(Recorder):
         def connection_eof(self, conn):
@@ -469,7 +507,7 @@ def test_reset_while_an_upcall_is_blocked(serve, connect, caplog):
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_an_upcall_that_raises_is_logged_once_and_dropped(serve, connect, caplog):
+def test_an_upcall_that_raises_is_logged_once_and_dropped(serve, connect, caplog, capsys):
     class Broken(Recorder):
         def connection_recv(self, conn, data):
             raise RuntimeError("my fault")
@@ -483,6 +521,7 @@ def test_an_upcall_that_raises_is_logged_once_and_dropped(serve, connect, caplog
     assert [str(error) for error in server.errors()] == ["my fault"]
     assert server.statistics().errors == 1
     assert len([record for record in caplog.records if record.exc_info]) == 1
+    assert capsys.readouterr().err == "", "gevent's hub was told, too"
 
 
 @pytest.mark.parametrize("upcall", ["connection_new", "connection_drop", "connection_error", "connection_recv_finish"])
@@ -2058,17 +2097,19 @@ def test_half_open_whose_peer_closes_entirely(serve, connect, tmp_path):
     assert server.drops() == [DropReason.PEER_CLOSED]
 
 
-def test_half_open_stays_so_when_its_peer_does(serve, connect):
+@pytest.mark.parametrize("framer", [None, Lines()], ids=["raw", "framed"])
+def test_half_open_stays_so_when_its_peer_does(serve, connect, framer):
     class Half(Recorder):
         def connection_eof(self, conn):
             self.calls.append(("eof", conn))
             return HALF_OPEN
 
-    server = serve(Half)
+    server = serve(Half, framer=framer)
     sock = connect(server)
     sock.shutdown(socket.SHUT_WR)
     wait_until(lambda: "eof" in server.names())
     let_engine_look()
+    assert passes(0.02) < 5, "no turn is due"
     (conn,) = server.connections
     conn.send(b"still here", close=True)
     assert read_all(sock) == b"still here"
