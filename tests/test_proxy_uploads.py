@@ -205,7 +205,7 @@ def test_a_proxy_that_is_aborted(start, dial):
     dial(proxy, post(3))
     wait_until(lambda: waiting(proxy))
     proxy.abort()
-    assert [record.reason for record in proxy.records] == ["client-left"]
+    assert [record.reason for record in proxy.records] == ["stopped"]
 
 
 # -- bounds
