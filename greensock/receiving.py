@@ -245,9 +245,10 @@ class Receiving(Lifecycle):
         if timeout is INHERIT:
             timeout = self.recv_timeout
         if timeout is not None:
+            now = monotonic()
             if deadline == inf:
-                deadline = monotonic() + timeout
-            if timeout <= 0 or deadline <= monotonic():
+                deadline = now + timeout
+            if timeout <= 0 or deadline <= now:
                 self._look_now(timeout)
                 return deadline
             if deadline < self._armed:

@@ -565,6 +565,7 @@ def test_a_body_can_be_refused_as_it_goes_by(proxied, origin, size, chunked):
         framing, body = b"Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
     answer = ask(b"POST / HTTP/1.1\r\n" + framing + CLOSE + body)
     assert statuses([answer]) == [422]
+    assert [record.reason for record in proxy.records] == ["denied"]
     assert not [seen for seen in origin.seen if b"!" in seen[3]]
     assert proxy.gateway.upstreams["site"].all[0].health.statistics().failed == 0
     assert statuses([ask()]) == [200]

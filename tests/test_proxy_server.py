@@ -696,6 +696,8 @@ def test_upcalls(proxied, origin):
 
     assert get("/mine")[1].endswith(b"mine")
     assert [get(target)[0] for target in ("/none", "/refused", "/fails")] == [404, 403, 500]
+    reasons = {record.target: record.reason for record in proxy.records}
+    assert reasons == {b"/mine": "", b"/none": "no-route", b"/refused": "denied", b"/fails": "internal-error"}
     assert b"X-Status: 200\r\n" in get("/large/1000000")[1]
     assert proxy.bytes_out == 1_000_000
     assert get("/", "POST", "Content-Length: 200000\n", bytes(200_000))[0] == 200

@@ -25,6 +25,7 @@ total-timeout      504     no              http_response_timeout     all of it t
 closed             502     no              destination_unavailable   the upstream was closed meanwhile
 loop               508     no              proxy_loop_detected       the request came from this proxy
 no-route           404     no              destination_not_found     no route takes it
+denied             (its)   no                                        an upcall raised HTTPError: the program's word
 client-left        (none)  no                                        the client closed; 499 in the log
 stopped            (none)  no                                        the proxy's drain was over; 503 in the log
 ================== ======  ==============  ========================= ======================================

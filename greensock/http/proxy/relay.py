@@ -681,6 +681,8 @@ class Relay:
 
 def _token_of(error: BaseException, conn: Connection) -> str:
     """Return one word for the log."""
+    if isinstance(error, HTTPError):
+        return "denied"  # an upcall wanted it so
     if getattr(error, "connection", None) is not conn:
         return "internal-error"
     if isinstance(error, BadRequest):
