@@ -18,7 +18,7 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from gevent.event import Event
 
@@ -453,6 +453,9 @@ class Lifecycle(Endpoint):
                 event.set()
         if self.server is not None:
             self.server._released(self)
+
+    #: Whether it lives on in the child of a fork that happened in its turn, and is shared with that then.
+    survives_fork: ClassVar[bool] = True
 
     def _share(self) -> None:
         """Treat the descriptor as one that somebody else may hold, too."""

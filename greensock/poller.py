@@ -32,7 +32,7 @@ from functools import partial
 from itertools import count
 from math import inf
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from gevent.hub import Hub, get_hub
 from gevent.monkey import get_original
@@ -106,6 +106,9 @@ class Endpoint:
     def _on_deadline(self, now: float) -> float:
         """Do what is due and return when to look again, in seconds of ``time.monotonic``. In the hub."""
         return inf
+
+    #: Whether it lives on in the child of a fork that happened in its turn.
+    survives_fork: ClassVar[bool] = False
 
     def _share(self) -> None:
         """Be told that somebody else may hold the descriptor from now on, too."""
@@ -485,7 +488,7 @@ _survivors: list[Endpoint] = []
 
 def _before_fork() -> None:
     """Note whose turn it is: that connection lives on in the child, if there is to be one."""
-    _survivors[:] = _connections_of_this_turn()
+    _survivors[:] = [endpoint for endpoint in _connections_of_this_turn() if endpoint.survives_fork]
     for endpoint in _survivors:
         endpoint._share()
 

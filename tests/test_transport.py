@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -486,6 +487,39 @@ def test_a_fork_by_hand(connect):
     sock.sendall(b"hello")
     assert read_all(sock) == b"from the child: hello"
     server.stop()
+
+
+FORKING_APPLICATION = """
+from gevent import monkey; monkey.patch_all()
+import os, time
+from greensock.http import WSGIServer
+
+def application(environ, start_response):
+    pid = os.fork()
+    if not pid:
+        time.sleep(30)
+        os._exit(0)
+    start_response("200 OK", [])
+    return [b"%d" % pid, b"!"]
+
+server = WSGIServer(("127.0.0.1", 0), application, log=None)
+server.start()
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+def test_a_child_of_an_application_keeps_no_client_from_its_end():
+    """It does not answer the request: so the connection, whose end says where the answer ends, is not its."""
+    with subprocess.Popen([sys.executable, "-c", FORKING_APPLICATION], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            with socket.create_connection(("127.0.0.1", int(process.stdout.readline())), PATIENCE) as sock:
+                sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                answer = read_all(sock)
+                assert answer.endswith(b"!")
+                os.kill(int(answer.rpartition(b"\r\n\r\n")[2][:-1]), signal.SIGKILL)
+        finally:
+            process.kill()
 
 
 def test_what_was_queued_is_the_parents_to_send(serve, connect):

@@ -76,6 +76,9 @@ class HTTPConnection(Connection):
         #: How many requests came so far.
         self.requests = 0
 
+    #: A process that an application starts does not answer the request: it would only keep the client from its end.
+    survives_fork = False
+
     def _is_at_rest(self) -> bool:
         return self._parser is None  # part of a head has a limit of its own
 
