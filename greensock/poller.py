@@ -159,6 +159,8 @@ class Poller:
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
         self._next_pass: Any = hub.loop.timer(0.0)
         self._calls: deque[Callable[[], object]] = deque()
+        #: Whether it is a parent's, in the child of a fork.
+        self.is_abandoned = False
         self._active = False
         self._scheduled = False
         self._put_off: deque[Callable[[], object]] = deque()
@@ -204,6 +206,8 @@ class Poller:
 
     def close(self) -> None:
         """Give up the epoll set and the watchers."""
+        if self.is_abandoned:
+            return
         self._watcher.stop()
         self._watcher.close()
         self._next_pass.close()
@@ -212,6 +216,8 @@ class Poller:
 
     def close_descriptors(self) -> None:
         """Give up the epoll set and the spare pipes, and leave the loop alone: it may be gone."""
+        if self.is_abandoned:
+            return  # the child's loop goes on watching it
         self._epoll.close()
         self.pipes.close()
         _all_pollers.discard(self)
@@ -275,7 +281,7 @@ class Poller:
             self.hub.loop.run_callback(self._on_events)
 
     def _on_events(self) -> None:
-        if self._epoll.closed:
+        if self.is_abandoned or self._epoll.closed:
             return
         self._active = True
         self._scheduled = False
@@ -534,7 +540,12 @@ def _after_fork_in_child() -> None:
 def _abandon(poller: Poller) -> None:
     """Let go of a parent's poller in the child: its connections are the parent's, and so is its loop."""
     _of_the_parent.append(poller)
-    poller._epoll.close()
+    poller.is_abandoned = True
+    poller._watcher.ref = False  # in memory only: the child's program may end though it is active
+    # What the loop watches must stay something that can be watched, or libev aborts; and it must not be the parent's.
+    empty = new_epoll()
+    os.dup2(empty.fileno(), poller._epoll.fileno(), inheritable=False)
+    empty.close()
     poller.pipes.close()
     poller._deadlines.clear()
     poller._calls.clear()

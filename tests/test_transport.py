@@ -509,6 +509,58 @@ server.serve_forever()
 """
 
 
+CHILD_RUNS_ON = """
+from gevent import monkey; monkey.patch_all()
+import gevent, os, sys
+from greensock import Server, connect
+from greensock.http import HTTPServer, HTTPClient, Response
+
+class Site(HTTPServer):
+    def handle_request(self, request): return Response(b"x")
+
+class Forking(Server):
+    def connection_recv(self, conn, data):
+        pid = os.fork()
+        if not pid:
+            try:
+                gevent.sleep(0.05)
+                with Site(("127.0.0.1", 0)) as site, HTTPClient() as client:
+                    with client.get(f"http://127.0.0.1:{site.server_port}/") as answer:
+                        assert answer.read_all() == b"x"
+                conn.send(b"a server of its own answered the child")
+                gevent.sleep(0.05)
+                os._exit(7)
+            except BaseException:
+                import traceback; traceback.print_exc()
+                os._exit(1)
+        conn.close()
+        print("child ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+server = Forking(("127.0.0.1", 0)); server.start()
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv-cffi"])
+def test_a_child_runs_on_with_an_engine_of_its_own(loop):
+    """It sleeps, serves and asks: its event loop has what was its parent's, and must not fall over that."""
+    environment = {**os.environ, "GEVENT_LOOP": loop}
+    if subprocess.run([sys.executable, "-c", "import gevent; gevent.get_hub().loop"], env=environment).returncode:
+        pytest.skip(f"gevent has no {loop} here")
+    command = [sys.executable, "-c", CHILD_RUNS_ON]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            with socket.create_connection(("127.0.0.1", int(process.stdout.readline())), PATIENCE) as sock:
+                sock.sendall(b"x")
+                assert read_all(sock) == b"a server of its own answered the child"
+                assert process.stdout.readline() == "child ended with 7\n"
+        finally:
+            process.kill()
+
+
 def test_a_child_of_an_application_keeps_no_client_from_its_end():
     """It does not answer the request: so the connection, whose end says where the answer ends, is not its."""
     with subprocess.Popen([sys.executable, "-c", FORKING_APPLICATION], stdout=subprocess.PIPE, text=True) as process:
@@ -569,7 +621,7 @@ server = Site(("127.0.0.1", 0)); server.start()
 """
 
 
-@pytest.mark.parametrize("loop", ["libev", "libuv"])
+@pytest.mark.parametrize("loop", ["libev-cext", "libuv-cffi"])
 def test_a_child_that_does_nothing_leaves_the_parents_loop_alone(loop):
     """With libuv, to stop a watcher in the child takes it out of the parent's epoll set."""
     probe = [sys.executable, "-c", "import gevent; gevent.get_hub().loop"]
