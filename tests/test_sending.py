@@ -284,3 +284,17 @@ def test_bytes_that_went_away_while_they_waited_reset_their_connection_only(pair
     assert reading.get(timeout=PATIENCE) == b"goes on"
     theirs.close()
     other.abort()
+
+
+def test_what_was_taken_makes_room_for_more_before_all_is_taken():
+    """``max_send_queue`` bounds what waits now, not what ever waited."""
+    for conn, peer in connected("tcp"):
+        conn.max_send_queue = 16_000_000
+        conn.send_nowait(bytes(16_000_000))
+        while conn.statistics().bytes_queued > 4_000_000:
+            assert peer.recv(1 << 20)
+            gevent.sleep(0)
+        assert conn.statistics().bytes_queued, "not all of it: then it would be counted anew anyway"
+        conn.send_nowait(bytes(10_000_000))
+        with pytest.raises(WouldBlock):
+            conn.send_nowait(bytes(10_000_000))

@@ -19,8 +19,9 @@ from contextlib import suppress
 from itertools import pairwise
 
 import gevent
+import gevent.event
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, descriptors, read_all, read_exactly, wait_until
 from gevent.monkey import get_original
 from pairs import drain, let_engine_look
 
@@ -2256,3 +2257,33 @@ def test_a_path_whose_owner_is_busy_does_not_stop_the_hub(tmp_path):
             Echo(path).start()
         assert caught.value.errno == errno.EADDRINUSE
         assert os.path.exists(path)
+
+
+def test_a_descriptor_is_held_in_reserve_while_connections_are_accepted(serve):
+    """Rule 11: at the limit it is given up, so that the program has one left to log or to answer with."""
+    held = [what for what in descriptors().values() if what == "/dev/null"]
+    server = serve(Echo)
+    assert len([what for what in descriptors().values() if what == "/dev/null"]) == len(held) + 1
+    server.stop_accepting()
+    wait_until(lambda: [what for what in descriptors().values() if what == "/dev/null"] == held)
+
+
+def test_only_so_many_workers_are_kept(serve, connect, monkeypatch):
+    """What a burst of upcalls that block has needed is let go again."""
+    monkeypatch.setattr("greensock.workers.MAX_PARKED", 3)
+    go = gevent.event.Event()
+
+    class Waiting(Recorder):
+        def connection_recv(self, conn, data):
+            go.wait()
+            conn.send(data)
+
+    server = serve(Waiting)
+    socks = [connect(server) for _ in range(20)]
+    for sock in socks:
+        sock.sendall(b"x")
+    wait_until(lambda: server.statistics().workers_busy == 20)
+    go.set()
+    for sock in socks:
+        assert read_exactly(sock, 1) == b"x"
+    wait_until(lambda: server.statistics().workers == 3)
