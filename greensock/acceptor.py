@@ -67,6 +67,7 @@ class Acceptor:
         self._max_accept = max_accept
         self._welcome = Event()
         self._reserve: int | None = None
+        self._pid = 0
         self._pause = SHORTEST_PAUSE
         self._logged = -LOG_EVERY
         self._greenlet: gevent.Greenlet[[], None] | None = None
@@ -77,6 +78,7 @@ class Acceptor:
         """Begin to accept."""
         if self._greenlet is None:
             self._take_reserve()
+            self._pid = os.getpid()
             self._greenlet = gevent.spawn(self._run)
             self._greenlet.name = f"acceptor of {self.listener.getsockname()!r}"
 
@@ -98,6 +100,8 @@ class Acceptor:
         self._welcome.set()
 
     def _run(self) -> None:
+        if os.getpid() != self._pid:
+            return  # forked before the loop ran: this is the child's copy, and the connections are the parent's
         poller = get_poller()
         endpoint = Endpoint(poller, self._raw.fileno())
         try:
