@@ -506,7 +506,7 @@ class Chat(Server[Member]):
 
 with Chat(("127.0.0.1", 0), idle_timeout=None) as chat:
     reveal_type(chat)
-Server([("127.0.0.1", 0), "unix:/tmp/x"], connection_recv=lambda conn, data: conn.send(data), backlog=5)
+Server([("127.0.0.1", 0), "unix:x.sock"], connection_recv=lambda conn, data: conn.send(data), backlog=5)
 HTTPServer(0, handle_request=lambda request: Response(request.path), head_timeout=3.0)
 Server(0, backlog="many")
 Server(0, bcklog=5)

@@ -64,7 +64,7 @@ class Response:
     ``body`` is ``bytes``; ``str``, sent as UTF-8; or an iterable of ``bytes``, sent as it comes: with a Content-Length
     if the fields have one, else in chunks (to a client that speaks 1.0: until close). An iterable with a ``close``
     method is closed whatever happens. If it fails before its first piece the answer becomes 500; later, or if it gives
-    more or less than its Content-Length, the connection is reset.
+    more or less than its Content-Length, it is cut off and the connection closes.
 
     Content-Length, Transfer-Encoding, Connection and Keep-Alive are the server's to write; of these are looked at: a
     Content-Length for an iterable, or beside an empty body in the answer to HEAD and in 304; and ``Connection: close``.
@@ -126,7 +126,7 @@ class Response:
         """Return an answer whose body is a file, or a part of it, sent by sendfile.
 
         ``file`` is a path, or an open binary file, which is closed afterwards. The type is told from the name. What the
-        file has grown by since is not sent; if it has shrunk the connection is reset. A part is sent as it is asked
+        file has grown by since is not sent; if it has shrunk the answer is cut off. A part is sent as it is asked
         for: ``status`` 206 and Content-Range are the program's.
 
         Raises:
