@@ -4,7 +4,8 @@
     python tests/mutants.py turns pool --count 20 --seed 7
 
 A sample of each module's mutants, drawn with a seed, is run against the test files named for it, in copies of the tree,
-with a time limit. One that no test notices *survives*: a line that does not matter, or a test that is missing. What was
+with a time limit: of their tests those that run the broken line, one of each function first and the quick ones before
+the slow ones. A mutant that no test notices *survives*: a line that does not matter, or a missing test. What was
 found is printed as it comes, and written to ``--output`` as JSON. Not part of ``make test``: it takes hours.
 """
 
@@ -21,26 +22,40 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from coverage import CoverageData
+
 ROOT = Path(__file__).resolve().parent.parent
 
-#: What is broken, by its file below greensock/, and the tests that are to notice: those that fail first, first.
+#: The tests of the engine, of the reverse proxy, and of the pool of an HTTP client.
+ENGINE = (
+    "lifecycle", "poller", "sending", "receiving", "connection", "server", "framing", "pipes", "limits_of_time",
+    "stopping", "transport", "blame", "fairness", "server_api", "client", "http_server",
+)  # fmt: skip
+PROXY = (
+    "proxy_relay", "proxy_server", "proxy_features", "proxy_uploads", "proxy_shortages", "proxy_bound", "proxy_tunnel",
+    "proxy_hostile", "proxy_faults", "proxy_access_log",
+)  # fmt: skip
+POOL = ("http_pool", "http_client", "proxy_bound")
+#: What is broken, by its file below greensock/, and the tests that are to notice.
 MODULES = {
-    "poller": ("poller.py", ["poller", "lifecycle", "connection", "server"]),
-    "turns": ("turns.py", ["server", "framing"]),
-    "lifecycle": ("lifecycle.py", ["lifecycle", "connection", "server"]),
-    "sending": ("sending.py", ["sending", "connection", "lifecycle", "server"]),
-    "receiving": ("receiving.py", ["receiving", "connection", "server"]),
-    "outgoing": ("outgoing.py", ["sending", "pipes", "connection", "lifecycle"]),
-    "relay": ("http/proxy/relay.py", ["proxy_relay", "proxy_server", "proxy_features", "proxy_faults"]),
-    "passing": ("http/proxy/passing.py", ["proxy_server", "proxy_features", "proxy_hostile", "proxy_faults"]),
-    "pool": ("http/pool.py", ["http_pool"]),
+    "poller": ("poller.py", ENGINE),
+    "turns": ("turns.py", ENGINE),
+    "lifecycle": ("lifecycle.py", ENGINE),
+    "sending": ("sending.py", ENGINE),
+    "receiving": ("receiving.py", ENGINE),
+    "outgoing": ("outgoing.py", ENGINE),
+    "relay": ("http/proxy/relay.py", PROXY),
+    "passing": ("http/proxy/passing.py", PROXY),
+    "pool": ("http/pool.py", POOL),
 }
+#: Seconds that one test may take, and those from which on it is asked last; how many tests are asked at first.
+TEST_TIMEOUT, SLOW, FEW = 30, 1.0, 60
 #: What the copies have.
 COPIED = ("greensock", "tests", "examples", "loadtests", "pyproject.toml", "setup.py", "README.md")
 
@@ -242,13 +257,11 @@ class Copy:
             else:
                 shutil.copy(source, place / name)
 
-    def run(self, tests: list[str], seconds: float) -> tuple[bool, float]:
-        """Return whether the tests pass within so many seconds, and how long they took."""
-        files = [f"tests/test_{name}.py" for name in tests]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", "-o", "addopts="]
-        command = [sys.executable, "-m", "pytest", *options, "-p", "no:anyio", "--strict-markers", *files]
+    def run(self, tests: list[str], seconds: float, *more: str) -> bool:
+        """Return whether the tests, files or single ones, pass within so many seconds; the first that fails ends it."""
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT}", "-o", "addopts="]
+        command = [sys.executable, "-m", "pytest", *options, "-p", "no:anyio", "--strict-markers", *more, *tests]
         environment = {**os.environ, "PYTHONPATH": str(self.place), "PYTHONDONTWRITEBYTECODE": "1"}
-        began = time.monotonic()
         with subprocess.Popen(
             command,
             cwd=self.place,
@@ -258,34 +271,79 @@ class Copy:
             start_new_session=True,
         ) as process:
             try:
-                passed = process.wait(seconds) == 0
+                return process.wait(seconds) == 0
             except subprocess.TimeoutExpired:
-                passed = False
+                return False
             finally:
                 try:
                     os.killpg(process.pid, signal.SIGKILL)  # what a test had started goes with it
                 except ProcessLookupError:
                     pass
-        return passed, time.monotonic() - began
+
+    def explore(self, files: list[str]) -> Coverage | None:
+        """Run the test files with nothing broken, and return which of their tests run what; None if one fails."""
+        (self.place / "coverage.ini").write_text("[run]\nconcurrency = gevent,thread\n")
+        cover = ["--cov=greensock", "--cov-context=test", "--cov-config=coverage.ini", "--cov-report="]
+        if not self.run(files, 1800, *cover, "--junitxml=times.xml", "-o", "junit_family=xunit1"):
+            return None
+        data = CoverageData(str(self.place / ".coverage"))
+        data.read()
+        seconds = {}
+        for case in ElementTree.parse(self.place / "times.xml").iter("testcase"):
+            seconds[f"{case.get('file')}::{case.get('name')}"] = float(case.get("time", 0))
+        return Coverage(self.place, data, seconds)
 
 
-def judge(name: str, copies: list[Copy], count: int, seed: int) -> dict[str, object]:
+@dataclass(frozen=True)
+class Coverage:
+    """Which tests run a line, and the seconds that each takes."""
+
+    place: Path
+    data: CoverageData
+    seconds: dict[str, float]
+
+    def tests_of(self, path: Path) -> dict[int, list[str]]:
+        """Return the tests that run each line of a module, in the order in which they are asked."""
+        lines = {}
+        for line, contexts in self.data.contexts_by_lineno(str(self.place / path)).items():
+            names = {context.rpartition("|")[0] for context in contexts}
+            lines[line] = _in_order([name for name in names if name in self.seconds], self.seconds)
+        return lines
+
+
+def _in_order(names: list[str], seconds: dict[str, float]) -> list[str]:
+    """Put one test of each function first, the quick ones before the slow ones."""
+    functions: dict[str, int] = {}
+    keys = {}
+    for name in sorted(names, key=lambda each: (seconds[each], each)):
+        function = name.partition("[")[0]
+        functions[function] = functions.get(function, 0) + 1
+        keys[name] = (seconds[name] > SLOW, min(functions[function], 3), seconds[name])
+    return sorted(names, key=lambda each: keys[each])
+
+
+def judge(
+    name: str, copies: list[Copy], count: int, seed: int, explored: dict[tuple[str, ...], Coverage | None]
+) -> dict[str, object]:
     """Run a sample of a module's mutants, and return what came of it."""
     file, tests = MODULES[name]
     path = Path("greensock") / file
     source = (copies[0].place / path).read_text()  # not what the tree has become since
     everything = mutants_of(source)
     sample = random.Random(f"{seed} {name}").sample(everything, min(count, len(everything)))
-    sound, usual = copies[0].run(tests, 1200)
-    if not sound:
+    files = [f"tests/test_{test}.py" for test in tests]
+    if tests not in explored:
+        explored[tests] = copies[0].explore(files)
+    coverage = explored[tests]
+    if coverage is None:
         print(f"{name}: its tests fail with nothing broken, so no mutant can be judged", flush=True)
         return {"module": str(path), "seed": seed, "sample": 0, "killed": 0, "survivors": []}
-    print(f"{name}: {len(sample)} of {len(everything)} mutants; its tests take {usual:.0f} s", flush=True)
+    print(f"{name}: {len(sample)} of {len(everything)} mutants", flush=True)
     todo: SimpleQueue[Mutant] = SimpleQueue()
     for mutant in sample:
         todo.put(mutant)
     survivors: list[Mutant] = []
-    common = (path, source, tests, 3 * usual + 30, todo, survivors)
+    common = (path, source, files, coverage.tests_of(path), coverage.seconds, todo, survivors)
     jobs = [threading.Thread(target=_work, args=(copy, *common)) for copy in copies]
     for job in jobs:
         job.start()
@@ -302,20 +360,30 @@ def _work(
     copy: Copy,
     path: Path,
     source: str,
-    tests: list[str],
-    seconds: float,
+    files: list[str],
+    lines: dict[int, list[str]],
+    seconds: dict[str, float],
     todo: SimpleQueue[Mutant],
     survivors: list[Mutant],
 ) -> None:
     for mutant in _taken(todo):
         (copy.place / path).write_text(broken(source, mutant))
         try:
-            survives, _ = copy.run(tests, seconds)
+            survives = _survives(copy, files, lines.get(mutant.line), seconds)
         finally:
             (copy.place / path).write_text(source)
         if survives:
             survivors.append(mutant)
             print(f"  survives: {path}:{mutant}", flush=True)
+
+
+def _survives(copy: Copy, files: list[str], tests: list[str] | None, seconds: dict[str, float]) -> bool:
+    if not tests:  # another process runs it, or nobody
+        return copy.run(files, 3 * sum(seconds.values()) + 60)
+    for some in (tests[:FEW], tests[FEW:]):
+        if some and not copy.run(some, 3 * sum(seconds[test] for test in some) + 60):
+            return False
+    return True
 
 
 def _taken(todo: SimpleQueue[Mutant]) -> Iterator[Mutant]:
@@ -341,7 +409,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as place:
         copies = [Copy(Path(place) / str(number)) for number in range(options.jobs)]
-        results = [judge(name, copies, options.count, options.seed) for name in options.modules or MODULES]
+        explored: dict[tuple[str, ...], Coverage | None] = {}
+        results = [judge(name, copies, options.count, options.seed, explored) for name in options.modules or MODULES]
     if options.output is not None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
     return 0

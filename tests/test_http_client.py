@@ -21,6 +21,7 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
+from gevent.monkey import get_original
 from gevent.pool import Group
 from http_messages import cases, plain_fields
 from pairs import drain, reset
@@ -48,6 +49,10 @@ from greensock.http import (
     Timeouts,
     TotalTimeout,
 )
+
+# A server in a thread of its own, which runs while the hub of this one does not.
+allocate_lock, start_new_thread = (get_original("_thread", name) for name in ("allocate_lock", "start_new_thread"))
+native_socket = get_original("socket", "socket")
 
 LONG = b"0123456789abcdef" * 65536  # 1 MiB
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -809,6 +814,42 @@ def test_an_early_answer_is_noticed_between_pieces(raw, client):
     gevent.spawn_later(0.05, asked.set)
     answer = mine.put(server.url, body())
     assert (answer.status, answer.read_all()) == (413, b"big")
+
+
+def test_no_piece_goes_out_before_a_refusal_that_is_there_was_looked_at(client):
+    """Pieces that are made without letting others run: the hub has had no time to see the answer."""
+    made, refused, ended = [], allocate_lock(), allocate_lock()
+    refused.acquire()
+    ended.acquire()
+
+    def body():
+        made.append(1)
+        yield b"first"
+        assert refused.acquire(timeout=PATIENCE)
+        while True:
+            made.append(1)
+            yield b"more"
+
+    def refuse(listener):
+        with native_socket(fileno=listener._accept()[0]) as sock:
+            data = b""
+            while b"first" not in data:
+                data += sock.recv(1000)
+            sock.sendall(REFUSAL)
+            refused.release()
+            while sock.recv(65536):
+                pass
+        ended.release()
+
+    with native_socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        start_new_thread(refuse, (listener,))
+        answer = client().put("http://{}:{}/".format(*listener.getsockname()), body())
+        assert (answer.status, answer.read_all()) == (413, b"big")
+        answer.close()
+        wait_until(lambda: ended.acquire(blocking=False))
+    assert len(made) == 2
 
 
 def test_a_server_that_closes_while_the_request_goes_out(raw, client):

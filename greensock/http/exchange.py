@@ -410,12 +410,14 @@ class Exchange:
             raise ValueError(f"{piece.file!r} has shrunk while it was sent")
 
     def _push(self, send: Callable[..., object], data: Any) -> None:
-        """Send a piece, after the listener has taken what is there: it may be a refusal."""
+        """Send a piece, after the listener has taken what is there: behind a refusal nothing more goes out."""
         conn, deadlines = self._conn, self._deadlines
         seconds = deadlines.timeouts.send
         if self._heard is not None and self.head is None and not conn.is_quiet():
             self._heard.clear()
             self._heard.wait(deadlines.within(seconds, SendTimeout, conn))
+        if self.head is not None and self.head.status >= 300:
+            raise GreenletExit  # the listener would end this greenlet, but in the hub's next pass
         try:
             send(data, timeout=deadlines.within(seconds, SendTimeout, conn))
         except OperationTimeout:
