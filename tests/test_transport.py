@@ -29,6 +29,9 @@ from greensock.poller import get_poller
 from greensock.transport import SharedDescriptor
 
 
+COMPLEMENTS = bytes(range(255, -1, -1))
+
+
 class Reversing:
     """A toy transport: what goes out and what comes in is complemented, byte by byte, so that both ends need it."""
 
@@ -39,7 +42,7 @@ class Reversing:
 
     @staticmethod
     def turned(data):
-        return bytes(255 - byte for byte in bytes(data))
+        return bytes(data).translate(COMPLEMENTS)
 
     def read(self, size):
         return self.turned(os.read(self._fd, size))
