@@ -17,9 +17,9 @@ transport          what a connection reads from and writes to in the place of it
 pace               how fast a peer takes what is sent to it
 outgoing           what waits to be sent on a connection
 lifecycle          a connection's fields and states, and how it closes
-receiving          the downcalls that read
 sending            the downcalls that write
-connection         one connection: both of them, and what needs both
+receiving          the downcalls that read
+connection         one connection: what needs both
 client             ``connect``: connections of one's own
 upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server

@@ -1,7 +1,7 @@
 """One connection: the downcalls, which block only the greenlet that calls them.
 
-Its parts: what it is and how it closes (``lifecycle``), receiving, sending. Here is what needs both halves: moving
-bytes from one connection to another, the deadlines, and looking at it.
+Its parts, each on top of the one before: what it is and how it closes (``lifecycle``), sending, receiving. Here is what
+needs both halves: moving bytes from one connection to another, the deadlines, and looking at it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from math import inf
 from typing import Any
 
 from greensock.errors import DropReason
-from greensock.lifecycle import CLOSING, INHERIT, OPEN, Timeout
+from greensock.lifecycle import CLOSING, FLUSH_SECONDS, INHERIT, OPEN, Timeout
 from greensock.outgoing import Buffers, Passage
 from greensock.poller import TIMED_OUT
 from greensock.receiving import Receiving
-from greensock.sending import Sending
 from greensock.stats import ConnectionStatistics
 from greensock.syscalls import borrow_socket
 
 __all__ = ["Connection"]
 
 
-class Connection(Receiving, Sending):
+class Connection(Receiving):
     """One connection. A server makes it and hands it to the upcalls; your own attributes can be set on it.
 
     Reading: the end of input is ``b""`` from ``recv``, which gives bytes as they come, and None from the calls that
@@ -125,10 +124,11 @@ class Connection(Receiving, Sending):
 
     def _on_deadline(self, now: float) -> float:
         if self._due <= now:
-            self._due = inf
             if self._state is OPEN:
+                self._due = now + (self.linger_timeout or FLUSH_SECONDS)
                 self._close(DropReason.DEADLINE)
             else:
+                self._due = inf
                 self._abort(DropReason.DEADLINE)
         if self._state is CLOSING:
             due = self._linger_due if now < self._linger_due else self._linger_is_over(now)

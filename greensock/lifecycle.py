@@ -18,7 +18,7 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from gevent.event import Event
 
@@ -36,10 +36,18 @@ from greensock.syscalls import (
 )
 from greensock.transport import SharedDescriptor, Transport
 
-if TYPE_CHECKING:
-    from greensock.server import Server
-
-__all__ = ["CLOSED", "CLOSING", "INHERIT", "OPEN", "TRANSITIONS", "Lifecycle", "State", "Timeout"]
+__all__ = [
+    "CLOSED",
+    "CLOSING",
+    "FLUSH_SECONDS",
+    "INHERIT",
+    "OPEN",
+    "TRANSITIONS",
+    "Lifecycle",
+    "Owner",
+    "State",
+    "Timeout",
+]
 
 
 class State(enum.Enum):
@@ -84,6 +92,20 @@ FLUSH_SECONDS = 5.0
 _Mine = TypeVar("_Mine", bound="Lifecycle")
 
 
+class Owner(Protocol):
+    """What a connection needs of the server that it belongs to: its settings, and to tell it of its end."""
+
+    recv_size: int
+    max_send_queue: int
+    recv_timeout: float | None
+    send_timeout: float | None
+    min_send_rate: int
+    linger_timeout: float
+
+    def _released(self, conn: Lifecycle) -> None:
+        """The descriptor of a connection is closed."""
+
+
 class Lifecycle(Endpoint):
     """What receiving and sending stand on: all fields of a connection, and its way from OPEN to CLOSED."""
 
@@ -102,6 +124,7 @@ class Lifecycle(Endpoint):
         "_fin",
         "_flushing",
         "_fresh",
+        "_idle_held",
         "_idle_received",
         "_idle_sent",
         "_idle_since",
@@ -130,7 +153,7 @@ class Lifecycle(Endpoint):
         "server",
     )
 
-    def __init__(self, poller: Poller, fd: int, family: int, address: Any, server: Server[Any] | None = None) -> None:
+    def __init__(self, poller: Poller, fd: int, family: int, address: Any, server: Owner | None = None) -> None:
         # Endpoint's fields are written out, not left to its __init__: one call less for each connection accepted.
         self._poller = poller
         self._fd = fd
@@ -144,7 +167,7 @@ class Lifecycle(Endpoint):
         #: The peer: ``(host, port)`` for IPv4, four items for IPv6, ``""`` for a Unix socket.
         self.address = address
         #: The server that serves it, or None.
-        self.server = server
+        self.server: Any = server
         self._family = family
         self._state = OPEN
         self._clear = True  # a send may go straight to the kernel
@@ -172,6 +195,7 @@ class Lifecycle(Endpoint):
         self._due = inf  # of set_deadline
         self._idle_received: int | None = None  # as of the last sweep at which something had moved, and when that was
         self._idle_sent = 0
+        self._idle_held = 0  # by the kernel, when it was asked last
         self._idle_since = 0.0
         #: Bytes received and sent so far.
         self.bytes_received = 0
@@ -251,8 +275,9 @@ class Lifecycle(Endpoint):
     def set_deadline(self, seconds: float | None) -> None:
         """Have the connection dropped after so many seconds, whatever it does then; None: take that back.
 
-        At rest, within an upcall or in a downcall, it is closed as by ``close()``, and ``drop_reason`` is DEADLINE; one
-        that is closing already, or still not closed by then, is reset. A later call takes the place of an earlier one.
+        At rest, within an upcall or in a downcall, it is closed as by ``close()``, and ``drop_reason`` is DEADLINE; if
+        that takes longer than ``linger_timeout`` (0: 5 s), it is reset. One that is closing by then is reset at once. A
+        later call takes the place of an earlier one.
 
         Raises:
             ValueError: ``seconds`` is less than 0.
@@ -289,7 +314,10 @@ class Lifecycle(Endpoint):
     def _call_on_leave(self) -> None:
         callback, self._on_leave = self._on_leave, None
         if callback is not None:
-            callback()
+            try:
+                callback()
+            except BaseException as error:  # it must not; but a close that stops half-way would never end
+                self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
 
     def _is_at_rest(self) -> bool:
         """Whether the idle limit is for it while it waits for its next turn: False if a limit of its own is."""
@@ -324,7 +352,8 @@ class Lifecycle(Endpoint):
         now = monotonic()
         if self._out:
             seconds = self.linger_timeout or self.send_timeout or FLUSH_SECONDS
-            self._flushing = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now)
+            is_exact = self._family != _socket.AF_UNIX
+            self._flushing = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now, is_exact)
             self._linger(self._flushing.first_look())
         else:
             self._linger(now + self.linger_timeout)

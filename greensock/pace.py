@@ -31,11 +31,17 @@ class Pace:
     """What a peer takes while somebody waits for it: ``timeout`` seconds without a byte, or less than ``rate`` bytes a
     second once that time is over, are too slow."""
 
-    __slots__ = ("_began", "_held", "_rate", "_since", "_taken", "_timeout", "_written")
+    __slots__ = ("_began", "_held", "_is_exact", "_rate", "_since", "_taken", "_timeout", "_written")
 
-    def __init__(self, fd: int, written: int, timeout: float, rate: int, now: float) -> None:
+    def __init__(self, fd: int, written: int, timeout: float, rate: int, now: float, is_exact: bool) -> None:
+        """``written`` are the bytes given to the kernel so far; ``is_exact`` says that it counts bytes and no costs."""
         self._timeout = timeout
         self._rate = rate
+        self._is_exact = is_exact
+        self.begin_anew(fd, written, now)
+
+    def begin_anew(self, fd: int, written: int, now: float) -> None:
+        """Measure from now on."""
         self._began = self._since = now
         self._taken = 0
         self._written = written
@@ -49,7 +55,9 @@ class Pace:
         """Look; return when to look again, None: the peer is too slow. ``written`` are bytes given to the kernel."""
         held = unsent(fd)
         more = written - self._written
-        taken = max(more + self._held - held, more)  # a Unix socket holds more than was written to it
+        taken = more + self._held - held
+        if not self._is_exact:
+            taken = max(taken, more)  # it holds more than was written to it
         self._written, self._held = written, held
         if taken > 0:
             self._taken += taken

@@ -64,6 +64,8 @@ SHARE_SECONDS = 0.001
 
 #: What a wait returns when its time ran out.
 TIMED_OUT = object()
+#: Seconds after which an endpoint whose deadline raised is looked at again.
+RETRY_SECONDS = 1.0
 
 _all_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
 
@@ -425,7 +427,11 @@ class Poller:
             if endpoint._armed != when:
                 continue  # moved or disarmed since
             self.disarm(endpoint)
-            again = endpoint._on_deadline(now)
+            try:
+                again = endpoint._on_deadline(now)
+            except BaseException:
+                self.arm(endpoint, now + RETRY_SECONDS)  # not lost: it may have others
+                raise
             if again < endpoint._armed:
                 self.arm(endpoint, again)
 

@@ -15,9 +15,10 @@ from time import monotonic
 from greenlet import getcurrent, greenlet
 
 from greensock.errors import ConnectionBusy, IncompleteMessage, MessageTooLong, OperationTimeout
-from greensock.lifecycle import INHERIT, OPEN, Lifecycle, Timeout
+from greensock.lifecycle import INHERIT, OPEN, Timeout
 from greensock.outgoing import Buffer
 from greensock.poller import TIMED_OUT
+from greensock.sending import Sending
 from greensock.syscalls import borrow_socket, read, readv
 
 __all__ = ["Receiving"]
@@ -28,8 +29,8 @@ _switch = greenlet.switch
 BYTES_PER_LOOK = 16384
 
 
-class Receiving(Lifecycle):
-    """The receiving half of a connection."""
+class Receiving(Sending):
+    """The receiving half of a connection, on top of the sending one."""
 
     __slots__ = ()
 
@@ -248,7 +249,9 @@ class Receiving(Lifecycle):
             now = monotonic()
             if deadline == inf:
                 deadline = now + timeout
-            if timeout <= 0 or deadline <= now:
+            elif deadline <= now and timeout > 0:  # a peer that floods must not carry the call past its time
+                raise OperationTimeout(f"not done in {timeout} s", self, "recv", timeout)
+            if timeout <= 0:
                 self._look_now(timeout)
                 return deadline
             if deadline < self._armed:

@@ -12,12 +12,13 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from math import inf
+from socket import AF_UNIX
 from time import monotonic
 from typing import BinaryIO
 
 from greenlet import getcurrent
 
-from greensock.errors import ConnectionClosed, OperationTimeout, WouldBlock
+from greensock.errors import ConnectionClosed, DropReason, OperationTimeout, WouldBlock
 from greensock.lifecycle import CLOSING, INHERIT, OPEN, Lifecycle, Timeout
 from greensock.outgoing import Buffer, Buffers, FileSegment, Fin, Outgoing, Passage, as_views
 from greensock.pace import Pace
@@ -98,10 +99,12 @@ class Sending(Lifecycle):
             raise self._no_more()
         if not size:
             return
-        entry = Buffers(views, size)
         if self._kept + size > self.max_send_queue:
             text = f"{size} bytes, and {self._kept} wait already: at most max_send_queue={self.max_send_queue} allowed"
             raise WouldBlock(text, self, "max_send_queue", self.max_send_queue)
+        if self._kept and self._out and self._joins(self._out[-1], views, size):
+            return
+        entry = Buffers(views, size)
         if self._clear:
             self._push(entry)
         if entry.left:
@@ -111,6 +114,14 @@ class Sending(Lifecycle):
             self._submit(entry)
             self._leave_to_engine(entry)
 
+    def _joins(self, last: Outgoing, views: list[memoryview], size: int) -> bool:
+        """Add to what ``send_nowait`` kept last; False if a new entry is to be made."""
+        if not (last.kept and isinstance(last, Buffers) and last.join(views, size)):
+            return False
+        self._kept += size
+        self._queued += size
+        return True
+
     def send_file(
         self, file: BinaryIO | int, offset: int = 0, count: int | None = None, *, timeout: Timeout = INHERIT
     ) -> int:
@@ -119,6 +130,9 @@ class Sending(Lifecycle):
 
         The file's position neither matters nor moves. It is fewer than ``count`` if the file is shorter. The file stays
         the caller's.
+
+        Raises:
+            OSError: the file cannot be read (ours to put right). If some of it was sent, the connection is reset.
         """
         self._check_open()
         fd = file if isinstance(file, int) else file.fileno()
@@ -128,6 +142,8 @@ class Sending(Lifecycle):
         entry = FileSegment(fd, offset, rest if count is None else min(count, rest))
         self._submit(entry)
         self._await_sent(entry, timeout)
+        if entry.failure is not None:
+            raise entry.failure
         return entry.sent
 
     def shutdown_write(self, *, timeout: Timeout = INHERIT) -> None:
@@ -210,7 +226,7 @@ class Sending(Lifecycle):
         """Have the entry come due: after so many seconds, or so many without progress."""
         now = monotonic()
         if by_progress and seconds:
-            entry.pace = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now)
+            entry.pace = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now, self._family != AF_UNIX)
             entry.deadline = entry.pace.first_look()
         else:
             entry.deadline = now + seconds
@@ -226,6 +242,10 @@ class Sending(Lifecycle):
         """Whether an entry that has come due is out of time; if not, it comes due again."""
         if entry.pace is None:
             return True
+        if self._out and self._out[0].stalled:  # what is in front waits for its own source, and not for the peer
+            entry.pace.begin_anew(self._fd, self.bytes_sent, now)
+            entry.deadline = entry.pace.first_look()
+            return False
         again = entry.pace.next_look(self._fd, self.bytes_sent, now)
         if again is None:
             return True
@@ -273,8 +293,14 @@ class Sending(Lifecycle):
                 self._writable = False
                 return
             except Exception as error:  # not only OSError: a view may have been released by its owner
-                self._fail(error)
-                return
+                if not entry.blames(error) or entry.withdrawn:
+                    self._fail(error)
+                    return
+                entry.failure, entry.left = error.with_traceback(None), 0
+                if entry.sent:
+                    self._wake_sender(entry)
+                    self._abort(DropReason.ERROR)  # the peer must see that it was cut short
+                    return
             self._queued -= before - entry.left
             if entry.kept:
                 self._kept -= before - entry.left

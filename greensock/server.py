@@ -33,7 +33,7 @@ from greensock.idle import IdleSweep
 from greensock.lifecycle import OPEN
 from greensock.log_limit import LogLimit
 from greensock.options import OPTIONS, UPCALLS, Rule, ServerKeywords, checked
-from greensock.outgoing import Buffer
+from greensock.outgoing import Buffer, as_views
 from greensock.poller import get_poller
 from greensock.signals import serving
 from greensock.stats import ServerStatistics
@@ -263,10 +263,11 @@ class Server(Turns[ConnectionT]):
         self._begin_draining()
         if not self.started:
             return True
+        life = self._crew
         deadline = inf if timeout is None else monotonic() + timeout
         heard: dict[Connection, tuple[int, float]] = {}
         pause, look_at = SHORTEST_LOOK, 0.0
-        while True:
+        while self._crew is life and self.started:  # somebody else may stop it meanwhile, and start it again
             self._changed.clear()
             if monotonic() >= look_at:
                 self._end_rests(heard)
@@ -279,6 +280,7 @@ class Server(Turns[ConnectionT]):
                 return False
             # Woken by each connection that ends. The looks are for what nobody tells us: the peer has what was sent.
             self._changed.wait(max(0.0, min(deadline, look_at) - now))
+        return True
 
     def stop(self, timeout: float | None = None) -> None:
         """Drain for at most ``timeout`` seconds (default ``stop_timeout``), then abort what is left.
@@ -286,7 +288,10 @@ class Server(Turns[ConnectionT]):
         Returns as soon as the last connection has ended. Every connection gets its ``connection_drop``.
         """
         if self.started:
+            life = self._crew
             self.drain(self.stop_timeout if timeout is None else timeout)
+            if self._crew is not life:
+                return  # it was stopped meanwhile, and lives anew
         self.abort()
 
     def abort(self) -> None:
@@ -349,7 +354,7 @@ class Server(Turns[ConnectionT]):
         Raises:
             ValueError: it is not a connected stream socket, or the server is not started. It stays yours.
             TypeError: it is a TLS socket.
-        OSError: the engine cannot watch one more. It is closed.
+            OSError: the engine cannot watch one more. It is closed.
         """
         if hasattr(sock, "do_handshake"):
             raise TypeError(f"adopt({sock!r}): a plain socket expected, not a TLS one")
@@ -379,7 +384,7 @@ class Server(Turns[ConnectionT]):
             try:
                 conn.send_nowait(data)
             except WouldBlock:
-                if not conn._kept:
+                if as_views(data)[1] > conn.max_send_queue:
                     raise
                 conn._abort(DropReason.SLOW_READER)
             except ConnectionError:

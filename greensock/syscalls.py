@@ -28,6 +28,7 @@ __all__ = [
     "EVENT_WRITE",
     "INTEREST",
     "RawSocket",
+    "adopt_descriptor",
     "borrow_socket",
     "both_sides_are_down",
     "close",
@@ -72,10 +73,21 @@ new_epoll = get_original("select", "epoll")
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
+def adopt_descriptor(family: int, kind: int, proto: int, fd: int) -> _stdlib_socket.socket:
+    """Return a socket object for a descriptor that never blocks, whose calls raise BlockingIOError at once.
+
+    A new socket object has the timeout of ``socket.setdefaulttimeout``, and each call would wait so long, in the hub.
+    """
+    sock: _stdlib_socket.socket = RawSocket(family, kind, proto, fd)
+    if sock.gettimeout():
+        sock.settimeout(0.0)
+    return sock
+
+
 @contextmanager
 def borrow_socket(fd: int, family: int) -> Iterator[_stdlib_socket.socket]:
     """Lend a socket object for a stream descriptor that stays ours."""
-    sock = RawSocket(family, _stdlib_socket.SOCK_STREAM, 0, fd)
+    sock = adopt_descriptor(family, _stdlib_socket.SOCK_STREAM, 0, fd)
     try:
         yield sock
     finally:

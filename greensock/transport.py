@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket as _socket
 from typing import Protocol
 
-from greensock.syscalls import RawSocket
+from greensock.syscalls import adopt_descriptor
 
 __all__ = ["SharedDescriptor", "Transport"]
 
@@ -60,7 +60,7 @@ class SharedDescriptor:
     __slots__ = ("_sock", "is_shared")
 
     def __init__(self, fd: int, family: int) -> None:
-        self._sock = RawSocket(family, _socket.SOCK_STREAM, 0, fd)
+        self._sock = adopt_descriptor(family, _socket.SOCK_STREAM, 0, fd)
         self.is_shared = True
 
     def read(self, size: int) -> bytes:

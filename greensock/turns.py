@@ -38,6 +38,9 @@ log = logging.getLogger("greensock.server")
 #: How many messages are cut, or small reads made, between two looks at the clock: a turn ends when the poller says so.
 MESSAGES_PER_LOOK = READS_PER_LOOK = 32
 
+#: Seconds for which a connection that always has more to be read gets turns while the server drains.
+PIPELINE_SECONDS = 1.0
+
 #: The upcalls that may return POSTPONE; after the last data it means that the message stays incomplete.
 MAY_POSTPONE = ("connection_recv", "connection_eof")
 
@@ -147,7 +150,7 @@ class Turns(Upcalls[ConnectionT]):
 
     def _long_turn(self, conn: ConnectionT, data: bytes) -> bool:
         """Go on after a first read that found all it asked for, nothing, the end of input, or a peer that hung up."""
-        if not conn._readable:
+        if not data and not conn._readable:
             return False  # the read found nothing
         if len(data) == self.recv_size:
             return self._flood(conn, data)
@@ -190,7 +193,11 @@ class Turns(Upcalls[ConnectionT]):
         """Let the connection wait for its next event, or for its next turn if one is due."""
         conn._plain = conn._decoder is None and not conn._stash and not conn._eof and conn._transport is None
         if again or (conn._readable and not conn._eof):
-            self._poller.requeue(conn)
+            if self._draining and monotonic() >= self._draining_since + PIPELINE_SECONDS:
+                conn._idle = True  # so that it gets the turn in which its end is told
+                conn._close(DropReason.STOPPED)
+            else:
+                self._poller.requeue(conn)
         else:
             conn._idle = True
             if self._draining:
@@ -200,8 +207,9 @@ class Turns(Upcalls[ConnectionT]):
         """Close a connection that waits for its peer while the server drains, unless part of a message came.
 
         What it needs no linger for, it does not get: nothing came that is not read, and all that was sent is with the
-        peer. What came is given a last turn, if ``was_heard`` does not say that it had one; what is on its way to the
-        peer gets as long to arrive as it would in a linger, and is looked at again.
+        peer. What came is given a last turn; one that ``was_heard`` gets more of them for a second, as a client that
+        pipelines has several messages on their way. What is on its way to the peer gets as long to arrive as it would
+        in a linger, and is looked at again.
         """
         conn._plain = False
         if not conn._idle or conn._out or conn._held():
@@ -209,7 +217,7 @@ class Turns(Upcalls[ConnectionT]):
         if conn._eof:
             conn._close(DropReason.STOPPED)
         elif has_input(conn._fd):
-            if was_heard:
+            if was_heard and monotonic() >= self._draining_since + PIPELINE_SECONDS:
                 conn._close(DropReason.STOPPED)
             else:
                 conn._readable = True

@@ -16,6 +16,7 @@ from pairs import connected, drain, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import (
     HALF_OPEN,
+    Connection,
     ConnectionClosed,
     DropReason,
     Lines,
@@ -471,6 +472,103 @@ def test_a_deadline_on_what_is_closed_is_harmless(pair):
     assert get_poller()._armed_count == 0
 
 
+def test_a_slow_reader_does_not_outlive_a_deadline(serve, connect):
+    """It takes something all the time, so no limit of a close would end it."""
+
+    class Short(Recording):
+        linger_timeout = 0.3
+        max_send_queue = 1 << 25
+
+        def connection_new(self, conn):
+            conn.send_nowait(bytes(20_000_000))
+            conn.set_deadline(0.2)
+
+    server = serve(Short)
+    sock = connect(server)
+    sipping = gevent.spawn(sip, sock, 1000, 0.01, PATIENCE)
+    wait_until(lambda: server.ended)
+    assert server.ended == [DropReason.DEADLINE]
+    wait_until(lambda: server.statistics().active == 0, 3.0)
+    sipping.kill()
+
+
+def test_who_still_takes_what_was_sent_is_not_idle(serve, connect):
+    """The kernel holds it, and nothing is counted when it goes."""
+    size = 1_000_000
+
+    class Sending(Recording):
+        def connection_recv(self, conn, data):
+            conn.send(bytes(size))
+
+    server = serve(Sending, idle_timeout=0.4, linger_timeout=5.0)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    with sock:
+        sock.connect(server.address)
+        sock.sendall(b"x")
+        wait_until(lambda: server.statistics().bytes_sent == size)
+        began, got = time.monotonic(), 0
+        while time.monotonic() - began < 1.5:
+            got += len(sock.recv(4096))
+            assert not server.ended, f"after {time.monotonic() - began} s and {got} bytes"
+            gevent.sleep(0.01)
+        wait_until(lambda: server.ended)  # it takes no more
+        assert server.ended == [DropReason.IDLE_TIMEOUT]
+
+
+def test_a_send_behind_a_passage_is_late_by_its_peer_alone(serve, connect):
+    """A splice that waits for its source keeps its place: who waits behind it is not slow."""
+    for target, peer in connected("tcp"):
+        target.send_timeout = 0.1
+        source, feeding = tcp_pair()
+        inlet = wrap(source)
+        moving = gevent.spawn(inlet.splice, target, timeout=None)
+        feeding.sendall(b"first")
+        assert read_exactly(peer, 5) == b"first"
+        target.send_nowait(b"behind")
+        gevent.sleep(0.5)  # five limits
+        assert target.state is State.OPEN
+        feeding.close()
+        moving.get(timeout=PATIENCE)
+        assert read_exactly(peer, 6) == b"behind"
+        inlet.abort()
+
+
+class Wrong(Connection):
+    """Raises where it must not."""
+
+    __slots__ = ()
+
+    def _is_at_rest(self):
+        raise RuntimeError("must not raise")
+
+
+def test_a_sweep_goes_on_when_somebody_raises_in_it(serve, connect, capsys):
+    server = serve(Recording, idle_timeout=0.1)
+    wrong, right = connect(server), connect(server)
+    wait_until(lambda: len(server.connections) == 2)
+    server.connections[0].__class__ = Wrong
+    wait_until(lambda: server.ended)
+    assert len(server.connections) == 1
+    assert "must not raise" in capsys.readouterr().err
+    server.connections[0].__class__ = Connection
+    assert read_all(wrong) == read_all(right) == b""
+
+
+def test_who_raises_when_told_that_a_peer_left_harms_nobody(serve, connect, capsys):
+    def wrong():
+        raise RuntimeError("must not raise")
+
+    class Telling(Recording):
+        def connection_new(self, conn):
+            conn.notify_disconnect(wrong)
+
+    server = serve(Telling, idle_timeout=0.1)
+    assert read_all(connect(server)) == b""
+    assert server.ended == [DropReason.IDLE_TIMEOUT]
+    assert "must not raise" in capsys.readouterr().err
+
+
 # -- the pace by itself
 
 
@@ -504,7 +602,7 @@ class Held:
 
 def test_looks(monkeypatch):
     kernel = Held(monkeypatch, 1000)
-    pace = Pace(-1, 5000, 8.0, 0, 100.0)
+    pace = Pace(-1, 5000, 8.0, 0, 100.0, True)
     assert pace.first_look() == 102.0
     assert pace.next_look(-1, 5000, 102.0) == 104.0
     assert pace.next_look(-1, 5000, 104.0) == 106.0
@@ -516,7 +614,7 @@ def test_looks(monkeypatch):
 
 def test_what_is_written_meanwhile_counts(monkeypatch):
     kernel = Held(monkeypatch, 1000)
-    pace = Pace(-1, 5000, 8.0, 0, 100.0)
+    pace = Pace(-1, 5000, 8.0, 0, 100.0, True)
     kernel.held = 1300  # 500 more were written, 200 taken
     assert pace.next_look(-1, 5500, 108.0) is not None
     assert pace.next_look(-1, 5500, 116.0) is None
@@ -524,7 +622,7 @@ def test_what_is_written_meanwhile_counts(monkeypatch):
 
 def test_a_least_rate(monkeypatch):
     kernel = Held(monkeypatch, 10_000)
-    pace = Pace(-1, 0, 8.0, 100, 0.0)
+    pace = Pace(-1, 0, 8.0, 100, 0.0, True)
     now, looks = 0.0, 0
     while now < 8.0:
         now += 2.0
@@ -535,10 +633,26 @@ def test_a_least_rate(monkeypatch):
     assert pace.next_look(-1, 0, 10.0) is None
 
     kernel.held = 10_000
-    pace = Pace(-1, 0, 8.0, 100, 0.0)
+    pace = Pace(-1, 0, 8.0, 100, 0.0, True)
     for now in range(2, 90, 2):
         kernel.held -= 200
         assert pace.next_look(-1, 0, float(now)) is not None
+
+
+def test_a_byte_counts_once(monkeypatch):
+    """What was written and is held now is not taken, unless the kernel counts what it costs to hold."""
+    for is_exact in (True, False):
+        kernel = Held(monkeypatch, 0)
+        pace = Pace(-1, 0, 8.0, 100, 0.0, is_exact)
+        written = 0
+        for now in range(2, 40, 2):
+            written += 150  # 75 a second are written, none is taken
+            kernel.held += 150 if is_exact else 300
+            looked = pace.next_look(-1, written, float(now))
+            if looked is None:
+                break
+        assert (looked is None) == is_exact or now > 8
+        assert now == 8 or not is_exact
 
 
 def test_a_connection_of_ones_own_has_no_least_rate():

@@ -307,3 +307,28 @@ def test_a_target_that_is_shown_while_a_pipe_holds_bytes_gets_them_all():
         conn.abort()
     for sock in (left, right):
         sock.close()
+
+
+def test_a_pipe_of_which_nobody_knows_what_is_in_it_is_given_to_nobody(monkeypatch):
+    """A handler of a signal may raise behind the call that filled it."""
+    splice = os.splice
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupted(*arguments, **options):
+        splice(*arguments, **options)
+        raise Interrupt
+
+    for number in range(2):
+        with splices(1) as ((left, right, moving),):
+            gevent.sleep(0)
+            if not number:
+                monkeypatch.setattr("greensock.outgoing.os.splice", interrupted)
+            left.sendall(b"secret" if not number else b"plain")
+            if number:
+                assert read_exactly(right, 5) == b"plain"
+            else:
+                moving.join(PATIENCE)
+                assert isinstance(moving.exception, Interrupt)
+                monkeypatch.setattr("greensock.outgoing.os.splice", splice)

@@ -459,3 +459,28 @@ def test_a_peer_that_floods_a_loop_of_reads_does_not_hold_up_timers(pair, monkey
     looping = gevent.spawn(loop, conn)
     assert longest_between_ticks(looping.ready) < 0.1
     looping.get()
+
+
+def read_much(conn):
+    return conn.read_exactly(1 << 40, timeout=0.2)
+
+
+def read_far(conn):
+    return conn.read_until(b"\n", 1 << 40, timeout=0.2)
+
+
+@pytest.mark.parametrize("loop", [read_much, read_far])
+def test_a_call_ends_in_time_whatever_comes(pair, monkeypatch, loop):
+    """The time is looked at where the call waits, and a peer that floods never has it wait."""
+    conn, peer = pair
+    conn.recv_size = 1024
+    peer.sendall(b"x")
+    monkeypatch.setattr(receiving, "read", lambda fd, size: bytes(size))
+    looping = gevent.spawn(loop, conn)
+    began = time.monotonic()
+    assert longest_between_ticks(looping.ready) < 0.1
+    assert time.monotonic() - began < 2.0
+    with pytest.raises(OperationTimeout):
+        looping.get()
+    monkeypatch.undo()
+    assert conn.recv(1) == b"\0"

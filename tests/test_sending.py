@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import tracemalloc
 
 import gevent
 import pytest
@@ -256,14 +257,48 @@ def test_a_file_that_its_owner_closed_while_it_waited_resets(pair, tmp_path):
     wait_until(lambda: conn.statistics().bytes_queued)
     os.close(fd)
     draining = gevent.spawn(drain, peer)
-    with pytest.raises(ConnectionLost) as caught:
+    with pytest.raises(OSError) as caught:
         sending.get(timeout=PATIENCE)
-    assert caught.value.__cause__.errno == errno.EBADF
+    assert caught.value.errno == errno.EBADF  # the program's doing, and not the peer's
+    assert not isinstance(caught.value, ConnectionLost)
+    assert conn.drop_reason is DropReason.ERROR
     other.send(b"goes on")
     assert read_exactly(theirs, 7) == b"goes on"
     assert draining.get(timeout=PATIENCE) < 8_000_000
     theirs.close()
     other.abort()
+
+
+def test_a_file_that_cannot_be_read_is_the_programs_to_put_right(pair, tmp_path):
+    conn, peer = pair
+    with (tmp_path / "file").open("wb") as file:
+        file.write(b"unreadable" * 1000)
+        file.flush()
+        with pytest.raises(OSError) as caught:
+            conn.send_file(file)
+    assert caught.value.errno == errno.EBADF
+    conn.send(b"goes on")
+    conn.close()
+    assert read_all(peer) == b"goes on"
+
+
+@pytest.mark.parametrize("size", [1, 16, 1000])
+def test_many_short_messages_that_are_kept_take_little_memory(pair, size):
+    conn, peer = pair
+    while not conn.statistics().bytes_queued:
+        conn.send_nowait(bytes(65536))
+    message, count, before = os.urandom(size), 200_000 // size, conn.statistics().bytes_queued
+    tracemalloc.start()
+    try:
+        for _ in range(count):
+            conn.send_nowait(message)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert conn.statistics().bytes_queued == before + count * size
+    assert taken < 2 * 200_000
+    conn.close()
+    assert read_all(peer).endswith(message * count)
 
 
 def test_bytes_that_went_away_while_they_waited_reset_their_connection_only(pair):

@@ -23,7 +23,7 @@ import gevent.event
 import pytest
 from conftest import PATIENCE, descriptors, read_all, read_exactly, wait_until
 from gevent.monkey import get_original
-from pairs import drain, let_engine_look
+from pairs import drain, let_engine_look, tcp_pair
 
 from greensock import (
     DROP,
@@ -38,6 +38,7 @@ from greensock import (
     IncompleteMessage,
     Lines,
     MessageTooLong,
+    OperationTimeout,
     Server,
     syscalls,
 )
@@ -2287,3 +2288,36 @@ def test_only_so_many_workers_are_kept(serve, connect, monkeypatch):
     for sock in socks:
         assert read_exactly(sock, 1) == b"x"
     wait_until(lambda: server.statistics().workers == 3)
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_bytes_that_came_after_another_greenlet_read_all_have_their_upcall(serve, kind):
+    """A turn is due, somebody empties the connection, and then more comes: all the turn asked for, maybe."""
+    got, direct = [], []
+
+    class Hears(Server):
+        recv_size = 4096
+
+        def connection_recv(self, conn, data):
+            got.append(data)
+
+    server, quiet = serve(Hears), serve(Server)
+    ours, theirs = socket.socketpair() if kind == "unix" else tcp_pair()
+    waking, waker = socket.socketpair()
+    with theirs, waker:
+        conn, waits_on = server.adopt(ours), quiet.adopt(waking)
+        gevent.sleep(0)
+
+        def meddle():
+            waits_on.recv()
+            direct.append(conn.recv(timeout=0))
+            with contextlib.suppress(OperationTimeout):
+                direct.append(conn.recv(timeout=0))
+            theirs.send(bytes(4096))
+
+        meddling = gevent.spawn(meddle)
+        gevent.sleep(0)
+        theirs.send(b"first")  # both before the hub looks again
+        waker.send(b"wake")
+        meddling.get(timeout=PATIENCE)
+        wait_until(lambda: sum(map(len, got)) + sum(map(len, direct)) == 5 + 4096)

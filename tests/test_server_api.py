@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 import gevent
 import pytest
@@ -19,6 +20,7 @@ from greensock import (
     HALF_OPEN,
     OK,
     DropReason,
+    OperationTimeout,
     Server,
     ServerKeywords,
     StreamServer,
@@ -429,6 +431,40 @@ def test_what_no_queue_could_hold_is_the_program_s_fault(dial):
         with pytest.raises(WouldBlock):
             server.broadcast(bytes(11))
         assert len(server.connections) == 1
+
+
+def test_what_no_queue_could_hold_drops_no_reader(dial):
+    with server_of(max_send_queue=65536) as server:
+        dial(server.address)
+        wait_until(lambda: server.connections)
+        (conn,) = server.connections
+        while not conn.statistics().bytes_queued:
+            conn.send_nowait(bytes(65536))
+        with pytest.raises(WouldBlock):
+            server.broadcast(bytes(65537))
+        assert server.connections == [conn]
+
+
+def test_a_default_timeout_of_sockets_holds_up_nobody(dial):
+    """It is the program's, for sockets that it makes: an engine's call never waits."""
+    socket.setdefaulttimeout(5.0)
+    try:
+        began = time.monotonic()
+        with server_of(connection_recv=lambda conn, data: conn.send(data)) as server:
+            for _ in range(3):
+                sock = dial(server.address)
+                sock.sendall(b"x")
+                assert read_exactly(sock, 1) == b"x"
+            wait_until(lambda: len(server.connections) == 3)
+            conn = server.connections[0]
+            with pytest.raises(OperationTimeout):
+                conn.recv(timeout=0)
+            conn.fileno()
+            with pytest.raises(OperationTimeout):
+                conn.send(bytes(20_000_000), timeout=0.1)
+            assert time.monotonic() - began < 4.0
+    finally:
+        socket.setdefaulttimeout(None)
 
 
 # -- finite defaults

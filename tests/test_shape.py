@@ -21,10 +21,11 @@ from gevent import monkey
 import greensock
 import greensock.http
 import greensock.http.proxy
-from greensock import syscalls
+from greensock import Connection, syscalls
 from greensock.http.parser import State
 from greensock.http.pool import Action
 from greensock.options import OPTIONS
+from greensock.poller import Endpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "greensock"
@@ -103,6 +104,15 @@ def test_what_stands_beside_is_imported_by_few():
     for name, allowed in BESIDE.items():
         found = {who for who in MODULES if (f"greensock.{name}" in dict(of_greensock(PACKAGE / f"{who}.py")))}
         assert found <= allowed
+
+
+def test_a_connection_is_one_line_of_inheritance():
+    """A compiler of classes refuses a diamond."""
+    line = [Connection]
+    while line[-1] is not Endpoint:
+        (base,) = line[-1].__bases__
+        line.append(base)
+    assert [cls.__name__ for cls in line] == ["Connection", "Receiving", "Sending", "Lifecycle", "Endpoint"]
 
 
 def test_pure_modules_know_neither_clock_nor_socket():

@@ -28,7 +28,6 @@ from greensock import (
 from greensock.poller import get_poller
 from greensock.transport import SharedDescriptor
 
-
 COMPLEMENTS = bytes(range(255, -1, -1))
 
 
