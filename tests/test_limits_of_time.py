@@ -477,15 +477,15 @@ def test_a_slow_reader_does_not_outlive_a_deadline(serve, connect):
 
     class Short(Recording):
         linger_timeout = 0.3
-        max_send_queue = 1 << 25
+        max_send_queue = 1 << 26
 
         def connection_new(self, conn):
-            conn.send_nowait(bytes(20_000_000))
+            conn.send_nowait(bytes(60_000_000))
             conn.set_deadline(0.2)
 
     server = serve(Short)
     sock = connect(server)
-    sipping = gevent.spawn(sip, sock, 1000, 0.01, PATIENCE)
+    sipping = gevent.spawn(sip, sock, 50_000, 0.01, PATIENCE)
     wait_until(lambda: server.ended)
     assert server.ended == [DropReason.DEADLINE]
     wait_until(lambda: server.statistics().active == 0, 3.0)

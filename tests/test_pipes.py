@@ -320,15 +320,12 @@ def test_a_pipe_of_which_nobody_knows_what_is_in_it_is_given_to_nobody(monkeypat
         splice(*arguments, **options)
         raise Interrupt
 
-    for number in range(2):
-        with splices(1) as ((left, right, moving),):
-            gevent.sleep(0)
-            if not number:
-                monkeypatch.setattr("greensock.outgoing.os.splice", interrupted)
-            left.sendall(b"secret" if not number else b"plain")
-            if number:
-                assert read_exactly(right, 5) == b"plain"
-            else:
-                moving.join(PATIENCE)
-                assert isinstance(moving.exception, Interrupt)
-                monkeypatch.setattr("greensock.outgoing.os.splice", splice)
+    with splices(2) as ((first, _, moving), (second, right, _)):
+        gevent.sleep(0)
+        monkeypatch.setattr("greensock.outgoing.os.splice", interrupted)
+        first.sendall(b"secret")
+        moving.join(PATIENCE)
+        monkeypatch.setattr("greensock.outgoing.os.splice", splice)
+        assert isinstance(moving.exception, Interrupt)
+        second.sendall(b"plain")
+        assert read_exactly(right, 5) == b"plain"
