@@ -140,6 +140,7 @@ _ERRORS_OF_RESPONSE = {
     Reason.TOO_MANY_FIELDS: "http_response_header_section_size",
     Reason.BODY_TOO_LARGE: "http_response_body_size",
     Reason.TRAILERS_TOO_LARGE: "http_response_trailer_section_size",
+    Reason.CHUNK_EXTENSIONS_TOO_LARGE: "http_response_transfer_coding",
     Reason.TRANSFER_ENCODING: "http_response_transfer_coding",
     Reason.UNKNOWN_CODING: "http_response_transfer_coding",
     Reason.UNEXPECTED_SWITCH: "http_upgrade_failed",
@@ -149,7 +150,7 @@ _ERRORS_OF_RESPONSE = {
 _OUR_LIMITS = frozenset(
     {
         *(Reason.HEAD_TOO_LARGE, Reason.TOO_MANY_FIELDS, Reason.BODY_TOO_LARGE, Reason.TRAILERS_TOO_LARGE),
-        Reason.TOO_MANY_INTERIM,
+        *(Reason.CHUNK_EXTENSIONS_TOO_LARGE, Reason.TOO_MANY_INTERIM),
     }
 )
 
