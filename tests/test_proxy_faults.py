@@ -973,6 +973,14 @@ def test_the_connect_timeout(proxied, dial, full, origin):
     assert status_of(read_all(dial(proxy, request("POST")))) == 200, "nothing was sent: another is asked"
 
 
+def test_a_silent_server_does_not_use_up_the_total_time(proxied, dial, full, origin):
+    """It is blamed, and another has the rest of the time."""
+    proxy = proxied(full, ServerOptions(origin.url, backup=True), timeouts=timed(total=1.0))
+    assert status_of(read_all(dial(proxy, request("POST")))) == 200
+    assert (health_of(proxy), health_of(proxy, 1)) == ((0, 1), (1, 0))
+    assert proxy.retries == 1
+
+
 def test_a_name_whose_first_address_is_silent(proxied, dial, full, origin, monkeypatch):
     addresses = [("127.0.0.1", int(url.rpartition(":")[2])) for url in (full, origin.url)]
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]

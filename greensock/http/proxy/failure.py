@@ -34,7 +34,7 @@ A request is *repeatable* if its method is idempotent and its body was kept (RFC
 head of the answer is out, and its end must not look whole. Nobody is blamed for a limit or a shortage that is
 ours. The errors are those of RFC 9209 section 2.3; what is in no table is ``http_request_error`` or
 ``proxy_internal_error``. The total time counts against a server that had at least half of it for its head: the rest may
-be the client's doing.
+be the client's doing. Connecting has half of it at the most: so who is silent then is blamed, and another asked.
 
 .. [1] or destination_ip_unroutable, destination_unavailable: as the system said.
 .. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.

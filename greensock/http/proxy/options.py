@@ -78,7 +78,7 @@ class ProxyTimeouts:
     send: float | None = 60.0
     #: Waiting for a server that has as many requests as it may.
     queue: float | None = 10.0
-    #: Until connected to a server.
+    #: Until connected to a server; half of ``total`` at the most, so that another can be asked.
     connect: float | None = 5.0
     #: Until the server has taken a piece of the request.
     upstream_send: float | None = 60.0
