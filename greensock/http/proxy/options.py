@@ -84,7 +84,7 @@ class ProxyTimeouts:
     upstream_send: float | None = 60.0
     #: From the end of the request to the end of the head of the server's final answer.
     upstream_head: float | None = 60.0
-    #: Without a byte of the answer's body.
+    #: Without a byte of the answer's body, once the request is out.
     upstream_idle: float | None = 60.0
     #: From the head of the request to the last byte of the answer; tunnels are not counted.
     total: float | None = None

@@ -28,8 +28,17 @@ from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload
 from greensock.http.plain import CREDENTIALS
-from greensock.http.proxy.asking import call_for, introduce, payload_as_it_comes, payload_of_short
-from greensock.http.proxy.failure import DENIED, Again, Failure, UpcallFailed, client_is_gone, failure_of
+from greensock.http.proxy.asking import BodyWait, call_for, introduce, payload_as_it_comes, payload_of_short
+from greensock.http.proxy.failure import (
+    DENIED,
+    LONG_WAIT,
+    Again,
+    Failure,
+    UpcallFailed,
+    client_is_gone,
+    failure_of,
+    has_left,
+)
 from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import pass_answer
 from greensock.http.proxy.record import Record
@@ -68,6 +77,7 @@ class Relay:
         "_wanted",
         "_was_bound",
         "answer_trailers",
+        "body_wait",
         "client",
         "conn",
         "cut",
@@ -122,6 +132,8 @@ class Relay:
         self.deadlines: Deadlines
         #: The exchange with the server.
         self.exchange: Exchange | None = None
+        #: How long a server waited for the body, if that is passed on as it comes.
+        self.body_wait: BodyWait | None = None
         #: The address of who connected, or what its PROXY header said.
         self.peer = peer
         self._request_id = ""  # made when something asks for it
@@ -468,7 +480,14 @@ class Relay:
         if failure.reason == "total-timeout" and self.exchange is not None:
             # If it had the request for most of the time: else a client with a slow body could have it ejected.
             failure.blames_server = self.exchange.waited >= (self.deadlines.total or 0.0) / 2
+        if failure.blames_server and has_left(error) and self.was_body_awaited():
+            failure.blames_server = False
         return failure
+
+    def was_body_awaited(self) -> bool:
+        """Whether the server waited long for the client's body, and longer than it had the request since."""
+        wait, exchange = self.body_wait, self.exchange
+        return wait is not None and exchange is not None and wait.seconds >= max(LONG_WAIT, exchange.waited)
 
     def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
         """Whether another server may be asked (RFC 9110 section 9.2.2)."""
