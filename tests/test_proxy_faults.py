@@ -1350,3 +1350,40 @@ def test_a_trial_that_ends_with_its_client(proxied, dial, phase):
         assert health.is_up(time.monotonic())
         assert status_of(read_all(dial(proxy, GET))) == 200
         assert health.standing is Standing.UP
+
+
+@pytest.mark.parametrize("end", ["answered", "failed", "broken off", "left"])
+def test_only_who_is_on_trial_decides(proxied, dial, end):
+    """Not a request that was sent before the ejection, and ends while another is on trial."""
+    finish_old, finish_trial = Event(), Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        if number == 1:
+            if end == "broken off":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+            assert finish_old.wait(PATIENCE)
+            if end == "answered":
+                sock.sendall(OK)
+        elif number == 3:
+            assert finish_trial.wait(PATIENCE)
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, health=HealthOptions(max_fails=1, ejection_time=0.02, max_ejection=0.02))
+        health = server_of(proxy).health
+        old = dial(proxy, GET)
+        wait_until(lambda: len(server.heads) == 1)
+        assert status_of(read_all(dial(proxy, GET))) == 502
+        wait_until(lambda: health.is_up(time.monotonic()))
+        trial = dial(proxy, GET)
+        wait_until(lambda: len(server.heads) == 3)
+        assert health.standing is Standing.TRYING
+        if end == "left":
+            reset(old)
+        finish_old.set()
+        wait_until(lambda: len(proxy.records) == 2)
+        assert (health.standing, health.statistics().ejections) == (Standing.TRYING, 1)
+        finish_trial.set()
+        assert status_of(read_all(trial)) == 200
+        assert health.standing is Standing.UP

@@ -339,7 +339,7 @@ class _Passage:
         failure = failure_of(error, in_body=True)
         if failure is not None and relay.server is not None:
             failure.blames_server = failure.blames_server and not self._was_client_awaited(error)
-            relay.server.failed(failure)
+            relay.server.failed(failure, relay.spell)
         return failure or error
 
     def _was_client_awaited(self, error: BaseException) -> bool:
@@ -376,7 +376,7 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         upstream.unread(upstream.parser.take_rest())
         client.unread(relay.client_rest())
         if relay.server is not None:
-            relay.server.succeeded()
+            relay.server.succeeded(relay.spell)
         relay.proxy.tunnels += 1
         reason = run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
         if relay.record is not None:

@@ -92,6 +92,7 @@ class Relay:
         "route",
         "scheme",
         "server",
+        "spell",
         "status",
         "tries",
         "upstream",
@@ -114,6 +115,8 @@ class Relay:
         self.upstream: Upstream | None = None
         #: The server that was asked last.
         self.server: UpstreamServer | None = None
+        #: The spell of its health that it was asked in; set with it.
+        self.spell: int
         #: The head of the answer, once it is there.
         self.head: ResponseHead | None = None
         #: What the access log will say; None if nobody wants to know.
@@ -384,6 +387,7 @@ class Relay:
         if server is None:
             raise Failure("no-server", 503)
         self.server = server
+        self.spell = server.health.spell
         self._left = False
         self.tries += 1
         return server
@@ -555,7 +559,7 @@ class Relay:
         """Return the failure that an error of the server's is, which is counted against it."""
         failure = self._failure_of(error)
         assert self.server is not None
-        self.server.failed(failure)
+        self.server.failed(failure, self.spell)
         return failure
 
     def _blame(self, error: BaseException) -> bool:
@@ -593,7 +597,7 @@ class Relay:
                 self.conn.bind(server, lease)
             else:
                 lease.end(reusable and not server.send_proxy_protocol)
-        server.succeeded()
+        server.succeeded(self.spell)
         self._left = True
         server.leave()
         if self.record is not None:
@@ -642,7 +646,7 @@ class Relay:
         if not self._left:
             self._leave()
             assert self.server is not None
-            self.server.abandoned()
+            self.server.abandoned(self.spell)
 
     def left(self) -> None:
         """Count the request out of its server."""
