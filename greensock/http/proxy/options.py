@@ -188,7 +188,8 @@ class UpstreamOptions:
     send_proxy_protocol: int = 0
     #: Connections to each server that are kept while nobody needs them.
     max_idle: int = 64
-    #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known.
+    #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known. (One that is a
+    #: client's alone, as NTLM wants it, is kept as long as the client's.)
     idle_timeout: float = 30.0
     #: Seconds after which a connection gets no further request: the server's name may lead elsewhere by then.
     max_age: float | None = 3600.0

@@ -7,7 +7,9 @@ What holds for every request:
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
 - A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
-  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it.
+  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it. Before
+  that it ends when it is spent or checks found its server to be down, but not within a handshake; the client is asked
+  anew then.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from greensock.http.proxy.failure import (
     has_left,
 )
 from greensock.http.proxy.forwarded import new_id
+from greensock.http.proxy.health import Standing
 from greensock.http.proxy.passing import pass_answer
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.routes import BadPath
@@ -594,6 +597,7 @@ class Relay:
         if lease is not None:
             reusable = exchange.is_sent and exchange.connection.parser.is_reusable
             if reusable and (self._is_tied or self._was_bound or self.status in CHALLENGES) and self._must_bind():
+                exchange.connection.has_challenged = self.status in CHALLENGES
                 self.conn.bind(server, lease)
             else:
                 lease.end(reusable and not server.send_proxy_protocol)
@@ -604,12 +608,17 @@ class Relay:
             self.record.upstream_time = monotonic() - self._started
 
     def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
-        """Take up what is bound to the client's connection; None if nothing is."""
+        """Take up what is bound to the client's connection; None if nothing is, or it is to end."""
         found = self.conn.take_bound(upstream)
         if found is None:
             return None
-        server, self._lease = found
-        self._lease.is_reused = self._was_bound = True
+        server, lease = found
+        within_handshake = lease.connection is not None and lease.connection.has_challenged
+        if not within_handshake and (lease.is_spent() or server.health.standing is Standing.DOWN):
+            lease.end(False)
+            return None
+        self._lease = lease
+        lease.is_reused = self._was_bound = True
         server.enter()
         return server
 
