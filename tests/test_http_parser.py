@@ -127,7 +127,7 @@ def test_max_chunk_extension(most):
         for size in 2, 3, most, most + 1:
             if size >= 2:
                 data = CHUNKED + b"%b;%b\r\nabc\r\n0\r\n\r\n" % (digits, b"a" * (size - 1))
-                assert reason(parser, data) == ("chunk-extension" if size > most else None)
+                assert reason(parser, data) == ("chunk-extensions-too-large" if size > most else None)
 
 
 @pytest.mark.parametrize("most", [0, 1, 10])
@@ -136,7 +136,7 @@ def test_max_chunk_excess(most):
     parser = lambda: RequestParser(Limits(max_chunk_excess=most))  # noqa: E731
     for count in range(9):
         data = CHUNKED + b"1;ab\r\nx\r\n" * count + b"0\r\n\r\n"
-        assert reason(parser, data) == ("chunk-extension" if 2 * count > most else None)
+        assert reason(parser, data) == ("chunk-extensions-too-large" if 2 * count > most else None)
     assert reason(parser, CHUNKED + b"8;abcdefg\r\n12345678\r\n" * 9 + b"0\r\n\r\n") is None
 
 

@@ -37,6 +37,7 @@ STRICTER = {
     Reason.CONNECT_WITH_BODY: "h11 reads the body",
     Reason.CHUNK_SIZE: "h11 takes 20 digits, and white space behind them",
     Reason.CHUNK_EXTENSION: "h11 skips what follows the semicolon unseen",
+    Reason.CHUNK_EXTENSIONS_TOO_LARGE: "h11 skips what follows the semicolon unseen",
     Reason.FIELD: "h11 takes control characters in values",
     Reason.FORBIDDEN_TRAILER: "h11 hands out framing fields as trailers",
     Reason.BARE_CR: "h11 looks at lines when they are whole",

@@ -234,6 +234,49 @@ def test_the_server_closes_it_between_requests(start, dial, method):
     assert len(domain.users) == 2
 
 
+def grow_old(proxy, domain):
+    """Have what is bound to a client grow older than it may be."""
+    for conn in proxy.connections:
+        for _, lease in (conn.bound or {}).values():
+            lease.connection.made -= 100.0
+
+
+def go_down(proxy, domain):
+    """Have a check fail."""
+    server = next(each for each in proxy.gateway.upstreams["site"].all if domain.url.endswith(each.name))
+    assert server.health.check_failed(0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "happen"),
+    [
+        ({"max_requests": 1}, lambda proxy, domain: None),
+        ({"max_requests": 2}, lambda proxy, domain: None),
+        ({"max_age": 99.0}, grow_old),
+        ({"health": HealthOptions(fall=1)}, go_down),
+    ],
+)
+@pytest.mark.parametrize("within_handshake", [False, True])
+def test_it_ends_when_others_would(start, dial, options, happen, within_handshake):
+    """Spent, or its server down: the client begins anew, but is not stopped halfway."""
+    domains = [Domain(), Domain()]
+    proxy = start(*domains, **options)
+    client = dial(proxy)
+    assert client.ask(b"NTLM ask") == (401, b"")
+    first, other = sorted(domains, key=lambda domain: -len(domain.users))
+    if within_handshake:
+        happen(proxy, first)
+    assert client.ask(b"NTLM me") == (200, b"hello me")
+    if not within_handshake:
+        happen(proxy, first)
+    assert client.ask() == (401, b""), "on a fresh connection"
+    assert client.ask(b"NTLM ask") == (401, b"")
+    assert client.ask(b"NTLM me", b"POST", body=b"x") == (200, b"hello me")
+    assert [len(domain.users) for domain in (first, other)] == [1, 1]
+    assert first.users == [[b"?", b"me"]]
+    wait_until(lambda: held_of(proxy) == 2)
+
+
 @pytest.mark.parametrize(("said", "status", "asked"), [(b"", 401, 1), (b"NTLM me", 502, 0)])
 def test_credentials_are_for_one_server_only(start, dial, said, status, asked):
     """Half way through, its answer to one server's challenge is nothing to another."""

@@ -68,6 +68,9 @@ TABLE = [
     (bad_response(Reason.TOO_MANY_FIELDS), "answer-too-large", 502, "never", 0, "http_response_header_section_size"),
     (bad_response(Reason.BODY_TOO_LARGE), "answer-too-large", 502, "never", 0, "http_response_body_size"),
     (bad_response(Reason.TRAILERS_TOO_LARGE), "answer-too-large", 502, "never", 0, "http_response_trailer_section_size"),  # noqa: E501
+    (bad_response(Reason.CHUNK_EXTENSIONS_TOO_LARGE), "answer-too-large", 502, "never", 0, "http_response_transfer_coding"),  # noqa: E501
+    (bad_response(Reason.TOO_MANY_INTERIM), "answer-too-large", 502, "never", 0, "http_response_incomplete"),
+    (bad_response(Reason.CHUNK_EXTENSION), "bad-response", 502, "never", 1, "http_protocol_error"),
     (bad_response(Reason.UNKNOWN_CODING), "bad-response", 502, "never", 1, "http_response_transfer_coding"),
     (bad_response(Reason.TRANSFER_ENCODING), "bad-response", 502, "never", 1, "http_response_transfer_coding"),
     (bad_response(Reason.UNEXPECTED_SWITCH), "bad-response", 502, "never", 1, "http_upgrade_failed"),
@@ -88,6 +91,7 @@ def test_before_the_head_is_out(error, reason, status, again, blames, told):
     [
         (BadResponse("", Reason.INCOMPLETE), "body-incomplete"),
         (BadResponse("", Reason.CHUNK_SIZE), "body-incomplete"),
+        (BadResponse("", Reason.CHUNK_EXTENSION), "body-incomplete"),
         (ConnectionLost(""), "body-incomplete"),
         (BodyTimeout(1), "body-timeout"),
         (TotalTimeout(1), "total-timeout"),
@@ -118,11 +122,11 @@ def test_a_resolver_without_descriptors(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("reason", "token"), [(Reason.BODY_TOO_LARGE, "answer-too-large"), (Reason.TRAILERS_TOO_LARGE, "answer-too-large")]
+    "reason", [Reason.BODY_TOO_LARGE, Reason.TRAILERS_TOO_LARGE, Reason.CHUNK_EXTENSIONS_TOO_LARGE]
 )
-def test_our_own_limits_in_the_body(reason, token):
+def test_our_own_limits_in_the_body(reason):
     found = failure_of(bad_response(reason), in_body=True)
-    assert (found.reason, found.again, found.blames_server) == (token, Again.NEVER, False)
+    assert (found.reason, found.again, found.blames_server) == ("answer-too-large", Again.NEVER, False)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from pairs import drain, reset
 from proxies import OK, Origin, Recorded, gateway_to, scripted
 
 import greensock.http.links
+import greensock.http.proxy.passing
+import greensock.http.proxy.relay
 from greensock import client
 from greensock.http import HealthOptions, ProxyTimeouts, ServerOptions
 from greensock.http.proxy.health import Standing
@@ -973,6 +975,14 @@ def test_the_connect_timeout(proxied, dial, full, origin):
     assert status_of(read_all(dial(proxy, request("POST")))) == 200, "nothing was sent: another is asked"
 
 
+def test_a_silent_server_does_not_use_up_the_total_time(proxied, dial, full, origin):
+    """It is blamed, and another has the rest of the time."""
+    proxy = proxied(full, ServerOptions(origin.url, backup=True), timeouts=timed(total=1.0))
+    assert status_of(read_all(dial(proxy, request("POST")))) == 200
+    assert (health_of(proxy), health_of(proxy, 1)) == ((0, 1), (1, 0))
+    assert proxy.retries == 1
+
+
 def test_a_name_whose_first_address_is_silent(proxied, dial, full, origin, monkeypatch):
     addresses = [("127.0.0.1", int(url.rpartition(":")[2])) for url in (full, origin.url)]
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
@@ -1100,6 +1110,131 @@ def test_a_client_that_pauses_longer_than_a_server_may(proxied, dial):
         assert record_of(proxy).reason == ""
 
 
+@pytest.fixture(params=[SHORT, NEVER])
+def long_wait(request, monkeypatch):
+    """From when on a wait for a client is long: sooner than in these tests, or later."""
+    for module in (greensock.http.proxy.relay, greensock.http.proxy.passing):
+        monkeypatch.setattr(module, "LONG_WAIT", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("head", [CHUNKED + b"\r\n\r\n1c9c380", SPLICED + b"\r\n"])
+def test_a_server_that_gives_up_on_a_slow_reader(proxied, dial, head, long_wait):
+    """Its own timeout bites: whoever reads slowly must not have it ejected."""
+    enough = Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.settimeout(SHORT)
+        with contextlib.suppress(TimeoutError):
+            sock.sendall(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n" + bytes(LARGE))
+        assert enough.wait(PATIENCE)
+        reset(sock)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed())
+        sock = dial(proxy, GET)
+        wait_until(lambda: any(conn.statistics().bytes_queued for conn in proxy.connections))
+        gevent.sleep(2 * SHORT)
+        enough.set()
+        check_failed(proxy, sock, 0, "body-incomplete", long_wait == NEVER)
+
+
+def test_a_server_that_can_send_nothing_takes_nothing(proxied, dial, long_wait):
+    """It is stuck on an answer that its client does not read, so that it reads no more of the request."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(b"HTTP/1.1 200 OK\r\n" + SPLICED + b"\r\n\r\n" + bytes(LARGE))
+        given_up.set()
+
+    def upload(sock):
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(LONG_POST + bytes(LARGE))
+
+    given_up = Event()
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(upstream_send=3 * SHORT))
+        sock = dial(proxy)
+        sender = gevent.spawn(upload, sock)
+        assert given_up.wait(PATIENCE)
+        gevent.sleep(2 * SHORT)
+        check_failed(proxy, sock, 0, "send-timeout", long_wait == NEVER)
+        sender.join(PATIENCE)
+
+
+@pytest.mark.parametrize("with_reset", [False, True])
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n" + CHUNKED + b"\r\n\r\n"])
+def test_a_server_that_gives_up_on_a_slow_upload(proxied, dial, said, with_reset, long_wait):
+    enough = Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(said)
+        assert enough.wait(PATIENCE)
+        if with_reset:
+            reset(sock)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed())
+        sock = dial(proxy, b"POST / HTTP/1.1\r\n" + CHUNKED + b"\r\n" + CLOSE + b"3\r\nabc\r\n")
+        wait_until(lambda: server.heads)
+        gevent.sleep(2 * SHORT)
+        enough.set()
+        reason = "body-incomplete" if said else "no-response"
+        check_failed(proxy, sock, 0 if said else 502, reason, long_wait == NEVER)
+
+
+@pytest.mark.parametrize("had_longer", [False, True])
+def test_a_server_that_closes_behind_a_slow_upload(proxied, dial, monkeypatch, had_longer):
+    """It is blamed if it had the whole request for longer than it waited for that."""
+    monkeypatch.setattr(greensock.http.proxy.relay, "LONG_WAIT", SHORT)
+
+    def script(server, sock, number):
+        server.head(sock)
+        read_exactly(sock, len(b"3\r\nabc\r\n0\r\n\r\n"))
+        if had_longer:
+            gevent.sleep(time.monotonic() - began + SHORT)
+
+    began = time.monotonic()
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed())
+        sock = dial(proxy, b"POST / HTTP/1.1\r\n" + CHUNKED + b"\r\n" + CLOSE + b"3\r\nabc\r\n")
+        wait_until(lambda: server.heads)
+        gevent.sleep(3 * SHORT)
+        sock.sendall(b"0\r\n\r\n")
+        check_failed(proxy, sock, 502, "no-response", had_longer)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_early_head_before_a_slow_upload(proxied, dial, answers):
+    """The time for the answer's body begins when the server has the whole request."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n" + CHUNKED + b"\r\n\r\n")
+        read_exactly(sock, len(b"1\r\nx\r\n" * 5 + b"0\r\n\r\n"))
+        if answers:
+            gevent.sleep(1.4 * SHORT)
+            sock.sendall(b"2\r\nok\r\n0\r\n\r\n")
+        wait_gone(sock)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, timeouts=timed(upstream_idle=4 * SHORT))
+        sock = dial(proxy, b"POST / HTTP/1.1\r\n" + CHUNKED + b"\r\n" + CLOSE)
+        for _ in range(5):
+            gevent.sleep(2.2 * SHORT)
+            sock.sendall(b"1\r\nx\r\n")
+        sock.sendall(b"0\r\n\r\n")
+        if answers:
+            assert read_all(sock).endswith(b"\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            assert record_of(proxy).reason == ""
+        else:
+            check_failed(proxy, sock, 0, "body-timeout", True)
+            assert record_of(proxy).duration >= 14 * SHORT
+
+
 def drips(head):
     """Return a script: an answer that comes byte by byte, and without an end."""
 
@@ -1214,4 +1349,41 @@ def test_a_trial_that_ends_with_its_client(proxied, dial, phase):
         assert health.standing is Standing.EJECTED
         assert health.is_up(time.monotonic())
         assert status_of(read_all(dial(proxy, GET))) == 200
+        assert health.standing is Standing.UP
+
+
+@pytest.mark.parametrize("end", ["answered", "failed", "broken off", "left"])
+def test_only_who_is_on_trial_decides(proxied, dial, end):
+    """Not a request that was sent before the ejection, and ends while another is on trial."""
+    finish_old, finish_trial = Event(), Event()
+
+    def script(server, sock, number):
+        server.head(sock)
+        if number == 1:
+            if end == "broken off":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+            assert finish_old.wait(PATIENCE)
+            if end == "answered":
+                sock.sendall(OK)
+        elif number == 3:
+            assert finish_trial.wait(PATIENCE)
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        proxy = proxied(server.url, health=HealthOptions(max_fails=1, ejection_time=0.02, max_ejection=0.02))
+        health = server_of(proxy).health
+        old = dial(proxy, GET)
+        wait_until(lambda: len(server.heads) == 1)
+        assert status_of(read_all(dial(proxy, GET))) == 502
+        wait_until(lambda: health.is_up(time.monotonic()))
+        trial = dial(proxy, GET)
+        wait_until(lambda: len(server.heads) == 3)
+        assert health.standing is Standing.TRYING
+        if end == "left":
+            reset(old)
+        finish_old.set()
+        wait_until(lambda: len(proxy.records) == 2)
+        assert (health.standing, health.statistics().ejections) == (Standing.TRYING, 1)
+        finish_trial.set()
+        assert status_of(read_all(trial)) == 200
         assert health.standing is Standing.UP

@@ -125,6 +125,16 @@ def test_deadlines_without_a_total_are_made_once():
     assert gateway.deadlines_of(None).timeouts.head == 60
 
 
+@pytest.mark.parametrize(("connect", "total", "expected"), [(5, 4, 2), (5, 10, 5), (5, 11, 5), (None, 4, 2)])
+def test_connecting_has_half_of_the_total_at_the_most(connect, total, expected):
+    gateway = Gateway([APP], [], timeouts=ProxyTimeouts(connect=connect, total=total))
+    for _ in range(2):
+        assert gateway.deadlines_of(None).timeouts.connect == expected
+        assert gateway.deadlines_of(None).total == total
+    own = Route("app", timeouts=ProxyTimeouts(connect=connect, total=None))
+    assert gateway.deadlines_of(own).timeouts.connect == connect
+
+
 def test_a_total_begins_with_its_request(monkeypatch):
     now = 100.0
     monkeypatch.setattr("greensock.http.deadlines.monotonic", lambda: now)

@@ -118,6 +118,56 @@ def test_reports_of_older_requests_change_nothing():
     assert mine.statistics().ejections == 1
 
 
+REPORTS = ["succeeded", "failed", "abandoned"]
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_only_who_is_on_trial_decides(report):
+    """Not who was sent before the ejection, though he reports while another is on trial."""
+    mine = health(max_fails=1)
+    old = mine.spell
+    eject(mine, 0.0)
+    assert mine.may_try(5.0)
+    trial = mine.spell
+    assert not getattr(mine, report)(6.0, spell=old)
+    assert (mine.standing, mine.ejected_until, mine.statistics().ejections) == (Standing.TRYING, 5.0, 1)
+    assert not mine.may_try(6.0)
+    assert mine.succeeded(7.0, spell=trial)
+    assert mine.is_clear
+
+
+@pytest.mark.parametrize("by_check", [False, True])
+def test_who_was_sent_before_does_not_count_afterwards(by_check):
+    """A server that hung for a while is not ejected once more by what times out later."""
+    mine = health(max_fails=1, fall=1, rise=1)
+    mine.check_passed(0.0)
+    old = mine.spell
+    if by_check:
+        assert mine.check_failed(0.0)
+        assert mine.check_passed(5.0)
+    else:
+        eject(mine, 0.0)
+        come_back(mine, 5.0)
+    for _ in range(10):
+        assert not mine.failed(6.0, spell=old)
+    assert mine.is_clear
+    assert mine.statistics().failed == 10 + (not by_check)
+    assert mine.failed(6.0, spell=mine.spell)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_who_was_on_trial_before_another_was(early):
+    """Each was sent after the ejection, and so has a say: the second began in panic, or as the first took long."""
+    mine = health(max_fails=1)
+    eject(mine, 0.0)
+    first = 1.0 if early else 5.0
+    assert mine.may_try(first, panic=True)
+    spell = mine.spell
+    assert mine.may_try(2.0 if early else first + TRIAL_SECONDS, panic=True)
+    assert mine.succeeded(first + TRIAL_SECONDS, spell=spell)
+    assert mine.is_clear
+
+
 def test_staying_up_is_rewarded():
     mine = health(max_fails=1, ejection_time=5.0, fail_window=10.0)
     assert eject(mine, 0.0) == 5.0
@@ -347,7 +397,19 @@ class HealthMachine(RuleBasedStateMachine):
         if was_up and self.mine.standing is Standing.TRYING:
             assert not self.mine.is_up(self.now), "one on trial at a time"
 
-    @rule(report=st.sampled_from(["succeeded", "failed", "abandoned", "check_passed", "check_failed", "end_ejection"]))
+    @rule(report=st.sampled_from(REPORTS), ago=st.integers(1, 3))
+    def report_of_old(self, report, ago):
+        """What was sent before it was last taken out changes nothing but the counts."""
+        mine = self.mine
+        before = mine.standing, mine.is_clear, mine.ejected_until, mine.is_up(self.now), list(mine._fails)
+        if mine.spell >= ago:
+            assert not getattr(mine, report)(self.now, spell=mine.spell - ago)
+            assert before == (
+                *(mine.standing, mine.is_clear, mine.ejected_until, mine.is_up(self.now)),
+                list(mine._fails),
+            )
+
+    @rule(report=st.sampled_from([*REPORTS, "check_passed", "check_failed", "end_ejection"]))
     def report(self, report):
         before, was_clear = self.mine.standing, self.mine.is_clear
         ejections = self.mine.statistics().ejections

@@ -88,14 +88,28 @@ def large_chunks(server, sock, number):
     sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2328\r\n" + b"x" * 9000 + b"\r\n0\r\n\r\n")
 
 
+def says_chunks(chunk, times=1):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * times + b"0\r\n\r\n")
+
+    return script
+
+
+long_extension = says_chunks(b"5;x=" + b"y" * 300 + b"\r\nhello\r\n")
+many_extensions = says_chunks(b"1;x=" + b"y" * 80 + b"\r\nx\r\n", 2)
+
+
 def many_interim(server, sock, number):
     server.head(sock)
     sock.sendall(b"HTTP/1.1 103 Early\r\n\r\n" * 3 + b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
-@pytest.mark.parametrize("script", [large_head, large_body, large_chunks, many_interim])
+@pytest.mark.parametrize(
+    "script", [large_head, large_body, large_chunks, long_extension, many_extensions, many_interim]
+)
 def test_a_limit_of_answers_ejects_nobody(proxied, script):
-    limits = Limits(max_head=8000, max_body=8000, max_interim=2)
+    limits = Limits(max_head=8000, max_body=8000, max_interim=2, max_chunk_excess=100)
     with scripted(script) as server:
         proxy = proxied(server.url, answer_limits=limits, health=HealthOptions(max_fails=1))
         assert [ask(proxy).count(b"HTTP/1.1 502") for _ in range(3)] == [1] * 3

@@ -195,7 +195,7 @@ class ChunkedReader(BodyReader):
         if extensions is None or len(extensions) > limits.max_chunk_extension:
             raise BadMessage(
                 f"chunk extensions of more than max_chunk_extension={limits.max_chunk_extension} bytes",
-                Reason.CHUNK_EXTENSION,
+                Reason.CHUNK_EXTENSIONS_TOO_LARGE,
             )
         if not _extensions(extensions):
             at_fault = Reason.CHUNK_EXTENSION if extensions.startswith(b";") else Reason.CHUNK_SIZE
@@ -212,7 +212,7 @@ class ChunkedReader(BodyReader):
             if self._excess > limits.max_chunk_excess:
                 raise BadMessage(
                     f"chunk extensions outweigh the data by more than max_chunk_excess={limits.max_chunk_excess} bytes",
-                    Reason.CHUNK_EXTENSION,
+                    Reason.CHUNK_EXTENSIONS_TOO_LARGE,
                 )
 
     def _read_data_end(self, inbox: Inbox) -> bool:

@@ -116,8 +116,10 @@ class Reason(enum.Enum):
 
     #: A chunk size that is not 1 to 16 hexadecimal digits (RFC 9112 section 7.1).
     CHUNK_SIZE = "chunk-size"
-    #: A chunk extension that is malformed or too long, or too many of them (RFC 9112 section 7.1.1).
+    #: A chunk extension that is malformed (RFC 9112 section 7.1.1).
     CHUNK_EXTENSION = "chunk-extension"
+    #: More than ``max_chunk_extension`` bytes of them in one chunk, or ``max_chunk_excess`` more than data.
+    CHUNK_EXTENSIONS_TOO_LARGE = "chunk-extensions-too-large"
     #: No CRLF where the chunk's data must end (RFC 9112 section 7.1).
     CHUNK_END = "chunk-end"
     #: A trailer that would change framing or routing (RFC 9110 section 6.5.1).

@@ -51,7 +51,7 @@ _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
 class ClientConnection(Connection):
     """A connection to a server."""
 
-    __slots__ = ("_poll", "_spare", "made", "parser", "requests")
+    __slots__ = ("_poll", "_spare", "has_challenged", "made", "parser", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -62,6 +62,8 @@ class ClientConnection(Connection):
         self.requests = 0
         #: When it was made, in seconds of ``monotonic``.
         self.made = 0.0
+        #: Whether its last answer asked who the client is, whose answer must come on it then.
+        self.has_challenged = False
         self._poll: Any = None
         self._spare = -1
 
@@ -154,6 +156,11 @@ class Lease:
     def is_quiet(self) -> bool:
         """Whether the connection stands, as far as can be known."""
         return self.connection is not None and self.connection.is_quiet()
+
+    def is_spent(self) -> bool:
+        """Whether the connection is too old for a further request, or has served as many as it may."""
+        conn, links = self.connection, self._links
+        return conn is not None and links is not None and links.pool.is_spent(conn.made, conn.requests, monotonic())
 
     def give_up(self) -> None:
         """Reset the connection and give the slot back."""

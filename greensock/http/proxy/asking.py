@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from greensock import Connection, OperationTimeout
@@ -27,9 +29,33 @@ if TYPE_CHECKING:
     from greensock.http.proxy.relay import Relay
     from greensock.http.proxy.servers import UpstreamServer
 
-__all__ = ["call_for", "introduce", "payload_as_it_comes", "payload_of_short"]
+__all__ = ["BodyWait", "call_for", "introduce", "payload_as_it_comes", "payload_of_short"]
 
 _max_forwards = re.compile(rb"(?im)^(Max-Forwards: )([0-9]{1,9})(?=\r$)").sub
+
+
+class BodyWait:
+    """How long a server had to wait for a request's body, all in all."""
+
+    __slots__ = ("_since", "_total")
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._since = monotonic()
+
+    def end(self) -> None:
+        """Note that there is something for the server."""
+        self._total += monotonic() - self._since
+        self._since = inf
+
+    def go_on(self) -> None:
+        """Note that it waits for more."""
+        self._since = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long that was so far."""
+        return self._total + max(0.0, monotonic() - self._since)
 
 
 def introduce(relay: Relay, upstream: Connection, version: int) -> None:
@@ -91,6 +117,7 @@ def payload_as_it_comes(relay: Relay) -> Payload:
 
 def _pieces(relay: Relay) -> Iterator[bytes]:
     conn, body, watch = relay.conn, relay.request.body, relay.proxy.watch_request_body
+    wait = relay.body_wait = BodyWait()
     while piece := body.read():
         try:
             watch(relay, piece)
@@ -98,8 +125,11 @@ def _pieces(relay: Relay) -> Iterator[bytes]:
             raise UpcallFailed(error) from error
         if not conn.notify_disconnect(relay.on_hangup_in_body):
             relay.on_hangup_in_body()
+        wait.end()
         yield piece  # as long as the server likes: nobody reads the client meanwhile
+        wait.go_on()
         conn.notify_disconnect(None)
+    wait.end()
     relay.end_upload()
     # From here on nobody reads the client, which may leave while the server works.
     if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):

@@ -34,7 +34,11 @@ A request is *repeatable* if its method is idempotent and its body was kept (RFC
 head of the answer is out, and its end must not look whole. Nobody is blamed for a limit or a shortage that is
 ours. The errors are those of RFC 9209 section 2.3; what is in no table is ``http_request_error`` or
 ``proxy_internal_error``. The total time counts against a server that had at least half of it for its head: the rest may
-be the client's doing.
+be the client's doing. Connecting has half of it at the most: so who is silent then is blamed, and another asked.
+
+A server is not blamed that closes, or resets, after it had to wait for its client for a second or more: for the
+request's body, if it had the whole request for no longer than that, or for the client to take the answer. Its own
+patience may have ended. Nor does the time for the answer's body begin before the server has the whole request.
 
 .. [1] or destination_ip_unroutable, destination_unavailable: as the system said.
 .. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.
@@ -51,7 +55,18 @@ from socket import EAI_MEMORY, gaierror
 from greensock import ConnectFailed, Connection, ConnectionClosed, ConnectionLost, DropReason
 from greensock.http.errors import BadResponse, PhaseTimeout, QueueFull, Reason
 
-__all__ = ["CLIENT_LEFT", "DENIED", "Again", "Failure", "UpcallFailed", "client_is_gone", "failure_of", "shortage_of"]
+__all__ = [
+    "CLIENT_LEFT",
+    "DENIED",
+    "LONG_WAIT",
+    "Again",
+    "Failure",
+    "UpcallFailed",
+    "client_is_gone",
+    "failure_of",
+    "has_left",
+    "shortage_of",
+]
 
 
 class Again(enum.Enum):
@@ -106,6 +121,9 @@ class UpcallFailed(Exception):
 #: What the log says of a request whose client did not wait; nothing is answered.
 CLIENT_LEFT = 499
 
+#: Seconds of waiting for a client after which a server may lose patience; shorter timeouts are hardly set.
+LONG_WAIT = 1.0
+
 #: What Proxy-Status says of a name that was not resolved.
 DNS_ERROR = "dns_error"
 
@@ -140,6 +158,7 @@ _ERRORS_OF_RESPONSE = {
     Reason.TOO_MANY_FIELDS: "http_response_header_section_size",
     Reason.BODY_TOO_LARGE: "http_response_body_size",
     Reason.TRAILERS_TOO_LARGE: "http_response_trailer_section_size",
+    Reason.CHUNK_EXTENSIONS_TOO_LARGE: "http_response_transfer_coding",
     Reason.TRANSFER_ENCODING: "http_response_transfer_coding",
     Reason.UNKNOWN_CODING: "http_response_transfer_coding",
     Reason.UNEXPECTED_SWITCH: "http_upgrade_failed",
@@ -149,7 +168,7 @@ _ERRORS_OF_RESPONSE = {
 _OUR_LIMITS = frozenset(
     {
         *(Reason.HEAD_TOO_LARGE, Reason.TOO_MANY_FIELDS, Reason.BODY_TOO_LARGE, Reason.TRAILERS_TOO_LARGE),
-        Reason.TOO_MANY_INTERIM,
+        *(Reason.CHUNK_EXTENSIONS_TOO_LARGE, Reason.TOO_MANY_INTERIM),
     }
 )
 
@@ -215,6 +234,13 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
     if isinstance(error, ConnectionClosed):
         return Failure("closed", 502, text=text, blames_server=False)
     return None
+
+
+def has_left(error: BaseException) -> bool:
+    """Return whether an error says that a server closed its connection, or reset it, before all was said."""
+    if isinstance(error, BadResponse):
+        return error.reason in (Reason.NO_RESPONSE, Reason.INCOMPLETE)
+    return isinstance(error, ConnectionLost)
 
 
 def shortage_of(error: BaseException) -> str:

@@ -234,10 +234,13 @@ class Gateway:
         known = self._deadlines.get(timeouts)
         if known is not None:
             return known if known.total is None else Deadlines(known.timeouts, known.total)
+        connect = timeouts.connect
+        if timeouts.total is not None:  # else a silent server would use all of it up, and be neither blamed nor left
+            connect = min(inf if connect is None else connect, timeouts.total / 2)
         made = Deadlines(
             Timeouts(
                 queue=timeouts.queue,
-                connect=timeouts.connect,
+                connect=connect,
                 send=timeouts.upstream_send,
                 head=timeouts.upstream_head,
                 body=timeouts.upstream_idle,

@@ -23,7 +23,9 @@ DOWN     ``rise`` checks passed            UP
 - A passed check does not end an ejection: requests had failed there, whatever the check says. It has a say only in
   what checks had decided.
 - A server starts as up, on probation: if its very first check fails it is down at once, as with HAProxy.
-- What requests report during an ejection, but the one on trial, changes nothing: they were sent before.
+- What requests report that were sent before the server was last taken out changes nothing: not while it is out, not
+  while another is on trial, nor when it is back (sixty seconds later their timeouts may still come). They are known by
+  the *spell* of service that they were sent in.
 """
 
 from __future__ import annotations
@@ -194,7 +196,8 @@ class HealthStatistics:
 class Health:
     """The health of one server. ``now`` is in seconds of a clock that never goes back.
 
-    For each request: ``may_try`` before it, then one of ``succeeded``, ``failed``, ``abandoned``.
+    For each request: ``may_try`` before it and a look at ``spell`` behind that, then one of ``succeeded``, ``failed``,
+    ``abandoned``, with that spell (-1: of now).
     """
 
     __slots__ = (
@@ -213,6 +216,7 @@ class Health:
         "_up_since",
         "is_clear",
         "options",
+        "spell",
         "standing",
     )
 
@@ -223,6 +227,8 @@ class Health:
         self.standing = Standing.UP
         #: Whether it is up and has its full share, and only a report can change that: nothing else need be asked then.
         self.is_clear = True
+        #: How often it was taken out: what was sent before that tells nothing of how it is now.
+        self.spell = 0
         self._succeeded = self._failed = self._ejections = self._checks_passed = self._checks_failed = 0
         # Of the last failures: the time, and how many requests had succeeded before.
         self._fails: deque[tuple[float, int]] = deque(maxlen=max(options.max_fails, 1))
@@ -293,20 +299,22 @@ class Health:
             self._trial_until = now + TRIAL_SECONDS
         return True
 
-    def succeeded(self, now: float) -> bool:
+    def succeeded(self, now: float, spell: int = -1) -> bool:
         """Note that a request was answered; return whether the server is up again with that."""
         self._succeeded += 1
-        if self.standing is not Standing.TRYING:
+        if self.standing is not Standing.TRYING or self._is_old(spell):
             return False
         self._rise(now)
         return True
 
-    def failed(self, now: float, others_up: bool = True) -> bool:
+    def failed(self, now: float, others_up: bool = True, spell: int = -1) -> bool:
         """Note that a request failed, and it was the server's fault; return whether it is ejected with that.
 
         ``others_up`` says whether another server of its group is up.
         """
         self._failed += 1
+        if self._is_old(spell):
+            return False
         if self.standing is Standing.TRYING:
             if self._trial_until - TRIAL_SECONDS < self._until:  # tried before its time: no reason to make it longer
                 self.standing = Standing.EJECTED
@@ -326,9 +334,9 @@ class Health:
         if self.is_ejected:
             self._until = min(self._until, now)
 
-    def abandoned(self, now: float) -> None:
+    def abandoned(self, now: float, spell: int = -1) -> None:
         """Note that a request ended and nothing is known of the server: the client left, say."""
-        if self.standing is Standing.TRYING:
+        if self.standing is Standing.TRYING and not self._is_old(spell):
             self.standing = Standing.EJECTED
 
     # -- what checks report
@@ -356,11 +364,15 @@ class Health:
         if self._in_row < self.options.fall:
             return False
         self.standing = Standing.DOWN
+        self.spell += 1
         self.is_clear = False
         self._in_row = 0
         return True
 
     # -- what follows
+
+    def _is_old(self, spell: int) -> bool:
+        return spell not in (-1, self.spell)
 
     def _has_failed_too_often(self, now: float) -> bool:
         fails = self._fails
@@ -389,5 +401,6 @@ class Health:
         self._last_ejection = seconds
         self._until = now + seconds
         self._ejections += 1
+        self.spell += 1
         self.standing = Standing.EJECTED
         self.is_clear = False

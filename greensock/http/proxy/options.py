@@ -78,13 +78,13 @@ class ProxyTimeouts:
     send: float | None = 60.0
     #: Waiting for a server that has as many requests as it may.
     queue: float | None = 10.0
-    #: Until connected to a server.
+    #: Until connected to a server; half of ``total`` at the most, so that another can be asked.
     connect: float | None = 5.0
     #: Until the server has taken a piece of the request.
     upstream_send: float | None = 60.0
     #: From the end of the request to the end of the head of the server's final answer.
     upstream_head: float | None = 60.0
-    #: Without a byte of the answer's body.
+    #: Without a byte of the answer's body, once the request is out.
     upstream_idle: float | None = 60.0
     #: From the head of the request to the last byte of the answer; tunnels are not counted.
     total: float | None = None
@@ -188,7 +188,8 @@ class UpstreamOptions:
     send_proxy_protocol: int = 0
     #: Connections to each server that are kept while nobody needs them.
     max_idle: int = 64
-    #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known.
+    #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known. (One that is a
+    #: client's alone, as NTLM wants it, is kept as long as the client's.)
     idle_timeout: float = 30.0
     #: Seconds after which a connection gets no further request: the server's name may lead elsewhere by then.
     max_age: float | None = 3600.0

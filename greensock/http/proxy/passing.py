@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-from greensock import Connection, OperationTimeout, let_others_run
-from greensock.http.errors import BadResponse, BodyTimeout, Reason, TotalTimeout
+from greensock import OperationTimeout, let_others_run
+from greensock.http.errors import BadResponse, BodyTimeout, Reason, SendTimeout, TotalTimeout
 from greensock.http.events import Data, EndOfMessage, ResponseHead
 from greensock.http.headers import Headers
 from greensock.http.hopbyhop import end_to_end_trailers
 from greensock.http.links import ClientConnection
-from greensock.http.proxy.failure import UpcallFailed, client_is_gone, failure_of
+from greensock.http.proxy.failure import LONG_WAIT, UpcallFailed, client_is_gone, failure_of, has_left
 from greensock.http.proxy.forwarded import protocols_offered
 from greensock.http.proxy.rules import NO_EDITS
 from greensock.http.proxy.tunnel import run_tunnel
@@ -28,6 +28,7 @@ from greensock.http.request import NO_BODY
 from greensock.http.writer import LAST_CHUNK, phrase_of, write_last_chunk
 
 if TYPE_CHECKING:
+    from greensock.http.exchange import Exchange
     from greensock.http.proxy.relay import Relay
 
 __all__ = ["OWN_FIELDS", "pass_answer"]
@@ -170,13 +171,14 @@ def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
 class _Passage:
     """One answer on its way to the client. While the client takes nothing, one piece of input is held."""
 
-    __slots__ = ("_chunked", "_client", "_conn", "_first", "_head", "_keep", "_left", "_relay", "is_whole")
+    __slots__ = ("_chunked", "_client", "_conn", "_first", "_head", "_held_up", "_keep", "_left", "_relay", "is_whole")
 
     def __init__(self, relay: Relay, head: ResponseHead, conn: ClientConnection) -> None:
         self._relay = relay
         self._head = head
         self._conn = conn
-        self._client: Connection = relay.conn
+        self._client = relay.conn
+        self._held_up = relay.conn.held_up  # by what was sent before
         self.is_whole, self._first = _look_ahead(relay, head, conn)
         self._keep = relay.keep
         self._chunked = False
@@ -248,8 +250,9 @@ class _Passage:
         deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.body
         next_event, feed = conn.parser.next_event, conn.parser.feed
         left = self._left
-        assert relay.exchange is not None
-        may_splice = relay.exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
+        exchange, silence = relay.exchange, seconds
+        assert exchange is not None
+        may_splice = exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
         if left is not None and left >= SPLICED and may_splice:
             self._splice(left)
         began = 0.0
@@ -264,14 +267,26 @@ class _Passage:
                 return
             else:
                 try:
-                    data = conn.hear(deadlines.within(seconds, BodyTimeout, conn))
+                    data = conn.hear(deadlines.within(silence, BodyTimeout, conn))
                 except OperationTimeout:
-                    raise deadlines.late(BodyTimeout, seconds, conn) from None
+                    silence = self._further_silence(exchange, seconds)
+                    continue
+                silence = seconds
                 if data:
                     feed(data)
                     data = b""  # nor while the server is silent
                 else:
                     conn.parser.feed_eof()
+
+    def _further_silence(self, exchange: Exchange, seconds: float | None) -> float:
+        """Return how much longer the server may be silent: its time begins when it has the whole request."""
+        late = self._relay.deadlines.late(BodyTimeout, seconds, self._conn)
+        if isinstance(late, BodyTimeout) and seconds is not None:
+            if exchange.is_sending:
+                return seconds
+            if exchange.is_sent and exchange.waited < seconds:
+                return seconds - exchange.waited
+        raise late from None
 
     def _splice(self, count: int) -> None:
         """Move the rest of a body of known length from socket to socket."""
@@ -323,8 +338,15 @@ class _Passage:
             return error
         failure = failure_of(error, in_body=True)
         if failure is not None and relay.server is not None:
-            relay.server.failed(failure)
+            failure.blames_server = failure.blames_server and not self._was_client_awaited(error)
+            relay.server.failed(failure, relay.spell)
         return failure or error
+
+    def _was_client_awaited(self, error: BaseException) -> bool:
+        """Whether the server has left, or takes no more of the request, after it waited long for the client."""
+        if self._client.held_up - self._held_up >= LONG_WAIT:
+            return has_left(error) or isinstance(error, SendTimeout)
+        return has_left(error) and self._relay.was_body_awaited()
 
 
 def _status_line(status: int, phrase: bytes) -> bytes:
@@ -354,7 +376,7 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         upstream.unread(upstream.parser.take_rest())
         client.unread(relay.client_rest())
         if relay.server is not None:
-            relay.server.succeeded()
+            relay.server.succeeded(relay.spell)
         relay.proxy.tunnels += 1
         reason = run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
         if relay.record is not None:

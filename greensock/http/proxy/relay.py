@@ -7,7 +7,9 @@ What holds for every request:
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
 - A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
-  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it.
+  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it. Before
+  that it ends when it is spent or checks found its server to be down, but not within a handshake; the client is asked
+  anew then.
 """
 
 from __future__ import annotations
@@ -28,9 +30,19 @@ from greensock.http.headers import Headers
 from greensock.http.links import Lease
 from greensock.http.payload import NOTHING, Payload
 from greensock.http.plain import CREDENTIALS
-from greensock.http.proxy.asking import call_for, introduce, payload_as_it_comes, payload_of_short
-from greensock.http.proxy.failure import DENIED, Again, Failure, UpcallFailed, client_is_gone, failure_of
+from greensock.http.proxy.asking import BodyWait, call_for, introduce, payload_as_it_comes, payload_of_short
+from greensock.http.proxy.failure import (
+    DENIED,
+    LONG_WAIT,
+    Again,
+    Failure,
+    UpcallFailed,
+    client_is_gone,
+    failure_of,
+    has_left,
+)
 from greensock.http.proxy.forwarded import new_id
+from greensock.http.proxy.health import Standing
 from greensock.http.proxy.passing import pass_answer
 from greensock.http.proxy.record import Record
 from greensock.http.proxy.routes import BadPath
@@ -68,6 +80,7 @@ class Relay:
         "_wanted",
         "_was_bound",
         "answer_trailers",
+        "body_wait",
         "client",
         "conn",
         "cut",
@@ -82,6 +95,7 @@ class Relay:
         "route",
         "scheme",
         "server",
+        "spell",
         "status",
         "tries",
         "upstream",
@@ -104,6 +118,8 @@ class Relay:
         self.upstream: Upstream | None = None
         #: The server that was asked last.
         self.server: UpstreamServer | None = None
+        #: The spell of its health that it was asked in; set with it.
+        self.spell: int
         #: The head of the answer, once it is there.
         self.head: ResponseHead | None = None
         #: What the access log will say; None if nobody wants to know.
@@ -122,6 +138,8 @@ class Relay:
         self.deadlines: Deadlines
         #: The exchange with the server.
         self.exchange: Exchange | None = None
+        #: How long a server waited for the body, if that is passed on as it comes.
+        self.body_wait: BodyWait | None = None
         #: The address of who connected, or what its PROXY header said.
         self.peer = peer
         self._request_id = ""  # made when something asks for it
@@ -372,6 +390,7 @@ class Relay:
         if server is None:
             raise Failure("no-server", 503)
         self.server = server
+        self.spell = server.health.spell
         self._left = False
         self.tries += 1
         return server
@@ -468,7 +487,14 @@ class Relay:
         if failure.reason == "total-timeout" and self.exchange is not None:
             # If it had the request for most of the time: else a client with a slow body could have it ejected.
             failure.blames_server = self.exchange.waited >= (self.deadlines.total or 0.0) / 2
+        if failure.blames_server and has_left(error) and self.was_body_awaited():
+            failure.blames_server = False
         return failure
+
+    def was_body_awaited(self) -> bool:
+        """Whether the server waited long for the client's body, and longer than it had the request since."""
+        wait, exchange = self.body_wait, self.exchange
+        return wait is not None and exchange is not None and wait.seconds >= max(LONG_WAIT, exchange.waited)
 
     def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
         """Whether another server may be asked (RFC 9110 section 9.2.2)."""
@@ -536,7 +562,7 @@ class Relay:
         """Return the failure that an error of the server's is, which is counted against it."""
         failure = self._failure_of(error)
         assert self.server is not None
-        self.server.failed(failure)
+        self.server.failed(failure, self.spell)
         return failure
 
     def _blame(self, error: BaseException) -> bool:
@@ -571,22 +597,28 @@ class Relay:
         if lease is not None:
             reusable = exchange.is_sent and exchange.connection.parser.is_reusable
             if reusable and (self._is_tied or self._was_bound or self.status in CHALLENGES) and self._must_bind():
+                exchange.connection.has_challenged = self.status in CHALLENGES
                 self.conn.bind(server, lease)
             else:
                 lease.end(reusable and not server.send_proxy_protocol)
-        server.succeeded()
+        server.succeeded(self.spell)
         self._left = True
         server.leave()
         if self.record is not None:
             self.record.upstream_time = monotonic() - self._started
 
     def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
-        """Take up what is bound to the client's connection; None if nothing is."""
+        """Take up what is bound to the client's connection; None if nothing is, or it is to end."""
         found = self.conn.take_bound(upstream)
         if found is None:
             return None
-        server, self._lease = found
-        self._lease.is_reused = self._was_bound = True
+        server, lease = found
+        within_handshake = lease.connection is not None and lease.connection.has_challenged
+        if not within_handshake and (lease.is_spent() or server.health.standing is Standing.DOWN):
+            lease.end(False)
+            return None
+        self._lease = lease
+        lease.is_reused = self._was_bound = True
         server.enter()
         return server
 
@@ -623,7 +655,7 @@ class Relay:
         if not self._left:
             self._leave()
             assert self.server is not None
-            self.server.abandoned()
+            self.server.abandoned(self.spell)
 
     def left(self) -> None:
         """Count the request out of its server."""

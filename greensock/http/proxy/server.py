@@ -53,7 +53,7 @@ WARN_EVERY = 60.0
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "bound", "ends", "is_counted", "peer", "refusal", "scheme", "upload")
+    __slots__ = ("awaits_header", "bound", "ends", "held_up", "is_counted", "peer", "refusal", "scheme", "upload")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -75,6 +75,16 @@ class ProxyConnection(HTTPConnection):
         self.bound: dict[Upstream, tuple[UpstreamServer, Lease]] | None = None
         #: What came of a body that is waited for without a worker.
         self.upload: Upload | None = None
+        #: Seconds that sends have waited for it to take what they had.
+        self.held_up = 0.0
+
+    def _await_sent(self, entry: Any, timeout: Any, by_progress: bool = False) -> None:
+        if entry.left:
+            began = monotonic()
+            try:
+                super()._await_sent(entry, timeout, by_progress)
+            finally:
+                self.held_up += monotonic() - began
 
     def _held(self) -> int:
         """Count a body that is waited for as held: a server that drains lets its connection go on."""

@@ -152,26 +152,29 @@ class UpstreamServer:
         self.held += more
         self.is_full = self.used + self.held >= self.max_connections
 
-    def failed(self, failure: Failure) -> None:
-        """Note that a request failed, and log it if the server is ejected with that, or if it is a shortage of ours."""
+    def failed(self, failure: Failure, spell: int = -1) -> None:
+        """Note that a request failed, and log it if the server is ejected with that, or if it is a shortage of ours.
+
+        ``spell`` is that of its health when it was asked, here as below: see :class:`Health`.
+        """
         now = monotonic()
         if not failure.blames_server:
-            self.abandoned()
+            self.abandoned(spell)
             if failure.is_shortage:
                 self.upstream.note_shortage(self, failure, now)
-        elif self.health.failed(now, self.health.is_clear or self.upstream.has_up(self)):
+        elif self.health.failed(now, self.health.is_clear or self.upstream.has_up(self), spell):
             seconds = (self.health.ejected_until or now) - now
             still = "" if self.upstream.has_up(self) or not self.upstream.options.panic else STILL_ASKED
             log.warning("%s: %s is ejected for %.1f s%s: %s", self.upstream.name, self.name, seconds, still, failure)
 
-    def abandoned(self) -> None:
+    def abandoned(self, spell: int = -1) -> None:
         """Note that a request ended, and nothing is known of the server: the client left, say."""
         if not self.health.is_clear:
-            self.health.abandoned(monotonic())
+            self.health.abandoned(monotonic(), spell)
 
-    def succeeded(self) -> None:
+    def succeeded(self, spell: int = -1) -> None:
         """Note that a request was answered."""
-        if self.health.succeeded(monotonic()):
+        if self.health.succeeded(monotonic(), spell):
             log.warning("%s: %s is up again", self.upstream.name, self.name)
             self.rose()
 
