@@ -7,7 +7,8 @@ What holds for every request:
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
 - A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
-  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it.
+  client's connection from then on: it is used for what else this client asks there, and for nobody else, and ends with
+  it. Of the clients of a trusted peer, which may share a connection, each is known by its address.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ class Relay:
         if not head.is_ordinary:
             if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
                 raise Failure("loop", 508)
-            self._is_tied = any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS)
+            self.look_at_credentials(headers)
         if head.method == "OPTIONS" and headers.get_raw(b"max-forwards") == b"0":
             return Response(b"", 204, [(b"Allow", proxy.allowed_methods)])  # we are asked (RFC 9110 section 7.6.2)
         try:
@@ -229,6 +230,11 @@ class Relay:
         if choice is None:
             raise Failure("no-route", 404)
         raise TypeError(f"choose_upstream returned {choice!r}: an Upstream, a Response or None expected")
+
+    def look_at_credentials(self, headers: Headers) -> None:
+        """Note whether the connection on which these fields go to a server may remember the client by them."""
+        if any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS):
+            self._is_tied = True
 
     @property
     def passes_trailers(self) -> bool:
@@ -571,7 +577,7 @@ class Relay:
         if lease is not None:
             reusable = exchange.is_sent and exchange.connection.parser.is_reusable
             if reusable and (self._is_tied or self._was_bound or self.status in CHALLENGES) and self._must_bind():
-                self.conn.bind(server, lease)
+                self.conn.bind(server, lease, self.client)
             else:
                 lease.end(reusable and not server.send_proxy_protocol)
         server.succeeded()
@@ -582,7 +588,7 @@ class Relay:
 
     def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
         """Take up what is bound to the client's connection; None if nothing is."""
-        found = self.conn.take_bound(upstream)
+        found = self.conn.take_bound(upstream, self.client)
         if found is None:
             return None
         server, self._lease = found
@@ -611,7 +617,9 @@ class Relay:
         lease, self._lease = self._lease, None
         if lease is not None and self._was_bound and self.exchange is None and lease.is_quiet():
             assert self.server is not None
-            self.conn.bind(self.server, lease)  # nothing was sent on it: the program refused the request, say
+            self.conn.bind(
+                self.server, lease, self.client
+            )  # nothing was sent on it: the program refused the request, say
         elif lease is not None:
             lease.give_up()
             if self.exchange is not None:

@@ -71,8 +71,9 @@ class ProxyConnection(HTTPConnection):
         self.is_counted = False
         #: The record of a request that is being refused.
         self.refusal: Record | None = None
-        #: Connections to servers that are this client's alone, by their groups; None if there never were any.
-        self.bound: dict[Upstream, tuple[UpstreamServer, Lease]] | None = None
+        #: Connections to servers that are one client's alone, by their groups, and that client's address; None if there
+        #: never were any.
+        self.bound: dict[Upstream, tuple[UpstreamServer, Lease, str]] | None = None
         #: What came of a body that is waited for without a worker.
         self.upload: Upload | None = None
 
@@ -92,26 +93,32 @@ class ProxyConnection(HTTPConnection):
         except (OSError, ValueError):
             return None
 
-    def bind(self, server: UpstreamServer, lease: Lease) -> None:
-        """Keep a connection to a server for what else comes here; it holds its slot."""
+    def bind(self, server: UpstreamServer, lease: Lease, client: str) -> None:
+        """Keep a connection to a server for what else this client asks here; it holds its slot."""
         if self.bound is None:
             self.bound = {}
-        self.bound[server.upstream] = server, lease
+        self.bound[server.upstream] = server, lease, client
         server.hold(1)
 
-    def take_bound(self, upstream: Upstream) -> tuple[UpstreamServer, Lease] | None:
-        """Take out what was kept of a group; None if nothing is."""
+    def take_bound(self, upstream: Upstream, client: str | None) -> tuple[UpstreamServer, Lease] | None:
+        """Take out what was kept of a group; None if nothing is.
+
+        What was kept for another client is closed: a trusted peer may bring the requests of many on one connection.
+        """
         found = self.bound.pop(upstream, None) if self.bound is not None else None
-        if found is not None:
-            found[0].hold(-1)
-        return found
+        if found is None:
+            return None
+        server, lease, owner = found
+        server.hold(-1)
+        if owner != client:
+            lease.end(False)
+            return None
+        return server, lease
 
     def drop_bound(self) -> None:
         """Close what was kept: nobody else may have it."""
         for upstream in list(self.bound or ()):
-            found = self.take_bound(upstream)
-            assert found is not None
-            found[1].end(False)
+            self.take_bound(upstream, None)
 
 
 class Upload:
