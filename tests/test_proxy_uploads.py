@@ -13,6 +13,7 @@ from pairs import reset
 from proxies import Origin, Recorded, gateway_to, scripted
 
 from greensock.http import Guard, GuardOptions, ListenOptions, ProxyTimeouts
+from greensock.http.proxy.server import MAX_PIECES
 
 KEEP = b"Host: a\r\n\r\n"
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
@@ -112,7 +113,7 @@ def test_what_was_there_with_the_head_needs_no_wait(start, dial):
     assert read_all(dial(proxy, post(3, CLOSE) + b"abc")).endswith(b"POST / abc")
     sock = dial(proxy, post(4, CLOSE) + b"ab")
     wait_until(lambda: waiting(proxy))
-    assert proxy.gateway.buffered == 0, "what the parser holds is not counted"
+    assert proxy.gateway.buffered == 2, "what came with the head is held, too"
     sock.sendall(b"cd")
     assert read_all(sock).endswith(b"POST / abcd")
 
@@ -238,6 +239,36 @@ def test_only_so_much_is_held(start, dial, most, first, held):
         assert got == [first + b"y" * (50 - len(first))]
 
 
+@pytest.mark.parametrize(("most", "size", "held"), [(10, 10, 1), (10, 11, 0), (29, 10, 2), (30, 10, 3), (31, 10, 3)])
+def test_what_came_with_the_head_is_held_too(start, dial, most, size, held):
+    """Each client sends that much of its body at once: so many of the bodies are waited for."""
+    proxy = start(listen=ListenOptions(max_buffered=most))
+    socks = []
+    for count in range(1, 5):
+        socks.append(dial(proxy, post(50, CLOSE) + b"x" * size))
+        wait_until(lambda count=count: len(waiting(proxy)) + proxy.uploads == count)
+        assert proxy.gateway.buffered == size * min(count, held)
+    assert (len(waiting(proxy)), proxy.uploads) == (held, 4 - held)
+    for sock in socks:
+        sock.sendall(b"y" * (50 - size))
+        assert read_all(sock).endswith(b"POST / " + b"x" * size + b"y" * (50 - size))
+    assert proxy.gateway.buffered == 0
+
+
+def test_many_small_pieces_are_held_in_few(start, dial):
+    """One by one they would hold twenty times what is counted."""
+    proxy = start()
+    body = bytes(range(256)) * 2
+    sock = dial(proxy, post(1 + len(body), CLOSE))
+    [conn] = wait_until(lambda: waiting(proxy))
+    for place in range(len(body)):
+        sock.sendall(body[place : place + 1])
+        wait_until(lambda place=place: proxy.gateway.buffered == place + 1)
+        assert len(conn.upload.pieces) <= MAX_PIECES
+    sock.sendall(b"!")
+    assert read_all(sock).endswith(b"POST / " + body + b"!")
+
+
 def test_workers_are_left_for_others(start, dial):
     proxy = start(max_replay=10, listen=ListenOptions(max_workers=4))
     slow = [dial(proxy, post(100)) for _ in range(3)]
@@ -291,7 +322,7 @@ def test_a_thousand_slow_uploads_beside_a_good_client(start, dial):
     wait_until(lambda: len(waiting(proxy)) == 1000)
     for each in slow:
         each.sendall(b"y")
-    wait_until(lambda: proxy.gateway.buffered == 1000)
+    wait_until(lambda: proxy.gateway.buffered == 2000)
     assert proxy.statistics().workers_busy == 0
     began = monotonic()
     good = dial(proxy)

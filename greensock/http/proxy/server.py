@@ -48,6 +48,8 @@ log = logging.getLogger("greensock.upstream")
 
 #: Seconds between two warnings of connections that were refused for the same reason.
 WARN_EVERY = 60.0
+#: How many pieces of a body are held one by one: more are joined, as each costs 40 bytes besides its own.
+MAX_PIECES = 16
 
 
 class ProxyConnection(HTTPConnection):
@@ -124,7 +126,7 @@ class ProxyConnection(HTTPConnection):
 class Upload:
     """A short body, and what came of it so far."""
 
-    __slots__ = ("count", "missing", "parser", "pieces", "relay", "since")
+    __slots__ = ("count", "held", "missing", "parser", "pieces", "relay", "since")
 
     def __init__(self, relay: Relay, parser: RequestParser, missing: int) -> None:
         #: Whose it is.
@@ -136,6 +138,8 @@ class Upload:
         #: What came of them, and how much that is.
         self.pieces: list[bytes] = []
         self.count = 0
+        #: How much is held in all, with what the parser had when the wait began.
+        self.held = parser.pending
         #: When the last of it came.
         self.since = monotonic()
 
@@ -314,10 +318,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         gateway, conn = self.gateway, relay.conn
         parser = conn.parser_in_use
         assert parser is not None
-        if gateway.buffered >= gateway.listen.max_buffered:
+        most, buffered = gateway.listen.max_buffered, gateway.buffered
+        if buffered >= most or buffered + parser.pending > most:
             return False
         relay.request.body.invite()
         conn.upload = Upload(relay, parser, missing)
+        gateway.buffered += conn.upload.held
         conn._parser = parser  # so that what comes is not taken for a request
         self._bodies.begin(conn, self.body_timeout)
         return True
@@ -328,8 +334,11 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         if upload is None:
             return False
         now, failed = monotonic(), None
+        if len(upload.pieces) == MAX_PIECES:
+            upload.pieces = [b"".join(upload.pieces)]
         upload.pieces.append(data)
         upload.count += len(data)
+        upload.held += len(data)
         gateway.buffered += len(data)
         try:
             upload.relay.request.body.came(len(data), now - upload.since)
@@ -361,7 +370,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
     def _end_wait(self, conn: ProxyConnection) -> Upload:
         upload, conn.upload, conn._parser = conn.upload, None, None
         assert upload is not None
-        self.gateway.buffered -= upload.count
+        self.gateway.buffered -= upload.held
         self._bodies.pop(conn, None)
         return upload
 
