@@ -12,7 +12,7 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import reset
 from proxies import Origin, Recorded, gateway_to, scripted
 
-from greensock.http import Guard, GuardOptions, ListenOptions, ProxyTimeouts
+from greensock.http import Forwarding, Guard, GuardOptions, ListenOptions, ProxyTimeouts, Route
 from greensock.http.proxy.server import MAX_PIECES
 
 KEEP = b"Host: a\r\n\r\n"
@@ -164,6 +164,40 @@ def test_it_is_waited_for_only_so_long(start, dial):
     assert record.sent == len(answer)
     assert proxy.refused == {"body-timeout": 1}
     assert requests_of(proxy) == 0
+
+
+@pytest.mark.parametrize("of", ["the proxy", "a route"])
+def test_all_of_the_request_may_take_only_so_long(start, dial, of):
+    """Also if more of it comes now and then."""
+    total = ProxyTimeouts(total=0.3)
+    options = {"timeouts": total} if of == "the proxy" else {"routes": [Route("site", timeouts=total)]}
+    proxy = start(forwarding=Forwarding(proxy_status=True), **options)
+    sock = dial(proxy, post(1 << 16))
+    wait_until(lambda: waiting(proxy))
+    while waiting(proxy):
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(b"x")
+        gevent.sleep(0.01)
+    answer = read_all(sock)
+    assert (status_of(answer), b"\r\nConnection: close\r\n" in answer) == (504, True)
+    assert b"\r\nProxy-Status: greensock; error=http_response_timeout\r\n" in answer
+    [record] = proxy.records
+    assert (record.status, record.reason, record.sent) == (504, "total-timeout", len(answer))
+    assert 0.2 < record.duration < PATIENCE
+    assert (proxy.failures, proxy.refused) == ({"total-timeout": 1}, {})
+    assert requests_of(proxy) == 0
+
+
+def test_a_body_that_comes_in_time(start, dial):
+    proxy = start(timeouts=ProxyTimeouts(total=PATIENCE))
+    sock = dial(proxy, post(3))
+    wait_until(lambda: waiting(proxy))
+    sock.sendall(b"abc" + post(3))
+    assert read_exactly(sock, 15) == b"HTTP/1.1 200 OK"
+    [conn] = wait_until(lambda: waiting(proxy))
+    assert conn.upload.overdue
+    sock.close()
+    wait_until(lambda: len(proxy.records) == 2)
 
 
 def test_the_limit_of_idle_connections_is_none_of_bodies(start, dial):

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fcntl import ioctl
 from functools import partial
 from math import inf
@@ -17,14 +18,28 @@ from termios import FIONREAD
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import gevent
 from gevent.monkey import get_original
 
-from greensock import DROP, POSTPONE, Connection, DropReason, OperationTimeout, Rule, State, Verdict
+from greensock import (
+    DROP,
+    POSTPONE,
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    DropReason,
+    OperationTimeout,
+    Rule,
+    State,
+    Verdict,
+)
+from greensock.http.answering import CLOSE
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
 from greensock.http.head_watch import HeadWatch
 from greensock.http.headers import Headers
 from greensock.http.links import Lease
+from greensock.http.proxy.failure import Failure
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
 from greensock.http.proxy.networks import canonical_address
@@ -126,7 +141,7 @@ class ProxyConnection(HTTPConnection):
 class Upload:
     """A short body, and what came of it so far."""
 
-    __slots__ = ("count", "held", "missing", "parser", "pieces", "relay", "since")
+    __slots__ = ("count", "held", "missing", "overdue", "parser", "pieces", "relay", "since")
 
     def __init__(self, relay: Relay, parser: RequestParser, missing: int) -> None:
         #: Whose it is.
@@ -142,6 +157,8 @@ class Upload:
         self.held = parser.pending
         #: When the last of it came.
         self.since = monotonic()
+        #: What ends the wait when all of the request took too long; None if it may take any time.
+        self.overdue: gevent.Greenlet[..., None] | None = None
 
 
 class ReverseProxyKeywords(HTTPServerSettings, total=False):
@@ -324,6 +341,9 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         relay.request.body.invite()
         conn.upload = Upload(relay, parser, missing)
         gateway.buffered += conn.upload.held
+        due = relay.deadlines.total_due
+        if due != inf:  # not in ``_bodies``, where all wait equally long
+            conn.upload.overdue = gevent.spawn_later(max(0.0, due - monotonic()), self._refuse_overdue, conn)
         conn._parser = parser  # so that what comes is not taken for a request
         self._bodies.begin(conn, self.body_timeout)
         return True
@@ -371,6 +391,8 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         upload, conn.upload, conn._parser = conn.upload, None, None
         assert upload is not None
         self.gateway.buffered -= upload.held
+        if upload.overdue is not None:
+            upload.overdue.kill(block=False)
         self._bodies.pop(conn, None)
         return upload
 
@@ -384,6 +406,24 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             relay.abandon(408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
         else:
             relay.abandon(0, "client-left")
+
+    def _refuse_overdue(self, conn: ProxyConnection) -> None:
+        upload = conn.upload
+        assert upload is not None
+        upload.overdue = None  # which runs this
+        relay = self._end_wait(conn).relay
+        if conn.state is State.OPEN:
+            self.failures["total-timeout"] += 1
+            relay.abandon(504, "total-timeout", partial(self._tell_overdue, relay))
+        else:
+            relay.abandon(0, "client-left")
+
+    def _tell_overdue(self, relay: Relay) -> None:
+        """Answer that all of a request took too long, without blocking, and close: its body is not there."""
+        answer = relay.error_answer(504, "total-timeout", error=Failure("total-timeout", 504).error)
+        assert isinstance(answer.body, bytes)
+        with suppress(ConnectionClosed, ConnectionLost):  # it has left: there is nobody to tell
+            relay.conn.send(self._head(answer, len(answer.body), False, CLOSE) + answer.body, close=True)
 
     def connection_eof(self, conn: ProxyConnection) -> None:
         """Answer what was half received; the client may have closed its sending half only."""
