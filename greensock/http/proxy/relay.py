@@ -26,7 +26,7 @@ from greensock.http.errors import BadRequest, Reason
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
-from greensock.http.links import Lease
+from greensock.http.links import Lease, Waiter
 from greensock.http.payload import NOTHING, Payload
 from greensock.http.plain import CREDENTIALS
 from greensock.http.proxy.asking import call_for, introduce, payload_as_it_comes, payload_of_short
@@ -86,6 +86,7 @@ class Relay:
         "status",
         "tries",
         "upstream",
+        "waiter",
     )
 
     def __init__(self, proxy: ReverseProxy, request: Request, keep: bool, peer: str, scheme: str = "http") -> None:
@@ -125,6 +126,8 @@ class Relay:
         self.exchange: Exchange | None = None
         #: The address of who connected, or what its PROXY header said.
         self.peer = peer
+        #: The wait for a connection to the server, while that has none free.
+        self.waiter: Waiter | None = None
         self._request_id = ""  # made when something asks for it
         self._lease: Lease | None = None
         self._left = True  # the server
@@ -389,22 +392,30 @@ class Relay:
         try:
             # First what may block, if the program edits: a connection is looked at just before it is used.
             call = call_for(self, server, payload)
+            # A client that leaves is noticed while it waits for a connection, and while the server works.
+            if body is NO_BODY or body.is_ended:
+                if self.proxy.abort_on_eof and not conn.notify_disconnect(self.on_client_left):
+                    self._client_left = True
+                    raise client_is_gone(conn)
+            elif not conn.notify_disconnect(self.on_hangup_in_body):
+                self.on_hangup_in_body()
+                if self._client_left or self.cut is not None:
+                    raise client_is_gone(conn)
             if self._lease is None:
-                self._lease = server.lease(deadlines)
+                self._lease = server.lease(deadlines, self)
             elif not self._lease.is_quiet():  # bound, and meanwhile the server let go of it: the client begins anew
                 self._lease.renew(deadlines)
             lease = self._lease
             upstream_conn = lease.connection
             assert upstream_conn is not None
+            if self._client_left or self.cut is not None:
+                raise client_is_gone(conn)  # there was nothing to reset
             if server.send_proxy_protocol and not lease.is_reused:
                 introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
-            # A client that leaves is noticed while the server works, but not before its body was read.
-            if self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended):
-                if not conn.notify_disconnect(self.on_client_left):
-                    self._client_left = True
-                    raise client_is_gone(conn)
+            if body is not NO_BODY and not body.is_ended:
+                conn.notify_disconnect(None)  # from here on it is read
             self.exchange = exchange = Exchange(call, upstream_conn, deadlines)
             try:
                 self.head = exchange.run()
@@ -437,6 +448,8 @@ class Relay:
         self._abort_server()
 
     def _abort_server(self) -> None:
+        if self.waiter is not None:
+            self.waiter.give_up()
         if self._lease is not None and self._lease.connection is not None:
             self._lease.connection.abort()
 
@@ -615,16 +628,22 @@ class Relay:
         """Let go of a server, whatever state it is in."""
         self.conn.notify_disconnect(None)
         lease, self._lease = self._lease, None
-        if lease is not None and self._was_bound and self.exchange is None and lease.is_quiet():
+        if lease is not None and self.exchange is None and self._is_unused(lease):
             assert self.server is not None
-            self.conn.bind(
-                self.server, lease, self.client
-            )  # nothing was sent on it: the program refused the request, say
+            if self._was_bound:
+                self.conn.bind(self.server, lease, self.client)
+            else:
+                lease.end(True)
         elif lease is not None:
             lease.give_up()
             if self.exchange is not None:
                 self.exchange.stop_and_wait()
         self.left()
+
+    def _is_unused(self, lease: Lease) -> bool:
+        """Whether nothing was sent on a connection, and it stands: the client left before, or the program refused."""
+        assert self.server is not None
+        return lease.is_quiet() and (lease.is_reused or not self.server.send_proxy_protocol)
 
     def _leave_unjudged(self) -> None:
         """Let go of a server of which this request tells nothing, if it was not left before."""
