@@ -453,7 +453,9 @@ def test_a_client_that_leaves_in_a_short_body(proxied, dial, origin, how):
     wait_until(lambda: proxy.statistics().requests)
     leave(sock, how)
     record = record_of(proxy)
-    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
+    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+    assert (record.received, record.upstream, record.tries) == (5, "", 0)
+    assert proxy.failures == ({} if how != "reset" else {"client-left": 1})
     assert server_of(proxy).requests == 0, "no server was asked"
 
 
@@ -474,7 +476,9 @@ def test_a_client_that_leaves_in_a_long_body(proxied, dial, how, framing):
         leave(sock, how)
         assert gone.wait(PATIENCE)
         record = record_of(proxy)
-        assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
+        assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+        assert (record.upstream, record.upstream_status, record.tries) == (server_of(proxy).name, "-", 1)
+        assert proxy.failures == ({} if how != "reset" else {"client-left": 1})
         assert health_of(proxy) == (0, 0), "it is not the server's fault"
 
 
@@ -534,6 +538,29 @@ def test_a_client_that_has_said_all_while_the_server_does_not_read(proxied, dial
         sock.shutdown(socket.SHUT_WR)
         assert read_all(sock).endswith(b"ok")
         assert len(seen[0]) == size
+
+
+@pytest.mark.parametrize("second", ["answers", "refuses"])
+def test_the_times_of_the_last_server_alone(proxied, dial, origin, second):
+    """What the one before took is none of its time."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        gevent.sleep(0.3)  # and no answer
+
+    with scripted(script) as first:
+        url = origin.url if second == "answers" else f"http://127.0.0.1:{closed_port()}"
+        proxy = proxied(first.url, ServerOptions(url, backup=True))
+        answer = read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE))
+        record = record_of(proxy)
+        assert record.tries == 2
+        assert record.duration >= 0.3
+        if second == "answers":
+            assert status_of(answer) == 200
+            assert record.connect_time <= record.head_time <= record.upstream_time <= record.duration - 0.3
+        else:
+            assert status_of(answer) == 502
+            assert (record.connect_time, record.head_time, record.upstream_time) == (None, None, None)
 
 
 @pytest.fixture
@@ -596,7 +623,9 @@ def test_a_client_that_leaves_while_it_queues(proxied, dial, how, body):
         wait_until(lambda: pool.statistics().waiting == 1)
         leave(sock, how)
         record = record_of(proxy)
-        assert record.reason == ("client-left" if is_whole or how == "reset" else "incomplete")
+        is_told = not is_whole and how != "reset"
+        assert (record.status, record.reason) == ((400, "incomplete") if is_told else (499, "client-left"))
+        assert (record.upstream, record.upstream_status, record.tries) == (server_of(proxy).name, "-", 1)
         assert (pool.statistics().waiting, server_of(proxy).used) == (0, 1)
         third = dial(proxy, b"GET /3 HTTP/1.1\r\n" + CLOSE)
         wait_until(lambda: pool.statistics().waiting == 1)

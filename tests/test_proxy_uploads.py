@@ -143,7 +143,8 @@ def test_a_client_that_leaves(start, dial, how):
         reset(sock)
     wait_until(lambda: proxy.records)
     [record] = proxy.records
-    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
+    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+    assert record.received == 5
     assert requests_of(proxy) == 0
 
 
@@ -159,7 +160,7 @@ def test_it_is_waited_for_only_so_long(start, dial):
     answer = read_all(sock)
     assert (status_of(answer), b"Connection: close" in answer) == (408, True)
     [record] = proxy.records
-    assert (record.status, record.reason) == (408, "client-timeout")
+    assert (record.status, record.reason, record.received) == (408, "client-timeout", 1)
     assert record.duration >= 0.2
     assert record.sent == len(answer)
     assert proxy.refused == {"body-timeout": 1}
@@ -183,6 +184,7 @@ def test_all_of_the_request_may_take_only_so_long(start, dial, of):
     assert b"\r\nProxy-Status: greensock; error=http_response_timeout\r\n" in answer
     [record] = proxy.records
     assert (record.status, record.reason, record.sent) == (504, "total-timeout", len(answer))
+    assert record.received > 1
     assert 0.2 < record.duration < PATIENCE
     assert (proxy.failures, proxy.refused) == ({"total-timeout": 1}, {})
     assert requests_of(proxy) == 0
@@ -219,7 +221,7 @@ def test_it_must_keep_its_rate(start, dial, monkeypatch):
     wait_until(lambda: monotonic() - conn.upload.since > 0.01)
     sock.sendall(b"x")
     assert status_of(read_all(sock)) == 408
-    assert [record.reason for record in proxy.records] == ["client-timeout"]
+    assert [(record.reason, record.received) for record in proxy.records] == [("client-timeout", 1)]
 
 
 def test_a_proxy_that_stops(start, dial):
@@ -237,10 +239,24 @@ def test_a_proxy_that_stops(start, dial):
 
 def test_a_proxy_that_is_aborted(start, dial):
     proxy = start()
-    dial(proxy, post(3))
+    dial(proxy, post(3) + b"x")
     wait_until(lambda: waiting(proxy))
     proxy.abort()
-    assert [record.reason for record in proxy.records] == ["stopped"]
+    [record] = proxy.records
+    assert (record.status, record.reason, record.received) == (503, "stopped", 1)
+    assert proxy.failures == {"stopped": 1}
+
+
+def test_the_times_of_a_server_begin_when_it_is_chosen(start, dial):
+    """The wait for the body is none of its time."""
+    proxy = start()
+    sock = dial(proxy, post(2, CLOSE) + b"a")
+    [conn] = wait_until(lambda: waiting(proxy))
+    wait_until(lambda: monotonic() - conn.upload.since > 0.3)
+    sock.sendall(b"b")
+    assert read_all(sock).endswith(b"POST / ab")
+    [record] = proxy.records
+    assert record.connect_time <= record.head_time <= record.upstream_time <= record.duration - 0.3
 
 
 # -- bounds

@@ -30,7 +30,7 @@ from greensock.http.links import Lease, Waiter
 from greensock.http.payload import NOTHING, Payload
 from greensock.http.plain import CREDENTIALS
 from greensock.http.proxy.asking import call_for, introduce, payload_as_it_comes, payload_of_short
-from greensock.http.proxy.failure import DENIED, Again, Failure, UpcallFailed, client_is_gone, failure_of
+from greensock.http.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, UpcallFailed, client_is_gone, failure_of
 from greensock.http.proxy.forwarded import new_id
 from greensock.http.proxy.passing import pass_answer
 from greensock.http.proxy.record import Record
@@ -59,10 +59,12 @@ class Relay:
     """One request on its way. The upcalls of a proxy are given it."""
 
     __slots__ = (
+        "_asked",
         "_client_left",
         "_is_tied",
         "_lease",
         "_left",
+        "_noted",
         "_request_id",
         "_started",
         "_upload",
@@ -136,6 +138,8 @@ class Relay:
         self._was_bound = False  # the connection to the server, when the request came
         self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names
         self._started = 0.0
+        self._asked = 0.0  # when the server was chosen
+        self._noted = 0  # how many of the servers that were asked the record names
         self._upload = NO_UPLOAD
 
     # -- all of it
@@ -343,7 +347,8 @@ class Relay:
 
     def _forward(self, upstream: Upstream, payload: Payload) -> bool:
         """Have a server answer, and pass that on."""
-        upstream.budget.request(monotonic())
+        self._asked = now = monotonic()
+        upstream.budget.request(now)
         failure = self._ask(self._choose(upstream, ()), payload)
         if failure is not None:
             self._ask_others(failure, upstream, payload)
@@ -364,6 +369,8 @@ class Relay:
             except Failure:
                 raise failure from None  # which says more than that no other is up
             self.proxy.retries += 1
+            if self.record is not None:
+                self._begin_attempt(self.record)
             found = self._ask(server, payload)
             if found is None:
                 return
@@ -566,8 +573,12 @@ class Relay:
             raise error
         self._leave_unjudged()
         proxy, request = self.proxy, self.request
+        reason = _token_of(error, self.conn)
         if self.record is not None:
-            self.record.reason = _token_of(error, self.conn)
+            self.record.reason = reason
+        if reason == "client-left":
+            self.status = CLIENT_LEFT
+            proxy.failures[reason] += 1
         if request.is_answered:
             proxy._cut_off(request, error)
             raise error
@@ -597,7 +608,7 @@ class Relay:
         self._left = True
         server.leave()
         if self.record is not None:
-            self.record.upstream_time = monotonic() - self._started
+            self.record.upstream_time = monotonic() - self._asked
 
     def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
         """Take up what is bound to the client's connection; None if nothing is."""
@@ -670,22 +681,27 @@ class Relay:
         record.referer = headers.get_raw(b"referer")
         record.agent = headers.get_raw(b"user-agent")
 
+    def _begin_attempt(self, record: Record) -> None:
+        """Forget the times of the server that was asked before."""
+        self._asked = monotonic()
+        record.connect_time, record.reused = None, False
+
     def _note_connected(self, lease: Lease) -> None:
         assert self.record is not None
-        self.record.connect_time = 0.0 if lease.is_reused else monotonic() - self._started
+        self.record.connect_time = 0.0 if lease.is_reused else monotonic() - self._asked
         self.record.reused = lease.is_reused
 
     def note_head(self, status: int) -> None:
         """Note what the server answered, and when."""
         self.status = status
         if self.record is not None:
-            self.record.head_time = monotonic() - self._started
+            self.record.head_time = monotonic() - self._asked
             self._note_attempt(str(status))
 
     def note_end(self) -> None:
         """Note when the server's answer was whole."""
         if self.record is not None:
-            self.record.upstream_time = monotonic() - self._started
+            self.record.upstream_time = monotonic() - self._asked
 
     def _note_attempt(self, status: str) -> None:
         record, server = self.record, self.server
@@ -693,12 +709,15 @@ class Relay:
             return
         record.upstream += f", {server.name}" if record.upstream else server.name
         record.upstream_status += f", {status}" if record.upstream_status else status
+        self._noted = self.tries
 
     def _end_record(self, record: Record, sent: int) -> None:
         record.status = self.status
         record.duration = monotonic() - self._started
         record.sent = sent
         record.received = self.request.body.received
+        if self._noted < self.tries:  # the client broke off, or the program failed, before it answered
+            self._note_attempt("-")
         record.tries = self.tries
         record.request_id = self.request_id
         if self.route is not None:

@@ -27,7 +27,6 @@ from greensock import (
     Connection,
     ConnectionClosed,
     ConnectionLost,
-    DropReason,
     OperationTimeout,
     Rule,
     State,
@@ -39,7 +38,7 @@ from greensock.http.events import RequestHead
 from greensock.http.head_watch import HeadWatch
 from greensock.http.headers import Headers
 from greensock.http.links import Lease
-from greensock.http.proxy.failure import Failure
+from greensock.http.proxy.failure import Failure, client_is_gone
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
 from greensock.http.proxy.networks import canonical_address
@@ -159,6 +158,10 @@ class Upload:
         self.since = monotonic()
         #: What ends the wait when all of the request took too long; None if it may take any time.
         self.overdue: gevent.Greenlet[..., None] | None = None
+
+    def note_received(self) -> None:
+        """Note in the request how much came: nobody will read it."""
+        self.relay.request.body.received = self.held
 
 
 class ReverseProxyKeywords(HTTPServerSettings, total=False):
@@ -378,6 +381,8 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
     def _go_on_with(self, conn: ProxyConnection, failed: Exception | None = None, may_hold: bool = True) -> None:
         """Answer the request whose body was waited for, and then those behind it."""
         upload = self._end_wait(conn)
+        if failed is not None:
+            upload.note_received()
         parser = conn.parser_in_use = upload.parser
         parser.feed(b"".join(upload.pieces))
         try:
@@ -400,23 +405,21 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         assert isinstance(conn, ProxyConnection)
         if conn.upload is None:
             return
-        relay = self._end_wait(conn).relay
         if conn.state is State.OPEN:
             late = HTTPError(408, f"nothing of a body came for {self.body_timeout} s")
-            relay.abandon(408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
+            self._abandon(conn, 408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
         else:
-            relay.abandon(0, "client-left")
+            self._lose_upload(conn)
 
     def _refuse_overdue(self, conn: ProxyConnection) -> None:
         upload = conn.upload
         assert upload is not None
         upload.overdue = None  # which runs this
-        relay = self._end_wait(conn).relay
         if conn.state is State.OPEN:
             self.failures["total-timeout"] += 1
-            relay.abandon(504, "total-timeout", partial(self._tell_overdue, relay))
+            self._abandon(conn, 504, "total-timeout", partial(self._tell_overdue, upload.relay))
         else:
-            relay.abandon(0, "client-left")
+            self._lose_upload(conn)
 
     def _tell_overdue(self, relay: Relay) -> None:
         """Answer that all of a request took too long, without blocking, and close: its body is not there."""
@@ -424,6 +427,20 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         assert isinstance(answer.body, bytes)
         with suppress(ConnectionClosed, ConnectionLost):  # it has left: there is nobody to tell
             relay.conn.send(self._head(answer, len(answer.body), False, CLOSE) + answer.body, close=True)
+
+    def _abandon(
+        self, conn: ProxyConnection, status: int, reason: str, answer: Callable[[], object] | None = None
+    ) -> None:
+        """End a request whose body is waited for no longer; ``answer`` tells the client so."""
+        upload = self._end_wait(conn)
+        upload.note_received()
+        upload.relay.abandon(status, reason, answer)
+
+    def _lose_upload(self, conn: ProxyConnection) -> None:
+        """End a request whose client is gone before its body was there."""
+        gone = client_is_gone(conn)
+        self.failures[gone.reason] += 1
+        self._abandon(conn, gone.status, gone.reason)
 
     def connection_eof(self, conn: ProxyConnection) -> None:
         """Answer what was half received; the client may have closed its sending half only."""
@@ -448,12 +465,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         if conn.bound is not None:
             conn.drop_bound()
         if conn.upload is not None:
-            relay = self._end_wait(conn).relay
-            if conn.drop_reason is DropReason.STOPPED:
-                self.failures["stopped"] += 1
-                relay.abandon(503, "stopped")
-            else:
-                relay.abandon(0, "client-left")
+            self._lose_upload(conn)
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""
