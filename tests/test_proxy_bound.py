@@ -11,7 +11,7 @@ from conftest import PATIENCE, read_exactly, wait_until
 from pairs import reset
 from proxies import Recorded, Script, gateway_to
 
-from greensock.http import HealthOptions, HTTPError, ProxyTimeouts, ServerOptions
+from greensock.http import FieldEdits, Forwarding, HealthOptions, HTTPError, ProxyTimeouts, Route, ServerOptions
 
 _said = re.compile(rb"(?im)^(?:Proxy-)?Authorization: (\S+) ([\w=]+)").search
 
@@ -62,8 +62,8 @@ class Client:
         self.sock.settimeout(PATIENCE)
         self.file = self.sock.makefile("rb")
 
-    def ask(self, said=b"", method=b"GET", target=b"/", body=b"", field=b"Authorization"):
-        lines = [method + b" " + target + b" HTTP/1.1", b"Host: a"]
+    def ask(self, said=b"", method=b"GET", target=b"/", body=b"", field=b"Authorization", more=()):
+        lines = [method + b" " + target + b" HTTP/1.1", b"Host: a", *more]
         if said:
             lines.append(field + b": " + said)
         if body:
@@ -321,6 +321,44 @@ def test_a_request_that_never_went_out_ends_nothing(start, dial):
     assert client.ask(b"NTLM me") == (200, b"hello me")
     assert client.ask(target=b"/refused")[0] == 403
     assert client.ask() == (200, b"hello me")
+
+
+class Speaking(Recorded):
+    """A program that says for its clients who they are."""
+
+    def edit_request(self, relay, headers):
+        if name := relay.request.headers.get("Cookie"):
+            headers.set("Authorization", f"Negotiate whole{name}")
+
+
+@pytest.mark.parametrize("whose", ["the program's", "the route's"])
+def test_credentials_that_an_edit_adds(start, dial, whose):
+    domain = Domain(b"Negotiate")
+    if whose == "the program's":
+        proxy = start(domain, kind=Speaking)
+    else:
+        edits = FieldEdits(set={"Authorization": "Negotiate whole1"})
+        proxy = start(domain, routes=[Route("site", path="/all", request_fields=edits), Route("site")])
+    client = dial(proxy)
+    assert client.ask(more=[b"Cookie: 1"], target=b"/all") == (200, b"hello whole1")
+    assert held_of(proxy) == 2, "one slot, one at rest"
+    assert dial(proxy).ask() == (401, b"")
+    assert client.ask() == (200, b"hello whole1")
+
+
+def test_clients_of_a_trusted_peer(start, dial):
+    """They may come on one connection: what is bound for one of them is no other's."""
+    domain = Domain()
+    proxy = start(domain, forwarding=Forwarding(trusted=("127.0.0.1",)))
+    peer = dial(proxy)
+    first, second = [b"X-Forwarded-For: 192.0.2.1"], [b"X-Forwarded-For: 192.0.2.2"]
+    assert peer.ask(b"NTLM ask", more=first) == (401, b"")
+    assert peer.ask(b"NTLM me", more=first) == (200, b"hello me")
+    assert peer.ask(more=first) == (200, b"hello me")
+    assert peer.ask(more=second) == (401, b"")
+    assert peer.ask(more=first) == (401, b""), "it began anew for the other"
+    assert len(domain.users) == 3
+    assert held_of(proxy) == 2, "one slot, one at rest"
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -455,7 +455,9 @@ def test_a_client_that_leaves_in_a_short_body(proxied, dial, origin, how):
     wait_until(lambda: proxy.statistics().requests)
     leave(sock, how)
     record = record_of(proxy)
-    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
+    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+    assert (record.received, record.upstream, record.tries) == (5, "", 0)
+    assert proxy.failures == ({} if how != "reset" else {"client-left": 1})
     assert server_of(proxy).requests == 0, "no server was asked"
 
 
@@ -476,7 +478,9 @@ def test_a_client_that_leaves_in_a_long_body(proxied, dial, how, framing):
         leave(sock, how)
         assert gone.wait(PATIENCE)
         record = record_of(proxy)
-        assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
+        assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+        assert (record.upstream, record.upstream_status, record.tries) == (server_of(proxy).name, "-", 1)
+        assert proxy.failures == ({} if how != "reset" else {"client-left": 1})
         assert health_of(proxy) == (0, 0), "it is not the server's fault"
 
 
@@ -538,31 +542,27 @@ def test_a_client_that_has_said_all_while_the_server_does_not_read(proxied, dial
         assert len(seen[0]) == size
 
 
-@HOW
-def test_a_client_that_leaves_while_it_waits_for_a_connection(proxied, dial, how):
-    go = Event()
+@pytest.mark.parametrize("second", ["answers", "refuses"])
+def test_the_times_of_the_last_server_alone(proxied, dial, origin, second):
+    """What the one before took is none of its time."""
 
     def script(server, sock, number):
-        while server.head(sock):
-            go.wait()
-            sock.sendall(OK)
+        server.head(sock)
+        gevent.sleep(0.3)  # and no answer
 
-    with scripted(script) as server:
-        proxy = proxied(ServerOptions(server.url, max_connections=1))
-        first = dial(proxy, b"GET /1 HTTP/1.1\r\n" + CLOSE)
-        wait_until(lambda: server.heads)
-        second = dial(proxy, b"GET /2 HTTP/1.1\r\n" + KEEP)
-        wait_until(lambda: server_of(proxy).status("").waiting)
-        leave(second, how)
-        gevent.sleep(0.01)
-        go.set()
-        assert read_all(first).endswith(b"ok")
-        wait_until(lambda: len(proxy.records) == 2)
-        assert [(record.status, record.reason) for record in proxy.records] == [(200, ""), (499, "client-left")]
-        assert len(server.heads) == 1, "it was not asked for nobody"
-        assert health_of(proxy) == (1, 0)
-        wait_until(lambda: server_of(proxy).links.pool.statistics().used == 0)
-        assert status_of(read_all(dial(proxy, b"GET /3 HTTP/1.1\r\n" + CLOSE))) == 200
+    with scripted(script) as first:
+        url = origin.url if second == "answers" else f"http://127.0.0.1:{closed_port()}"
+        proxy = proxied(first.url, ServerOptions(url, backup=True))
+        answer = read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE))
+        record = record_of(proxy)
+        assert record.tries == 2
+        assert record.duration >= 0.3
+        if second == "answers":
+            assert status_of(answer) == 200
+            assert record.connect_time <= record.head_time <= record.upstream_time <= record.duration - 0.3
+        else:
+            assert status_of(answer) == 502
+            assert (record.connect_time, record.head_time, record.upstream_time) == (None, None, None)
 
 
 @pytest.fixture
@@ -595,6 +595,68 @@ def test_a_client_that_leaves_while_the_proxy_connects(proxied, dial, origin, ga
     assert (record.status, record.reason) == (499, "client-left")
     assert not origin.seen
     assert health_of(proxy) == (0, 0)
+    wait_until(lambda: server_of(proxy).links.pool.statistics().idle == 1)  # nothing was sent on it: others may have it
+
+
+@HOW
+@pytest.mark.parametrize("body", ["none", "short", "long", "chunks"])
+def test_a_client_that_leaves_while_it_queues(proxied, dial, how, body):
+    """It keeps no place from others, gets no connection, and ends none."""
+    go = Event()
+
+    def script(server, sock, number):
+        while server.head(sock):
+            go.wait()
+            sock.sendall(OK)
+
+    sent = {
+        "none": KEEP,
+        "short": b"Content-Length: 3\r\n" + KEEP + b"abc",
+        "long": b"Content-Length: 100000\r\n" + KEEP + b"abc",
+        "chunks": b"Transfer-Encoding: chunked\r\n" + KEEP + b"3\r\n",
+    }[body]
+    is_whole = body in ("none", "short")
+    with scripted(script) as server:
+        proxy = proxied(ServerOptions(server.url, max_connections=1, max_waiting=1))
+        pool = server_of(proxy).links.pool
+        first = dial(proxy, b"GET /1 HTTP/1.1\r\n" + CLOSE)
+        wait_until(lambda: server.heads)
+        sock = dial(proxy, b"POST /2 HTTP/1.1\r\n" + sent)
+        wait_until(lambda: pool.statistics().waiting == 1)
+        leave(sock, how)
+        record = record_of(proxy)
+        is_told = not is_whole and how != "reset"
+        assert (record.status, record.reason) == ((400, "incomplete") if is_told else (499, "client-left"))
+        assert (record.upstream, record.upstream_status, record.tries) == (server_of(proxy).name, "-", 1)
+        assert (pool.statistics().waiting, server_of(proxy).used) == (0, 1)
+        third = dial(proxy, b"GET /3 HTTP/1.1\r\n" + CLOSE)
+        wait_until(lambda: pool.statistics().waiting == 1)
+        go.set()
+        assert (status_of(read_all(first)), status_of(read_all(third))) == (200, 200)
+        assert (len(server.heads), server.accepted) == (2, 1)
+        assert health_of(proxy) == (2, 0)
+
+
+def test_a_client_that_said_all_may_close_its_side_while_it_queues(proxied, dial):
+    go = Event()
+
+    def script(server, sock, number):
+        while server.head(sock):
+            read_exactly(sock, 100_000 if number + len(server.heads) > 2 else 0)
+            go.wait()
+            sock.sendall(OK)
+
+    with scripted(script) as server:
+        one = ServerOptions(server.url, max_connections=1)
+        proxy = proxied(one, server_options={"abort_on_eof": False})
+        first = dial(proxy, b"GET /1 HTTP/1.1\r\n" + CLOSE)
+        wait_until(lambda: server.heads)
+        sock = dial(proxy, b"POST /2 HTTP/1.1\r\nContent-Length: 100000\r\n" + CLOSE + bytes(100_000))
+        wait_until(lambda: server_of(proxy).links.pool.statistics().waiting == 1)
+        sock.shutdown(socket.SHUT_WR)
+        wait_until(lambda: any(conn._has_left() for conn in proxy.connections))
+        go.set()
+        assert (status_of(read_all(first)), status_of(read_all(sock))) == (200, 200)
 
 
 @HOW

@@ -393,6 +393,38 @@ def test_the_cap_and_the_queue_of_a_server():
         group.close()
 
 
+class Impatient:
+    """Who waits for a connection until nobody wants it any more."""
+
+    waiter = None
+
+
+@pytest.mark.parametrize("when", ["before there is one", "behind that", "as there is a slot"])
+def test_who_waits_in_a_queue_may_give_up(when):
+    """What is given at the same time goes back: the next one gets it."""
+    with scripted(silent) as script:
+        (only,) = (group := upstream(ServerOptions(script.url, max_connections=1))).all
+        first, patient = only.lease(quick()), Impatient()
+        waiter = gevent.spawn(only.lease, quick(), patient)
+        wait_until(lambda: only.status("").waiting == 1)
+        conn, given_up = first.connection, patient.waiter
+        if when == "before there is one":
+            given_up.give_up()
+            with pytest.raises(ConnectionClosed):
+                waiter.get()
+            assert only.status("").waiting == 0
+        first.end(when != "as there is a slot")
+        given_up.give_up()
+        with pytest.raises(ConnectionClosed):
+            waiter.get()
+        assert patient.waiter is None
+        second = only.lease(quick())
+        assert (second.connection is conn) is (when != "as there is a slot")
+        second.end(True)
+        assert (only.status("").idle, only.links.pool.statistics().used) == (1, 0)
+        group.close()
+
+
 def test_each_server_has_a_queue_of_its_own():
     with scripted(silent) as one, scripted(silent) as other:
         options = [ServerOptions(each.url, max_connections=1, max_waiting=0) for each in (one, other)]

@@ -12,7 +12,8 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import reset
 from proxies import Origin, Recorded, gateway_to, scripted
 
-from greensock.http import Guard, GuardOptions, ListenOptions, ProxyTimeouts
+from greensock.http import Forwarding, Guard, GuardOptions, ListenOptions, ProxyTimeouts, Route
+from greensock.http.proxy.server import MAX_PIECES
 
 KEEP = b"Host: a\r\n\r\n"
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
@@ -112,7 +113,7 @@ def test_what_was_there_with_the_head_needs_no_wait(start, dial):
     assert read_all(dial(proxy, post(3, CLOSE) + b"abc")).endswith(b"POST / abc")
     sock = dial(proxy, post(4, CLOSE) + b"ab")
     wait_until(lambda: waiting(proxy))
-    assert proxy.gateway.buffered == 0, "what the parser holds is not counted"
+    assert proxy.gateway.buffered == 2, "what came with the head is held, too"
     sock.sendall(b"cd")
     assert read_all(sock).endswith(b"POST / abcd")
 
@@ -142,7 +143,8 @@ def test_a_client_that_leaves(start, dial, how):
         reset(sock)
     wait_until(lambda: proxy.records)
     [record] = proxy.records
-    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (0, "client-left"))
+    assert (record.status, record.reason) == ((400, "incomplete") if how != "reset" else (499, "client-left"))
+    assert record.received == 5
     assert requests_of(proxy) == 0
 
 
@@ -158,11 +160,46 @@ def test_it_is_waited_for_only_so_long(start, dial):
     answer = read_all(sock)
     assert (status_of(answer), b"Connection: close" in answer) == (408, True)
     [record] = proxy.records
-    assert (record.status, record.reason) == (408, "client-timeout")
+    assert (record.status, record.reason, record.received) == (408, "client-timeout", 1)
     assert record.duration >= 0.2
     assert record.sent == len(answer)
     assert proxy.refused == {"body-timeout": 1}
     assert requests_of(proxy) == 0
+
+
+@pytest.mark.parametrize("of", ["the proxy", "a route"])
+def test_all_of_the_request_may_take_only_so_long(start, dial, of):
+    """Also if more of it comes now and then."""
+    total = ProxyTimeouts(total=0.3)
+    options = {"timeouts": total} if of == "the proxy" else {"routes": [Route("site", timeouts=total)]}
+    proxy = start(forwarding=Forwarding(proxy_status=True), **options)
+    sock = dial(proxy, post(1 << 16))
+    wait_until(lambda: waiting(proxy))
+    while waiting(proxy):
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(b"x")
+        gevent.sleep(0.01)
+    answer = read_all(sock)
+    assert (status_of(answer), b"\r\nConnection: close\r\n" in answer) == (504, True)
+    assert b"\r\nProxy-Status: greensock; error=http_response_timeout\r\n" in answer
+    [record] = proxy.records
+    assert (record.status, record.reason, record.sent) == (504, "total-timeout", len(answer))
+    assert record.received > 1
+    assert 0.2 < record.duration < PATIENCE
+    assert (proxy.failures, proxy.refused) == ({"total-timeout": 1}, {})
+    assert requests_of(proxy) == 0
+
+
+def test_a_body_that_comes_in_time(start, dial):
+    proxy = start(timeouts=ProxyTimeouts(total=PATIENCE))
+    sock = dial(proxy, post(3))
+    wait_until(lambda: waiting(proxy))
+    sock.sendall(b"abc" + post(3))
+    assert read_exactly(sock, 15) == b"HTTP/1.1 200 OK"
+    [conn] = wait_until(lambda: waiting(proxy))
+    assert conn.upload.overdue
+    sock.close()
+    wait_until(lambda: len(proxy.records) == 2)
 
 
 def test_the_limit_of_idle_connections_is_none_of_bodies(start, dial):
@@ -184,7 +221,7 @@ def test_it_must_keep_its_rate(start, dial, monkeypatch):
     wait_until(lambda: monotonic() - conn.upload.since > 0.01)
     sock.sendall(b"x")
     assert status_of(read_all(sock)) == 408
-    assert [record.reason for record in proxy.records] == ["client-timeout"]
+    assert [(record.reason, record.received) for record in proxy.records] == [("client-timeout", 1)]
 
 
 def test_a_proxy_that_stops(start, dial):
@@ -202,10 +239,24 @@ def test_a_proxy_that_stops(start, dial):
 
 def test_a_proxy_that_is_aborted(start, dial):
     proxy = start()
-    dial(proxy, post(3))
+    dial(proxy, post(3) + b"x")
     wait_until(lambda: waiting(proxy))
     proxy.abort()
-    assert [record.reason for record in proxy.records] == ["stopped"]
+    [record] = proxy.records
+    assert (record.status, record.reason, record.received) == (503, "stopped", 1)
+    assert proxy.failures == {"stopped": 1}
+
+
+def test_the_times_of_a_server_begin_when_it_is_chosen(start, dial):
+    """The wait for the body is none of its time."""
+    proxy = start()
+    sock = dial(proxy, post(2, CLOSE) + b"a")
+    [conn] = wait_until(lambda: waiting(proxy))
+    wait_until(lambda: monotonic() - conn.upload.since > 0.3)
+    sock.sendall(b"b")
+    assert read_all(sock).endswith(b"POST / ab")
+    [record] = proxy.records
+    assert record.connect_time <= record.head_time <= record.upstream_time <= record.duration - 0.3
 
 
 # -- bounds
@@ -236,6 +287,36 @@ def test_only_so_much_is_held(start, dial, most, first, held):
         sock.sendall(b"y" * (50 - len(first)))
         assert read_all(sock).endswith(b"ok")
         assert got == [first + b"y" * (50 - len(first))]
+
+
+@pytest.mark.parametrize(("most", "size", "held"), [(10, 10, 1), (10, 11, 0), (29, 10, 2), (30, 10, 3), (31, 10, 3)])
+def test_what_came_with_the_head_is_held_too(start, dial, most, size, held):
+    """Each client sends that much of its body at once: so many of the bodies are waited for."""
+    proxy = start(listen=ListenOptions(max_buffered=most))
+    socks = []
+    for count in range(1, 5):
+        socks.append(dial(proxy, post(50, CLOSE) + b"x" * size))
+        wait_until(lambda count=count: len(waiting(proxy)) + proxy.uploads == count)
+        assert proxy.gateway.buffered == size * min(count, held)
+    assert (len(waiting(proxy)), proxy.uploads) == (held, 4 - held)
+    for sock in socks:
+        sock.sendall(b"y" * (50 - size))
+        assert read_all(sock).endswith(b"POST / " + b"x" * size + b"y" * (50 - size))
+    assert proxy.gateway.buffered == 0
+
+
+def test_many_small_pieces_are_held_in_few(start, dial):
+    """One by one they would hold twenty times what is counted."""
+    proxy = start()
+    body = bytes(range(256)) * 2
+    sock = dial(proxy, post(1 + len(body), CLOSE))
+    [conn] = wait_until(lambda: waiting(proxy))
+    for place in range(len(body)):
+        sock.sendall(body[place : place + 1])
+        wait_until(lambda place=place: proxy.gateway.buffered == place + 1)
+        assert len(conn.upload.pieces) <= MAX_PIECES
+    sock.sendall(b"!")
+    assert read_all(sock).endswith(b"POST / " + body + b"!")
 
 
 def test_workers_are_left_for_others(start, dial):
@@ -291,7 +372,7 @@ def test_a_thousand_slow_uploads_beside_a_good_client(start, dial):
     wait_until(lambda: len(waiting(proxy)) == 1000)
     for each in slow:
         each.sendall(b"y")
-    wait_until(lambda: proxy.gateway.buffered == 1000)
+    wait_until(lambda: proxy.gateway.buffered == 2000)
     assert proxy.statistics().workers_busy == 0
     began = monotonic()
     good = dial(proxy)

@@ -14,7 +14,7 @@ import select
 import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from gevent import get_hub
 from gevent.event import Event
@@ -37,7 +37,7 @@ from greensock.http.origin import Origin
 from greensock.http.pool import Action, Decision, Pool
 from greensock.http.response_parser import ResponseParser
 
-__all__ = ["ClientConnection", "Lease", "Links"]
+__all__ = ["ClientConnection", "Lease", "Links", "Patient", "Waiter"]
 
 _new_poll = get_original("select", "poll")
 _close = get_original("os", "close")  # gevent's waits for the next pass of the loop, and so would a reset
@@ -116,15 +116,28 @@ class ClientConnection(Connection):
         return not self._poll.poll(0)
 
 
-class _Waiter:
+class Waiter:
     """A request that may have to wait for a slot."""
 
-    __slots__ = ("connection", "event", "granted")
+    __slots__ = ("connection", "event", "granted", "has_given_up")
 
     def __init__(self) -> None:
         self.event: Event | None = None  # made when it has to
         self.granted = False
+        self.has_given_up = False
         self.connection: ClientConnection | None = None
+
+    def give_up(self) -> None:
+        """End the wait: nobody wants the slot any more. Does not block."""
+        self.has_given_up = True
+        _wake(self)
+
+
+class Patient(Protocol):
+    """Who leases for somebody that may leave meanwhile, and gives up the wait then."""
+
+    #: The wait for a slot, as long as it lasts.
+    waiter: Waiter | None
 
 
 class Lease:
@@ -195,7 +208,7 @@ class Links:
 
     def __init__(
         self,
-        pool: Pool[ClientConnection, _Waiter],
+        pool: Pool[ClientConnection, Waiter],
         limits: Limits,
         max_waiting: int,
         make_room: Callable[[], bool] | None = None,
@@ -210,26 +223,28 @@ class Links:
         self._timer: Any = None
         _all_links.add(self)
 
-    def lease(self, origin: Origin, deadlines: Deadlines) -> Lease:
+    def lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
         """Lend a connection that stands, as far as can be known; wait for it or make it if need be.
 
         Raises:
             QueueFull, QueueTimeout: there is none free.
             ConnectFailed, ConnectTimeout: there is none to be had.
-            ConnectionClosed: the client was closed.
+            ConnectionClosed: the client was closed, or ``patient`` gave up.
         """
         self._check_usable()
         conn = self.pool.take(origin)
         if conn is not None and conn.is_quiet():
             return Lease(self, origin, conn)
-        return self._lease(origin, deadlines, conn)
+        return self._lease(origin, deadlines, conn, patient)
 
-    def _lease(self, origin: Origin, deadlines: Deadlines, stale: ClientConnection | None) -> Lease:
+    def _lease(
+        self, origin: Origin, deadlines: Deadlines, stale: ClientConnection | None, patient: Patient | None
+    ) -> Lease:
         """Lend a connection if there was none idle, or one that turned out to be stale."""
         if stale is not None:
             stale.close()
             self.give_back(origin, None)
-        waiter = _Waiter()
+        waiter = Waiter()
         decision = self.pool.ask(origin, waiter, monotonic())
         self._carry_out(decision)
         conn = decision.connection
@@ -237,7 +252,7 @@ class Links:
             text = f"{self._max_waiting} requests wait for {origin} already: at most max_waiting allowed"
             raise QueueFull(text, None, "max_waiting", self._max_waiting)
         if decision.action is Action.WAIT:
-            conn = self._wait(origin, waiter, deadlines)
+            conn = self._wait(origin, waiter, deadlines, patient)
         lease = Lease(self, origin)
         try:
             while conn is not None and not conn.is_quiet():
@@ -325,15 +340,24 @@ class Links:
                 raise RuntimeError("the client was first used in another thread: one a thread is needed")
             self._hub = hub
 
-    def _wait(self, origin: Origin, waiter: _Waiter, deadlines: Deadlines) -> ClientConnection | None:
+    def _wait(
+        self, origin: Origin, waiter: Waiter, deadlines: Deadlines, patient: Patient | None
+    ) -> ClientConnection | None:
         seconds = deadlines.timeouts.queue
         waiter.event = Event()
+        if patient is not None:
+            patient.waiter = waiter
         try:
             waiter.event.wait(deadlines.within(seconds, QueueTimeout))
+            if waiter.has_given_up:
+                raise ConnectionClosed("whoever waited for a connection has left")
         except BaseException:
             if not self.pool.leave(origin, waiter) and waiter.granted:
                 self.give_back(origin, waiter.connection)
             raise
+        finally:
+            if patient is not None:
+                patient.waiter = None
         if not waiter.granted:
             if self.closed:
                 raise ConnectionClosed("the client was closed")
@@ -341,7 +365,7 @@ class Links:
             raise deadlines.late(QueueTimeout, seconds)
         return waiter.connection
 
-    def _carry_out(self, decision: Decision[ClientConnection, _Waiter]) -> None:
+    def _carry_out(self, decision: Decision[ClientConnection, Waiter]) -> None:
         for conn in decision.close:
             conn.close()
         for grant in decision.wake:
@@ -372,7 +396,7 @@ class Links:
         self._arm()
 
 
-def _wake(waiter: _Waiter) -> None:
+def _wake(waiter: Waiter) -> None:
     if waiter.event is not None:
         waiter.event.set()
 

@@ -154,6 +154,7 @@ def _edited(relay: Relay, lines: bytes) -> bytes:
         relay.proxy.edit_request(relay, headers)
     except Exception as error:
         raise UpcallFailed(error) from error
+    relay.look_at_credentials(headers)  # they may be of the route's or the program's making
     return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
 

@@ -22,9 +22,9 @@ _every_odd = re.compile(rb'["\\\x00-\x1f\x7f-\xff]').sub
 def combined_line(record: Record) -> bytes:
     r"""Return a line of the combined format, and behind it what is known of the upstream.
 
-    ``rt`` is the time of the whole request; ``uct``, ``uht`` and ``urt`` are the upstream's until it was connected,
-    until its head and until its end. Times are in seconds; ``-`` is what there is not. In what a client wrote, quotes,
-    backslashes, control characters and what is not ASCII are ``\xHH``.
+    ``rt`` is the time of the whole request; ``uct``, ``uht`` and ``urt`` are those of the last server, from when it was
+    chosen until it was connected, until its head and until its end. Times are in seconds; ``-`` is what there is not.
+    In what a client wrote, quotes, backslashes, control characters and what is not ASCII are ``\xHH``.
     """
     if record.method:
         request = b"%b %b HTTP/%b" % (_escaped(record.method), _escaped(record.target), _escaped(record.version))

@@ -67,7 +67,7 @@ class Record:
         #: Fields of the request.
         self.referer: bytes | None = None
         self.agent: bytes | None = None
-        #: The status that was answered; 0 if nothing was, as the client had left.
+        #: The status that was answered; 499 if the client left before it had all of it, 0 if nothing was answered.
         self.status = 0
         #: Bytes that went to the client, head included.
         self.sent = 0
@@ -81,7 +81,8 @@ class Record:
         self.upstream = ""
         #: The statuses they gave, in the same order; ``-`` for none.
         self.upstream_status = ""
-        #: Of the last one tried: until connected (0.0 on a kept connection), until its head, until its end.
+        #: Of the last one tried, from when it was chosen: until connected (0.0 on a kept connection), until its head,
+        #: until its end.
         self.connect_time: float | None = None
         self.head_time: float | None = None
         self.upstream_time: float | None = None

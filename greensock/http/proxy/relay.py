@@ -7,9 +7,9 @@ What holds for every request:
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
 - A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
-  client's connection from then on: it is used for what else comes there, and for nobody else, and ends with it. Before
-  that it ends when it is spent or checks found its server to be down, but not within a handshake; the client is asked
-  anew then.
+  client's connection from then on: it is used for what else this client asks there, and for nobody else, and ends with
+  it. Of the clients of a trusted peer, which may share a connection, each is known by its address. Before that it ends
+  when it is spent or checks found its server to be down, but not within a handshake; the client is asked anew then.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from greensock.http.errors import BadRequest, Reason
 from greensock.http.events import ResponseHead
 from greensock.http.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.headers import Headers
-from greensock.http.links import Lease
+from greensock.http.links import Lease, Waiter
 from greensock.http.payload import NOTHING, Payload
 from greensock.http.plain import CREDENTIALS
 from greensock.http.proxy.asking import BodyWait, call_for, introduce, payload_as_it_comes, payload_of_short
 from greensock.http.proxy.failure import (
+    CLIENT_LEFT,
     DENIED,
     LONG_WAIT,
     Again,
@@ -70,10 +71,12 @@ class Relay:
     """One request on its way. The upcalls of a proxy are given it."""
 
     __slots__ = (
+        "_asked",
         "_client_left",
         "_is_tied",
         "_lease",
         "_left",
+        "_noted",
         "_request_id",
         "_started",
         "_upload",
@@ -99,6 +102,7 @@ class Relay:
         "status",
         "tries",
         "upstream",
+        "waiter",
     )
 
     def __init__(self, proxy: ReverseProxy, request: Request, keep: bool, peer: str, scheme: str = "http") -> None:
@@ -142,6 +146,8 @@ class Relay:
         self.body_wait: BodyWait | None = None
         #: The address of who connected, or what its PROXY header said.
         self.peer = peer
+        #: The wait for a connection to the server, while that has none free.
+        self.waiter: Waiter | None = None
         self._request_id = ""  # made when something asks for it
         self._lease: Lease | None = None
         self._left = True  # the server
@@ -150,6 +156,8 @@ class Relay:
         self._was_bound = False  # the connection to the server, when the request came
         self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names
         self._started = 0.0
+        self._asked = 0.0  # when the server was chosen
+        self._noted = 0  # how many of the servers that were asked the record names
         self._upload = NO_UPLOAD
 
     # -- all of it
@@ -234,7 +242,7 @@ class Relay:
         if not head.is_ordinary:
             if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
                 raise Failure("loop", 508)
-            self._is_tied = any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS)
+            self.look_at_credentials(headers)
         if head.method == "OPTIONS" and headers.get_raw(b"max-forwards") == b"0":
             return Response(b"", 204, [(b"Allow", proxy.allowed_methods)])  # we are asked (RFC 9110 section 7.6.2)
         try:
@@ -247,6 +255,11 @@ class Relay:
         if choice is None:
             raise Failure("no-route", 404)
         raise TypeError(f"choose_upstream returned {choice!r}: an Upstream, a Response or None expected")
+
+    def look_at_credentials(self, headers: Headers) -> None:
+        """Note whether the connection on which these fields go to a server may remember the client by them."""
+        if any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS):
+            self._is_tied = True
 
     @property
     def passes_trailers(self) -> bool:
@@ -352,7 +365,8 @@ class Relay:
 
     def _forward(self, upstream: Upstream, payload: Payload) -> bool:
         """Have a server answer, and pass that on."""
-        upstream.budget.request(monotonic())
+        self._asked = now = monotonic()
+        upstream.budget.request(now)
         failure = self._ask(self._choose(upstream, ()), payload)
         if failure is not None:
             self._ask_others(failure, upstream, payload)
@@ -373,6 +387,8 @@ class Relay:
             except Failure:
                 raise failure from None  # which says more than that no other is up
             self.proxy.retries += 1
+            if self.record is not None:
+                self._begin_attempt(self.record)
             found = self._ask(server, payload)
             if found is None:
                 return
@@ -402,22 +418,30 @@ class Relay:
         try:
             # First what may block, if the program edits: a connection is looked at just before it is used.
             call = call_for(self, server, payload)
+            # A client that leaves is noticed while it waits for a connection, and while the server works.
+            if body is NO_BODY or body.is_ended:
+                if self.proxy.abort_on_eof and not conn.notify_disconnect(self.on_client_left):
+                    self._client_left = True
+                    raise client_is_gone(conn)
+            elif not conn.notify_disconnect(self.on_hangup_in_body):
+                self.on_hangup_in_body()
+                if self._client_left or self.cut is not None:
+                    raise client_is_gone(conn)
             if self._lease is None:
-                self._lease = server.lease(deadlines)
+                self._lease = server.lease(deadlines, self)
             elif not self._lease.is_quiet():  # bound, and meanwhile the server let go of it: the client begins anew
                 self._lease.renew(deadlines)
             lease = self._lease
             upstream_conn = lease.connection
             assert upstream_conn is not None
+            if self._client_left or self.cut is not None:
+                raise client_is_gone(conn)  # there was nothing to reset
             if server.send_proxy_protocol and not lease.is_reused:
                 introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
                 self._note_connected(lease)
-            # A client that leaves is noticed while the server works, but not before its body was read.
-            if self.proxy.abort_on_eof and (body is NO_BODY or body.is_ended):
-                if not conn.notify_disconnect(self.on_client_left):
-                    self._client_left = True
-                    raise client_is_gone(conn)
+            if body is not NO_BODY and not body.is_ended:
+                conn.notify_disconnect(None)  # from here on it is read
             self.exchange = exchange = Exchange(call, upstream_conn, deadlines)
             try:
                 self.head = exchange.run()
@@ -450,6 +474,8 @@ class Relay:
         self._abort_server()
 
     def _abort_server(self) -> None:
+        if self.waiter is not None:
+            self.waiter.give_up()
         if self._lease is not None and self._lease.connection is not None:
             self._lease.connection.abort()
 
@@ -573,8 +599,12 @@ class Relay:
             raise error
         self._leave_unjudged()
         proxy, request = self.proxy, self.request
+        reason = _token_of(error, self.conn)
         if self.record is not None:
-            self.record.reason = _token_of(error, self.conn)
+            self.record.reason = reason
+        if reason == "client-left":
+            self.status = CLIENT_LEFT
+            proxy.failures[reason] += 1
         if request.is_answered:
             proxy._cut_off(request, error)
             raise error
@@ -598,18 +628,18 @@ class Relay:
             reusable = exchange.is_sent and exchange.connection.parser.is_reusable
             if reusable and (self._is_tied or self._was_bound or self.status in CHALLENGES) and self._must_bind():
                 exchange.connection.has_challenged = self.status in CHALLENGES
-                self.conn.bind(server, lease)
+                self.conn.bind(server, lease, self.client)
             else:
                 lease.end(reusable and not server.send_proxy_protocol)
         server.succeeded(self.spell)
         self._left = True
         server.leave()
         if self.record is not None:
-            self.record.upstream_time = monotonic() - self._started
+            self.record.upstream_time = monotonic() - self._asked
 
     def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
         """Take up what is bound to the client's connection; None if nothing is, or it is to end."""
-        found = self.conn.take_bound(upstream)
+        found = self.conn.take_bound(upstream, self.client)
         if found is None:
             return None
         server, lease = found
@@ -641,14 +671,22 @@ class Relay:
         """Let go of a server, whatever state it is in."""
         self.conn.notify_disconnect(None)
         lease, self._lease = self._lease, None
-        if lease is not None and self._was_bound and self.exchange is None and lease.is_quiet():
+        if lease is not None and self.exchange is None and self._is_unused(lease):
             assert self.server is not None
-            self.conn.bind(self.server, lease)  # nothing was sent on it: the program refused the request, say
+            if self._was_bound:
+                self.conn.bind(self.server, lease, self.client)
+            else:
+                lease.end(True)
         elif lease is not None:
             lease.give_up()
             if self.exchange is not None:
                 self.exchange.stop_and_wait()
         self.left()
+
+    def _is_unused(self, lease: Lease) -> bool:
+        """Whether nothing was sent on a connection, and it stands: the client left before, or the program refused."""
+        assert self.server is not None
+        return lease.is_quiet() and (lease.is_reused or not self.server.send_proxy_protocol)
 
     def _leave_unjudged(self) -> None:
         """Let go of a server of which this request tells nothing, if it was not left before."""
@@ -675,22 +713,27 @@ class Relay:
         record.referer = headers.get_raw(b"referer")
         record.agent = headers.get_raw(b"user-agent")
 
+    def _begin_attempt(self, record: Record) -> None:
+        """Forget the times of the server that was asked before."""
+        self._asked = monotonic()
+        record.connect_time, record.reused = None, False
+
     def _note_connected(self, lease: Lease) -> None:
         assert self.record is not None
-        self.record.connect_time = 0.0 if lease.is_reused else monotonic() - self._started
+        self.record.connect_time = 0.0 if lease.is_reused else monotonic() - self._asked
         self.record.reused = lease.is_reused
 
     def note_head(self, status: int) -> None:
         """Note what the server answered, and when."""
         self.status = status
         if self.record is not None:
-            self.record.head_time = monotonic() - self._started
+            self.record.head_time = monotonic() - self._asked
             self._note_attempt(str(status))
 
     def note_end(self) -> None:
         """Note when the server's answer was whole."""
         if self.record is not None:
-            self.record.upstream_time = monotonic() - self._started
+            self.record.upstream_time = monotonic() - self._asked
 
     def _note_attempt(self, status: str) -> None:
         record, server = self.record, self.server
@@ -698,12 +741,15 @@ class Relay:
             return
         record.upstream += f", {server.name}" if record.upstream else server.name
         record.upstream_status += f", {status}" if record.upstream_status else status
+        self._noted = self.tries
 
     def _end_record(self, record: Record, sent: int) -> None:
         record.status = self.status
         record.duration = monotonic() - self._started
         record.sent = sent
         record.received = self.request.body.received
+        if self._noted < self.tries:  # the client broke off, or the program failed, before it answered
+            self._note_attempt("-")
         record.tries = self.tries
         record.request_id = self.request_id
         if self.route is not None:

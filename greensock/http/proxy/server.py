@@ -10,6 +10,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from fcntl import ioctl
 from functools import partial
 from math import inf
@@ -17,14 +18,27 @@ from termios import FIONREAD
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import gevent
 from gevent.monkey import get_original
 
-from greensock import DROP, POSTPONE, Connection, DropReason, OperationTimeout, Rule, State, Verdict
+from greensock import (
+    DROP,
+    POSTPONE,
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    OperationTimeout,
+    Rule,
+    State,
+    Verdict,
+)
+from greensock.http.answering import CLOSE
 from greensock.http.errors import BadRequest
 from greensock.http.events import RequestHead
 from greensock.http.head_watch import HeadWatch
 from greensock.http.headers import Headers
 from greensock.http.links import Lease
+from greensock.http.proxy.failure import Failure, client_is_gone
 from greensock.http.proxy.gateway import Gateway
 from greensock.http.proxy.guard import Guard
 from greensock.http.proxy.networks import canonical_address
@@ -48,6 +62,8 @@ log = logging.getLogger("greensock.upstream")
 
 #: Seconds between two warnings of connections that were refused for the same reason.
 WARN_EVERY = 60.0
+#: How many pieces of a body are held one by one: more are joined, as each costs 40 bytes besides its own.
+MAX_PIECES = 16
 
 
 class ProxyConnection(HTTPConnection):
@@ -71,8 +87,9 @@ class ProxyConnection(HTTPConnection):
         self.is_counted = False
         #: The record of a request that is being refused.
         self.refusal: Record | None = None
-        #: Connections to servers that are this client's alone, by their groups; None if there never were any.
-        self.bound: dict[Upstream, tuple[UpstreamServer, Lease]] | None = None
+        #: Connections to servers that are one client's alone, by their groups, and that client's address; None if there
+        #: never were any.
+        self.bound: dict[Upstream, tuple[UpstreamServer, Lease, str]] | None = None
         #: What came of a body that is waited for without a worker.
         self.upload: Upload | None = None
         #: Seconds that sends have waited for it to take what they had.
@@ -102,32 +119,38 @@ class ProxyConnection(HTTPConnection):
         except (OSError, ValueError):
             return None
 
-    def bind(self, server: UpstreamServer, lease: Lease) -> None:
-        """Keep a connection to a server for what else comes here; it holds its slot."""
+    def bind(self, server: UpstreamServer, lease: Lease, client: str) -> None:
+        """Keep a connection to a server for what else this client asks here; it holds its slot."""
         if self.bound is None:
             self.bound = {}
-        self.bound[server.upstream] = server, lease
+        self.bound[server.upstream] = server, lease, client
         server.hold(1)
 
-    def take_bound(self, upstream: Upstream) -> tuple[UpstreamServer, Lease] | None:
-        """Take out what was kept of a group; None if nothing is."""
+    def take_bound(self, upstream: Upstream, client: str | None) -> tuple[UpstreamServer, Lease] | None:
+        """Take out what was kept of a group; None if nothing is.
+
+        What was kept for another client is closed: a trusted peer may bring the requests of many on one connection.
+        """
         found = self.bound.pop(upstream, None) if self.bound is not None else None
-        if found is not None:
-            found[0].hold(-1)
-        return found
+        if found is None:
+            return None
+        server, lease, owner = found
+        server.hold(-1)
+        if owner != client:
+            lease.end(False)
+            return None
+        return server, lease
 
     def drop_bound(self) -> None:
         """Close what was kept: nobody else may have it."""
         for upstream in list(self.bound or ()):
-            found = self.take_bound(upstream)
-            assert found is not None
-            found[1].end(False)
+            self.take_bound(upstream, None)
 
 
 class Upload:
     """A short body, and what came of it so far."""
 
-    __slots__ = ("count", "missing", "parser", "pieces", "relay", "since")
+    __slots__ = ("count", "held", "missing", "overdue", "parser", "pieces", "relay", "since")
 
     def __init__(self, relay: Relay, parser: RequestParser, missing: int) -> None:
         #: Whose it is.
@@ -139,8 +162,16 @@ class Upload:
         #: What came of them, and how much that is.
         self.pieces: list[bytes] = []
         self.count = 0
+        #: How much is held in all, with what the parser had when the wait began.
+        self.held = parser.pending
         #: When the last of it came.
         self.since = monotonic()
+        #: What ends the wait when all of the request took too long; None if it may take any time.
+        self.overdue: gevent.Greenlet[..., None] | None = None
+
+    def note_received(self) -> None:
+        """Note in the request how much came: nobody will read it."""
+        self.relay.request.body.received = self.held
 
 
 class ReverseProxyKeywords(HTTPServerSettings, total=False):
@@ -317,10 +348,15 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         gateway, conn = self.gateway, relay.conn
         parser = conn.parser_in_use
         assert parser is not None
-        if gateway.buffered >= gateway.listen.max_buffered:
+        most, buffered = gateway.listen.max_buffered, gateway.buffered
+        if buffered >= most or buffered + parser.pending > most:
             return False
         relay.request.body.invite()
         conn.upload = Upload(relay, parser, missing)
+        gateway.buffered += conn.upload.held
+        due = relay.deadlines.total_due
+        if due != inf:  # not in ``_bodies``, where all wait equally long
+            conn.upload.overdue = gevent.spawn_later(max(0.0, due - monotonic()), self._refuse_overdue, conn)
         conn._parser = parser  # so that what comes is not taken for a request
         self._bodies.begin(conn, self.body_timeout)
         return True
@@ -331,8 +367,11 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         if upload is None:
             return False
         now, failed = monotonic(), None
+        if len(upload.pieces) == MAX_PIECES:
+            upload.pieces = [b"".join(upload.pieces)]
         upload.pieces.append(data)
         upload.count += len(data)
+        upload.held += len(data)
         gateway.buffered += len(data)
         try:
             upload.relay.request.body.came(len(data), now - upload.since)
@@ -352,6 +391,8 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
     def _go_on_with(self, conn: ProxyConnection, failed: Exception | None = None, may_hold: bool = True) -> None:
         """Answer the request whose body was waited for, and then those behind it."""
         upload = self._end_wait(conn)
+        if failed is not None:
+            upload.note_received()
         parser = conn.parser_in_use = upload.parser
         parser.feed(b"".join(upload.pieces))
         try:
@@ -364,7 +405,9 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
     def _end_wait(self, conn: ProxyConnection) -> Upload:
         upload, conn.upload, conn._parser = conn.upload, None, None
         assert upload is not None
-        self.gateway.buffered -= upload.count
+        self.gateway.buffered -= upload.held
+        if upload.overdue is not None:
+            upload.overdue.kill(block=False)
         self._bodies.pop(conn, None)
         return upload
 
@@ -372,12 +415,42 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         assert isinstance(conn, ProxyConnection)
         if conn.upload is None:
             return
-        relay = self._end_wait(conn).relay
         if conn.state is State.OPEN:
             late = HTTPError(408, f"nothing of a body came for {self.body_timeout} s")
-            relay.abandon(408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
+            self._abandon(conn, 408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
         else:
-            relay.abandon(0, "client-left")
+            self._lose_upload(conn)
+
+    def _refuse_overdue(self, conn: ProxyConnection) -> None:
+        upload = conn.upload
+        assert upload is not None
+        upload.overdue = None  # which runs this
+        if conn.state is State.OPEN:
+            self.failures["total-timeout"] += 1
+            self._abandon(conn, 504, "total-timeout", partial(self._tell_overdue, upload.relay))
+        else:
+            self._lose_upload(conn)
+
+    def _tell_overdue(self, relay: Relay) -> None:
+        """Answer that all of a request took too long, without blocking, and close: its body is not there."""
+        answer = relay.error_answer(504, "total-timeout", error=Failure("total-timeout", 504).error)
+        assert isinstance(answer.body, bytes)
+        with suppress(ConnectionClosed, ConnectionLost):  # it has left: there is nobody to tell
+            relay.conn.send(self._head(answer, len(answer.body), False, CLOSE) + answer.body, close=True)
+
+    def _abandon(
+        self, conn: ProxyConnection, status: int, reason: str, answer: Callable[[], object] | None = None
+    ) -> None:
+        """End a request whose body is waited for no longer; ``answer`` tells the client so."""
+        upload = self._end_wait(conn)
+        upload.note_received()
+        upload.relay.abandon(status, reason, answer)
+
+    def _lose_upload(self, conn: ProxyConnection) -> None:
+        """End a request whose client is gone before its body was there."""
+        gone = client_is_gone(conn)
+        self.failures[gone.reason] += 1
+        self._abandon(conn, gone.status, gone.reason)
 
     def connection_eof(self, conn: ProxyConnection) -> None:
         """Answer what was half received; the client may have closed its sending half only."""
@@ -402,12 +475,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         if conn.bound is not None:
             conn.drop_bound()
         if conn.upload is not None:
-            relay = self._end_wait(conn).relay
-            if conn.drop_reason is DropReason.STOPPED:
-                self.failures["stopped"] += 1
-                relay.abandon(503, "stopped")
-            else:
-                relay.abandon(0, "client-left")
+            self._lose_upload(conn)
 
     def _admit(self, conn: ProxyConnection, guard: Guard) -> None:
         """Count a client's connection, or answer that it may have no more."""

@@ -17,7 +17,7 @@ from typing import Any
 from greensock.http.deadlines import Deadlines
 from greensock.http.headers import Headers
 from greensock.http.limits import Limits
-from greensock.http.links import Lease, Links
+from greensock.http.links import Lease, Links, Patient
 from greensock.http.pool import Pool
 from greensock.http.proxy.balance import balancer_of
 from greensock.http.proxy.budget import RetryBudget
@@ -192,9 +192,9 @@ class UpstreamServer:
         if is_up:
             self.rose()
 
-    def lease(self, deadlines: Deadlines) -> Lease:
+    def lease(self, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
         """Lend a connection; see :meth:`Links.lease`."""
-        return self.links.lease(self.origin, deadlines)
+        return self.links.lease(self.origin, deadlines, patient)
 
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""
