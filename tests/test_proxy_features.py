@@ -261,6 +261,46 @@ def test_a_sticky_cookie_leads_back(proxied, serve):
     assert b"Set-Cookie: node=" in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE), "it is gone: another one"
 
 
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nServer: secret\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_switch_is_edited_and_gets_the_cookie(proxied, fails):
+    edited = []
+
+    class Edits(Recorded):
+        def edit_response(self, relay, status, headers):
+            edited.append(status)
+            headers.add("X-Edited", "yes")
+            headers.set("Upgrade", "other")
+            headers.set("Connection", "close")
+            if fails:
+                raise HTTPError(403)
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(SWITCH)
+
+    route = Route("site", response_fields=FieldEdits(set={"X-Set": "{method}"}, remove=("Server",)))
+    cookie = StickyCookie("node", b"0123456789abcdef")
+    with scripted(script) as server:
+        _, ask = proxied(server.url, kind=Edits, sticky=cookie, routes=[route])
+        answer = ask(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert edited == [101]
+    if fails:
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        return
+    line, *fields = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert line == b"HTTP/1.1 101 Switching Protocols"
+    assert [field for field in fields if not field.startswith((b"Set-Cookie: node=", b"Cache-Control: "))] == [
+        b"X-Set: GET",
+        b"X-Edited: yes",
+        b"Connection: Upgrade",
+        b"Upgrade: websocket",
+    ]
+    assert len(fields) == 6
+
+
 @pytest.mark.parametrize(
     ("said", "added"),
     [

@@ -41,6 +41,8 @@ SPLICED = 262_144
 
 #: Fields that only the proxy writes: an edit of them has no effect.
 OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
+#: The same for 101: it names the protocol that the server has switched to.
+OWN_FIELDS_OF_SWITCH = OWN_FIELDS | {b"upgrade"}
 
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
@@ -164,7 +166,8 @@ def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
         edits = relay.route.response_fields
         edits.apply(headers, relay.variables(edits.variables))
     relay.proxy.edit_response(relay, head.status, headers)
-    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
+    own = OWN_FIELDS_OF_SWITCH if head.is_switch else OWN_FIELDS
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in own])
 
 
 class _Passage:
@@ -342,8 +345,7 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
         error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
         raise relay.blame_server(error)
-    pairs = relay.proxy.gateway.forwarder.response_pairs(head, trailers=False)
-    lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+    lines = _edited(relay, head, trailers=False)
     upgrade = b", ".join(head.headers.all_raw(b"upgrade"))
     line = _status_line(head.status, head.phrase)
     relay.request.is_answered = True
