@@ -25,6 +25,7 @@ from greensock.http import (
     Response,
     ReverseProxy,
     Route,
+    ServerOptions,
     StickyCookie,
     parse_proxy_header,
     write_proxy_header,
@@ -285,7 +286,7 @@ def test_a_switch_is_edited_and_gets_the_cookie(proxied, fails):
     cookie = StickyCookie("node", b"0123456789abcdef")
     with scripted(script) as server:
         _, ask = proxied(server.url, kind=Edits, sticky=cookie, routes=[route])
-        answer = ask(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        answer = ask(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
     assert edited == [101]
     if fails:
         assert answer.startswith(b"HTTP/1.1 403 ")
@@ -299,6 +300,27 @@ def test_a_switch_is_edited_and_gets_the_cookie(proxied, fails):
         b"Upgrade: websocket",
     ]
     assert len(fields) == 6
+
+
+def test_a_tunnel_is_one_of_its_servers_connections(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(SWITCH)
+        read_all(sock)
+
+    upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    with scripted(script) as server:
+        timeouts = ProxyTimeouts(queue=0.05)
+        proxy, ask = proxied(ServerOptions(server.url, max_connections=1), timeouts=timeouts)
+        (site,) = proxy.gateway.upstreams["site"].all
+        for count in (1, 2):
+            with socket.create_connection(proxy.address) as sock:
+                sock.sendall(upgrade)
+                assert sock.recv(1000).startswith(b"HTTP/1.1 101 ")
+                assert statuses([ask(upgrade)]) == [503]
+                assert (site.is_full, site.links.pool.slots, server.accepted) == (True, 1, count)
+            wait_until(lambda: not site.used)
+            assert (site.is_full, site.links.pool.slots) == (False, 0)
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,9 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     relay.request.is_answered = True
     relay.proxy._statuses[head.status] += 1
     client.send(b"%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (line, lines, upgrade))
-    upstream = relay.take_lease().detach()
+    lease = relay.take_lease()  # its slot is held as long as the tunnel: it is one of the server's connections
+    upstream = lease.connection
+    assert upstream is not None
     try:
         upstream.unread(upstream.parser.take_rest())
         client.unread(relay.client_rest())
@@ -362,7 +364,7 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         if relay.record is not None:
             relay.record.reason = reason
     finally:
-        upstream.close()
+        lease.end(False)
         client.close()
         relay.left()
         relay.note_end()
