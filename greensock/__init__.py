@@ -9,6 +9,7 @@ address            how addresses are written, and sockets that listen
 options, stats     what a server can be told; what it counted
 log_limit          a bound on the log lines that strangers can cause
 syscalls           the system calls of the hot path
+descriptors        how many of them may go to what can be done without
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             the engine: one epoll set per hub, wake-ups, deadlines
@@ -34,6 +35,7 @@ stream_server      takes the place of ``gevent.server.StreamServer``
 
 from greensock.client import connect
 from greensock.connection import Connection
+from greensock.descriptors import share_of_descriptors
 from greensock.errors import (
     ConnectFailed,
     ConnectionBusy,
@@ -98,4 +100,5 @@ __all__ = [
     "__version__",
     "connect",
     "let_others_run",
+    "share_of_descriptors",
 ]

@@ -5,6 +5,7 @@ few pipes do for any number of connections, and one that is silent holds none. I
 
 - A pipe that is given back is empty.
 - Spare pipes are kept only while somebody splices, and at most ``MAX_SPARE`` of them.
+- There are at most as many as a share of the descriptors: each peer that reads nothing may hold one, which is two.
 - That none can be had is no error: whoever asked copies.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 
+from greensock.descriptors import share_of_descriptors
 from greensock.syscalls import close
 
 __all__ = ["Ends", "Pipes"]
@@ -30,10 +32,11 @@ Ends = tuple[int, int]
 class Pipes:
     """Empty pipes, taken and given back."""
 
-    __slots__ = ("_spare", "_users")
+    __slots__ = ("_open", "_spare", "_users")
 
     def __init__(self) -> None:
         self._spare: list[Ends] = []
+        self._open = 0  # taken or spare
         self._users = 0
 
     def enter(self) -> None:
@@ -50,12 +53,16 @@ class Pipes:
         """Return an empty pipe; None: there is none to be had."""
         if self._spare:
             return self._spare.pop()
+        if self._open >= share_of_descriptors():
+            return None
         try:
-            return os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in _USED_UP:
                 return None
             raise
+        self._open += 1
+        return ends
 
     def give_back(self, ends: Ends) -> None:
         """Take back a pipe, which is empty."""
@@ -66,6 +73,7 @@ class Pipes:
 
     def discard(self, ends: Ends) -> None:
         """Close a pipe and forget what is in it."""
+        self._open -= 1
         for end in ends:
             close(end)
 

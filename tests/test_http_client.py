@@ -48,6 +48,7 @@ from greensock.http import (
     SendTimeout,
     Timeouts,
     TotalTimeout,
+    links,
 )
 
 # A server in a thread of its own, which runs while the hub of this one does not.
@@ -798,6 +799,41 @@ def test_an_early_answer_ends_the_request(raw, client, tmp_path, how, kind):
         assert (answer.status, answer.read_all()) == (413, b"big")
         assert mine.statistics() == NOTHING
     server.stop.set()
+
+
+def test_second_descriptors_are_a_share_of_all(raw, client, monkeypatch):
+    """An upload that goes on for long has one for what a reset would lose; beyond their share the others do without."""
+    monkeypatch.setattr(links, "share_of_descriptors", lambda: 2)
+    go_on, started, mine = Event(), [], client()
+
+    def script(server, sock, number):
+        server.head(sock)
+        started.append(number)
+        while b"\r\n0\r\n\r\n" not in sock.recv(1000):
+            pass
+        sock.sendall(OK)
+
+    def body():
+        yield b"first"
+        go_on.wait()
+        yield b"last"
+
+    server = raw(script)
+    uploads = [gevent.spawn(lambda: mine.put(server.url, body()).read_all()) for _ in range(4)]
+    wait_until(lambda: len(started) == 4)
+    assert len(links._with_spare) == 2
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.write(writer, b"%d" % len(links._with_spare))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reader, 10) == b"0", "in the child they are copies, which would keep the connections open"
+    os.close(reader)
+    os.close(writer)
+    go_on.set()
+    assert [upload.get(timeout=PATIENCE) for upload in uploads] == [b"ok"] * 4
+    assert not links._with_spare
 
 
 def test_an_early_answer_is_noticed_between_pieces(raw, client):

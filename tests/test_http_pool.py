@@ -343,7 +343,9 @@ class Machine(RuleBasedStateMachine):
             assert not told.waiting or (told.used == most and not told.idle)
         told = self.pool.statistics()
         assert told.idle <= total
-        assert told.used + told.idle == len(self.open), "a connection was lost, or one is kept that was closed"
+        assert told.used + told.idle == self.pool.slots == len(self.open), (
+            "a connection was lost, or one is kept that was closed"
+        )
         assert self.pool.origins == len({origin for origin in "xy" if any(self.told(origin))})
 
     def told(self, origin):

@@ -535,6 +535,62 @@ def test_it_can_be_waited_for(site):
     here.check(101)
 
 
+@pytest.mark.parametrize("how", ["returns", "is killed"])
+def test_it_ends_with_the_request_though_somebody_waits_on_its_descriptor(site, how):
+    held, woken, begun = [], [], Event()
+
+    def wait(sock):
+        with selectors.DefaultSelector() as selector:
+            selector.register(sock, selectors.EVENT_READ)
+            begun.set()
+            woken.append(len(selector.select(PATIENCE)))
+
+    def application(environ, start_response):
+        sock = environ["werkzeug.socket"]
+        held.append(sock)
+        sock.send(b"mine")
+        waiting.append(gevent.spawn(wait, sock))
+        begun.wait()
+        if how == "is killed":
+            raise gevent.GreenletExit
+        return []
+
+    waiting = []
+    here = site(application)
+    with socket.create_connection(("127.0.0.1", here.server.server_port)) as client:
+        client.settimeout(PATIENCE)
+        client.sendall(UPGRADE)
+        assert read_all(client) == b"mine", "the client sees the end"
+    waiting[0].get(timeout=PATIENCE)
+    assert woken == [1]
+    wait_until(lambda: not here.server._sockets)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        held[0].recv(1)
+    held[0].close()
+
+
+def test_what_was_sent_is_out_before_it_ends(site):
+    content, sizes = b"x" * (1 << 20), []
+
+    def use(sock):
+        shown.append(sock)
+        sock.fileno()
+        sock.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sizes.append(sock.send(content))
+
+    shown = []
+    here, client, outcome = taken(site, use)
+    with client:
+        outcome.get(timeout=PATIENCE)
+        wait_until(lambda: here.log.getvalue())
+        assert here.server._sockets, "abort finds it"
+        assert len(read_all(client)) == sum(sizes) > 1 << 20
+    here.check(101)
+    shown[0].close()
+
+
 def test_what_it_says_of_itself(site):
     def use(sock):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from conftest import PATIENCE, descriptors, read_exactly, wait_until
 from pairs import read_all_fast, read_exactly_fast, tcp_pair, wrap
 from proxies import Origin, Recorded, gateway_to, scripted
 
+import greensock.pipes
 from greensock import ConnectionLost, OperationTimeout
+from greensock.descriptors import share_of_descriptors
 from greensock.outgoing import Passage
 from greensock.pipes import MAX_SPARE, Pipes
 from greensock.poller import get_poller
@@ -59,6 +62,31 @@ def test_pipes_are_shared_and_bounded():
     pipes.give_back(again)
     pipes.leave()
     assert pipes_open() == before, "none is kept when nobody splices"
+
+
+def test_pipes_are_a_share_of_the_descriptors(monkeypatch):
+    monkeypatch.setattr(greensock.pipes, "share_of_descriptors", lambda: 3)
+    pipes = Pipes()
+    pipes.enter()
+    for round_ in range(3):
+        taken = [pipes.take() for _ in range(4)]
+        assert taken[3] is None
+        assert None not in taken[:3]
+        pipes.discard(taken[0])
+        pipes.give_back(taken[1])
+        taken = [taken[2], pipes.take(), pipes.take(), pipes.take()]
+        assert [ends is None for ends in taken] == [False, False, False, True], round_
+        for ends in taken[:3]:
+            pipes.give_back(ends)
+        if round_:
+            pipes.close()
+    pipes.leave()
+
+
+def test_a_share_goes_by_the_limit_as_it_is(monkeypatch):
+    for limit, share in ((31, 0), (300, 9), (1024, 32), (resource.RLIM_INFINITY, 1 << 25)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, 1 << 20))
+        assert share_of_descriptors() == share
 
 
 def test_what_is_given_back_when_nobody_splices_is_closed():

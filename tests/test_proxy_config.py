@@ -287,11 +287,27 @@ def test_a_route_has_the_proxys_timeouts_but_its_own():
     assert parse_config(changed("routes/3/timeouts", {"queue": "none"})).routes[3].timeouts.queue is None
 
 
-def test_none_is_a_word_only_where_leaving_out_is_not_the_same():
+def test_none_is_a_word_only_where_a_text_would_not_be():
     config = parse_config(changed("log", {"path": "none"}))
     assert config.log.path is None
     config = parse_config(changed("upstreams/app/health/body", "none"))
     assert config.upstreams[0][1].body == "none"
+
+
+def test_none_is_what_a_key_is_by_default_too():
+    assert parse_config(changed("timeouts", {"total": "none"})).timeouts.total is None
+    config = parse_config({**changed("routes/3/timeouts", {"total": "none"}), "timeouts": {"total": 30}})
+    assert config.timeouts.total == 30
+    assert config.routes[3].timeouts.total is None, "a route may lift what the proxy bounds"
+    for path in ("guard/methods", "guard/hosts", "guard/max_uploads", "routes/3/methods", "routes/3/retries", "server"):
+        parse_config(changed(path, {"max_connections": "none"} if path == "server" else "none"))
+
+
+def test_none_is_offered_only_where_it_is_taken():
+    [said] = problems(changed("upstreams/app/health/path", 5))
+    assert said.endswith("path = 5: a path that begins with /, percent-encoded expected")
+    [said] = problems(changed("upstreams/app/health/path", "none"))
+    assert '"none" expected' not in said
 
 
 def test_fields_that_a_route_asks_for():

@@ -25,6 +25,7 @@ from greensock.http import (
     Response,
     ReverseProxy,
     Route,
+    ServerOptions,
     StickyCookie,
     parse_proxy_header,
     write_proxy_header,
@@ -259,6 +260,67 @@ def test_a_sticky_cookie_leads_back(proxied, serve):
     assert sorted(len(each.seen) for each in origins) == [0, 0, 7]
     next(each for each in origins if each.seen).stop(0)
     assert b"Set-Cookie: node=" in ask(b"GET / HTTP/1.1\r\nCookie: %b\r\n" % value + CLOSE), "it is gone: another one"
+
+
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nServer: secret\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_switch_is_edited_and_gets_the_cookie(proxied, fails):
+    edited = []
+
+    class Edits(Recorded):
+        def edit_response(self, relay, status, headers):
+            edited.append(status)
+            headers.add("X-Edited", "yes")
+            headers.set("Upgrade", "other")
+            headers.set("Connection", "close")
+            if fails:
+                raise HTTPError(403)
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(SWITCH)
+
+    route = Route("site", response_fields=FieldEdits(set={"X-Set": "{method}"}, remove=("Server",)))
+    cookie = StickyCookie("node", b"0123456789abcdef")
+    with scripted(script) as server:
+        _, ask = proxied(server.url, kind=Edits, sticky=cookie, routes=[route])
+        answer = ask(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
+    assert edited == [101]
+    if fails:
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        return
+    line, *fields = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert line == b"HTTP/1.1 101 Switching Protocols"
+    assert [field for field in fields if not field.startswith((b"Set-Cookie: node=", b"Cache-Control: "))] == [
+        b"X-Set: GET",
+        b"X-Edited: yes",
+        b"Connection: Upgrade",
+        b"Upgrade: websocket",
+    ]
+    assert len(fields) == 6
+
+
+def test_a_tunnel_is_one_of_its_servers_connections(proxied):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(SWITCH)
+        read_all(sock)
+
+    upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    with scripted(script) as server:
+        timeouts = ProxyTimeouts(queue=0.05)
+        proxy, ask = proxied(ServerOptions(server.url, max_connections=1), timeouts=timeouts)
+        (site,) = proxy.gateway.upstreams["site"].all
+        for count in (1, 2):
+            with socket.create_connection(proxy.address) as sock:
+                sock.sendall(upgrade)
+                assert sock.recv(1000).startswith(b"HTTP/1.1 101 ")
+                assert statuses([ask(upgrade)]) == [503]
+                assert (site.is_full, site.links.pool.slots, server.accepted) == (True, 1, count)
+            wait_until(lambda: not site.used)
+            assert (site.is_full, site.links.pool.slots) == (False, 0)
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,37 @@ def test_a_server_that_is_down_is_told_of_by_its_name(serve, caplog):
     assert f"site: {name} is down: it answered 500" in [each.getMessage() for each in caplog.records]
 
 
+def test_idle_connections_take_no_descriptor_that_others_are_to_have(serve):
+    """Each server may have as many idle as clients asked it at once: together more than there are descriptors."""
+    one, other = serve(Origin), serve(Origin)
+    gateway = gateway_to(one.url, other.url)
+    gateway.enter("one")
+    assert 0 < gateway.most_links == gateway.most_clients < inf
+    gateway.most_links = 4
+    first, second = gateway.upstreams["site"].all
+    deadlines = gateway.deadlines_of(None)
+
+    def lease(server, count):
+        return [server.lease(deadlines) for _ in range(count)]
+
+    def idle():
+        return first.status("").idle, second.status("").idle
+
+    for each in lease(first, 3):
+        each.end(True)
+    held = lease(second, 1)
+    assert idle() == (3, 0)
+    held += lease(second, 2)
+    assert idle() == (1, 0)
+    held += lease(first, 1)
+    assert idle() == (0, 0), "what is there is used"
+    held += lease(second, 1)
+    assert len(held) == 5, "none is idle: it may still be made"
+    for each in held:
+        each.end(False)
+    gateway.leave("one")
+
+
 def test_idle_connections_end_with_the_last_listener(serve):
     origin = serve(Origin)
     gateway = gateway_to(origin.url)

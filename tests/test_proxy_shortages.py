@@ -13,11 +13,13 @@ from collections import Counter
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, wait_until
-from proxies import Origin, Recorded, Script, gateway_to, scripted
+from gevent.event import Event
+from proxies import OK, Origin, Recorded, Script, gateway_to, scripted
 
 import greensock.client
 from greensock.http import HealthOptions, Limits, ListenOptions, Standing
 from greensock.http.proxy.checks import Checker
+from greensock.http.proxy.gateway import KEPT_BACK
 
 GET = b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
@@ -251,6 +253,60 @@ def test_clients_that_are_more_than_descriptors(serve):
         started.stdin.flush()
         assert started.stdout.read().split("\n")[0] == "0 0 {}"
     assert answers == {200: 1000}
+
+
+@pytest.mark.parametrize("kind", ["uploads", "downloads"])
+def test_what_slow_clients_take_beyond_two_descriptors(kind):
+    """A slow upload has a second descriptor to its server, a download that nobody reads a pipe: but not all of them."""
+    large = b"HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n" + bytes(8_000_000)
+    there, asked, counts = Event(), [], []
+
+    def script(server, sock, number):
+        head = server.head(sock)
+        if head.startswith(b"POST"):
+            while sock.recv(1000):
+                pass
+        elif head.startswith(b"GET /large"):
+            sock.sendall(large)
+        else:
+            asked.append(number)
+            if len(asked) == 20:
+                counts.append(count())
+                there.set()
+            there.wait(PATIENCE)
+            sock.sendall(OK)
+
+    def ask_as(sock):
+        sock.sendall(GET % b"/")
+        return status_of(read_all(sock))
+
+    slow = b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n"
+    if kind == "uploads":
+        slow = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+    with (
+        scripted(script) as server,
+        process(300, {}, server.url) as (started, port, most),
+        contextlib.ExitStack() as end,
+    ):
+
+        def count():
+            return len(os.listdir(f"/proc/{started.pid}/fd"))
+
+        def dial():
+            sock = end.enter_context(socket.create_connection(("127.0.0.1", port)))
+            sock.settimeout(PATIENCE)
+            return sock
+
+        others = [dial() for _ in range(20)]
+        for _ in range(int(most) - 20):
+            dial().sendall(slow)
+        wait_until(lambda: server.accepted == int(most) - 20)
+        while len(counts) < 30 or counts[-30] != counts[-1]:  # until all are stuck
+            counts.append(count())
+            gevent.sleep(0.01)
+        jobs = [gevent.spawn(ask_as, sock) for sock in others]
+        assert [job.get(timeout=PATIENCE) for job in jobs] == [200] * 20
+        assert counts[-1] <= 300 - KEPT_BACK
 
 
 def test_a_cap_on_connections(serve):

@@ -29,6 +29,7 @@ from greensock import (
     OperationTimeout,
     State,
     connect,
+    share_of_descriptors,
 )
 from greensock.http.deadlines import Deadlines
 from greensock.http.errors import ConnectTimeout, PhaseTimeout, QueueFull, QueueTimeout
@@ -46,6 +47,7 @@ _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _READABLE: int = select.POLLIN | select.POLLRDHUP
 
 _all_links: weakref.WeakSet[Links] = weakref.WeakSet()
+_with_spare: set[ClientConnection] = set()  # those that hold a second descriptor
 
 
 class ClientConnection(Connection):
@@ -71,16 +73,18 @@ class ClientConnection(Connection):
         """Keep a second descriptor until the lease ends: what came before a reset can be read through it.
 
         A send that fails closes the first one, and servers that refuse a body often reset while their answer is on its
-        way: it would be lost.
+        way: it would be lost. None is kept where too many are already: it may never be needed.
         """
-        if self._spare < 0:
-            with contextlib.suppress(OSError):  # none is left: it may never be needed
+        if self._spare < 0 and len(_with_spare) < share_of_descriptors():
+            with contextlib.suppress(OSError):
                 self._spare = os.dup(self._fd)
+                _with_spare.add(self)
 
     def drop_spare(self) -> None:
         """Close the second descriptor, if there is one."""
         if self._spare >= 0:
             spare, self._spare = self._spare, -1
+            _with_spare.discard(self)
             _close(spare)
 
     def hear(self, timeout: float | None) -> bytes:
@@ -212,10 +216,15 @@ class Links:
         limits: Limits,
         max_waiting: int,
         make_room: Callable[[], bool] | None = None,
+        is_full: Callable[[], bool] | None = None,
     ) -> None:
-        """``make_room`` closes what is idle here or elsewhere when descriptors are short; False: there is nothing."""
+        """``make_room`` closes what is idle here or elsewhere when descriptors are short; False: there is nothing.
+
+        ``is_full`` says before a connection is made whether they will be.
+        """
         self.pool = pool
         self._make_room = make_room or self.drop_oldest
+        self._is_full = is_full
         self.closed = False
         self._limits = limits
         self._max_waiting = max_waiting
@@ -274,6 +283,8 @@ class Links:
     def connect(self, origin: Origin, deadlines: Deadlines) -> ClientConnection:
         """Make a connection; where descriptors are short, one that is idle gives up its own."""
         seconds = deadlines.timeouts.connect
+        if self._is_full is not None and self._is_full():
+            self._make_room()
         while True:
             try:
                 left = deadlines.within(seconds, ConnectTimeout)
@@ -407,6 +418,8 @@ _of_the_parent: list[Any] = []
 def _after_fork_in_child() -> None:
     for links in list(_all_links):
         links.forget()
+    for conn in list(_with_spare):
+        conn.drop_spare()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -266,6 +266,11 @@ class Pool(Generic[C, W]):
         )
 
     @property
+    def slots(self) -> int:
+        """How many slots are held, by requests and by idle connections."""
+        return len(self._ages) + sum(site.used for site in self._sites.values())
+
+    @property
     def origins(self) -> int:
         """Of how many origins something is kept."""
         return len(self._sites)

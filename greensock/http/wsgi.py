@@ -32,7 +32,7 @@ import gevent
 from gevent import socket as _socket
 from gevent.pywsgi import LoggingLogAdapter
 
-from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, __version__
+from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, State, __version__
 from greensock.http.errors import BadRequest
 from greensock.http.request import NO_BODY, Request
 from greensock.http.response import HTTPError, Response
@@ -318,7 +318,8 @@ class WSGIServer(HTTPServer):
         except BaseException:
             conn.abort()
             if answer.socket is not None:
-                self._sockets.discard(answer.socket)
+                answer.socket.expire()
+                self._cut(answer.socket)
             raise
         else:
             response = None
@@ -332,6 +333,8 @@ class WSGIServer(HTTPServer):
             if self._on_done is not None:
                 self._tell_done(request, answer.as_response(), conn.bytes_sent - before)
             keep = self._end_exchange(request, keep)
+        if answer.socket is not None and answer.socket.is_taken:
+            self._end_socket(conn, answer.socket)
         if type(self.log) is not _NoLog:
             line = self.format_request(request, answer.code, conn.bytes_sent - before, time() - started)
             self._write(self.log, line + "\n")
@@ -349,10 +352,24 @@ class WSGIServer(HTTPServer):
     def _take_back(self, answer: Answer, sock: ConnectionSocket) -> None:
         """The request that was offered a socket is over."""
         sock.expire()
-        self._sockets.discard(sock)
         if sock.is_taken and not answer.is_begun:
             answer.code = 101
             self._statuses[101] += 1
+
+    def _end_socket(self, conn: Connection, sock: ConnectionSocket) -> None:
+        """Have the connection end with its request, though the application has its descriptor."""
+        if sock.is_shown and conn.state is not State.CLOSED:
+            gevent.spawn(self._cut_when_closed, conn, sock)  # what was sent is still going out
+        else:
+            self._cut(sock)
+
+    def _cut_when_closed(self, conn: Connection, sock: ConnectionSocket) -> None:
+        conn.wait_closed()
+        self._cut(sock)
+
+    def _cut(self, sock: ConnectionSocket) -> None:
+        self._sockets.discard(sock)
+        sock.cut()
 
     def _on_failure(self, answer: Answer, error: BaseException) -> Response | None:
         """Tell whose fault it is; return what to answer, None if it is too late for that."""

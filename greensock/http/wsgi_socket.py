@@ -7,7 +7,9 @@ simple-websocket looks for first, on which Flask-Sock, Flask-SocketIO and python
   from then on it is the application's: the server writes no answer, no limit of HTTP's holds (the socket's own timeout
   does), and the connection is closed when the application returns.
 - The bytes go through the connection, which counts them, and whose end wakes whoever waits. ``fileno()`` shows a
-  duplicate of its descriptor, so that a selector may outlive the connection.
+  duplicate of its descriptor, so that a selector may outlive the connection. It is woken then: both halves end once
+  what was sent is out, whoever still holds the descriptor. (A socket that ``dup`` made is the application's own, but it
+  has the same halves.)
 - A server that drains ends the input, as if the client had left: what came before can be read, and answered.
 """
 
@@ -160,8 +162,13 @@ class ConnectionSocket:
         with contextlib.suppress(OSError):
             self._conn.shutdown_read()
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether the application has a descriptor, which keeps the connection open."""
+        return self._fd >= 0
+
     def cut(self) -> None:
-        """Wake a selector that still waits on the duplicate: the server was aborted."""
+        """End both halves, though the application has a descriptor; whoever waits on it wakes."""
         self._shut(self._fd, _socket.SHUT_RDWR)
 
     def _shut(self, fd: int, how: int) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Protocol
 
+from greensock import share_of_descriptors
 from greensock.http.deadlines import Deadlines, Timeouts
 from greensock.http.limits import Limits
 from greensock.http.proxy.access_log import AccessLog
@@ -29,10 +30,13 @@ __all__ = ["Gateway"]
 
 log = logging.getLogger("greensock.server")
 
-#: Descriptors that are kept back, whatever clients there are: for the log, the resolver, pipes, a program's own.
+#: Descriptors that are kept back, whatever clients there are: for the log, the resolver, a program's own.
 KEPT_BACK = 32
 #: Descriptors that a client may need: its own, and that of a server.
 EACH = 2
+#: Shares of the descriptors for what can be done without: pipes have two (see ``Pipes``), second descriptors one
+#: (``ClientConnection.keep_spare``).
+SHARES = 3
 #: Seconds in the place of none, where a bound must be: a month.
 FOREVER = 30 * 86400.0
 
@@ -100,6 +104,8 @@ class Gateway:
         self.listen = listen or ListenOptions()
         #: How many clients' connections there may be, while a listener is started.
         self.most_clients: float = inf
+        #: How many connections to servers there may be before idle ones give up theirs, while a listener is started.
+        self.most_links: float = inf
         #: Bytes of bodies that are held while the rest of them is waited for.
         self.buffered = 0
         self._listeners: set[Listener] = set()
@@ -119,6 +125,7 @@ class Gateway:
             made[options.name] = Upstream(
                 *(options, health, self.answer_limits, random.random, sticky),
                 make_room=self._make_room,
+                is_full=self._is_full,
             )
         return made
 
@@ -154,7 +161,8 @@ class Gateway:
             return inf if wanted is None else wanted
         servers = sum(len(upstream.all) for upstream in self.upstreams.values())  # each may be checked
         there = len(os.listdir("/proc/self/fd")) - 1
-        possible = max(1, (limit - there - KEPT_BACK - servers) // EACH)
+        others = KEPT_BACK + servers + SHARES * share_of_descriptors()
+        self.most_links = possible = max(1, (limit - there - others) // EACH)
         if wanted is not None and wanted > possible:
             log.warning("max_connections=%d: %d descriptors are enough for %d", wanted, limit, possible)
         return possible if wanted is None else min(wanted, possible)
@@ -178,6 +186,13 @@ class Gateway:
     def _make_room(self) -> bool:
         """Close the kept connection that has been idle the longest, whatever server it leads to."""
         return drop_oldest(server for upstream in self.upstreams.values() for server in upstream.all)
+
+    def _is_full(self) -> bool:
+        """Return whether idle connections to servers would take what clients are to have, or what is kept back."""
+        if self.most_links == inf:
+            return False
+        links = sum(server.links.pool.slots for upstream in self.upstreams.values() for server in upstream.all)
+        return links > self.most_links  # the new one has its slot
 
     def _start_checks(self) -> None:
         servers = [server for upstream in self.upstreams.values() for server in upstream.all]

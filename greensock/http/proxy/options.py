@@ -111,7 +111,7 @@ class ServerOptions:
     url: str
     #: Its share of the requests, against the others'.
     weight: int = 1
-    #: Requests that it gets at once; None for no limit.
+    #: Requests that it gets at once, tunnels counted until they end; None for no limit.
     max_connections: int | None = None
     #: Requests that may wait for it when it has that many.
     max_waiting: int = 1000

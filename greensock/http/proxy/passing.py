@@ -42,6 +42,8 @@ SPLICED = 262_144
 
 #: Fields that only the proxy writes: an edit of them has no effect.
 OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
+#: The same for 101: it names the protocol that the server has switched to.
+OWN_FIELDS_OF_SWITCH = OWN_FIELDS | {b"upgrade"}
 
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
@@ -165,7 +167,8 @@ def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
         edits = relay.route.response_fields
         edits.apply(headers, relay.variables(edits.variables))
     relay.proxy.edit_response(relay, head.status, headers)
-    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
+    own = OWN_FIELDS_OF_SWITCH if head.is_switch else OWN_FIELDS
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in own])
 
 
 class _Passage:
@@ -364,14 +367,15 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
         error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
         raise relay.blame_server(error)
-    pairs = relay.proxy.gateway.forwarder.response_pairs(head, trailers=False)
-    lines = b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+    lines = _edited(relay, head, trailers=False)
     upgrade = b", ".join(head.headers.all_raw(b"upgrade"))
     line = _status_line(head.status, head.phrase)
     relay.request.is_answered = True
     relay.proxy._statuses[head.status] += 1
     client.send(b"%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (line, lines, upgrade))
-    upstream = relay.take_lease().detach()
+    lease = relay.take_lease()  # its slot is held as long as the tunnel: it is one of the server's connections
+    upstream = lease.connection
+    assert upstream is not None
     try:
         upstream.unread(upstream.parser.take_rest())
         client.unread(relay.client_rest())
@@ -382,7 +386,7 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         if relay.record is not None:
             relay.record.reason = reason
     finally:
-        upstream.close()
+        lease.end(False)
         client.close()
         relay.left()
         relay.note_end()

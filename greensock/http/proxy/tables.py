@@ -19,7 +19,8 @@ Kind = TypeVar("Kind")
 
 #: Characters of a value that are shown.
 MAX_SHOWN = 80
-#: What stands for None where a key left out means something else.
+#: What stands for None: for what a key is by default, too, as a table may have its values from another (``base``). Only
+#: where None is the default of a text it is a text like any other.
 NONE = "none"
 
 _what = re.compile(r"(\w+)(?:=|: )").match
@@ -122,7 +123,7 @@ class Tables:
                 return kind(**values), is_sound
             except ValueError as error:
                 is_sound = False
-                name, expected = _explained(str(error), values)
+                name, expected = _explained(str(error), kind, values)
                 self.note(table, name if name in values else "", given.get(name), expected)
                 if name not in values or values[name] is spare.get(name, values):
                     return None, False
@@ -138,7 +139,13 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _explained(text: str, values: Mapping[str, Any]) -> tuple[str, str]:
+def _takes_none(field: dataclasses.Field[Any]) -> bool:
+    """Return whether ``NONE`` stands for None."""
+    annotation = str(field.type)
+    return annotation.endswith("| None") and not (annotation.startswith("str ") and field.default is None)
+
+
+def _explained(text: str, kind: Any, values: Mapping[str, Any]) -> tuple[str, str]:
     """Take apart what a class said: ``field=value: what is expected``, or ``field: what is expected``."""
     match = _what(text)
     if match is None:
@@ -150,13 +157,14 @@ def _explained(text: str, values: Mapping[str, Any]) -> tuple[str, str]:
         rest = rest[len(shown) :] if rest.startswith(shown) else rest.partition(": ")[2] or rest
     for pattern, word in _WORDS:
         rest = pattern.sub(word, rest)
-    return name, rest.replace(", or None", f', or "{NONE}"')
+    takes_none = any(each.name == name and _takes_none(each) for each in dataclasses.fields(kind))
+    return name, rest.replace(", or None", f', or "{NONE}"' if takes_none else "")
 
 
 def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return a value of TOML as the field wants it; what does not fit stays, for the field to refuse."""
     annotation = str(field.type)
-    if value == NONE and annotation.endswith("| None") and field.default is not None:
+    if value == NONE and _takes_none(field):
         return None
     if isinstance(value, list):
         if "frozenset" in annotation:
