@@ -492,8 +492,24 @@ _of_the_parent: list[Any] = []
 _survivors: list[Endpoint] = []
 
 
+#: The functions, and their modules, that fork only to become another program. ``exec`` closes there what was not handed
+#: over, and until then nobody runs the parent's loop. (gevent's ``Popen`` forks in Python; the standard library's calls
+#: the hooks where it has a ``preexec_fn``.)
+_EXECUTING = {("subprocess", "_execute_child"), ("gevent.subprocess", "_execute_child"), ("os", "_spawnvef")}
+
+
+def _is_to_execute() -> bool:
+    """Whether the fork that calls the hooks is one of those. (One within a ``preexec_fn`` is not.)"""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == "gevent.os":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _EXECUTING
+
+
 def _before_fork() -> None:
     """Note whose turn it is: that connection lives on in the child, if there is to be one."""
+    if _is_to_execute():
+        return
     _survivors[:] = [endpoint for endpoint in _connections_of_this_turn() if endpoint.survives_fork]
     for endpoint in _survivors:
         endpoint._share()
@@ -528,6 +544,8 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    if _is_to_execute():
+        return
     for poller in list(_all_pollers):
         poller.hub.__dict__.pop("greensock_poller", None)
         _all_pollers.discard(poller)

@@ -488,7 +488,10 @@ class SocketConnection(Connection):
         return os.get_inheritable(self._fd)
 
     def set_inheritable(self, inheritable: bool) -> None:
-        """Set whether child processes inherit the descriptor."""
+        """Set whether child processes inherit the descriptor: then others may hold it, as with ``fileno``."""
+        if inheritable:
+            self._check_open()
+            self._share()
         os.set_inheritable(self._fd, inheritable)
 
     # -- the engine's side

@@ -26,8 +26,8 @@ from greensock import (
     StreamServer,
 )
 from greensock.poller import get_poller
+from greensock.syscalls import has_input
 from greensock.transport import SharedDescriptor
-
 
 COMPLEMENTS = bytes(range(255, -1, -1))
 
@@ -509,6 +509,137 @@ server = WSGIServer(("127.0.0.1", 0), application, log=None)
 server.start()
 print(server.server_port, flush=True)
 server.serve_forever()
+"""
+
+
+# -- other programs: a fork that becomes one shares nothing and loses nothing
+
+
+def run_by_gevent(command, fd):
+    return subprocess.call(command, pass_fds=[fd])
+
+
+def spawn_it(command, fd):
+    os.set_inheritable(fd, True)
+    return os.spawnv(os.P_WAIT, command[0], command)
+
+
+RUNS = pytest.mark.parametrize("run", [run_by_gevent, spawn_it])
+IS_A_SOCKET = "import os, stat, sys; sys.exit(not stat.S_ISSOCK(os.fstat({}).st_mode))"
+
+
+@RUNS
+def test_a_program_gets_the_listener(serve, run):
+    """An upgrade: a server hands its listener to its successor while it serves."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = serve(Echo, listener, cover=nothing)
+    wait_until(lambda: listener.fileno() in get_poller().endpoints)
+    assert run([sys.executable, "-c", IS_A_SOCKET.format(listener.fileno())], listener.fileno()) == 0
+    assert server.started
+
+
+@RUNS
+def test_a_program_gets_a_connection_from_another_greenlet(serve, connect, run):
+    """Whichever greenlet starts it: what ``fileno()`` said holds in the program."""
+
+    class Showing(Server):
+        def connection_recv(self, conn, data):
+            command = [sys.executable, "-c", f"import os; os.write({conn.fileno()}, b'from the program')"]
+            codes.append(gevent.spawn(run, command, conn._fd).get(timeout=PATIENCE))
+            conn.close()
+
+    codes = []
+    sock = connect(serve(Showing))
+    sock.sendall(b"x")
+    assert read_all(sock) == b"from the program"
+    assert codes == [0]
+
+
+@RUNS
+def test_a_program_that_has_nothing_to_do_with_the_connection(serve, connect, run):
+    """It is not shared for that: its answer arrives though there is input that nobody read, and so does FIN."""
+
+    class Running(Server):
+        def connection_recv(self, conn, data):
+            with open(os.devnull) as file:
+                codes.append(run(["/bin/true"], file.fileno()))
+            conn.send(b"!")
+            wait_until(lambda: has_input(conn._fd))
+            conn.send(bytes(300_000), close=True)
+            closing.append(conn)
+
+    codes, closing = [], []
+    sock = connect(serve(Running))
+    sock.sendall(b"request")
+    assert read_exactly(sock, 1) == b"!"
+    sock.sendall(b"more")
+    wait_until(lambda: closing)
+    assert closing[0]._transport is None
+    assert len(read_all_fast(sock)) == 300_000
+    assert codes == [0]
+
+
+def test_a_program_that_inherits_the_connection(connect):
+    """``close_fds=False`` and a number that nobody asked ``fileno`` for, but made inheritable."""
+
+    def handle(sock, address):
+        sock.set_inheritable(True)
+        said.append(sock._is_shared())
+        sock.set_inheritable(False)
+        sock.close()
+
+    said = []
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    assert read_all(connect(server)) == b""
+    assert said == [True]
+    server.stop()
+
+
+def test_the_standard_librarys_own_with_a_preexec_fn():
+    """It calls the hooks of a fork, too. (To be had only where nothing is patched.)"""
+    done = subprocess.run([sys.executable, "-c", UNPATCHED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
+UNPATCHED = f"""
+import os, socket, subprocess, sys
+import gevent
+from greensock import Server
+listener = socket.create_server(("127.0.0.1", 0))
+with Server(listener) as server:
+    while not server._poller.endpoints: gevent.sleep(0)
+    command = [sys.executable, "-c", {IS_A_SOCKET!r}.format(listener.fileno())]
+    print(subprocess.call(command, pass_fds=[listener.fileno()], preexec_fn=os.getpid) == 0)
+"""
+
+
+def test_a_fork_before_the_program_starts_is_one_like_any_other():
+    """``preexec_fn`` may fork: what is forked there goes on, and has nothing of the parent's."""
+    command = [sys.executable, "-c", FORKING_BEFORE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("the watchdog holds 0 connections\n", "")
+
+
+FORKING_BEFORE = """
+from gevent import monkey; monkey.patch_all()
+import os, subprocess
+from greensock import connect, Server
+server = Server(("127.0.0.1", 0), connection_recv=print); server.start()
+conn = connect(server.address)
+_of_conn = conn._fd
+
+def start_watchdog():
+    pid = os.fork()
+    if not pid:
+        try:
+            os.fstat(_of_conn)
+        except OSError:
+            print("the watchdog holds 0 connections", flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+assert subprocess.call(["/bin/true"], preexec_fn=start_watchdog) == 0
 """
 
 
