@@ -27,6 +27,7 @@ __all__ = [
     "EVENT_UNSURE",
     "EVENT_WRITE",
     "INTEREST",
+    "BorrowedSocket",
     "RawSocket",
     "borrow_socket",
     "both_sides_are_down",
@@ -47,6 +48,19 @@ if not hasattr(os, "splice") or not hasattr(select, "EPOLLRDHUP"):
 
 #: The C socket type, whichever module was patched.
 RawSocket = get_original("_socket", "socket")
+
+
+class BorrowedSocket(RawSocket):  # type: ignore[misc, valid-type]  # a variable, to mypy
+    """A socket object on a descriptor that somebody else closes.
+
+    When it is collected it leaves the number alone, as a RawSocket would not: that may be another file's by then.
+    """
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.detach()
+
 
 read = get_original("os", "read")
 readv = os.readv

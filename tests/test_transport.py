@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import traceback
+import warnings
 
 import gevent
 import pytest
@@ -25,7 +29,9 @@ from greensock import (
     State,
     StreamServer,
 )
+from greensock.acceptor import Acceptor
 from greensock.poller import get_poller
+from greensock.socket_connection import SocketConnection
 from greensock.syscalls import has_input
 from greensock.transport import SharedDescriptor
 
@@ -510,6 +516,175 @@ server.start()
 print(server.server_port, flush=True)
 server.serve_forever()
 """
+
+
+def in_a_child(work):
+    """Run it in the child of a fork; raise what it raised there."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_whose_number_was_shown_is_open_in_the_child(pair):
+    """Whoever forks, and in whichever greenlet. The connection object is dead there: its greenlets are the parent's."""
+
+    def work():
+        os.write(fd, b"from the child")
+        assert conn._fd == -1
+        assert not is_open(other_fd)
+
+    conn, peer = pair
+    ours, theirs = tcp_pair()
+    other = wrap(ours)
+    fd, other_fd = conn.fileno(), other._fd
+    in_a_child(work)
+    assert read_exactly(peer, 14) == b"from the child"
+    other.abort()
+    theirs.close()
+
+
+@pytest.mark.parametrize("is_meant_for_it", [False, True])
+def test_a_listener_in_the_child(serve, is_meant_for_it):
+    """One that is inheritable is for a child to have: it may be about to execute a successor."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.set_inheritable(is_meant_for_it)
+    serve(Echo, listener, cover=nothing)
+    wait_until(lambda: listener.fileno() in get_poller().endpoints)
+    in_a_child(lambda: check_is_a_socket(listener.fileno(), is_meant_for_it))
+
+
+def check_is_a_socket(fd, expected):
+    assert stat.S_ISSOCK(os.fstat(fd).st_mode) is expected
+
+
+def test_a_number_that_the_child_uses_anew():
+    """It was closed when the child began, and so is not closed again when the child forgets the connection."""
+
+    def work():
+        mine = {os.open(os.devnull, os.O_RDONLY) for _ in range(30)}
+        assert fd in mine
+        known.clear()
+        gc.collect()
+        assert all(map(is_open, mine))
+
+    ours, theirs = tcp_pair()
+    known = [wrap(ours)]
+    known[0]._share()  # as by a fork in its turn
+    fd = known[0]._fd
+    in_a_child(work)
+    known[0].abort()
+    theirs.close()
+
+
+@pytest.fixture
+def opened_by_warnings(monkeypatch):
+    """The log files of a program that opens one for each warning."""
+    found = []
+
+    def show(*arguments, **options):
+        found.append(os.open(os.devnull, os.O_RDONLY))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        yield found
+    for fd in found:
+        os.close(fd)
+
+
+def test_a_shown_one_that_is_collected_is_closed_once(opened_by_warnings):
+    ours, theirs = tcp_pair()
+    ours.setblocking(False)
+    conn = SocketConnection(get_poller(), ours.detach(), socket.AF_INET, "")
+    conn.fileno()
+    del conn
+    gc.collect()
+    assert list(map(is_open, opened_by_warnings)) == [True]
+    theirs.close()
+
+
+def test_a_listener_that_is_collected_is_closed_once(opened_by_warnings):
+    listener = socket.create_server(("127.0.0.1", 0))
+    acceptor = Acceptor(listener, print, lambda: 1, 1)
+    del acceptor, listener
+    gc.collect()
+    assert list(map(is_open, opened_by_warnings)) == [True]
+
+
+AT_THE_LIMIT = """
+from gevent import monkey; monkey.patch_all()
+import os, resource
+from greensock import Server
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+
+def kinds():
+    return [os.readlink(f"/proc/self/fd/{fd}") for fd in range(60) if os.path.exists(f"/proc/self/fd/{fd}")]
+
+def fork(conn):
+    spare = []
+    try:
+        while True: spare.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError: pass
+    pid = os.fork()
+    for fd in spare: os.closerange(fd, fd + 1)
+    if pid:
+        os.waitpid(pid, 0)
+        conn.close()
+        return
+    try:
+        found = kinds()
+        sockets = sum("socket:" in each for each in found)
+        conn.send(f"{sockets} sockets, {found.count('anon_inode:[eventpoll]')} epoll sets; ".encode())
+        conn.send(b"and " + conn.recv(timeout=10))
+    finally:
+        os._exit(0)
+
+class Forking(Server):
+    def connection_recv(self, conn, data):
+        if data == b"fork": fork(conn)
+        else: conn.send(data)
+
+server = Forking(("127.0.0.1", 0)); server.start()
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_fork_when_all_descriptors_are_used_up(others):
+    """The child is left as clean as ever, and its connection works."""
+    command = [sys.executable, "-c", AT_THE_LIMIT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = "127.0.0.1", int(process.stdout.readline())
+            with contextlib.ExitStack() as stack:
+                for _ in range(others):
+                    other = stack.enter_context(socket.create_connection(address, PATIENCE))
+                    other.sendall(b"hello")
+                    assert read_exactly(other, 5) == b"hello"
+                sock = stack.enter_context(socket.create_connection(address, PATIENCE))
+                sock.sendall(b"fork")
+                assert read_exactly(sock, 25) == b"1 sockets, 1 epoll sets; "
+                sock.sendall(b"more")
+                assert read_all(sock) == b"and more"
+        finally:
+            process.kill()
+        assert process.stderr.read() == ""
 
 
 # -- other programs: a fork that becomes one shares nothing and loses nothing
