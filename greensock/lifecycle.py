@@ -433,12 +433,13 @@ class Lifecycle(Endpoint):
             return
         self._state = CLOSED
         self._clear = self._readable = False
-        self._poller.forget(self)
+        transport = self._transport
+        self._poller.forget(self, transport is not None and transport.is_shared)
         if self._armed != inf:
             self._poller.disarm(self)
         fd, self._fd = self._fd, -1
-        if self._transport is not None:
-            self._transport.close()
+        if transport is not None:
+            transport.close()
         close(fd)
         if isinstance(self._reader, _Engine):
             self._reader = None

@@ -197,11 +197,15 @@ class Poller:
         self.endpoints[endpoint._fd] = endpoint
 
     def forget(self, endpoint: Endpoint, still_open: bool = False) -> None:
-        """Stop watching; a descriptor that is about to be closed leaves the epoll set by itself."""
+        """Stop watching; a descriptor that is about to be closed leaves the epoll set by itself.
+
+        Not if it is ``still_open``, here or in a child: what it tells would come as long as anybody holds it.
+        """
         if self.endpoints.get(endpoint._fd) is endpoint:
             del self.endpoints[endpoint._fd]
             if still_open:
-                self._epoll.unregister(endpoint._fd)
+                with suppress(OSError):  # the program closed it itself
+                    self._epoll.unregister(endpoint._fd)
             if not self.endpoints:
                 self._watcher.stop()
 

@@ -303,6 +303,24 @@ def test_close_of_a_shared_one_leaves_the_connection_to_others(pair):
     assert read_all(peer) == b""
 
 
+@pytest.mark.parametrize("end", ["close", "abort", "lost"])
+def test_the_engine_hears_no_more_of_what_others_go_on_with(pair, end):
+    """Each of their messages would wake this process, and the connection that got the number next."""
+    conn, peer = pair
+    theirs = socket.socket(fileno=os.dup(conn.fileno()))
+    fd = conn._fd
+    if end == "lost":
+        conn._lost(ConnectionResetError())
+    else:
+        getattr(conn, end)()
+    assert conn.state is State.CLOSED
+    peer.sendall(b"for the child")
+    while not has_input(theirs.fileno()):
+        pass
+    assert fd not in [number for number, _ in get_poller()._epoll.poll(0)]
+    theirs.close()
+
+
 def test_what_is_queued_is_flushed_before(pair):
     conn, peer = pair
     conn.max_send_queue = 1 << 24
