@@ -489,9 +489,10 @@ def sockets_of(pid):
     """Return the connected sockets that a process has."""
     found = set()
     for fd in os.listdir(f"/proc/{pid}/fd"):
-        what = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if what.startswith("socket:"):
-            found.add(what)
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile: the child runs on
+            what = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if what.startswith("socket:"):
+                found.add(what)
     return found
 
 
