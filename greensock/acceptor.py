@@ -28,7 +28,7 @@ import gevent
 from gevent.event import Event
 
 from greensock.poller import Endpoint, get_poller
-from greensock.syscalls import adopt_descriptor, close
+from greensock.syscalls import BorrowedSocket, close
 
 __all__ = ["Acceptor"]
 
@@ -72,7 +72,7 @@ class Acceptor:
         self._logged = -LOG_EVERY
         self._greenlet: gevent.Greenlet[[], None] | None = None
         listener.setblocking(False)
-        self._raw: Any = adopt_descriptor(listener.family, listener.type, listener.proto, listener.fileno())
+        self._raw = BorrowedSocket(listener.family, listener.type, listener.proto, listener.fileno())
 
     def start(self) -> None:
         """Begin to accept."""

@@ -16,6 +16,7 @@ from greensock.poller import TIMED_OUT
 from greensock.receiving import Receiving
 from greensock.stats import ConnectionStatistics
 from greensock.syscalls import borrow_socket
+from greensock.transport import SharedDescriptor
 
 __all__ = ["Connection"]
 
@@ -165,10 +166,12 @@ class Connection(Receiving):
 
         From then on somebody else may hold the connection, too, so it is treated with care: no call relies on
         O_NONBLOCK, which belongs to the open file, and ``close()`` sends no FIN and waits for none: that is left to who
-        closes last.
+        closes last. The number stays open in the child of a fork, too.
         """
         if self._fd >= 0:
             self._share()
+            if isinstance(self._transport, SharedDescriptor):
+                self._transport.was_shown = True
         return self._fd
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> int | bytes:

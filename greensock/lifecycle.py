@@ -462,12 +462,13 @@ class Lifecycle(Endpoint):
             return
         self._state = CLOSED
         self._clear = self._readable = False
-        self._poller.forget(self)
+        transport = self._transport
+        self._poller.forget(self, transport is not None and transport.is_shared)
         if self._armed != inf:
             self._poller.disarm(self)
         fd, self._fd = self._fd, -1
-        if self._transport is not None:
-            self._transport.close()
+        if transport is not None:
+            transport.close()
         close(fd)
         if isinstance(self._reader, _Engine):
             self._reader = None
@@ -508,6 +509,21 @@ class Lifecycle(Endpoint):
         self._armed = self._read_deadline = self._due = inf
         self._idle = False
         self._poller = cast(Any, ChildsPoller(self))
+
+    def _leave_to_parent(self) -> int:
+        """In the child of a fork in which it does not live on: close it, or leave it to who was shown the number."""
+        was_shown = isinstance(self._transport, SharedDescriptor) and self._transport.was_shown
+        fd = self._give_up_descriptor()
+        if not was_shown:
+            close(fd)
+        return -1
+
+    def _give_up_descriptor(self) -> int:
+        """Return the descriptor, which is the caller's to close from now on: neither ours nor a transport's."""
+        fd, self._fd = self._fd, -1
+        if self._transport is not None:
+            self._transport.close()
+        return fd
 
     def _shutdown(self) -> None:
         if self._transport is not None:

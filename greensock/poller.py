@@ -22,12 +22,14 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from math import inf
@@ -118,6 +120,15 @@ class Endpoint:
     def _survive_fork(self) -> None:
         """Live on in the child of a fork that happened in its turn."""
 
+    def _leave_to_parent(self) -> int:
+        """Let go of the descriptor in the child of a fork: it is the parent's.
+
+        Returns the descriptor if it is still open though the child is to know nothing of it: an object of the program's
+        will close it. Else -1.
+        """
+        fd, self._fd = self._fd, -1
+        return -1 if os.get_inheritable(fd) else fd  # who made it inheritable wants a child to have it
+
     def _enter_child(self) -> None:
         """Be watched by the child's engine, which is the endpoint's poller by now."""
         self._poller.register(self)
@@ -188,11 +199,15 @@ class Poller:
         self.endpoints[endpoint._fd] = endpoint
 
     def forget(self, endpoint: Endpoint, still_open: bool = False) -> None:
-        """Stop watching; a descriptor that is about to be closed leaves the epoll set by itself."""
+        """Stop watching; a descriptor that is about to be closed leaves the epoll set by itself.
+
+        Not if it is ``still_open``, here or in a child: what it tells would come as long as anybody holds it.
+        """
         if self.endpoints.get(endpoint._fd) is endpoint:
             del self.endpoints[endpoint._fd]
             if still_open:
-                self._epoll.unregister(endpoint._fd)
+                with suppress(OSError):  # the program closed it itself
+                    self._epoll.unregister(endpoint._fd)
             if not self.endpoints:
                 self._watcher.stop()
 
@@ -498,8 +513,24 @@ _of_the_parent: list[Any] = []
 _survivors: list[Endpoint] = []
 
 
+#: The functions, and their modules, that fork only to become another program. ``exec`` closes there what was not handed
+#: over, and until then nobody runs the parent's loop. (gevent's ``Popen`` forks in Python; the standard library's calls
+#: the hooks where it has a ``preexec_fn``.)
+_EXECUTING = {("subprocess", "_execute_child"), ("gevent.subprocess", "_execute_child"), ("os", "_spawnvef")}
+
+
+def _is_to_execute() -> bool:
+    """Whether the fork that calls the hooks is one of those. (One within a ``preexec_fn`` is not.)"""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == "gevent.os":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _EXECUTING
+
+
 def _before_fork() -> None:
     """Note whose turn it is: that connection lives on in the child, if there is to be one."""
+    if _is_to_execute():
+        return
     _survivors[:] = [endpoint for endpoint in _connections_of_this_turn() if endpoint.survives_fork]
     for endpoint in _survivors:
         endpoint._share()
@@ -534,13 +565,21 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    if _is_to_execute():
+        return
+    failures = []
     for poller in list(_all_pollers):
         poller.hub.__dict__.pop("greensock_poller", None)
         _all_pollers.discard(poller)
-        _abandon(poller)
+        try:
+            _abandon(poller)
+        except Exception as error:
+            failures.append(error)  # the others are to be abandoned all the same
     for endpoint in _survivors:
         endpoint._survive_fork()
     _survivors.clear()
+    if failures:
+        raise failures[0]
 
 
 def _abandon(poller: Poller) -> None:
@@ -548,26 +587,36 @@ def _abandon(poller: Poller) -> None:
     _of_the_parent.append(poller)
     poller.is_abandoned = True
     poller._watcher.ref = False  # in memory only: the child's program may end though it is active
-    # What the loop watches must stay something that can be watched, or libev aborts; and it must not be the parent's.
-    empty = new_epoll()
-    os.dup2(empty.fileno(), poller._epoll.fileno(), inheritable=False)
-    empty.close()
-    poller.pipes.close()
     poller._deadlines.clear()
     poller._calls.clear()
     poller._put_off.clear()
-    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    for endpoint in list(poller.endpoints.values()):
-        if endpoint in _survivors:
-            continue
-        fd, endpoint._fd = endpoint._fd, -1
-        if type(endpoint) is Endpoint:  # a listener: its socket object closes the descriptor, once
-            os.dup2(null, fd, inheritable=False)
-        else:
-            close(fd)
-    close(null)
-    poller.endpoints.clear()
     poller.crews.clear()
+    # What takes descriptors comes last: there may be none but those that are given back here.
+    left_open = []
+    for endpoint in poller.endpoints.values():
+        if endpoint not in _survivors:
+            with suppress(OSError):  # the program closed it itself
+                left_open.append(endpoint._leave_to_parent())
+    poller.endpoints.clear()
+    poller.pipes.close()
+    _replace_by_silence(poller._epoll.fileno())
+    for fd in left_open:
+        if fd >= 0:
+            os.dup2(poller._epoll.fileno(), fd, inheritable=False)
+
+
+def _replace_by_silence(fd: int) -> None:
+    """Put what is never ready where the loop watches the parent's epoll set: it must be what can be watched."""
+    try:
+        silence = os.eventfd(0)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        close(fd)  # its number is the one that can be had
+        silence = os.eventfd(0)
+    if silence != fd:
+        os.dup2(silence, fd, inheritable=False)
+        close(silence)
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

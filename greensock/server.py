@@ -30,7 +30,7 @@ from greensock.connection import Connection
 from greensock.errors import DropReason, WouldBlock
 from greensock.framing import Framer
 from greensock.idle import IdleSweep
-from greensock.lifecycle import OPEN
+from greensock.lifecycle import CLOSED, OPEN
 from greensock.log_limit import LogLimit
 from greensock.options import OPTIONS, UPCALLS, Rule, ServerKeywords, checked
 from greensock.outgoing import Buffer, as_views
@@ -546,6 +546,7 @@ class Server(Turns[ConnectionT]):
             self._log_failure(error, "a connection from %r could not be served and is closed", address)
 
     def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
+        conn: ConnectionT | None = None
         try:
             conn = self.connection_class(self._poller, fd, family, address, self)
             conn._ready = self._crew.ready
@@ -553,7 +554,12 @@ class Server(Turns[ConnectionT]):
                 conn._decoder = self.framer.decoder()
             self._poller.register(conn)
         except BaseException:
-            close(fd)
+            if conn is None or not hasattr(conn, "_state"):  # the class failed, or does not call Connection.__init__
+                close(fd)
+            else:  # it may be kept by the program, and must not have a number that is another file's soon
+                if conn._state is OPEN:
+                    conn._leave_open(CLOSED, DropReason.ERROR)
+                conn._release()
             raise
         self._accepted += 1
         self._alive += 1

@@ -72,8 +72,7 @@ class SocketConnection(Connection):
         try:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
-            fd, self._fd = self._fd, -1
-            close(fd)
+            close(self._give_up_descriptor())
 
     # -- receiving
 
@@ -410,9 +409,7 @@ class SocketConnection(Connection):
         if self._watched:
             self._poller.forget(self, still_open=True)
         self._poller.disarm(self)
-        fd, self._fd = self._fd, -1
-        if self._transport is not None:
-            self._transport.close()
+        fd = self._give_up_descriptor()
         self._leave_open(CLOSED, DropReason.CLOSED)
         for entry in self._out or ():
             entry.discard()
@@ -488,7 +485,10 @@ class SocketConnection(Connection):
         return os.get_inheritable(self._fd)
 
     def set_inheritable(self, inheritable: bool) -> None:
-        """Set whether child processes inherit the descriptor."""
+        """Set whether child processes inherit the descriptor: then others may hold it, as with ``fileno``."""
+        if inheritable:
+            self._check_open()
+            self._share()
         os.set_inheritable(self._fd, inheritable)
 
     # -- the engine's side

@@ -27,8 +27,8 @@ __all__ = [
     "EVENT_UNSURE",
     "EVENT_WRITE",
     "INTEREST",
+    "BorrowedSocket",
     "RawSocket",
-    "adopt_descriptor",
     "borrow_socket",
     "both_sides_are_down",
     "close",
@@ -48,6 +48,26 @@ if not hasattr(os, "splice") or not hasattr(select, "EPOLLRDHUP"):
 
 #: The C socket type, whichever module was patched.
 RawSocket = get_original("_socket", "socket")
+
+
+class BorrowedSocket(RawSocket):  # type: ignore[misc, valid-type]  # a variable, to mypy
+    """A socket object on a descriptor that somebody else closes.
+
+    When it is collected it leaves the number alone, as a RawSocket would not: that may be another file's by then. Its
+    calls raise BlockingIOError at once, whatever ``socket.setdefaulttimeout`` says: with the timeout that a new socket
+    object takes from there, each would wait so long, in the hub.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, family: int, kind: int, proto: int, fd: int) -> None:
+        super().__init__(family, kind, proto, fd)
+        if self.gettimeout():
+            self.settimeout(0.0)
+
+    def __del__(self) -> None:
+        self.detach()
+
 
 read = get_original("os", "read")
 readv = os.readv
@@ -73,21 +93,12 @@ new_epoll = get_original("select", "epoll")
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
-def adopt_descriptor(family: int, kind: int, proto: int, fd: int) -> _stdlib_socket.socket:
-    """Return a socket object for a descriptor that never blocks, whose calls raise BlockingIOError at once.
-
-    A new socket object has the timeout of ``socket.setdefaulttimeout``, and each call would wait so long, in the hub.
-    """
-    sock: _stdlib_socket.socket = RawSocket(family, kind, proto, fd)
-    if sock.gettimeout():
-        sock.settimeout(0.0)
-    return sock
-
-
 @contextmanager
 def borrow_socket(fd: int, family: int) -> Iterator[_stdlib_socket.socket]:
     """Lend a socket object for a stream descriptor that stays ours."""
-    sock = adopt_descriptor(family, _stdlib_socket.SOCK_STREAM, 0, fd)
+    sock = RawSocket(family, _stdlib_socket.SOCK_STREAM, 0, fd)
+    if sock.gettimeout():
+        sock.settimeout(0.0)  # as in BorrowedSocket
     try:
         yield sock
     finally:

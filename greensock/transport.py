@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket as _socket
 from typing import Protocol
 
-from greensock.syscalls import adopt_descriptor
+from greensock.syscalls import BorrowedSocket
 
 __all__ = ["SharedDescriptor", "Transport"]
 
@@ -57,11 +57,13 @@ class SharedDescriptor:
     input) would have our next call block the hub. So each call says for itself that it must not wait.
     """
 
-    __slots__ = ("_sock", "is_shared")
+    __slots__ = ("_sock", "is_shared", "was_shown")
 
     def __init__(self, fd: int, family: int) -> None:
-        self._sock = adopt_descriptor(family, _socket.SOCK_STREAM, 0, fd)
+        self._sock = BorrowedSocket(family, _socket.SOCK_STREAM, 0, fd)
         self.is_shared = True
+        #: Whether the program was told the number: then it is not closed behind its back, not in a forked child either.
+        self.was_shown = False
 
     def read(self, size: int) -> bytes:
         """Return what is there."""

@@ -40,6 +40,7 @@ from greensock import (
     MessageTooLong,
     OperationTimeout,
     Server,
+    State,
     syscalls,
 )
 from greensock.poller import get_poller
@@ -1359,6 +1360,50 @@ def test_accepted_connection_that_is_refused_leaves_nothing(serve, connect, monk
     sock = connect(server)
     sock.sendall(b"x")
     assert read_exactly(sock, 1) == b"x"
+
+
+@pytest.mark.parametrize("how", ["refused", "refused, shown", "framer fails", "closed by its class"])
+def test_one_that_could_not_be_served_has_no_number(serve, monkeypatch, how):
+    """Whoever kept the object closes no file that has got its number since."""
+
+    class Kept(Connection):
+        def __init__(self, *args):
+            super().__init__(*args)
+            kept.append(self)
+            if how == "refused, shown":
+                self.fileno()
+            elif how == "closed by its class":
+                self.abort()
+                mine.append(os.open(os.devnull, os.O_RDONLY))
+
+    class FailingFramer(Lines):
+        def decoder(self):
+            raise OSError(errno.ENOSPC, "mine")
+
+    kept, mine = [], []
+    server = serve(Echo, framer=FailingFramer() if how == "framer fails" else None)
+    server.connection_class = Kept
+    ours, theirs = socket.socketpair()
+    fd = theirs.fileno()
+    if how.startswith("refused"):
+        monkeypatch.setattr(get_poller(), "register", refuse)
+    with pytest.raises((OSError, ValueError)):
+        server.adopt(theirs)
+    assert drain(ours) == 0
+    ours.close()
+    while fd not in mine:
+        mine.append(os.open(os.devnull, os.O_RDONLY))
+    conn = kept.pop()
+    assert conn.state is State.CLOSED
+    assert conn.fileno() == -1
+    for call in (lambda: conn.send(b"x"), lambda: conn.recv(timeout=0)):
+        with pytest.raises(ConnectionClosed):
+            call()
+    conn.close()
+    conn.abort()
+    for fd in mine:
+        os.close(fd)  # which raises where it is closed already
+    assert (server.statistics().accepted, server.statistics().active) == (0, 0)
 
 
 class FailingListener:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import traceback
+import warnings
 
 import gevent
 import pytest
@@ -25,7 +29,10 @@ from greensock import (
     State,
     StreamServer,
 )
+from greensock.acceptor import Acceptor
 from greensock.poller import get_poller
+from greensock.socket_connection import SocketConnection
+from greensock.syscalls import has_input
 from greensock.transport import SharedDescriptor
 
 COMPLEMENTS = bytes(range(255, -1, -1))
@@ -296,6 +303,24 @@ def test_close_of_a_shared_one_leaves_the_connection_to_others(pair):
     assert read_all(peer) == b""
 
 
+@pytest.mark.parametrize("end", ["close", "abort", "lost"])
+def test_the_engine_hears_no_more_of_what_others_go_on_with(pair, end):
+    """Each of their messages would wake this process, and the connection that got the number next."""
+    conn, peer = pair
+    theirs = socket.socket(fileno=os.dup(conn.fileno()))
+    fd = conn._fd
+    if end == "lost":
+        conn._lost(ConnectionResetError())
+    else:
+        getattr(conn, end)()
+    assert conn.state is State.CLOSED
+    peer.sendall(b"for the child")
+    while not has_input(theirs.fileno()):
+        pass
+    assert fd not in [number for number, _ in get_poller()._epoll.poll(0)]
+    theirs.close()
+
+
 def test_what_is_queued_is_flushed_before(pair):
     conn, peer = pair
     conn.max_send_queue = 1 << 24
@@ -464,9 +489,10 @@ def sockets_of(pid):
     """Return the connected sockets that a process has."""
     found = set()
     for fd in os.listdir(f"/proc/{pid}/fd"):
-        what = os.readlink(f"/proc/{pid}/fd/{fd}")
-        if what.startswith("socket:"):
-            found.add(what)
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile: the child runs on
+            what = os.readlink(f"/proc/{pid}/fd/{fd}")
+            if what.startswith("socket:"):
+                found.add(what)
     return found
 
 
@@ -508,6 +534,306 @@ server = WSGIServer(("127.0.0.1", 0), application, log=None)
 server.start()
 print(server.server_port, flush=True)
 server.serve_forever()
+"""
+
+
+def in_a_child(work):
+    """Run it in the child of a fork; raise what it raised there."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def is_open(fd):
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_whose_number_was_shown_is_open_in_the_child(pair):
+    """Whoever forks, and in whichever greenlet. The connection object is dead there: its greenlets are the parent's."""
+
+    def work():
+        os.write(fd, b"from the child")
+        assert conn._fd == -1
+        assert not is_open(other_fd)
+
+    conn, peer = pair
+    ours, theirs = tcp_pair()
+    other = wrap(ours)
+    fd, other_fd = conn.fileno(), other._fd
+    in_a_child(work)
+    assert read_exactly(peer, 14) == b"from the child"
+    other.abort()
+    theirs.close()
+
+
+@pytest.mark.parametrize("is_meant_for_it", [False, True])
+def test_a_listener_in_the_child(serve, is_meant_for_it):
+    """One that is inheritable is for a child to have: it may be about to execute a successor."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.set_inheritable(is_meant_for_it)
+    serve(Echo, listener, cover=nothing)
+    wait_until(lambda: listener.fileno() in get_poller().endpoints)
+    in_a_child(lambda: check_is_a_socket(listener.fileno(), is_meant_for_it))
+
+
+def check_is_a_socket(fd, expected):
+    assert stat.S_ISSOCK(os.fstat(fd).st_mode) is expected
+
+
+def test_a_number_that_the_child_uses_anew():
+    """It was closed when the child began, and so is not closed again when the child forgets the connection."""
+
+    def work():
+        mine = {os.open(os.devnull, os.O_RDONLY) for _ in range(30)}
+        assert fd in mine
+        known.clear()
+        gc.collect()
+        assert all(map(is_open, mine))
+
+    ours, theirs = tcp_pair()
+    known = [wrap(ours)]
+    known[0]._share()  # as by a fork in its turn
+    fd = known[0]._fd
+    in_a_child(work)
+    known[0].abort()
+    theirs.close()
+
+
+@pytest.fixture
+def opened_by_warnings(monkeypatch):
+    """The log files of a program that opens one for each warning."""
+    found = []
+
+    def show(*arguments, **options):
+        found.append(os.open(os.devnull, os.O_RDONLY))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        yield found
+    for fd in found:
+        os.close(fd)
+
+
+def test_a_shown_one_that_is_collected_is_closed_once(opened_by_warnings):
+    ours, theirs = tcp_pair()
+    ours.setblocking(False)
+    conn = SocketConnection(get_poller(), ours.detach(), socket.AF_INET, "")
+    conn.fileno()
+    del conn
+    gc.collect()
+    assert list(map(is_open, opened_by_warnings)) == [True]
+    theirs.close()
+
+
+def test_a_listener_that_is_collected_is_closed_once(opened_by_warnings):
+    listener = socket.create_server(("127.0.0.1", 0))
+    acceptor = Acceptor(listener, print, lambda: 1, 1)
+    del acceptor, listener
+    gc.collect()
+    assert list(map(is_open, opened_by_warnings)) == [True]
+
+
+AT_THE_LIMIT = """
+from gevent import monkey; monkey.patch_all()
+import os, resource
+from greensock import Server
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+
+def kinds():
+    return [os.readlink(f"/proc/self/fd/{fd}") for fd in range(60) if os.path.exists(f"/proc/self/fd/{fd}")]
+
+def fork(conn):
+    spare = []
+    try:
+        while True: spare.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError: pass
+    pid = os.fork()
+    for fd in spare: os.closerange(fd, fd + 1)
+    if pid:
+        os.waitpid(pid, 0)
+        conn.close()
+        return
+    try:
+        found = kinds()
+        sockets = sum("socket:" in each for each in found)
+        conn.send(f"{sockets} sockets, {found.count('anon_inode:[eventpoll]')} epoll sets; ".encode())
+        conn.send(b"and " + conn.recv(timeout=10))
+    finally:
+        os._exit(0)
+
+class Forking(Server):
+    def connection_recv(self, conn, data):
+        if data == b"fork": fork(conn)
+        else: conn.send(data)
+
+server = Forking(("127.0.0.1", 0)); server.start()
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_fork_when_all_descriptors_are_used_up(others):
+    """The child is left as clean as ever, and its connection works."""
+    command = [sys.executable, "-c", AT_THE_LIMIT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = "127.0.0.1", int(process.stdout.readline())
+            with contextlib.ExitStack() as stack:
+                for _ in range(others):
+                    other = stack.enter_context(socket.create_connection(address, PATIENCE))
+                    other.sendall(b"hello")
+                    assert read_exactly(other, 5) == b"hello"
+                sock = stack.enter_context(socket.create_connection(address, PATIENCE))
+                sock.sendall(b"fork")
+                assert read_exactly(sock, 25) == b"1 sockets, 1 epoll sets; "
+                sock.sendall(b"more")
+                assert read_all(sock) == b"and more"
+        finally:
+            process.kill()
+        assert process.stderr.read() == ""
+
+
+# -- other programs: a fork that becomes one shares nothing and loses nothing
+
+
+def run_by_gevent(command, fd):
+    return subprocess.call(command, pass_fds=[fd])
+
+
+def spawn_it(command, fd):
+    os.set_inheritable(fd, True)
+    return os.spawnv(os.P_WAIT, command[0], command)
+
+
+RUNS = pytest.mark.parametrize("run", [run_by_gevent, spawn_it])
+IS_A_SOCKET = "import os, stat, sys; sys.exit(not stat.S_ISSOCK(os.fstat({}).st_mode))"
+
+
+@RUNS
+def test_a_program_gets_the_listener(serve, run):
+    """An upgrade: a server hands its listener to its successor while it serves."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = serve(Echo, listener, cover=nothing)
+    wait_until(lambda: listener.fileno() in get_poller().endpoints)
+    assert run([sys.executable, "-c", IS_A_SOCKET.format(listener.fileno())], listener.fileno()) == 0
+    assert server.started
+
+
+@RUNS
+def test_a_program_gets_a_connection_from_another_greenlet(serve, connect, run):
+    """Whichever greenlet starts it: what ``fileno()`` said holds in the program."""
+
+    class Showing(Server):
+        def connection_recv(self, conn, data):
+            command = [sys.executable, "-c", f"import os; os.write({conn.fileno()}, b'from the program')"]
+            codes.append(gevent.spawn(run, command, conn._fd).get(timeout=PATIENCE))
+            conn.close()
+
+    codes = []
+    sock = connect(serve(Showing))
+    sock.sendall(b"x")
+    assert read_all(sock) == b"from the program"
+    assert codes == [0]
+
+
+@RUNS
+def test_a_program_that_has_nothing_to_do_with_the_connection(serve, connect, run):
+    """It is not shared for that: its answer arrives though there is input that nobody read, and so does FIN."""
+
+    class Running(Server):
+        def connection_recv(self, conn, data):
+            with open(os.devnull) as file:
+                codes.append(run(["/bin/true"], file.fileno()))
+            conn.send(b"!")
+            wait_until(lambda: has_input(conn._fd))
+            conn.send(bytes(300_000), close=True)
+            closing.append(conn)
+
+    codes, closing = [], []
+    sock = connect(serve(Running))
+    sock.sendall(b"request")
+    assert read_exactly(sock, 1) == b"!"
+    sock.sendall(b"more")
+    wait_until(lambda: closing)
+    assert closing[0]._transport is None
+    assert len(read_all_fast(sock)) == 300_000
+    assert codes == [0]
+
+
+def test_a_program_that_inherits_the_connection(connect):
+    """``close_fds=False`` and a number that nobody asked ``fileno`` for, but made inheritable."""
+
+    def handle(sock, address):
+        sock.set_inheritable(True)
+        said.append(sock._is_shared())
+        sock.set_inheritable(False)
+        sock.close()
+
+    said = []
+    server = StreamServer(("127.0.0.1", 0), handle)
+    server.start()
+    assert read_all(connect(server)) == b""
+    assert said == [True]
+    server.stop()
+
+
+def test_the_standard_librarys_own_with_a_preexec_fn():
+    """It calls the hooks of a fork, too. (To be had only where nothing is patched.)"""
+    done = subprocess.run([sys.executable, "-c", UNPATCHED], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
+UNPATCHED = f"""
+import os, socket, subprocess, sys
+import gevent
+from greensock import Server
+listener = socket.create_server(("127.0.0.1", 0))
+with Server(listener) as server:
+    while not server._poller.endpoints: gevent.sleep(0)
+    command = [sys.executable, "-c", {IS_A_SOCKET!r}.format(listener.fileno())]
+    print(subprocess.call(command, pass_fds=[listener.fileno()], preexec_fn=os.getpid) == 0)
+"""
+
+
+def test_a_fork_before_the_program_starts_is_one_like_any_other():
+    """``preexec_fn`` may fork: what is forked there goes on, and has nothing of the parent's."""
+    command = [sys.executable, "-c", FORKING_BEFORE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("the watchdog holds 0 connections\n", "")
+
+
+FORKING_BEFORE = """
+from gevent import monkey; monkey.patch_all()
+import os, subprocess
+from greensock import connect, Server
+server = Server(("127.0.0.1", 0), connection_recv=print); server.start()
+conn = connect(server.address)
+_of_conn = conn._fd
+
+def start_watchdog():
+    pid = os.fork()
+    if not pid:
+        try:
+            os.fstat(_of_conn)
+        except OSError:
+            print("the watchdog holds 0 connections", flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+assert subprocess.call(["/bin/true"], preexec_fn=start_watchdog) == 0
 """
 
 
