@@ -9,7 +9,8 @@ from urllib.parse import quote
 import gevent
 
 from examples._site import Site
-from greensock.http import HTTPClient, ReverseProxy
+from greensock.http import HTTPClient
+from greensock.proxy import ReverseProxy
 
 __all__ = ["take_tour", "url_of"]
 

@@ -18,15 +18,7 @@ sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/
 from examples._site import Site, WebSocketEcho
 from examples._tour import take_tour, url_of
 from greensock import Server
-from greensock.http import (
-    ConfigError,
-    Gateway,
-    ProxyConfig,
-    ReverseProxy,
-    check_listeners,
-    load_config,
-    parse_config,
-)
+from greensock.proxy import ConfigError, Gateway, ProxyConfig, ReverseProxy, check_listeners, load_config, parse_config
 
 log = logging.getLogger("greensock.proxy")
 

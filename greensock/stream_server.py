@@ -13,8 +13,8 @@ from typing import Any
 
 from gevent.server import StreamServer as _GeventServer
 
-from greensock.poller import get_poller
-from greensock.socket_connection import SocketConnection
+from greensock.core.poller import get_poller
+from greensock.core.socket_connection import SocketConnection
 
 __all__ = ["StreamServer"]
 

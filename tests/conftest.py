@@ -20,7 +20,7 @@ from greenlet import getcurrent, greenlet
 from hypothesis import settings
 
 from greensock import Server
-from greensock.poller import get_poller
+from greensock.core.poller import get_poller
 
 #: Seconds that a condition may take to come true.
 PATIENCE = 10.0

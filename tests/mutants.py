@@ -44,15 +44,15 @@ PROXY = (
 POOL = ("http_pool", "http_client", "proxy_bound")
 #: What is broken, by its file below greensock/, and the tests that are to notice.
 MODULES = {
-    "poller": ("poller.py", ENGINE),
-    "turns": ("turns.py", ENGINE),
-    "lifecycle": ("lifecycle.py", ENGINE),
-    "sending": ("sending.py", ENGINE),
-    "receiving": ("receiving.py", ENGINE),
-    "outgoing": ("outgoing.py", ENGINE),
-    "relay": ("http/proxy/relay.py", PROXY),
-    "passing": ("http/proxy/passing.py", PROXY),
-    "pool": ("http/pool.py", POOL),
+    "poller": ("core/poller.py", ENGINE),
+    "turns": ("core/turns.py", ENGINE),
+    "lifecycle": ("core/lifecycle.py", ENGINE),
+    "sending": ("core/sending.py", ENGINE),
+    "receiving": ("core/receiving.py", ENGINE),
+    "send_queue": ("core/send_queue.py", ENGINE),
+    "relay": ("proxy/relay.py", PROXY),
+    "response_relay": ("proxy/response_relay.py", PROXY),
+    "slots": ("http/client/slots.py", POOL),
 }
 #: Seconds that one test may take, and those from which on it is asked last; how many tests are asked at first.
 TEST_TIMEOUT, SLOW, FEW = 30, 1.0, 60

@@ -12,7 +12,7 @@ import gevent
 from conftest import PATIENCE
 
 from greensock import Connection
-from greensock.poller import get_poller
+from greensock.core.poller import get_poller
 
 
 def wrap(sock: socket.socket, linger: float = 0.5) -> Connection:

@@ -10,17 +10,8 @@ from typing import Any
 from conftest import PATIENCE
 from gevent.pool import Group
 
-from greensock.http import (
-    Gateway,
-    HealthOptions,
-    HTTPServer,
-    Record,
-    Response,
-    ReverseProxy,
-    Route,
-    ServerOptions,
-    UpstreamOptions,
-)
+from greensock.http import HTTPServer, Response
+from greensock.proxy import Gateway, HealthOptions, Record, ReverseProxy, Route, ServerOptions, UpstreamOptions
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

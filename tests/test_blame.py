@@ -25,18 +25,9 @@ from greensock import (
     WouldBlock,
     connect,
 )
-from greensock.http import (
-    BadRequest,
-    HealthOptions,
-    HTTPClient,
-    HTTPServer,
-    QueueFull,
-    RequestParser,
-    Response,
-    Timeouts,
-    WSGIServer,
-)
+from greensock.http import BadRequest, HTTPClient, HTTPServer, QueueFull, RequestParser, Response, Timeouts, WSGIServer
 from greensock.http.errors import BadResponse, PhaseTimeout
+from greensock.proxy import HealthOptions
 
 
 class Relaying(Server):

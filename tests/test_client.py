@@ -16,9 +16,9 @@ from conftest import PATIENCE, read_all, wait_until
 from pairs import let_engine_look
 
 from greensock import ConnectFailed, Connection, OperationTimeout, Server, SocketConnection, State, connect
-from greensock import client as client_module
-from greensock.poller import get_poller
-from greensock.syscalls import EVENT_DATA
+from greensock.core import connector
+from greensock.core.poller import get_poller
+from greensock.core.syscalls import EVENT_DATA
 
 
 class Echo(Server):
@@ -109,7 +109,7 @@ def test_no_such_name(monkeypatch):
     def fail(*arguments):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(client_module, "getaddrinfo", fail)
+    monkeypatch.setattr(connector, "getaddrinfo", fail)
     with pytest.raises(ConnectFailed, match=r"'nowhere\.invalid' cannot be resolved") as caught:
         connect("nowhere.invalid:80")
     assert isinstance(caught.value.__cause__, socket.gaierror)
@@ -120,7 +120,7 @@ def test_the_next_address_is_tried(serve, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         refuses = sock.getsockname()
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in (refuses, server.address)]
-    monkeypatch.setattr(client_module, "getaddrinfo", lambda *arguments: found)
+    monkeypatch.setattr(connector, "getaddrinfo", lambda *arguments: found)
     exchange(connect("both.invalid:80"))
     found.pop()
     with pytest.raises(ConnectFailed, match="refused"):
@@ -128,7 +128,7 @@ def test_the_next_address_is_tried(serve, monkeypatch):
 
 
 def test_a_slow_resolver(monkeypatch):
-    monkeypatch.setattr(client_module, "getaddrinfo", lambda *arguments: gevent.sleep(PATIENCE))
+    monkeypatch.setattr(connector, "getaddrinfo", lambda *arguments: gevent.sleep(PATIENCE))
     with pytest.raises(OperationTimeout, match="not resolved within") as caught:
         connect("slow.invalid:80", timeout=0.02)
     assert (caught.value.operation, caught.value.seconds) == ("connect", 0.02)
@@ -272,7 +272,7 @@ def test_a_timeout_that_leaves_an_upcall_is_no_fault_of_its_peer(serve, connect)
 
         class Proxy(Server):
             def connection_recv(self, conn, data):
-                client_module.connect(listener.getsockname(), timeout=0.02)
+                connector.connect(listener.getsockname(), timeout=0.02)
 
         server = serve(Proxy)
         sock = connect(server)
@@ -285,13 +285,13 @@ def test_a_timeout_that_leaves_an_upcall_is_no_fault_of_its_peer(serve, connect)
 def several(monkeypatch, *addresses):
     """Have every name stand for these addresses."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
-    monkeypatch.setattr(client_module, "getaddrinfo", lambda *arguments: found)
+    monkeypatch.setattr(connector, "getaddrinfo", lambda *arguments: found)
 
 
 @pytest.mark.parametrize("silent", [1, 3])
 @pytest.mark.parametrize("timeout", [1.2, None])
 def test_silent_addresses_leave_time_for_the_next(serve, monkeypatch, silent, timeout):
-    monkeypatch.setattr(client_module, "MAX_SHARE", 0.4)
+    monkeypatch.setattr(connector, "MAX_SHARE", 0.4)
     server = serve(Echo)
     with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
         before = open_descriptors()
@@ -338,5 +338,5 @@ def test_what_the_last_address_said_counts(monkeypatch):
     ],
 )
 def test_the_share_of_an_address(monkeypatch, left, others, share):
-    monkeypatch.setattr(client_module, "monotonic", lambda: 1000.0)
-    assert client_module._share(1000.0 + left, others) == pytest.approx(1000.0 + share)
+    monkeypatch.setattr(connector, "monotonic", lambda: 1000.0)
+    assert connector._share(1000.0 + left, others) == pytest.approx(1000.0 + share)

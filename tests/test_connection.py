@@ -11,7 +11,7 @@ from conftest import PATIENCE, read_exactly, wait_until
 from pairs import Flood, longest_between_ticks, read_all_fast, read_exactly_fast, reset, tcp_pair, wrap
 
 from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, State
-from greensock.outgoing import Passage
+from greensock.core.send_queue import Passage
 
 
 @pytest.mark.parametrize("count", [None, 1_000_000])

@@ -16,8 +16,9 @@ from conftest import PATIENCE, read_exactly
 from proxies import Origin, fields_of
 
 from greensock import Connection, Server
-from greensock.http import HTTPClient, ReverseProxy, load_config
-from greensock.options import OPTIONS
+from greensock.http import HTTPClient
+from greensock.proxy import ReverseProxy, load_config
+from greensock.server_options import OPTIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -18,8 +18,9 @@ from pairs import wrap
 from proxies import gateway_to, scripted
 
 from greensock import Lines, Server
-from greensock.http import HTTPClient, HTTPServer, Response, ReverseProxy, WSGIServer
-from greensock.poller import SLICE_SECONDS, get_poller
+from greensock.core.poller import SLICE_SECONDS, get_poller
+from greensock.http import HTTPClient, HTTPServer, Response, WSGIServer
+from greensock.proxy import ReverseProxy
 
 #: How many peers flood at once. Before there was one slice for all, each of them had one of its own, or no bound.
 COUNT = 50

@@ -48,8 +48,8 @@ from greensock.http import (
     SendTimeout,
     Timeouts,
     TotalTimeout,
-    links,
 )
+from greensock.http.client import connection_pool
 
 # A server in a thread of its own, which runs while the hub of this one does not.
 allocate_lock, start_new_thread = (get_original("_thread", name) for name in ("allocate_lock", "start_new_thread"))
@@ -803,7 +803,7 @@ def test_an_early_answer_ends_the_request(raw, client, tmp_path, how, kind):
 
 def test_second_descriptors_are_a_share_of_all(raw, client, monkeypatch):
     """An upload that goes on for long has one for what a reset would lose; beyond their share the others do without."""
-    monkeypatch.setattr(links, "share_of_descriptors", lambda: 2)
+    monkeypatch.setattr(connection_pool, "share_of_descriptors", lambda: 2)
     go_on, started, mine = Event(), [], client()
 
     def script(server, sock, number):
@@ -821,11 +821,11 @@ def test_second_descriptors_are_a_share_of_all(raw, client, monkeypatch):
     server = raw(script)
     uploads = [gevent.spawn(lambda: mine.put(server.url, body()).read_all()) for _ in range(4)]
     wait_until(lambda: len(started) == 4)
-    assert len(links._with_spare) == 2
+    assert len(connection_pool._with_spare) == 2
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
-        os.write(writer, b"%d" % len(links._with_spare))
+        os.write(writer, b"%d" % len(connection_pool._with_spare))
         os._exit(0)
     os.waitpid(pid, 0)
     assert os.read(reader, 10) == b"0", "in the child they are copies, which would keep the connections open"
@@ -833,7 +833,7 @@ def test_second_descriptors_are_a_share_of_all(raw, client, monkeypatch):
     os.close(writer)
     go_on.set()
     assert [upload.get(timeout=PATIENCE) for upload in uploads] == [b"ok"] * 4
-    assert not links._with_spare
+    assert not connection_pool._with_spare
 
 
 def test_an_early_answer_is_noticed_between_pieces(raw, client):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greensock.http import Limits, RequestParser, ResponseParser
-from greensock.http.plain import MAX_LINE, MAX_LINES, _known, lex_plain_fields, plain_methods, plain_target
+from greensock.http.wire.plain_heads import MAX_LINE, MAX_LINES, _known, lex_plain_fields, plain_methods, plain_target
 
 
 class LexedRequests(RequestParser):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from greensock.http import BodyTimeout, HeadTimeout, PoolStatistics, Timeouts, TotalTimeout
-from greensock.http.deadlines import Deadlines
-from greensock.http.origin import Origin, origin_at, parse_url
-from greensock.http.pool import Action, Pool
+from greensock.http.client.deadlines import Deadlines
+from greensock.http.client.origin import Origin, origin_at, parse_url
+from greensock.http.client.slots import Action, Pool
 
 
 def pool(**options):

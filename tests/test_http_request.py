@@ -6,7 +6,7 @@ import pytest
 
 from greensock import OperationTimeout
 from greensock.http import BadRequest, Headers, Limits, Reason, Request, RequestBody, RequestParser
-from greensock.http import request as module
+from greensock.http.server import request as request_module
 
 
 class Peer:
@@ -38,11 +38,11 @@ def take(monkeypatch):
 
     def make(head, *pieces, timeout=60.0, min_rate=256, limits=None):
         peer = Peer(*(piece if isinstance(piece, tuple) else (0.0, piece) for piece in pieces))
-        monkeypatch.setattr(module, "monotonic", lambda: peer.now)
+        monkeypatch.setattr(request_module, "monotonic", lambda: peer.now)
         parser = RequestParser(limits or Limits())
         parser.feed(head.replace("\n", "\r\n").encode())
         event = parser.next_event()
-        body = RequestBody(peer, parser, event, timeout, min_rate) if event.has_body else module.NO_BODY
+        body = RequestBody(peer, parser, event, timeout, min_rate) if event.has_body else request_module.NO_BODY
         return Request(peer, event, body), peer
 
     return make

@@ -19,8 +19,7 @@ from pairs import reset
 
 from greensock import ConnectionLost
 from greensock.http import HTTPError, HTTPServer, HTTPStatistics, Limits, RequestParser, Response
-from greensock.http import answering as writing
-from greensock.http import server as module
+from greensock.http.server import http_server, response_writer
 
 
 class Site(HTTPServer):
@@ -283,7 +282,7 @@ def test_no_second_empty_line_however_it_comes(site):
 
 def test_the_date_is_of_this_second(answering, monkeypatch):
     now = [784111777.9]
-    monkeypatch.setattr(writing, "time", lambda: now[0])
+    monkeypatch.setattr(response_writer, "time", lambda: now[0])
     _, sock = answering(lambda request: Response(b"", headers={} if request.path == "/" else {"Keep-Alive": "1"}))
     for second, path in (37, "/"), (38, "/"), (39, "/other"), (40, "/"), (41, "/other"):
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
@@ -517,7 +516,7 @@ def test_what_is_long_is_sent_in_slices(answering, tmp_path, monkeypatch, path):
     sock.sendall(f"GET {path} HTTP/1.1\r\n{CLOSE}".replace("\n", "\r\n").replace("\r\r", "\r").encode())
     assert len(read_all(sock)) > len(LARGE)
     assert 4 <= len(sizes) <= 6
-    assert max(sizes) <= writing.SLICE + 1000
+    assert max(sizes) <= response_writer.SLICE + 1000
 
 
 @pytest.mark.parametrize("declared", [False, True])
@@ -619,7 +618,7 @@ def test_long_answers_leave_others_their_turn(serve, connect, monkeypatch, tmp_p
             return Response.file(path) if way == "file" else Response(b"x" for _ in count())
 
     server = serve(Long)
-    monkeypatch.setattr(writing, "SLICE", 1)
+    monkeypatch.setattr(response_writer, "SLICE", 1)
     end = time.thread_time() + 1.0
     sock = connect(server)
     sock.sendall(GET.replace("\n", "\r\n").encode())
@@ -668,7 +667,7 @@ def post(path, length, body="", fields=""):
     ],
 )
 def test_input_that_ends_within_a_request(site, caplog, head, pieces, status, reason):
-    caplog.set_level(logging.INFO, "greensock.server")
+    caplog.set_level(logging.INFO, "greensock.core.server")
     site[1].sendall((head + pieces).replace("\n", "\r\n").encode())
     wait_until(lambda: site[0].statistics().bytes_received)
     site[1].shutdown(socket.SHUT_WR)
@@ -679,7 +678,7 @@ def test_input_that_ends_within_a_request(site, caplog, head, pieces, status, re
 
 
 def test_a_body_that_does_not_come_is_408(serve, connect, caplog):
-    caplog.set_level(logging.INFO, "greensock.server")
+    caplog.set_level(logging.INFO, "greensock.core.server")
     server = serve(Site, body_timeout=0.05)
     answer = ask(connect(server), post("/echo", 3, "ab"))
     assert statuses(answer) == [408]
@@ -689,13 +688,13 @@ def test_a_body_that_does_not_come_is_408(serve, connect, caplog):
 
 
 def test_an_unread_body_that_does_not_come_is_not_waited_for(site, monkeypatch):
-    monkeypatch.setattr(module, "DISCARD_SECONDS", 0.05)
+    monkeypatch.setattr(http_server, "DISCARD_SECONDS", 0.05)
     assert statuses(ask(site[1], post("/unread", 3, "ab"))) == [200]
 
 
 def test_an_unread_body_that_comes_in_drops_is_not_waited_for(site, monkeypatch):
     """Nor if nothing but framing comes."""
-    monkeypatch.setattr(module, "DISCARD_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "DISCARD_SECONDS", 0.2)
     sock = site[1]
     sock.settimeout(0.05)
     sock.sendall(b"POST /unread HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;")
@@ -863,7 +862,7 @@ def test_requests_before_a_refused_one_are_answered_first(site):
 
 
 def test_a_refusal_says_why_and_the_program_may_say_it_its_way(serve, connect, caplog):
-    caplog.set_level(logging.INFO, "greensock.server")
+    caplog.set_level(logging.INFO, "greensock.core.server")
 
     class Polite(Site):
         def request_refused(self, conn, refusal):
@@ -1153,7 +1152,7 @@ def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
         assert sock.recv(1000)
     wait_until(lambda: server.statistics().workers_busy == 0)
     assert all(conn._parser is conn.parser_in_use is None for conn in server.connections)
-    assert parsers() - before == len(server._spare) == module.MAX_SPARE
+    assert parsers() - before == len(server._spare) == http_server.MAX_SPARE
 
 
 @pytest.mark.parametrize("ending", ["refused", "answered", "failed"])

@@ -24,7 +24,8 @@ from gevent import pywsgi
 from gevent.pool import Pool
 
 from greensock import Connection, ConnectionLost
-from greensock.http import HTTPServer, Limits, WSGIServer, answering
+from greensock.http import HTTPServer, Limits, WSGIServer
+from greensock.http.server import response_writer
 
 TEXT = [("Content-Type", "text/plain")]
 
@@ -725,7 +726,7 @@ def test_what_is_long_is_sent_in_slices(site, tmp_path, monkeypatch, way):
     answer = site(application).get()
     assert zlib.crc32(answer.body.removeprefix(b"fa000\r\n").removesuffix(b"\r\n0\r\n\r\n")) == zlib.crc32(long)
     assert 4 <= len(sizes) <= 7
-    assert max(sizes) <= answering.SLICE + 1000
+    assert max(sizes) <= response_writer.SLICE + 1000
 
 
 @pytest.mark.parametrize("way", ["pieces", "write"])

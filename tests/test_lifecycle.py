@@ -15,8 +15,8 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import connected, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State
-from greensock.lifecycle import LINGER_BYTES, TRANSITIONS
-from greensock.poller import get_poller
+from greensock.core.lifecycle import LINGER_BYTES, TRANSITIONS
+from greensock.core.poller import get_poller
 
 
 @pytest.fixture(params=["unix", "tcp"])

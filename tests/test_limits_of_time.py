@@ -24,10 +24,10 @@ from greensock import (
     Server,
     State,
 )
-from greensock import idle as idle_module
+from greensock.core import idle as idle_module
+from greensock.core.pace import Pace, unsent
+from greensock.core.poller import get_poller
 from greensock.http import HTTPServer, Response, WSGIServer
-from greensock.pace import Pace, unsent
-from greensock.poller import get_poller
 
 
 class Recording(Server):
@@ -597,7 +597,7 @@ class Held:
 
     def __init__(self, monkeypatch, held):
         self.held = held
-        monkeypatch.setattr("greensock.pace.unsent", lambda fd: self.held)
+        monkeypatch.setattr("greensock.core.pace.unsent", lambda fd: self.held)
 
 
 def test_looks(monkeypatch):

@@ -7,7 +7,7 @@ from math import inf, nan
 import pytest
 
 from greensock import Lines, Rule, Server
-from greensock.options import OPTIONS, checked
+from greensock.server_options import OPTIONS, checked
 
 FLAGS = {"reuse_port", "no_delay", "keep_alive"}
 SECONDS = {"linger_timeout", "stop_timeout"}

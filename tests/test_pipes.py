@@ -16,12 +16,12 @@ from conftest import PATIENCE, descriptors, read_exactly, wait_until
 from pairs import read_all_fast, read_exactly_fast, tcp_pair, wrap
 from proxies import Origin, Recorded, gateway_to, scripted
 
-import greensock.pipes
+import greensock.core.pipes
 from greensock import ConnectionLost, OperationTimeout
+from greensock.core.pipes import MAX_SPARE, Pipes
+from greensock.core.poller import get_poller
+from greensock.core.send_queue import Passage
 from greensock.descriptors import share_of_descriptors
-from greensock.outgoing import Passage
-from greensock.pipes import MAX_SPARE, Pipes
-from greensock.poller import get_poller
 
 
 def pipes_open():
@@ -65,7 +65,7 @@ def test_pipes_are_shared_and_bounded():
 
 
 def test_pipes_are_a_share_of_the_descriptors(monkeypatch):
-    monkeypatch.setattr(greensock.pipes, "share_of_descriptors", lambda: 3)
+    monkeypatch.setattr(greensock.core.pipes, "share_of_descriptors", lambda: 3)
     pipes = Pipes()
     pipes.enter()
     for round_ in range(3):
@@ -350,10 +350,10 @@ def test_a_pipe_of_which_nobody_knows_what_is_in_it_is_given_to_nobody(monkeypat
 
     with splices(2) as ((first, _, moving), (second, right, _)):
         gevent.sleep(0)
-        monkeypatch.setattr("greensock.outgoing.os.splice", interrupted)
+        monkeypatch.setattr("greensock.core.send_queue.os.splice", interrupted)
         first.sendall(b"secret")
         moving.join(PATIENCE)
-        monkeypatch.setattr("greensock.outgoing.os.splice", splice)
+        monkeypatch.setattr("greensock.core.send_queue.os.splice", splice)
         assert isinstance(moving.exception, Interrupt)
         second.sendall(b"plain")
         assert read_exactly(right, 5) == b"plain"

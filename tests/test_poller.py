@@ -12,7 +12,7 @@ from conftest import PATIENCE, greenlets, read_exactly, wait_until
 from pairs import longest_between_ticks
 
 from greensock import Server
-from greensock.poller import Poller, get_poller
+from greensock.core.poller import Poller, get_poller
 
 
 class Echo(Server):
@@ -116,7 +116,7 @@ def test_deadlines_fire_in_order_and_not_early(serve, connect):
 THREADS = """
 import gevent, socket, sys, threading
 from greensock import Server
-from greensock.poller import get_poller
+from greensock.core.poller import get_poller
 
 class Echo(Server):
     def connection_recv(self, conn, data):
@@ -161,7 +161,7 @@ def test_one_poller_a_thread():
 
 LAST = """
 import ctypes
-from greensock import poller
+from greensock.core import poller
 poller.get_poller()
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(poller))  # so that its names are cleared, one after the other
 """

@@ -18,9 +18,9 @@ from gevent import monkey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import AccessLog, Record, combined_line, json_line
-from greensock.http.proxy import access_log
-from greensock.http.proxy.access_log import BATCH, MAX_KEPT
+from greensock.proxy import AccessLog, Record, combined_line, json_line
+from greensock.proxy.log import access_log
+from greensock.proxy.log.access_log import BATCH, MAX_KEPT
 
 
 def record(number: int = 0, **values) -> Record:
@@ -97,7 +97,7 @@ def test_a_combined_line():
 def test_its_time_is_the_local_one():
     program = """if True:
         import time
-        from greensock.http import Record, combined_line
+        from greensock.proxy import Record, combined_line
         for started in (0, 1700000000.9, 1720000000):
             print(combined_line(Record(started, "", "", "GET", b"/", "1.1")).decode().split("[")[1].split("]")[0])
     """
@@ -208,7 +208,7 @@ def test_a_descriptor_is_left_open(logs):
 
 def test_standard_output():
     program = """if True:
-        from greensock.http import AccessLog, Record
+        from greensock.proxy import AccessLog, Record
         log = AccessLog()
         log.write(Record(0.0, "c", "p", "GET", b"/5", "1.1"))
         log.reopen()
@@ -223,7 +223,7 @@ def test_standard_output():
 def test_standard_output_that_nobody_reads():
     program = """if True:
         import logging
-        from greensock.http import AccessLog, Record
+        from greensock.proxy import AccessLog, Record
         logging.basicConfig()
         log = AccessLog()
         log.write(Record(0.0, "c", "p", "GET", b"/5", "1.1"))
@@ -249,7 +249,7 @@ def test_standard_output_that_was_closed_at_the_start():
     """Descriptor 1 is whatever the program opened first: nothing is written there."""
     code = (
         "import os, sys; first = os.open('/dev/null', os.O_RDONLY); assert first == 1, first\n"
-        "from greensock.http import AccessLog, parse_config\n"
+        "from greensock.proxy import AccessLog, parse_config\n"
         "config = parse_config({'log': {}, 'upstreams': {'a': {'servers': ['http://a']}}})\n"
         "for make in (AccessLog, config.gateway):\n"
         "    try: make()\n"
@@ -361,7 +361,7 @@ def test_a_disk_that_gets_room_again(tmp_path):
     """The disk is full within a line: what follows begins with a new one."""
     program = """if True:
         import resource, signal, sys
-        from greensock.http import AccessLog, Record
+        from greensock.proxy import AccessLog, Record
         def write(log, first, count):
             for number in range(first, first + count):
                 log.write(Record(0.0, "c", "p", "GET", b"/%d" % number, "1.1"))
@@ -541,7 +541,7 @@ def test_a_fork_has_a_thread_of_its_own(tmp_path):
     program = """if True:
         from gevent import monkey; monkey.patch_all()
         import os, sys
-        from greensock.http import AccessLog, Record
+        from greensock.proxy import AccessLog, Record
         def write(*numbers):
             for number in numbers:
                 log.write(Record(0.0, "c", "p", "GET", b"/%d" % number, "1.1"))
@@ -569,7 +569,7 @@ def test_a_fork_has_a_thread_of_its_own(tmp_path):
 def test_a_program_ends_though_the_log_is_not_closed(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     program = """if True:
-        from greensock.http import AccessLog, Record
+        from greensock.proxy import AccessLog, Record
         import sys, os
         reader, writer = os.pipe()
         log = AccessLog(writer)

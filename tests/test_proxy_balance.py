@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http.proxy.balance import BALANCERS, RoundRobin, TwoChoices, balancer_of
+from greensock.proxy.upstream.balance import BALANCERS, RoundRobin, TwoChoices, balancer_of
 
 NAMES = list(BALANCERS)
 #: Where some keys go, and a number that is drawn: what a release must not change.
@@ -316,7 +316,7 @@ def test_the_hash_is_the_same_everywhere():
     found = [where(group(1, 1, 2), keys(12))[key] for key in keys(12)]
     assert found == EVERYWHERE
     program = """if True:
-        from greensock.http.proxy.balance import _uniform
+        from greensock.proxy.upstream.balance import _uniform
         print(_uniform("http://10.0.0.0:80", b"key 0"))
     """
     for seed in ("1", "2"):

@@ -11,7 +11,8 @@ from conftest import PATIENCE, read_exactly, wait_until
 from pairs import reset
 from proxies import Recorded, Script, gateway_to
 
-from greensock.http import FieldEdits, Forwarding, HealthOptions, HTTPError, ProxyTimeouts, Route, ServerOptions
+from greensock.http import HTTPError
+from greensock.proxy import FieldEdits, Forwarding, HealthOptions, ProxyTimeouts, Route, ServerOptions
 
 _said = re.compile(rb"(?im)^(?:Proxy-)?Authorization: (\S+) ([\w=]+)").search
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http.proxy.budget import RetryBudget
+from greensock.proxy.upstream.retry_budget import RetryBudget
 
 
 def retries(budget, now):

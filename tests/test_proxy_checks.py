@@ -14,10 +14,11 @@ from conftest import PATIENCE, wait_until
 from gevent.event import Event
 from gevent.pool import Group
 
-from greensock.http import HealthOptions, HTTPClient, HTTPServer, Response, Standing
-from greensock.http.proxy import checks
-from greensock.http.proxy.checks import FIRST_WITHIN, JITTER, LEAST_PAUSE, MAX_BODY, Checker, pause_before
-from greensock.http.proxy.health import Health
+from greensock.http import HTTPClient, HTTPServer, Response
+from greensock.proxy import HealthOptions, Standing
+from greensock.proxy.upstream import health_checks
+from greensock.proxy.upstream.health import Health
+from greensock.proxy.upstream.health_checks import FIRST_WITHIN, JITTER, LEAST_PAUSE, MAX_BODY, Checker, pause_before
 
 
 class Site(HTTPServer):
@@ -342,7 +343,7 @@ def test_each_pause_knows_of_the_check_before(site, checker, monkeypatch):
         gevent.sleep(0.02)
         return Response("x")
 
-    monkeypatch.setattr(checks, "pause_before", pause)
+    monkeypatch.setattr(health_checks, "pause_before", pause)
     site.answer = answer
     mine = checker(site.address, interval=7.0)
     assert (mine.reason, mine.is_started) == ("", False)

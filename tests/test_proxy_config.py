@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from greensock.http import (
+from greensock.http import Limits
+from greensock.proxy import (
     ConfigError,
     FieldEdits,
     Forwarding,
     GuardOptions,
     HealthOptions,
-    Limits,
     ListenOptions,
     LogOptions,
     ProxyTimeouts,

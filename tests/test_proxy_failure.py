@@ -21,8 +21,8 @@ from greensock.http import (
     SendTimeout,
     TotalTimeout,
 )
-from greensock.http.proxy import failure
-from greensock.http.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
+from greensock.proxy import failure
+from greensock.proxy.failure import CLIENT_LEFT, Again, Failure, failure_of
 
 
 def connect_failed(cause):

@@ -20,13 +20,13 @@ from gevent.event import Event
 from pairs import drain, reset
 from proxies import OK, Origin, Recorded, gateway_to, scripted
 
-import greensock.http.links
-import greensock.http.proxy.passing
-import greensock.http.proxy.relay
-from greensock import client
-from greensock.http import HealthOptions, ProxyTimeouts, ServerOptions
-from greensock.http.proxy.health import Standing
-from greensock.poller import get_poller
+import greensock.proxy.relay
+import greensock.proxy.response_relay
+from greensock.core import connector
+from greensock.core.poller import get_poller
+from greensock.http.client import connection_pool
+from greensock.proxy import HealthOptions, ProxyTimeouts, ServerOptions
+from greensock.proxy.upstream.health import Standing
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 KEEP = b"Host: a\r\n\r\n"
@@ -515,7 +515,7 @@ def test_a_client_that_leaves_while_the_server_does_not_read(proxied, dial, how,
 def is_stuck():
     """Whether a server does not take what is to be sent to it."""
     endpoints = get_poller().endpoints.values()
-    return any(isinstance(each, greensock.http.links.ClientConnection) and each._queued for each in endpoints)
+    return any(isinstance(each, connection_pool.ClientConnection) and each._queued for each in endpoints)
 
 
 def test_a_client_that_has_said_all_while_the_server_does_not_read(proxied, dial):
@@ -573,14 +573,14 @@ def gate(monkeypatch):
         def __init__(self):
             self.asked, self.open = Event(), Event()
 
-    made, really = Gate(), greensock.http.links.connect
+    made, really = Gate(), connection_pool.connect
 
     def connect(*arguments, **options):
         made.asked.set()
         made.open.wait()
         return really(*arguments, **options)
 
-    monkeypatch.setattr(greensock.http.links, "connect", connect)
+    monkeypatch.setattr(connection_pool, "connect", connect)
     return made
 
 
@@ -1048,7 +1048,7 @@ def test_a_silent_server_does_not_use_up_the_total_time(proxied, dial, full, ori
 def test_a_name_whose_first_address_is_silent(proxied, dial, full, origin, monkeypatch):
     addresses = [("127.0.0.1", int(url.rpartition(":")[2])) for url in (full, origin.url)]
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
-    monkeypatch.setattr(client, "getaddrinfo", lambda *arguments: found)
+    monkeypatch.setattr(connector, "getaddrinfo", lambda *arguments: found)
     proxy = proxied("http://some.invalid:80", timeouts=timed(connect=1.0))
     assert status_of(read_all(dial(proxy, GET))) == 200
     assert record_of(proxy).duration < 1.0
@@ -1175,7 +1175,7 @@ def test_a_client_that_pauses_longer_than_a_server_may(proxied, dial):
 @pytest.fixture(params=[SHORT, NEVER])
 def long_wait(request, monkeypatch):
     """From when on a wait for a client is long: sooner than in these tests, or later."""
-    for module in (greensock.http.proxy.relay, greensock.http.proxy.passing):
+    for module in (greensock.proxy.relay, greensock.proxy.response_relay):
         monkeypatch.setattr(module, "LONG_WAIT", request.param)
     return request.param
 
@@ -1251,7 +1251,7 @@ def test_a_server_that_gives_up_on_a_slow_upload(proxied, dial, said, with_reset
 @pytest.mark.parametrize("had_longer", [False, True])
 def test_a_server_that_closes_behind_a_slow_upload(proxied, dial, monkeypatch, had_longer):
     """It is blamed if it had the whole request for longer than it waited for that."""
-    monkeypatch.setattr(greensock.http.proxy.relay, "LONG_WAIT", SHORT)
+    monkeypatch.setattr(greensock.proxy.relay, "LONG_WAIT", SHORT)
 
     def script(server, sock, number):
         server.head(sock)

@@ -10,7 +10,8 @@ import pytest
 from conftest import read_all, wait_until
 from proxies import OK, Origin, Recorded, fields_of, gateway_to, scripted
 
-from greensock.http import (
+from greensock.http import HTTPError, HTTPServer, Response
+from greensock.proxy import (
     AccessLog,
     ErrorPage,
     ErrorPages,
@@ -18,20 +19,17 @@ from greensock.http import (
     Forwarding,
     GuardOptions,
     HealthOptions,
-    HTTPError,
-    HTTPServer,
     ProxyTimeouts,
     Redirect,
-    Response,
     ReverseProxy,
     Route,
     ServerOptions,
     StickyCookie,
     parse_proxy_header,
+    relay,
     write_proxy_header,
 )
-from greensock.http.proxy import relay
-from greensock.http.proxy.failure import Failure
+from greensock.proxy.failure import Failure
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 GET = b"GET / HTTP/1.1\r\n" + CLOSE

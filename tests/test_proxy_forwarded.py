@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import Forwarding, Headers, RequestHead, ResponseHead
-from greensock.http.hopbyhop import HOP_BY_HOP
-from greensock.http.proxy.forwarded import MAX_ENTRIES, MAX_NAME, MAX_NAMES, MAX_PASSES, Forwarder
+from greensock.http import Headers, RequestHead, ResponseHead
+from greensock.http.wire.hop_by_hop import HOP_BY_HOP
+from greensock.proxy import Forwarding
+from greensock.proxy.forwarded import MAX_ENTRIES, MAX_NAME, MAX_NAMES, MAX_PASSES, Forwarder
 
 CLIENT, INNER, OUTER = "192.0.2.7", "10.0.0.1", "10.0.0.2"
 TRUSTING = ("10.0.0.0/8",)

@@ -10,25 +10,23 @@ import pytest
 from conftest import wait_until
 from proxies import Origin, gateway_to
 
-from greensock.http import (
+from greensock.http import HTTPServer, Limits, Timeouts
+from greensock.proxy import (
     ErrorPage,
     ErrorPages,
     Forwarding,
     Gateway,
     GuardOptions,
     HealthOptions,
-    HTTPServer,
-    Limits,
     ListenOptions,
     ProxyTimeouts,
     Route,
     ServerOptions,
     StaticAnswer,
     StickyCookie,
-    Timeouts,
     UpstreamOptions,
 )
-from greensock.http.proxy.gateway import FOREVER
+from greensock.proxy.gateway import FOREVER
 
 APP = UpstreamOptions("app", (ServerOptions("http://127.0.0.1:1"),))
 
@@ -137,7 +135,7 @@ def test_connecting_has_half_of_the_total_at_the_most(connect, total, expected):
 
 def test_a_total_begins_with_its_request(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("greensock.http.deadlines.monotonic", lambda: now)
+    monkeypatch.setattr("greensock.http.client.deadlines.monotonic", lambda: now)
     gateway = Gateway([APP], [], timeouts=ProxyTimeouts(total=5))
     own = Route("app", timeouts=ProxyTimeouts(total=50))
     for now in (100.0, 103.0, 200.0):

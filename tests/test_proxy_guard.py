@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import Guard, GuardOptions, GuardStatistics
-from greensock.http.proxy.guard import LOOKED_AT, MAX_HOST
+from greensock.proxy import Guard, GuardOptions, GuardStatistics
+from greensock.proxy.guard import LOOKED_AT, MAX_HOST
 
 ONE, OTHER = "192.0.2.1", "192.0.2.2"
 NOW = 1_000_000.0

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from greensock.http import HealthOptions, HealthStatistics, Standing
-from greensock.http.proxy.health import LEAST_SHARE, TRIAL_SECONDS, Health
+from greensock.proxy import HealthOptions, HealthStatistics, Standing
+from greensock.proxy.upstream.health import LEAST_SHARE, TRIAL_SECONDS, Health
 
 
 def health(**options):

@@ -21,7 +21,7 @@ from pairs import reset
 from proxies import OK, Recorded, gateway_to, scripted
 from wire import Message, body_so_far, finals_by_h11, take_finals, take_request
 
-from greensock.http import HealthOptions, ProxyTimeouts
+from greensock.proxy import HealthOptions, ProxyTimeouts
 
 SECOND = b"HTTP/1.1 200 OK\r\nX-Second: yes\r\nContent-Length: 6\r\n\r\nsecond"
 ASK_SECOND = b"GET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"

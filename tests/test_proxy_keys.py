@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import Headers, key_of
-from greensock.http.proxy.keys import cookies_named
+from greensock.http import Headers
+from greensock.proxy import key_of
+from greensock.proxy.upstream.request_keys import cookies_named
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from math import inf, nan
 
 import pytest
 
-from greensock.http import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
-from greensock.http.origin import Origin
-from greensock.http.proxy import options
+from greensock.http.client.origin import Origin
+from greensock.proxy import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions, options
 
 SERVER = ServerOptions("http://127.0.0.1:9000")
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import MAX_PROXY_HEADER, BadProxyHeader, parse_proxy_header, write_proxy_header
-from greensock.http.proxy.proxy_protocol import MAX_LINE, _crc32c
+from greensock.proxy import MAX_PROXY_HEADER, BadProxyHeader, parse_proxy_header, write_proxy_header
+from greensock.proxy.proxy_protocol import MAX_LINE, _crc32c
 
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 IPV4 = bytes([192, 0, 2, 1, 198, 51, 100, 1, 0x1F, 0x90, 0, 80])

@@ -11,22 +11,18 @@ from greensock.http import (
     BadResponse,
     ConnectTimeout,
     HeadTimeout,
-    HealthOptions,
     Limits,
     QueueFull,
     QueueTimeout,
     Reason,
-    Relay,
-    Route,
     SendTimeout,
-    ServerOptions,
     TotalTimeout,
-    UpstreamOptions,
 )
-from greensock.http.headers import Headers
-from greensock.http.payload import NOTHING, payload_in_memory, payload_in_pieces
-from greensock.http.proxy.failure import Failure, failure_of
-from greensock.http.proxy.servers import Upstream
+from greensock.http.client.payload import NOTHING, payload_in_memory, payload_in_pieces
+from greensock.http.wire.headers import Headers
+from greensock.proxy import HealthOptions, Relay, Route, ServerOptions, UpstreamOptions
+from greensock.proxy.failure import Failure, failure_of
+from greensock.proxy.upstream.servers import Upstream
 
 KEPT = payload_in_memory(b"body")
 STREAM = payload_in_pieces(iter([b"body"]), None)
@@ -100,7 +96,7 @@ def test_no_more_often_than_there_are_servers(servers):
 
 
 def test_within_the_budget(monkeypatch):
-    monkeypatch.setattr("greensock.http.proxy.relay.monotonic", lambda: 100.0)
+    monkeypatch.setattr("greensock.proxy.relay.monotonic", lambda: 100.0)
     group = upstream(retry_budget=0.2, min_retry_rate=0)
     for _ in range(10):
         group.budget.request(100.0)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from greensock.http import Headers, ProxyTimeouts, Redirect, Route, StaticAnswer
-from greensock.http.proxy.routes import CACHE_SIZE, MAX_AUTHORITY, MAX_CACHED, BadPath, Routes
+from greensock.http import Headers
+from greensock.proxy import ProxyTimeouts, Redirect, Route, StaticAnswer
+from greensock.proxy.routes import CACHE_SIZE, MAX_AUTHORITY, MAX_CACHED, BadPath, Routes
 
 NONE = Headers()
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import ErrorPage, ErrorPages, FieldEdits, Headers, Redirect, StaticAnswer
-from greensock.http.proxy.rules import NO_EDITS, VARIABLES, Template, variables_of
-from greensock.http.syntax import is_value
+from greensock.http import Headers
+from greensock.http.wire.syntax import is_value
+from greensock.proxy import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
+from greensock.proxy.rules import NO_EDITS, VARIABLES, Template, variables_of
 
 VALUES = variables_of("GET", b"example.org:8080", b"/a/b?c=d", scheme="https", client="192.0.2.1", request_id="f00")
 

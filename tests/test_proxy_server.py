@@ -20,25 +20,23 @@ from pairs import reset
 from proxies import OK, Origin, Recorded, fields_of, gateway_to, scripted
 
 from greensock import Connection, OperationTimeout
-from greensock.http import (
+from greensock.core.poller import get_poller
+from greensock.http import HTTPError, Request, Response
+from greensock.http.client import connection_pool
+from greensock.http.client.exchange import Exchange
+from greensock.proxy import (
     FieldEdits,
     HealthOptions,
-    HTTPError,
     ProxyTimeouts,
     Redirect,
     Relay,
-    Request,
-    Response,
     ReverseProxy,
     Route,
     ServerOptions,
     Standing,
     StaticAnswer,
     combined_line,
-    links,
 )
-from greensock.http.exchange import Exchange
-from greensock.poller import get_poller
 
 
 @pytest.fixture
@@ -230,7 +228,7 @@ def test_a_kept_connection_that_says_what_is_no_http(proxied, method, accepted):
         answer = b""
         while not answer.endswith(b"ok"):
             answer += sock.recv(1000)
-        wait_until(lambda: proxy.gateway.upstreams["site"].all[0].links.pool.statistics().idle == 1)
+        wait_until(lambda: proxy.gateway.upstreams["site"].all[0].connection_pool.pool.statistics().idle == 1)
         answer = ask(sock, f"{method} / HTTP/1.1\n{CLOSE}")
         assert answer[0] == (200 if accepted == 2 else 502)
         assert server.accepted == accepted
@@ -1054,7 +1052,7 @@ def test_a_second_try_on_a_fresh_connection(proxied, monkeypatch, leaves):
         sock.sendall(OK)
         server.head(sock)  # and closes: the first one dies, asked for the second time
 
-    real, made = links.connect, []
+    real, made = connection_pool.connect, []
 
     def connect(*arguments, **options):
         made.append(real(*arguments, **options))
@@ -1063,7 +1061,7 @@ def test_a_second_try_on_a_fresh_connection(proxied, monkeypatch, leaves):
             assert connected.wait(PATIENCE)
         return made[-1]
 
-    monkeypatch.setattr(links, "connect", connect)
+    monkeypatch.setattr(connection_pool, "connect", connect)
     with scripted(script) as server:
         proxy, sock = proxied(server.url)
         sock.sendall(b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -1102,7 +1100,7 @@ def test_a_tunnel_that_can_not_begin(proxied, monkeypatch):
         sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         wait_until(lambda: proxy.records)
         ends = get_poller().endpoints.values()
-        wait_until(lambda: not any(isinstance(each, links.ClientConnection) for each in ends))
+        wait_until(lambda: not any(isinstance(each, connection_pool.ClientConnection) for each in ends))
 
 
 @pytest.mark.parametrize("slow", ["short body", "long body", "takes nothing", "server"])
@@ -1159,7 +1157,7 @@ def test_a_proxy_header_that_does_not_go_out_in_time(proxied, origin, monkeypatc
     def send(self, data, close=False, timeout=None):
         raise OperationTimeout("the peer took nothing", self, "send", 1.0)
 
-    monkeypatch.setattr(links.ClientConnection, "send", send)
+    monkeypatch.setattr(connection_pool.ClientConnection, "send", send)
     proxy, sock = proxied(origin.url, send_proxy_protocol=1)
     assert ask(sock, f"GET / HTTP/1.1\n{CLOSE}")[0] == 504
     assert proxy.records[0].reason == "send-timeout"

@@ -11,22 +11,13 @@ from conftest import wait_until
 from proxies import scripted
 
 from greensock import ConnectionClosed
-from greensock.http import (
-    HealthOptions,
-    Limits,
-    QueueFull,
-    QueueTimeout,
-    ServerOptions,
-    Standing,
-    StickyCookie,
-    Timeouts,
-    UpstreamOptions,
-)
-from greensock.http.deadlines import Deadlines
-from greensock.http.headers import Headers
-from greensock.http.proxy import servers
-from greensock.http.proxy.failure import Failure
-from greensock.http.proxy.servers import Upstream
+from greensock.http import Limits, QueueFull, QueueTimeout, Timeouts
+from greensock.http.client.deadlines import Deadlines
+from greensock.http.wire.headers import Headers
+from greensock.proxy import HealthOptions, ServerOptions, Standing, StickyCookie, UpstreamOptions
+from greensock.proxy.failure import Failure
+from greensock.proxy.upstream import servers
+from greensock.proxy.upstream.servers import Upstream
 
 NOTHING = Headers()
 

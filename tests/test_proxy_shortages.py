@@ -16,10 +16,11 @@ from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
 from proxies import OK, Origin, Recorded, Script, gateway_to, scripted
 
-import greensock.client
-from greensock.http import HealthOptions, Limits, ListenOptions, Standing
-from greensock.http.proxy.checks import Checker
-from greensock.http.proxy.gateway import KEPT_BACK
+import greensock.core.connector
+from greensock.http import Limits
+from greensock.proxy import HealthOptions, ListenOptions, Standing
+from greensock.proxy.gateway import KEPT_BACK
+from greensock.proxy.upstream.health_checks import Checker
 
 GET = b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
@@ -130,13 +131,13 @@ class Short:
         self.number: int | None = number
         short = self
 
-        class Sock(greensock.client.RawSocket):
+        class Sock(greensock.core.connector.RawSocket):
             def connect_ex(self, address):
                 if short.number is not None and condition() and only in (None, address):
                     return short.number
                 return super().connect_ex(address)
 
-        monkeypatch.setattr(greensock.client, "RawSocket", Sock)
+        monkeypatch.setattr(greensock.core.connector, "RawSocket", Sock)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[1])))
 from gevent import monkey
 monkey.patch_all()
 import gevent
-from greensock.http import parse_config, ReverseProxy
+from greensock.proxy import parse_config, ReverseProxy
 config = parse_config({"listen": ["127.0.0.1:0"], "upstreams": {"site": {"servers": sys.argv[3:]}},
                        "server": eval(sys.argv[2])})
 gateway = config.gateway()
@@ -347,7 +348,7 @@ def test_more_connections_than_descriptors_are_not_promised(serve, caplog):
     gateway = gateway_to(origin.url, listen=ListenOptions(max_connections=10**9))
     serve(Recorded, gateway=gateway)
     assert gateway.most_clients < 10**9
-    [said] = [each.getMessage() for each in caplog.records if each.name == "greensock.server"]
+    [said] = [each.getMessage() for each in caplog.records if each.name == "greensock.core.server"]
     assert said.startswith("max_connections=1000000000: ")
 
 

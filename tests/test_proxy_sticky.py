@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.http import Headers, StickyCookie
-from greensock.http.proxy.sticky import Sticky
+from greensock.http import Headers
+from greensock.proxy import StickyCookie
+from greensock.proxy.upstream.sticky import Sticky
 
 SECRET = b"0123456789abcdef"
 SERVER = "10.0.0.1:9000"

@@ -34,7 +34,7 @@ from pairs import reset
 from proxies import gateway_to
 from storm_site import BLOB, BYE, FAULTS, MIRROR, MORTAL, SIGHT, answer_to
 
-from greensock.http import HealthOptions, ProxyTimeouts, ReverseProxy, ServerOptions
+from greensock.proxy import HealthOptions, ProxyTimeouts, ReverseProxy, ServerOptions
 
 SEED = int(os.environ.get("STORM_SEED", "7"))
 REQUESTS = int(os.environ.get("STORM_REQUESTS", "52000"))

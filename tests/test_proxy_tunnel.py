@@ -13,8 +13,8 @@ from pairs import connected, drain, read_all_fast, reset
 from proxies import Recorded, gateway_to, scripted
 
 from greensock import Connection, State
-from greensock.http import ProxyTimeouts
-from greensock.http.proxy.tunnel import run_tunnel
+from greensock.proxy import ProxyTimeouts
+from greensock.proxy.tunnel import run_tunnel
 
 #: Both ways of a tunnel: who speaks, who listens.
 WAYS = pytest.mark.parametrize("way", ["there", "back"])

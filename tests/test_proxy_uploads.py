@@ -12,8 +12,8 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import reset
 from proxies import Origin, Recorded, gateway_to, scripted
 
-from greensock.http import Forwarding, Guard, GuardOptions, ListenOptions, ProxyTimeouts, Route
-from greensock.http.proxy.server import MAX_PIECES
+from greensock.proxy import Forwarding, Guard, GuardOptions, ListenOptions, ProxyTimeouts, Route
+from greensock.proxy.proxy_server import MAX_PIECES
 
 KEEP = b"Host: a\r\n\r\n"
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
@@ -214,7 +214,7 @@ def test_the_limit_of_idle_connections_is_none_of_bodies(start, dial):
 
 
 def test_it_must_keep_its_rate(start, dial, monkeypatch):
-    monkeypatch.setattr("greensock.http.request.RATE_GRACE", 0.0)
+    monkeypatch.setattr("greensock.http.server.request.RATE_GRACE", 0.0)
     proxy = start(timeouts=ProxyTimeouts(min_body_rate=1_000_000, request_body=0.001 + PATIENCE))
     sock = dial(proxy, post(100))
     [conn] = wait_until(lambda: waiting(proxy))

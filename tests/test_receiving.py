@@ -23,9 +23,8 @@ from greensock import (
     MessageTooLong,
     OperationTimeout,
     State,
-    receiving,
-    sending,
 )
+from greensock.core import receiving, sending
 
 
 @pytest.fixture(params=["unix", "tcp"])

@@ -12,8 +12,9 @@ import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import connected, drain, read_exactly_fast, tcp_pair, wrap
 
-from greensock import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State, WouldBlock, outgoing
-from greensock.outgoing import Buffers
+from greensock import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State, WouldBlock
+from greensock.core import send_queue
+from greensock.core.send_queue import Buffers
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -177,7 +178,7 @@ def test_a_peer_sees_that_its_file_was_cut_short(tmp_path, monkeypatch):
     conn = wrap(ours)
     path = tmp_path / "file"
     path.write_bytes(b"x" * 8_000_000)
-    monkeypatch.setattr(outgoing.os, "dup", no_descriptor)
+    monkeypatch.setattr(send_queue.os, "dup", no_descriptor)
     with path.open("rb") as file, pytest.raises(OperationTimeout):
         conn.send_file(file, timeout=0.02)
     with pytest.raises(ConnectionResetError):
@@ -191,7 +192,7 @@ def test_no_descriptor_for_the_rest_of_a_file_resets(pair, tmp_path, monkeypatch
     path.write_bytes(b"x" * 8_000_000)
 
     with path.open("rb") as file:
-        monkeypatch.setattr(outgoing.os, "dup", no_descriptor)
+        monkeypatch.setattr(send_queue.os, "dup", no_descriptor)
         with pytest.raises(OperationTimeout) as caught:
             conn.send_file(file, timeout=0.02)
         monkeypatch.undo()
@@ -213,7 +214,7 @@ def test_no_descriptor_for_the_rest_of_a_file_when_it_is_closed(pair, tmp_path, 
         sending = gevent.spawn(conn.send_file, file)
         behind = gevent.spawn(conn.send, b"behind")
         wait_until(lambda: len(conn._out or ()) == 2)
-        monkeypatch.setattr(outgoing.os, "dup", no_descriptor)
+        monkeypatch.setattr(send_queue.os, "dup", no_descriptor)
         conn.close()
         for greenlet in (sending, behind):
             with pytest.raises(ConnectionClosed):

@@ -41,9 +41,9 @@ from greensock import (
     OperationTimeout,
     Server,
     State,
-    syscalls,
 )
-from greensock.poller import get_poller
+from greensock.core import syscalls
+from greensock.core.poller import get_poller
 
 
 class Recorder(Server):
@@ -2316,7 +2316,7 @@ def test_a_descriptor_is_held_in_reserve_while_connections_are_accepted(serve):
 
 def test_only_so_many_workers_are_kept(serve, connect, monkeypatch):
     """What a burst of upcalls that block has needed is let go again."""
-    monkeypatch.setattr("greensock.workers.MAX_PARKED", 3)
+    monkeypatch.setattr("greensock.core.workers.MAX_PARKED", 3)
     go = gevent.event.Event()
 
     class Waiting(Recorder):

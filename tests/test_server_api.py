@@ -27,9 +27,9 @@ from greensock import (
     WouldBlock,
 )
 from greensock.http import HTTPServer, Response, WSGIServer
-from greensock.http.proxy.server import ReverseProxy, ReverseProxyKeywords
-from greensock.http.server import HTTPServerKeywords
-from greensock.http.wsgi import WSGIServerKeywords
+from greensock.http.server.http_server import HTTPServerKeywords
+from greensock.http.wsgi.wsgi_server import WSGIServerKeywords
+from greensock.proxy.proxy_server import ReverseProxy, ReverseProxyKeywords
 
 get_ident = get_original("_thread", "get_ident")  # the patched one tells greenlets apart
 

@@ -13,43 +13,60 @@ import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from gevent import monkey
 
 import greensock
 import greensock.http
-import greensock.http.proxy
-from greensock import Connection, syscalls
-from greensock.http.parser import State
-from greensock.http.pool import Action
-from greensock.options import OPTIONS
-from greensock.poller import Endpoint
+import greensock.proxy
+from greensock import Connection
+from greensock.core import syscalls
+from greensock.core.poller import Endpoint
+from greensock.http.client.slots import Action
+from greensock.http.wire.message_parser import State
+from greensock.server_options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "greensock"
 #: Modules that stand beside the layers: who may import them is said here and not in the table.
-BESIDE = {"version": {"__init__"}}
+BESIDE = {"version": {"greensock"}}
 #: Modules that talk to whoever started the program.
 COMMAND_LINE = {"cli", "__main__"}
-
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-LIBRARY = [name for name in MODULES if name not in COMMAND_LINE]
 PROGRAMS = sorted([*(ROOT / "examples").rglob("*.py"), *(ROOT / "loadtests").rglob("*.py")])
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a module by which it is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+#: Every module, packages too, by its name.
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py"]
+LIBRARY = [name for name in MODULES if name.rpartition(".")[2] not in COMMAND_LINE]
 
 
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
-def layers(package: ModuleType) -> list[list[str]]:
-    """Return the rows of the table in a package's ``__init__.py``, lowest first."""
-    _, table, _ = re.split(r"^=+  =+$", package.__doc__, flags=re.MULTILINE)
-    return [row.split("  ")[0].split(", ") for row in table.strip().splitlines()]
+def layers(package: str) -> list[str]:
+    """Return what the table in a package's ``__init__.py`` names, lowest first."""
+    doc = ast.get_docstring(tree(MODULES[package])) or ""
+    _, table, _ = re.split(r"^=+  =+$", doc, flags=re.MULTILINE)
+    return [f"{package}.{row.split('  ')[0]}" for row in table.strip().splitlines()]
 
 
-LAYERS = layers(greensock)
+def in_order(package: str) -> Iterator[str]:
+    """Go through all modules below a package, lowest first; a package itself comes behind its modules."""
+    for name in layers(package):
+        if name in PACKAGES:
+            yield from in_order(name)
+        yield name
+
+
+ORDER = [*in_order("greensock"), "greensock"]
 
 
 def is_for_types_only(node: ast.AST) -> bool:
@@ -84,26 +101,43 @@ def exported(path: Path) -> list[str] | None:
 # -- the layers
 
 
-def test_the_table_names_every_module_once():
-    named = [name for row in LAYERS for name in row]
-    assert len(named) == len(set(named))
-    assert set(named) == set(MODULES) - set(BESIDE) - COMMAND_LINE - {"__init__"}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_table_names_every_module_once(package):
+    beside = {f"greensock.{name}" for name in {*BESIDE, *COMMAND_LINE}}
+    below = [name for name in MODULES if name.rpartition(".")[0] == package and name not in beside]
+    assert sorted(layers(package)) == sorted(below)
 
 
-@pytest.mark.parametrize("row", range(len(LAYERS)), ids=lambda row: LAYERS[row][0])
-def test_imports_go_one_way(row):
-    above = {name for names in LAYERS[:row] for name in names}
-    for importer in LAYERS[row]:
-        for module, _ in of_greensock(PACKAGE / f"{importer}.py"):
-            package, _, name = module.partition(".")
-            assert package == "greensock", f"{importer} imports {module}: written in full expected"
-            assert name in above, f"{importer} imports {module or 'the whole package'}, which does not stand above it"
+@pytest.mark.parametrize("importer", ORDER)
+def test_imports_go_one_way(importer):
+    """So there is no circle. Of the engine, what stands on it imports what greensock exports, and no module of it."""
+    above = ORDER[: ORDER.index(importer)]
+    for module, name in of_greensock(MODULES[importer]):
+        if module.removeprefix("greensock.") in BESIDE:
+            assert importer in BESIDE[module.removeprefix("greensock.")]
+            continue
+        if module == "greensock":
+            assert importer.startswith(("greensock.http", "greensock.proxy")), f"{importer}: written in full expected"
+            assert name in greensock.__all__, f"{importer} imports {name}, which greensock does not export"
+            continue
+        assert module in above, f"{importer} imports {module}, which does not stand above it"
+        assert module not in PACKAGES, f"{importer} imports from {module}: from the module itself expected"
+        assert name in (exported(MODULES[module]) or []), f"{importer} imports {name} from {module}"
+        if importer.startswith(("greensock.http.", "greensock.proxy.")):
+            assert module.startswith(("greensock.http.", "greensock.proxy.")), f"{importer} imports {module}"
 
 
 def test_what_stands_beside_is_imported_by_few():
     for name, allowed in BESIDE.items():
-        found = {who for who in MODULES if (f"greensock.{name}" in dict(of_greensock(PACKAGE / f"{who}.py")))}
+        found = {who for who, path in MODULES.items() if f"greensock.{name}" in dict(of_greensock(path))}
         assert found <= allowed
+
+
+def test_what_is_not_used_is_not_loaded():
+    """Who serves lines loads no HTTP, and who serves HTTP no proxy."""
+    for package, not_loaded in (("greensock", "greensock.http"), ("greensock.http", "greensock.proxy")):
+        program = f"import sys, {package}; sys.exit('{not_loaded}' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0, package
 
 
 def test_a_connection_is_one_line_of_inheritance():
@@ -115,33 +149,26 @@ def test_a_connection_is_one_line_of_inheritance():
     assert [cls.__name__ for cls in line] == ["Connection", "Receiving", "Sending", "Lifecycle", "Endpoint"]
 
 
-def test_pure_modules_know_neither_clock_nor_socket():
-    for name in ("errors", "framing", "options", "stats"):
-        found = {module.split(".")[0] for module, _ in imports(tree(PACKAGE / f"{name}.py"))}
-        assert not found & {"gevent", "greenlet", "socket", "time", "os", "select"}, name
+#: Bytes in, events out, or no more than words: no I/O of any kind.
+PURE = [
+    *(f"greensock.{name}" for name in ("errors", "framing", "server_options", "stats")),
+    *layers("greensock.http.wire"),
+]
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_know_neither_clock_nor_socket(name):
+    found = {module.split(".")[0] for module, _ in imports(tree(MODULES[name]))}
+    assert not found & {"gevent", "greenlet", "socket", "time", "os", "select", "logging"}, name
 
 
 def test_programs_import_public_names_only():
+    packages = {"greensock": greensock, "greensock.http": greensock.http, "greensock.proxy": greensock.proxy}
     for path in PROGRAMS:
         for module, name in of_greensock(path):
-            public = {"greensock": greensock, "greensock.http": greensock.http}.get(module)
+            public = packages.get(module)
             assert public is not None, f"{path}: from greensock import {name} expected, not from {module}"
             assert name == "" or name in public.__all__, path
-
-
-# -- greensock.http, which stands on what greensock exports
-
-
-HTTP = PACKAGE / "http"
-HTTP_MODULES = sorted(path.stem for path in HTTP.glob("*.py"))
-PROXY = HTTP / "proxy"
-PROXY_MODULES = sorted(path.stem for path in PROXY.glob("*.py"))
-PROXY_LAYERS = layers(greensock.http.proxy)
-#: All modules of both, as they are imported behind ``greensock.``.
-ALL_HTTP_MODULES = [*(f"http.{name}" for name in HTTP_MODULES), *(f"http.proxy.{name}" for name in PROXY_MODULES)]
-HTTP_LAYERS = layers(greensock.http)
-#: Bytes in, events out: no I/O of any kind.
-HTTP_PURE = {name for row in HTTP_LAYERS[: HTTP_LAYERS.index(["writer"]) + 1] for name in row}
 
 
 def kinds_of(cls: type) -> dict[str, str]:
@@ -178,8 +205,8 @@ def test_no_name_hides_another():
     """A slot once hid a method of a base class, which then was no method any more where it was needed."""
     classes = [
         value
-        for name in (*MODULES, *ALL_HTTP_MODULES)
-        for value in vars(importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))).values()
+        for name in MODULES
+        for value in vars(importlib.import_module(name)).values()
         if isinstance(value, type) and value.__module__.startswith("greensock")
     ]
     assert len(classes) > 150
@@ -198,65 +225,20 @@ def test_no_name_hides_another():
     assert not hidden
 
 
-def test_the_table_of_http_names_every_module_once():
-    named = [name for row in HTTP_LAYERS for name in row]
-    assert sorted(named) == sorted([*(name for name in HTTP_MODULES if name != "__init__"), "proxy"])
-
-
-def test_the_table_of_the_proxy_names_every_module_once():
-    named = [name for row in PROXY_LAYERS for name in row]
-    assert sorted(named) == [name for name in PROXY_MODULES if name != "__init__"]
-
-
-@pytest.mark.parametrize("row", range(len(PROXY_LAYERS)), ids=lambda row: PROXY_LAYERS[row][0])
-def test_imports_of_the_proxy_go_one_way(row):
-    above = {f"greensock.http.proxy.{name}" for names in PROXY_LAYERS[:row] for name in names}
-    above |= {f"greensock.http.{name}" for names in HTTP_LAYERS[: HTTP_LAYERS.index(["proxy"])] for name in names}
-    for importer in PROXY_LAYERS[row]:
-        for module, name in of_greensock(PROXY / f"{importer}.py"):
-            if module == "greensock":
-                assert name in greensock.__all__, f"proxy.{importer} imports {name}, which greensock does not export"
-            else:
-                assert module in above, f"proxy.{importer} imports {module}, which does not stand above it"
-                source = PACKAGE / f"{module.removeprefix('greensock.').replace('.', '/')}.py"
-                assert name in (exported(source) or []), f"proxy.{importer}: {name}"
-
-
-@pytest.mark.parametrize("row", range(len(HTTP_LAYERS)), ids=lambda row: HTTP_LAYERS[row][0])
-def test_imports_of_http_go_one_way(row):
-    above = {f"greensock.http.{name}" for names in HTTP_LAYERS[:row] for name in names}
-    for importer in HTTP_LAYERS[row]:
-        path = HTTP / f"{importer}.py" if importer != "proxy" else PROXY / "__init__.py"
-        for module, name in of_greensock(path):
-            if importer == "proxy":
-                assert module.startswith("greensock.http.proxy.")
-            elif module == "greensock":
-                assert name in greensock.__all__, f"http.{importer} imports {name}, which greensock does not export"
-            else:
-                assert module in above, f"http.{importer} imports {module}, which does not stand above it"
-                assert name in (exported(HTTP / f"{module.rpartition('.')[2]}.py") or []), f"http.{importer}: {name}"
-
-
-def test_pure_modules_of_http_know_neither_clock_nor_socket():
-    for name in HTTP_PURE:
-        found = {module.split(".")[0] for module, _ in imports(tree(HTTP / f"{name}.py"))}
-        assert not found & {"gevent", "greenlet", "socket", "time", "os", "select", "logging"}, name
-
-
 # -- what is exported
 
 
-@pytest.mark.parametrize("name", [*MODULES, *ALL_HTTP_MODULES])
+@pytest.mark.parametrize("name", MODULES)
 def test_all_is_true(name):
-    module = importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))
-    if name == "version":
+    module = importlib.import_module(name)
+    if exported(Path(module.__file__)) is None and (name in PACKAGES or name == "greensock.version"):
         return
     assert module.__all__ == exported(Path(module.__file__))
     assert len(set(module.__all__)) == len(module.__all__)
     for public in module.__all__:
         assert hasattr(module, public), public
         home = getattr(getattr(module, public), "__module__", None) or module.__name__
-        assert name.endswith("__init__") or not home.startswith("greensock") or home == module.__name__, public
+        assert name in PACKAGES or not home.startswith("greensock") or home == module.__name__, public
 
 
 def defined(path: Path) -> set[str]:
@@ -278,20 +260,12 @@ def test_all_of_programs_is_true():
         assert set(exported(path) or []) <= defined(path), path
 
 
-def test_what_modules_take_from_each_other_is_exported():
-    for importer in MODULES:
-        for module, name in of_greensock(PACKAGE / f"{importer}.py"):
-            source = PACKAGE / f"{module.removeprefix('greensock.')}.py"
-            if source.stem not in BESIDE:
-                assert name in (exported(source) or []), f"{importer} imports {name} from {module}"
-
-
 # -- what is documented
 
 
 def public_members() -> Iterator[tuple[str, object]]:
-    for name in [*LIBRARY, *ALL_HTTP_MODULES]:
-        module = importlib.import_module(f"greensock.{name}".removesuffix(".__init__"))
+    for name in LIBRARY:
+        module = importlib.import_module(name)
         yield module.__name__, module
         for public in getattr(module, "__all__", ()):
             value = getattr(module, public)
@@ -352,9 +326,9 @@ def test_every_member_of_an_enum_is_documented_in_place(kind):
 # -- what importing does not do
 
 
-@pytest.mark.parametrize("name", [*LIBRARY, *ALL_HTTP_MODULES])
+@pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_neither_patches_nor_prints_nor_configures_logging(name):
-    path = PACKAGE / f"{name.replace('.', '/')}.py"
+    path = MODULES[name]
     calls = [ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
     found = [call for call in calls if re.search(r"(^|\.)(patch_\w+|print|basicConfig|addHandler|setLevel)$", call)]
     assert not found
@@ -364,8 +338,8 @@ def test_descriptors_are_closed_at_once():
     """gevent's ``os.close`` (since 25.8) closes in a later pass of the loop, and the peer gets our FIN only then."""
     for name in ("read", "readv", "write", "writev", "close"):
         assert getattr(syscalls, name) is monkey.get_original("os", name), name
-    for name in [*LIBRARY, *ALL_HTTP_MODULES]:
-        path = PACKAGE / f"{name.replace('.', '/')}.py"
+    for name in LIBRARY:
+        path = MODULES[name]
         assert "os.close" not in [ast.unparse(node) for node in ast.walk(tree(path))], name
 
 

@@ -11,10 +11,11 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from proxies import Origin, Recorded, gateway_to, scripted
 
-from greensock import Lines, Server, turns
+from greensock import Lines, Server
+from greensock.core import turns
+from greensock.core.server import QUIET_SECONDS
+from greensock.core.syscalls import has_input, has_unacknowledged
 from greensock.http import HTTPServer, Response, WSGIServer
-from greensock.server import QUIET_SECONDS
-from greensock.syscalls import has_input, has_unacknowledged
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 #: Far less than a linger, or than the time that a server waits for what runs.
@@ -171,8 +172,8 @@ def test_a_request_that_runs_is_waited_for_and_no_longer(serve, connect):
 
 def test_an_upcall_that_ends_ends_the_waiting(serve, connect, monkeypatch):
     """Its connection goes on, and rests: nobody else would say so."""
-    monkeypatch.setattr("greensock.server.LONGEST_LOOK", PATIENCE)
-    monkeypatch.setattr("greensock.server.SHORTEST_LOOK", PATIENCE)
+    monkeypatch.setattr("greensock.core.server.LONGEST_LOOK", PATIENCE)
+    monkeypatch.setattr("greensock.core.server.SHORTEST_LOOK", PATIENCE)
     came, go = Event(), Event()
 
     class Slow(Server):

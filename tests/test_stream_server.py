@@ -36,10 +36,10 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
 from pairs import Flood, longest_between_ticks
 
-from greensock import socket_connection
-from greensock.connection import Connection
-from greensock.poller import get_poller
-from greensock.socket_connection import SocketConnection
+from greensock.core import socket_connection
+from greensock.core.connection import Connection
+from greensock.core.poller import get_poller
+from greensock.core.socket_connection import SocketConnection
 from greensock.stream_server import StreamServer
 
 RESET = struct.pack("ii", 1, 0)

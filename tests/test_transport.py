@@ -29,11 +29,11 @@ from greensock import (
     State,
     StreamServer,
 )
-from greensock.acceptor import Acceptor
-from greensock.poller import get_poller
-from greensock.socket_connection import SocketConnection
-from greensock.syscalls import has_input
-from greensock.transport import SharedDescriptor
+from greensock.core.acceptor import Acceptor
+from greensock.core.poller import get_poller
+from greensock.core.socket_connection import SocketConnection
+from greensock.core.syscalls import has_input
+from greensock.core.transport import SharedDescriptor
 
 COMPLEMENTS = bytes(range(255, -1, -1))
 

@@ -1,0 +1,27 @@
+"""greensock.core: the engine. One unit: what begins with an underscore is private to this folder, not to its module.
+
+The layers, lowest first; each imports only what stands above it, and of greensock's own modules those above ``core``:
+
+=================  ===================================================================================================
+syscalls           the system calls of the hot path
+pipes              the pipes of one hub, for what goes from socket to socket
+workers            the pool of parked greenlets in which upcalls run
+poller             one epoll set per hub, wake-ups, deadlines
+fairness           others get their turn in the middle of what takes long
+transport          what a connection reads from and writes to in the place of its descriptor
+pace               how fast a peer takes what is sent to it
+send_queue         what waits to be sent on a connection
+lifecycle          a connection's fields and states, and how it closes
+sending            the downcalls that write
+receiving          the downcalls that read
+connection         one connection: what needs both
+connector          ``connect``: connections of one's own
+upcalls            what a server calls, and the verdicts
+idle               the idle limit of a server
+turns              what a server does with a connection that is ready
+acceptor           takes connections out of the kernel's queue
+signals            what signals do while servers serve
+server             start, drain, stop
+socket_connection  a connection with the methods of a socket
+=================  ===================================================================================================
+"""

@@ -1,0 +1,203 @@
+"""One connection: the downcalls, which block only the greenlet that calls them.
+
+Its parts, each on top of the one before: what it is and how it closes (``lifecycle``), sending, receiving. Here is what
+needs both halves: moving bytes from one connection to another, the deadlines, and looking at it.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from greensock.core.lifecycle import CLOSING, FLUSH_SECONDS, INHERIT, OPEN, Timeout
+from greensock.core.poller import TIMED_OUT
+from greensock.core.receiving import Receiving
+from greensock.core.send_queue import Buffers, Passage
+from greensock.core.syscalls import borrow_socket
+from greensock.core.transport import SharedDescriptor
+from greensock.errors import DropReason
+from greensock.stats import ConnectionStatistics
+
+__all__ = ["Connection"]
+
+
+class Connection(Receiving):
+    """One connection. A server makes it and hands it to the upcalls; your own attributes can be set on it.
+
+    Reading: the end of input is ``b""`` from ``recv``, which gives bytes as they come, and None from the calls that
+    read a message (``read_exactly``, ``read_until``, ``read_line``); inside a message it raises ``IncompleteMessage``.
+
+    Every call that blocks takes ``timeout`` in seconds for the whole call, None for none. Left out, it is the
+    connection's ``recv_timeout``, or ``send_timeout``, which begins anew with each byte that the peer takes.
+
+    All downcalls raise
+
+    - ``ConnectionClosed``: the program closed the connection before, or while the call was blocked;
+    - ``ConnectionLost``: the peer reset it or the network gave up;
+    - ``OperationTimeout``: the time ran out; the connection stays usable.
+    """
+
+    __slots__ = ()
+
+    def splice(
+        self,
+        other: Connection,
+        count: int | None = None,
+        *,
+        timeout: Timeout = INHERIT,
+        send_timeout: Timeout = INHERIT,
+    ) -> int:
+        """Move what comes in here out to ``other``, in the kernel, until the end of input or ``count`` bytes.
+
+        Neither holds a descriptor more while nothing comes. Where no pipe can be had, the bytes are copied.
+
+        Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole; with ``send_timeout`` only
+        for those for input, and that for those until ``other``'s peer takes a byte. Other sends on ``other`` wait until
+        it is over. A failure of either side raises as ``recv`` or ``send`` does on that side (``connection``).
+        """
+        if send_timeout is INHERIT:
+            send_timeout = timeout
+        self._hold_decoder()
+        moved = 0
+        if self._stash:
+            moved = self._send_stash(other, count, send_timeout)
+        if count is not None and moved >= count:
+            return moved
+        pipes = self._poller.pipes
+        passage = Passage(pipes, self._wake_reader)
+        pipes.enter()
+        try:
+            other._submit(passage)
+            while count is None or moved < count:
+                pulled = self._pull(passage, other, inf if count is None else count - moved, timeout)
+                if not pulled:
+                    break
+                moved += pulled
+                other._flush()
+                other._await_sent(passage, send_timeout, True)
+        finally:
+            passage.finish()
+            other._flush()
+            if not other._out or passage not in other._out:
+                passage.discard()
+            pipes.leave()
+        return moved
+
+    def _send_stash(self, other: Connection, count: int | None, timeout: Timeout) -> int:
+        """Send what is in the stash, or ``count`` bytes of it; it stays there if nothing of it goes out."""
+        fresh = self._fresh
+        data = self._take(len(self._stash) if count is None else count)
+        entry = Buffers([memoryview(data)], len(data))
+        try:
+            other._submit(entry)
+            other._await_sent(entry, timeout, True)
+        except BaseException:
+            if not entry.sent and self._state is OPEN:
+                self._stash = data + self._stash
+                self._fresh, self._plain = fresh, False
+            raise
+        return len(data)
+
+    def _pull(self, passage: Passage, other: Connection, count: float, timeout: Timeout) -> int:
+        """Take what is there, waiting for the first byte; 0 at the end of input."""
+        deadline = inf
+        while True:
+            other._check_connected()  # its end wakes us too
+            if self._readable and self._reader is None:
+                size = int(min(count, 1 << 20))
+                try:
+                    pulled = passage.pull(self._fd, size, self._thorough, self._transport)
+                except BlockingIOError:
+                    self._found_empty()
+                except OSError as error:
+                    raise self._lost(error) from error
+                else:
+                    if not pulled:
+                        self._end_of_input()
+                    else:
+                        self._poller.pause_if_late(self)
+                    self.bytes_received += pulled
+                    other._queued += pulled
+                    return pulled
+            deadline = self._await_input(timeout, deadline)
+
+    # -- deadlines
+
+    def _on_deadline(self, now: float) -> float:
+        if self._due <= now:
+            if self._state is OPEN:
+                self._due = now + (self.linger_timeout or FLUSH_SECONDS)
+                self._close(DropReason.DEADLINE)
+            else:
+                self._due = inf
+                self._abort(DropReason.DEADLINE)
+        if self._state is CLOSING:
+            due = self._linger_due if now < self._linger_due else self._linger_is_over(now)
+            return min(due, self._due) if self._state is CLOSING else inf
+        if self._read_deadline <= now and self._reader is not None:
+            self._reader.switch(TIMED_OUT)
+        for entry in list(self._out or ()):
+            if self._state is OPEN and entry.deadline <= now and self._is_late(entry, now):
+                if entry.waiter is not None:
+                    entry.waiter.switch(TIMED_OUT)
+                else:
+                    self._abort(DropReason.SEND_TIMEOUT)
+        if self._state is not OPEN:
+            return min(self._linger_due, self._due) if self._state is CLOSING else inf
+        nearest = min((entry.deadline for entry in self._out or ()), default=inf)
+        return min(nearest, self._read_deadline, self._due)
+
+    # -- looking at it
+
+    @property
+    def peer_address(self) -> Any:
+        """The peer's end: the same as ``address``."""
+        return self.address
+
+    @property
+    def local_address(self) -> Any:
+        """Our end, in the form of ``address``."""
+        self._check_fd()
+        with borrow_socket(self._fd, self._family) as sock:
+            return sock.getsockname()
+
+    def fileno(self) -> int:
+        """Return the descriptor, which stays ours; -1 once it is closed.
+
+        From then on somebody else may hold the connection, too, so it is treated with care: no call relies on
+        O_NONBLOCK, which belongs to the open file, and ``close()`` sends no FIN and waits for none: that is left to who
+        closes last. The number stays open in the child of a fork, too.
+        """
+        if self._fd >= 0:
+            self._share()
+            if isinstance(self._transport, SharedDescriptor):
+                self._transport.was_shown = True
+        return self._fd
+
+    def getsockopt(self, level: int, option: int, size: int = 0) -> int | bytes:
+        """Return a socket option: a number, or ``size`` bytes if given."""
+        self._check_fd()
+        with borrow_socket(self._fd, self._family) as sock:
+            return sock.getsockopt(level, option, size) if size else sock.getsockopt(level, option)
+
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        """Set a socket option."""
+        self._check_fd()
+        with borrow_socket(self._fd, self._family) as sock:
+            sock.setsockopt(level, option, value)
+
+    def statistics(self) -> ConnectionStatistics:
+        """Return a snapshot of the counters of this connection."""
+        return ConnectionStatistics(
+            bytes_received=self.bytes_received,
+            bytes_sent=self.bytes_sent,
+            bytes_held=self._held(),
+            bytes_queued=self._queued,
+        )
+
+    def _held(self) -> int:
+        framed = self._decoder.pending if self._decoder is not None else 0
+        return len(self._stash) + len(self._postponed) + framed
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} fd={self._fd} peer={self.address!r} {self._state.value}>"

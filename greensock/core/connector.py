@@ -1,0 +1,203 @@
+"""Connecting to others: ``connect`` gives a :class:`Connection` of one's own, with the same downcalls.
+
+A name is resolved by gevent's resolver, which does not stop the hub. Its addresses are tried one after the other, in
+the order of the resolver; each but the last for its share of the time, so that one that is silent leaves some to the
+others. A connection belongs to whoever made it: close it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket as _socket
+from math import inf
+from time import monotonic
+from typing import Any, TypeVar
+
+import gevent
+from gevent.socket import getaddrinfo
+
+from greensock.address import port_number, split_address
+from greensock.core.connection import Connection
+from greensock.core.poller import get_poller
+from greensock.core.send_queue import Outgoing
+from greensock.core.syscalls import RawSocket, borrow_socket, close
+from greensock.core.transport import Transport
+from greensock.errors import ConnectFailed, OperationTimeout
+
+__all__ = ["connect"]
+
+_Kind = TypeVar("_Kind", bound=Connection)
+
+#: Seconds between two attempts when the backlog of a Unix socket is full, which the kernel does not tell the end of.
+UNIX_RETRY = 0.01
+#: Seconds that an address of several gets at the most: enough for SYN and three repetitions (Linux: after 1, 3, 7 s).
+#: The last one gets what is left. And at the least, but not more than half of what is left (RFC 8305 section 5).
+MAX_SHARE, MIN_SHARE = 10.0, 0.25
+
+
+def connect(
+    address: Any,
+    *,
+    timeout: float | None = None,
+    connection_class: type[_Kind] = Connection,  # type: ignore[assignment]  # mypy knows no defaults of type variables
+    no_delay: bool = True,
+) -> _Kind:
+    """Connect to ``(host, port)``, ``"host:port"``, ``"[v6]:port"`` or the path of a Unix socket, and block until then.
+
+    ``host`` is a name or a numeric address. ``timeout`` is in seconds for the whole call, the resolver's time included,
+    and shared by the addresses of a name; None for none, but an address with others behind it gets 10 s. The
+    connection's ``address`` is the one that answered.
+
+    Raises:
+        ConnectFailed: the name is not known, or no address answered; ``__cause__`` is what the last one said.
+        OperationTimeout: the time ran out (``operation`` is ``"connect"``). Nothing is left open.
+        ValueError: ``address`` is none of these.
+    """
+    deadline = inf if timeout is None else monotonic() + timeout
+    family, target = _parse(address)
+    if family == _socket.AF_UNIX:
+        return _attempt(connection_class, family, target, address, timeout, deadline, no_delay)
+    failure: ConnectFailed | None = None
+    found = _resolve(target, address, timeout, deadline)
+    for others, (family, sockaddr) in zip(reversed(range(len(found))), found, strict=True):
+        due = _share(deadline, others)
+        try:
+            return _attempt(connection_class, family, sockaddr, address, timeout, due, no_delay)
+        except ConnectFailed as error:
+            failure = error
+        except OperationTimeout:
+            if not others:
+                raise
+    raise failure or ConnectFailed(f"{address!r} has no address", address=address)
+
+
+def _parse(address: Any) -> tuple[int, Any]:
+    """Return AF_UNIX and the path, or AF_UNSPEC and host and port."""
+    found = split_address(address)
+    if found is None:
+        raise ValueError(f"address={address!r}: (host, port), 'host:port' or a path expected")
+    family, target = found
+    if family == _socket.AF_UNIX:
+        return found
+    host, port = target[0], port_number(target[1])
+    if port < 1 or not host:
+        raise ValueError(f"address={address!r}: a host, and a port from 1 to 65535 expected")
+    return family, (host, port)
+
+
+def _resolve(target: tuple[str, int], address: Any, timeout: float | None, deadline: float) -> list[tuple[int, Any]]:
+    """Return the family and the socket address of each way to get there."""
+    host, port = target
+    for family in (_socket.AF_INET, _socket.AF_INET6):
+        try:
+            _socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return [(family, (*target, *address[2:]) if isinstance(address, tuple) else target)]
+    late = OperationTimeout(f"{host!r} was not resolved within {timeout} s", None, "connect", timeout or 0.0)
+    try:
+        with gevent.Timeout(None if deadline == inf else max(0.0, deadline - monotonic()), late):
+            found = getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
+    except OperationTimeout:
+        raise
+    except (OSError, UnicodeError) as error:
+        raise ConnectFailed(f"{host!r} cannot be resolved: {error}", address=address) from error
+    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def _share(deadline: float, others: int) -> float:
+    """Return until when an address may take, behind which ``others`` are to be tried."""
+    if not others:
+        return deadline
+    now = monotonic()
+    left = max(0.0, deadline - now)
+    return now + min(MAX_SHARE, max(left / (others + 1), min(MIN_SHARE, left / 2)))
+
+
+def _attempt(
+    kind: type[_Kind], family: int, sockaddr: Any, address: Any, timeout: float | None, deadline: float, no_delay: bool
+) -> _Kind:
+    """Connect to one address."""
+    late = OperationTimeout(f"{address!r} did not answer within {timeout} s", None, "connect", timeout or 0.0)
+    try:
+        conn = _begin(kind, family, sockaddr, deadline, late, no_delay)
+    except OperationTimeout:
+        raise
+    except OSError as error:
+        raise _failed(address, sockaddr, error) from error
+    entry = _Established(family)
+    try:
+        conn._writable = False  # until the kernel says that it stands
+        conn._submit(entry)
+        conn._await_sent(entry, None if deadline == inf else max(0.0, deadline - monotonic()))
+    except OperationTimeout:
+        conn.abort()
+        raise late from None
+    except OSError as error:  # ConnectionLost, or what a SocketConnection raises in its place
+        cause = error.__cause__ or error
+        raise _failed(address, sockaddr, cause) from cause
+    except BaseException:
+        conn.abort()
+        raise
+    return conn
+
+
+def _begin(
+    kind: type[_Kind], family: int, sockaddr: Any, deadline: float, late: OperationTimeout, no_delay: bool
+) -> _Kind:
+    """Start the kernel connecting and have the engine watch it."""
+    sock = RawSocket(family, _socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != _socket.AF_UNIX:
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
+        while (said := sock.connect_ex(sockaddr)) == errno.EAGAIN and family == _socket.AF_UNIX:
+            if monotonic() >= deadline:
+                raise late
+            gevent.sleep(UNIX_RETRY)
+        if said not in (0, errno.EINPROGRESS):
+            raise OSError(said, os.strerror(said))
+    except BaseException:
+        sock.close()
+        raise
+    fd = sock.detach()
+    try:
+        conn = kind(get_poller(), fd, family, sockaddr)
+    except BaseException:
+        close(fd)
+        raise
+    try:
+        conn._watch()
+    except BaseException:
+        conn.abort()
+        raise
+    return conn
+
+
+def _failed(address: Any, sockaddr: Any, error: BaseException) -> ConnectFailed:
+    reason = getattr(error, "strerror", None) or str(error)
+    where = repr(address) if address == sockaddr or isinstance(sockaddr, str) else f"{address!r} ({sockaddr[0]})"
+    return ConnectFailed(f"cannot connect to {where}: {reason}", address=address)
+
+
+class _Established(Outgoing):
+    """The first entry of the send queue: its turn comes when the connection stands or has failed."""
+
+    __slots__ = ("_family",)
+
+    def __init__(self, family: int) -> None:
+        super().__init__(1)
+        self._family = family
+
+    def push(self, fd: int, transport: Transport | None = None) -> int:
+        with borrow_socket(fd, self._family) as sock:
+            error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+            if error:
+                raise OSError(error, os.strerror(error))
+            try:
+                sock.getpeername()
+            except OSError:  # ENOTCONN: woken by an event of whoever had the descriptor before
+                raise BlockingIOError from None
+        self.left = 0
+        return 0

@@ -1,0 +1,108 @@
+"""The idle limit of a server: one sweep over its connections, and no timer or heap entry for each.
+
+Every eighth of the limit the sweep looks at each connection that rests between two turns, compares what it has counted
+with what it had at the last look, and drops those on which nothing moved for as long as the limit says. So a message
+costs nothing, a connection four references, and one is dropped up to an eighth late. What the kernel still holds for a
+peer moves without being counted, so before it drops one the sweep asks the kernel, and gives it another whole limit if
+something is held and is not what was held when it last asked. The sweep goes in slices, so that it never holds the hub
+for long, whatever number there are; the timer keeps no program alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from time import monotonic
+from typing import Any
+
+from greensock.core.lifecycle import OPEN, Lifecycle
+from greensock.core.pace import unsent
+from greensock.core.poller import Endpoint, Poller
+from greensock.errors import DropReason
+
+__all__ = ["IdleSweep"]
+
+#: So many looks within the limit.
+LOOKS = 8
+#: Connections looked at in one pass of the loop: some 0.1 ms.
+SLICE = 512
+
+
+class IdleSweep:
+    """Drops connections of a server on which nothing came or went for ``limit`` seconds while they were at rest."""
+
+    __slots__ = ("_limit", "_owner", "_poller", "_rest", "_timer")
+
+    def __init__(self, poller: Poller, owner: object, limit: float) -> None:
+        self._poller = poller
+        self._owner = owner
+        self._limit = limit
+        self._rest: Iterator[Endpoint] | None = None
+        self._timer: Any = None
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._arm()
+
+    def stop(self) -> None:
+        """End it."""
+        self._rest = None
+        self._disarm()
+
+    def _arm(self) -> None:
+        self._timer = self._poller.hub.loop.timer(self._limit / LOOKS, ref=False)
+        self._timer.start(self._begin, update=True)
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _begin(self) -> None:
+        """Take note of the connections that are there. In the hub; must not raise."""
+        self._disarm()
+        self._rest = iter(list(self._poller.endpoints.values()))
+        self._poller.call_soon(self._sweep)
+
+    def _sweep(self) -> None:
+        """Look at the next slice. In the hub; must not raise."""
+        rest = self._rest
+        if rest is None:
+            return  # stopped
+        seen, failed = 0, False
+        try:
+            seen = self._look(islice(rest, SLICE), monotonic())
+        except BaseException as error:  # what is told of a close must not raise; if it does, the others are looked at
+            failed = True
+            self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+        if seen == SLICE or failed:
+            self._poller.call_soon(self._sweep)
+        else:
+            self._rest = None
+            self._arm()
+
+    def _look(self, some: Iterator[Endpoint], now: float) -> int:
+        """Look at some connections; return how many these were."""
+        owner, limit, seen = self._owner, self._limit, 0
+        for conn in some:
+            seen += 1
+            if not isinstance(conn, Lifecycle) or conn.server is not owner or conn._state is not OPEN:
+                continue
+            if not (conn._idle and conn._is_at_rest()):
+                conn._idle_received = None  # a turn is due, or runs, or is blocked: other limits hold
+            elif conn._idle_received is not conn.bytes_received or conn._idle_sent is not conn.bytes_sent:
+                # The very objects: a count that changed is another one, and none is made for this.
+                conn._idle_received, conn._idle_sent = conn.bytes_received, conn.bytes_sent
+                conn._idle_since = now
+            elif now - conn._idle_since >= limit and not self._still_takes(conn, now):
+                conn._close(DropReason.IDLE_TIMEOUT)
+        return seen
+
+    def _still_takes(self, conn: Lifecycle, now: float) -> bool:
+        """Whether the peer took some of what the kernel holds since this was asked last; asked rarely."""
+        before, conn._idle_held = conn._idle_held, unsent(conn._fd)
+        if not conn._idle_held or conn._idle_held == before:
+            return False
+        conn._idle_since = now
+        return True

@@ -1,0 +1,621 @@
+"""The life of a connection: its fields, its states, how it closes, and what is raised when it is over.
+
+A connection owns its descriptor from the moment it is made until it is CLOSED. States and the legal transitions are in
+``TRANSITIONS``. CLOSING belongs to the engine: it flushes what waits to be sent, sends FIN, reads and drops what still
+comes until the peer's FIN, and closes, all without a greenlet. (Closing a socket with unread input sends RST, which can
+destroy the answer that is on its way; RFC 9112 section 9.6 tells the same story.) A greenlet that is blocked in a
+receiving downcall when its connection closes is woken first, and the engine takes the reader's place after it.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import socket as _socket
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+
+from gevent.event import Event
+
+from greensock.core.pace import Pace
+from greensock.core.poller import ChildsPoller, Endpoint, Poller
+from greensock.core.send_queue import Outgoing
+from greensock.core.syscalls import borrow_socket, both_sides_are_down, close, peer_has_hung_up, read, reset_on_close
+from greensock.core.transport import SharedDescriptor, Transport
+from greensock.errors import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout
+
+__all__ = [
+    "CLOSED",
+    "CLOSING",
+    "FLUSH_SECONDS",
+    "INHERIT",
+    "OPEN",
+    "TRANSITIONS",
+    "Lifecycle",
+    "Owner",
+    "State",
+    "Timeout",
+]
+
+
+class State(enum.Enum):
+    """Where a connection is in its life."""
+
+    #: Downcalls work.
+    OPEN = "open"
+    #: Downcalls raise ``ConnectionClosed``; the engine flushes, sends FIN and drains.
+    CLOSING = "closing"
+    #: The descriptor is gone.
+    CLOSED = "closed"
+
+
+# A member of an enum is looked up through a descriptor before Python 3.12: 0.1 us, on the hot path.
+OPEN, CLOSING, CLOSED = State.OPEN, State.CLOSING, State.CLOSED
+
+#: The legal transitions.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.OPEN: frozenset({State.CLOSING, State.CLOSED}),
+    State.CLOSING: frozenset({State.CLOSED}),
+    State.CLOSED: frozenset(),
+}
+
+
+class _Inherit(enum.Enum):
+    INHERIT = "the connection's default"
+
+
+#: The default of every ``timeout`` argument: the connection's ``recv_timeout`` or ``send_timeout``.
+INHERIT = _Inherit.INHERIT
+#: Seconds, None for no limit, or INHERIT.
+Timeout = float | None | _Inherit
+
+#: What a lingering close reads and drops at the most before it gives up on the peer. So much may be on its way before
+#: the peer can know, in the buffers of both ends (Linux: 4 MiB there, 6 here). With 1 MiB, curl missed 2 % of refusals.
+LINGER_BYTES = 1 << 24
+
+
+#: Seconds without progress that a flush may take where neither ``linger_timeout`` nor ``send_timeout`` says how many.
+FLUSH_SECONDS = 5.0
+
+_Mine = TypeVar("_Mine", bound="Lifecycle")
+
+
+class Owner(Protocol):
+    """What a connection needs of the server that it belongs to: its settings, and to tell it of its end."""
+
+    recv_size: int
+    max_send_queue: int
+    recv_timeout: float | None
+    send_timeout: float | None
+    min_send_rate: int
+    linger_timeout: float
+
+    def _released(self, conn: Lifecycle) -> None:
+        """The descriptor of a connection is closed."""
+
+
+class Lifecycle(Endpoint):
+    """What receiving and sending stand on: all fields of a connection, and its way from OPEN to CLOSED."""
+
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "_clear",
+        "_decoder",
+        "_drop_reason",
+        "_due",
+        "_ended",
+        "_eof",
+        "_events",
+        "_failure",
+        "_family",
+        "_fin",
+        "_flushing",
+        "_fresh",
+        "_idle_held",
+        "_idle_received",
+        "_idle_sent",
+        "_idle_since",
+        "_kept",
+        "_linger_due",
+        "_linger_left",
+        "_on_leave",
+        "_out",
+        "_plain",
+        "_postponed",
+        "_queued",
+        "_read_deadline",
+        "_stage",
+        "_stash",
+        "_state",
+        "_transport",
+        "address",
+        "bytes_received",
+        "bytes_sent",
+        "linger_timeout",
+        "max_send_queue",
+        "min_send_rate",
+        "recv_size",
+        "recv_timeout",
+        "send_timeout",
+        "server",
+    )
+
+    def __init__(self, poller: Poller, fd: int, family: int, address: Any, server: Owner | None = None) -> None:
+        # Endpoint's fields are written out, not left to its __init__: one call less for each connection accepted.
+        self._poller = poller
+        self._fd = fd
+        self._readable = False
+        self._writable = True
+        self._thorough = family == _socket.AF_UNIX
+        self._idle = False
+        self._reader = None
+        self._armed = inf
+        self._ready = None
+        #: The peer: ``(host, port)`` for IPv4, four items for IPv6, ``""`` for a Unix socket.
+        self.address = address
+        #: The server that serves it, or None.
+        self.server: Any = server
+        self._family = family
+        self._state = OPEN
+        self._clear = True  # a send may go straight to the kernel
+        self._transport: Transport | None = None  # with one it is never plain and never clear
+        self._eof = False
+        self._fin = False  # FIN was sent, or is in the queue
+        self._failure: Exception | None = None
+        self._stash: bytes | bytearray = b""
+        self._fresh = False  # the stash holds bytes that no connection_recv was given
+        self._plain = False  # open, begun, no framer, no stash, no end of input: the common case of a turn
+        self._decoder: Any = None
+        self._postponed = b""
+        self._out: deque[Outgoing] | None = None
+        self._queued = 0  # bytes of all entries, and of those among them that send_nowait left
+        self._kept = 0
+        self._read_deadline = inf
+        self._linger_due = inf
+        self._flushing: Pace | None = None  # while a closing connection still has something to send
+        self._linger_left = 0  # more than 0 while a closing connection drains
+        self._drop_reason: DropReason | None = None
+        self._stage = 0
+        self._ended = False
+        self._events: dict[str, Event] | None = None
+        self._on_leave: Callable[[], object] | None = None
+        self._due = inf  # of set_deadline
+        self._idle_received: int | None = None  # as of the last sweep at which something had moved, and when that was
+        self._idle_sent = 0
+        self._idle_held = 0  # by the kernel, when it was asked last
+        self._idle_since = 0.0
+        #: Bytes received and sent so far.
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        if server is None:
+            self.recv_size = 65536
+            self.max_send_queue = 1 << 20
+            self.recv_timeout: float | None = None
+            self.send_timeout: float | None = None
+            self.min_send_rate = 0
+            self.linger_timeout = 5.0
+        else:
+            self.recv_size = server.recv_size
+            self.max_send_queue = server.max_send_queue
+            self.recv_timeout = server.recv_timeout
+            self.send_timeout = server.send_timeout
+            self.min_send_rate = server.min_send_rate
+            self.linger_timeout = server.linger_timeout
+
+    @property
+    def state(self) -> State:
+        """OPEN, CLOSING or CLOSED."""
+        return self._state
+
+    @property
+    def drop_reason(self) -> DropReason | None:
+        """Why the connection ended; None while it is open."""
+        return self._drop_reason
+
+    # -- closing
+
+    def __enter__(self: _Mine) -> _Mine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close: what was sent is flushed, then FIN, then input is dropped until the peer's FIN; never blocks.
+
+        The engine does all this. It flushes as long as the peer takes something every ``linger_timeout`` seconds (0:
+        ``send_timeout``, or 5), and then waits ``linger_timeout`` seconds for the FIN; 0: it does not wait. Downcalls
+        that are blocked raise ``ConnectionClosed``; sends that have not begun are withdrawn. What was received and not
+        yet read is dropped.
+        Closing twice is harmless.
+        """
+        self._close(DropReason.CLOSED)
+
+    def abort(self) -> None:
+        """Close at once with RST; what was not sent is thrown away."""
+        self._abort(DropReason.ABORTED)
+
+    def wait_closed(self, timeout: float | None = None) -> None:
+        """Block until the descriptor is closed (flushed and lingered).
+
+        Raises:
+            OperationTimeout: ``timeout`` seconds passed first.
+        """
+        if self._state is not CLOSED and not self._event("closed").wait(timeout):
+            raise OperationTimeout(f"not closed within {timeout} s", self, "wait_closed", timeout or 0.0)
+
+    def wait_disconnect(self, timeout: float | None = None) -> None:
+        """Block until the peer closed its side or the connection ended.
+
+        Nothing is read: meant for a long answer whose reader may leave.
+
+        Raises:
+            OperationTimeout: ``timeout`` seconds passed first.
+        """
+        if self._state is not OPEN or self._eof or self._has_left():
+            return
+        if not self._event("hangup").wait(timeout):
+            raise OperationTimeout(f"still there after {timeout} s", self, "wait_disconnect", timeout or 0.0)
+
+    def set_deadline(self, seconds: float | None) -> None:
+        """Have the connection dropped after so many seconds, whatever it does then; None: take that back.
+
+        At rest, within an upcall or in a downcall, it is closed as by ``close()``, and ``drop_reason`` is DEADLINE; if
+        that takes longer than ``linger_timeout`` (0: 5 s), it is reset. One that is closing by then is reset at once. A
+        later call takes the place of an earlier one.
+
+        Raises:
+            ValueError: ``seconds`` is less than 0.
+        """
+        if seconds is None:
+            self._due = inf
+            return
+        if not seconds >= 0:
+            raise ValueError(f"seconds={seconds!r}: 0 or more, or None, expected")
+        self._due = monotonic() + seconds
+        if self._state is not CLOSED and self._due < self._armed:
+            self._poller.arm(self, self._due)
+
+    def shutdown_read(self) -> None:
+        """Take no more input: whoever receives finds its end, behind what came before."""
+        self._check_open()
+        with borrow_socket(self._fd, self._family) as sock:
+            sock.shutdown(_socket.SHUT_RD)
+
+    def notify_disconnect(self, callback: Callable[[], object] | None) -> bool:
+        """Have ``callback`` called once when the peer closes its side or the connection ends; None: no more.
+
+        False if that has happened before: nothing is called then. It is called in the hub or by whoever closes, and
+        must neither block nor raise. It costs next to nothing, where ``wait_disconnect`` takes a greenlet.
+        """
+        if callback is not None and (self._state is not OPEN or self._eof or self._has_left()):
+            return False
+        self._on_leave = callback
+        return True
+
+    def _has_left(self) -> bool:
+        return self._thorough and peer_has_hung_up(self._fd)
+
+    def _call_on_leave(self) -> None:
+        callback, self._on_leave = self._on_leave, None
+        if callback is not None:
+            try:
+                callback()
+            except BaseException as error:  # it must not; but a close that stops half-way would never end
+                self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+
+    def _is_at_rest(self) -> bool:
+        """Whether the idle limit is for it while it waits for its next turn: False if a limit of its own is."""
+        return True
+
+    def _watch(self) -> None:
+        """Have the engine watch it from now on."""
+        self._poller.register(self)
+
+    def _event(self, name: str) -> Event:
+        if self._events is None:
+            self._events = {}
+        return self._events.setdefault(name, Event())
+
+    def _on_hangup(self) -> None:
+        if self._events is not None and "hangup" in self._events and peer_has_hung_up(self._fd):
+            self._events["hangup"].set()
+        if self._on_leave is not None and peer_has_hung_up(self._fd):
+            self._call_on_leave()
+        if self._out:
+            self._out[0].nudge()
+
+    def _close(self, reason: DropReason) -> None:
+        if self._state is not OPEN:
+            return
+        self._leave_open(CLOSING, reason)
+        if self._out:
+            self._wind_up()
+        self._close_further()
+        if self._fd < 0:
+            return
+        now = monotonic()
+        if self._out:
+            seconds = self.linger_timeout or self.send_timeout or FLUSH_SECONDS
+            is_exact = self._family != _socket.AF_UNIX
+            self._flushing = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now, is_exact)
+            self._linger(self._flushing.first_look())
+        else:
+            self._linger(now + self.linger_timeout)
+
+    def _close_now(self, reason: DropReason) -> None:
+        """Close without a linger: nothing is queued, nobody reads, and nothing came that was not read."""
+        self._leave_open(CLOSED, reason)
+        self._release()
+
+    def _abort(self, reason: DropReason) -> None:
+        if self._state is CLOSED:
+            return
+        if not self._is_shared():  # else the connection is somebody else's, too
+            try:
+                reset_on_close(self._fd, self._family)
+            except OSError:
+                pass  # the kernel has given it up already; closing is all that is left
+        if self._state is OPEN:
+            self._leave_open(CLOSED, reason)
+        self._release()
+
+    def _fail(self, error: Exception) -> None:
+        """Reset a connection that broke, or on which the engine cannot go on sending."""
+        if self._state is OPEN:
+            self._failure = error.with_traceback(None)
+        self._abort(DropReason.LOST)
+
+    def _leave_open(self, state: State, reason: DropReason) -> None:
+        self._state = state
+        self._drop_reason = reason
+        self._readable = self._clear = self._plain = self._fresh = False
+        self._stash = b""
+        self._decoder = None
+        self._read_deadline = inf
+        if self._events is not None and "hangup" in self._events:
+            self._events["hangup"].set()
+        if self._on_leave is not None:
+            self._call_on_leave()
+        if self._reader is not None:
+            self._wake_reader()
+        if self._out is not None:
+            for entry in self._out:
+                self._wake_sender(entry)
+                entry.nudge()
+        if self._idle:
+            self._poller.queue(self)
+
+    def _close_further(self) -> None:
+        """Take the next step of closing, if its time has come: flush, FIN, drain, close."""
+        reader = self._reader
+        if self._fd < 0 or (reader is not None and not isinstance(reader, _Engine)):
+            return  # a greenlet still has to leave its downcall
+        if self._out:
+            self._reader = reader or _Engine(self)
+            return
+        if self._eof or not self.linger_timeout or self._is_shared():
+            self._release()
+            return
+        try:
+            self._shutdown()
+        except OSError:
+            self._release()  # the peer is gone: nothing to wait for
+            return
+        self._reader = reader or _Engine(self)
+        self._linger_left = LINGER_BYTES
+        if self._flushing is not None:  # all is out now: from here on it is the peer's FIN that is waited for
+            self._flushing = None
+            self._linger(monotonic() + self.linger_timeout)
+        self._drain()
+
+    def _drain(self) -> None:
+        """Read and drop until the peer's FIN, the bound, or the lack of input."""
+        try:
+            while self._linger_left > 0:
+                dropped = len(read(self._fd, 65536) if self._transport is None else self._transport.read(65536))
+                if not dropped:
+                    break
+                self._linger_left -= dropped
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # reset by the peer: as good as closed
+        self._release()
+
+    def _linger(self, due: float) -> None:
+        """Have the time of closing looked at when it is ``due``."""
+        self._linger_due = due
+        if due < self._armed:
+            self._poller.arm(self, due)
+
+    def _linger_is_over(self, now: float) -> float:
+        """End a close for which the time is over; return when to look again if the peer still takes what it is sent."""
+        if not self._out or self._flushing is None:
+            self._release()  # all is with the kernel, which goes on without us
+            return inf
+        again = self._flushing.next_look(self._fd, self.bytes_sent, now)
+        if again is None:
+            self._abort(DropReason.CLOSED)  # the peer must see that the answer was cut short
+            return inf
+        self._linger_due = again
+        return again
+
+    def _release(self) -> None:
+        """Give the descriptor back. What waits is woken by whoever changed the state."""
+        if self._fd < 0:
+            return
+        self._state = CLOSED
+        self._clear = self._readable = False
+        transport = self._transport
+        self._poller.forget(self, transport is not None and transport.is_shared)
+        if self._armed != inf:
+            self._poller.disarm(self)
+        fd, self._fd = self._fd, -1
+        if transport is not None:
+            transport.close()
+        close(fd)
+        if isinstance(self._reader, _Engine):
+            self._reader = None
+        if self._out is not None:
+            for entry in self._out:
+                self._wake_sender(entry)
+                entry.discard()
+            self._out = None
+            self._queued = self._kept = 0
+        if self._events is not None:
+            for event in self._events.values():
+                event.set()
+        if self.server is not None:
+            self.server._released(self)
+
+    #: Whether it lives on in the child of a fork that happened in its turn, and is shared with that then.
+    survives_fork: ClassVar[bool] = True
+
+    def _share(self) -> None:
+        """Treat the descriptor as one that somebody else may hold, too."""
+        if self._transport is None:
+            self._transport = SharedDescriptor(self._fd, self._family)
+            self._plain = self._clear = False
+
+    def _is_shared(self) -> bool:
+        return self._transport is not None and self._transport.is_shared
+
+    def _survive_fork(self) -> None:
+        """In the child of a fork that happened in its turn: live on there, with what belongs to this process alone.
+
+        What waits to be sent is the parent's to send, and so are its other greenlets to wake.
+        """
+        self._out = None
+        self._queued = self._kept = 0
+        self._reader = None
+        self._events = None
+        self._on_leave = None
+        self._armed = self._read_deadline = self._due = inf
+        self._idle = False
+        self._poller = cast(Any, ChildsPoller(self))
+
+    def _leave_to_parent(self) -> int:
+        """In the child of a fork in which it does not live on: close it, or leave it to who was shown the number."""
+        was_shown = isinstance(self._transport, SharedDescriptor) and self._transport.was_shown
+        fd = self._give_up_descriptor()
+        if not was_shown:
+            close(fd)
+        return -1
+
+    def _give_up_descriptor(self) -> int:
+        """Return the descriptor, which is the caller's to close from now on: neither ours nor a transport's."""
+        fd, self._fd = self._fd, -1
+        if self._transport is not None:
+            self._transport.close()
+        return fd
+
+    def _shutdown(self) -> None:
+        if self._transport is not None:
+            self._transport.shut()
+            return
+        with borrow_socket(self._fd, self._family) as sock:
+            sock.shutdown(_socket.SHUT_WR)
+
+    def _wind_up(self) -> None:
+        """Make the send queue end: withdraw what has not begun, flush the rest."""
+        raise NotImplementedError
+
+    # -- waking, always in the hub
+
+    def _wake_reader(self) -> None:
+        """Have a greenlet that receives look again."""
+        self._poller.call_soon(_WakeReader(self))
+
+    def _wake_sender(self, entry: Outgoing) -> None:
+        """Have the greenlet that waits for the entry, if any, look again."""
+        if entry.waiter is not None:
+            self._poller.call_soon(_Wake(entry))
+
+    # -- errors
+
+    def _check_open(self) -> None:
+        if self._state is not OPEN:
+            raise self._closed_error()
+
+    def _check_connected(self) -> None:
+        """Raise if the connection is closed, or is broken and nobody was told so far."""
+        self._check_open()
+        if self._thorough and both_sides_are_down(self._fd):
+            self._probe()
+            raise self._lost(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
+
+    def _check_fd(self) -> None:
+        if self._fd < 0:
+            raise self._closed_error()
+
+    def _closed_error(self) -> ConnectionClosed | ConnectionLost:
+        reason = self._drop_reason
+        if reason is DropReason.LOST:
+            lost = ConnectionLost(f"the connection was lost: {self._failure}", self)
+            lost.__cause__ = self._failure
+            return lost
+        return ConnectionClosed(f"the connection is closed: {reason.value if reason else 'closed'}", self, reason)
+
+    def _lost(self, error: OSError) -> ConnectionClosed | ConnectionLost:
+        """Translate what a system call said, and let go of a connection that is of no more use."""
+        if self._state is OPEN:
+            self._failure = error.with_traceback(None)
+            self._leave_open(CLOSED, DropReason.LOST)
+            self._release()
+        return self._closed_error()
+
+    def _probe(self) -> None:
+        """Raise ``ConnectionLost`` if the connection ended by an error."""
+        with borrow_socket(self._fd, self._family) as sock:
+            error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if error:
+            raise self._lost(OSError(error, os.strerror(error)))
+
+
+class _Engine:
+    """The engine, in the place of a connection's reader from the beginning of CLOSING on."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Lifecycle) -> None:
+        self._connection = connection
+
+    def switch(self, *value: Any) -> None:
+        if self._connection._linger_left > 0:
+            self._connection._drain()
+
+
+class _Wake:
+    """A wake-up of whoever waits for an entry, void if it has left by then."""
+
+    __slots__ = ("_entry",)
+
+    def __init__(self, entry: Outgoing) -> None:
+        self._entry = entry
+
+    def __call__(self) -> None:
+        if self._entry.waiter is not None:
+            self._entry.waiter.switch()
+
+
+class _WakeReader:
+    """A wake-up of a greenlet that receives, void if it has left by then."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Lifecycle) -> None:
+        self._connection = connection
+
+    def __call__(self) -> None:
+        reader = self._connection._reader
+        if reader is not None and not isinstance(reader, _Engine):
+            reader.switch()

@@ -1,0 +1,622 @@
+"""The engine: one epoll set per hub, the wake-ups that come out of it, and the deadlines.
+
+The poller owns a private epoll set, nested in the hub's own loop (an epoll descriptor can itself be polled), one libev
+watcher on it, and one libev timer. Everything that waits for the network is an :class:`Endpoint` in that set,
+registered once, edge-triggered. For each event the poller
+
+- wakes what waits on the endpoint (a greenlet blocked in a downcall, or the engine's own closing procedure),
+- or, if the endpoint is idle, puts it on the ready queue of its server, whose workers then give it a turn,
+- or else (one of its upcalls is running) only notes it in the endpoint's flags.
+
+Invariants:
+
+- One poller per hub, so per thread; made anew after a fork. (The child shares the parent's epoll set: it must neither
+  harvest it nor change it.)
+- All waking happens in the hub, in the poller's callbacks. They never raise: libev would stop the watcher.
+- Between ``epoll_wait`` and the handling of an event user code may run, and may close the descriptor or have it reused.
+  So an event is looked up when its time has come, and a spurious one is harmless: whoever it wakes looks again.
+- Nobody goes on for ever: whoever need not wait looks at the clock, and is put off when it is later than ``until``.
+  However many they are, they get one slice of each pass among them, so a pass is short and timers are hardly late.
+- The watcher runs only while there is an endpoint, so that a program with nothing to wait for ends as it would without.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import os
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from math import inf
+from time import monotonic
+from typing import Any, ClassVar, Protocol
+
+from gevent.hub import Hub, get_hub
+from gevent.monkey import get_original
+from greenlet import getcurrent, greenlet
+
+from greensock.core.pipes import Pipes
+from greensock.core.syscalls import (
+    EVENT_DATA,
+    EVENT_HANGUP,
+    EVENT_INPUT,
+    EVENT_READ,
+    EVENT_UNSURE,
+    EVENT_WRITE,
+    INTEREST,
+    close,
+    new_epoll,
+)
+from greensock.core.workers import Workers
+
+__all__ = ["TIMED_OUT", "ChildsPoller", "Endpoint", "Poller", "Waiter", "get_poller", "turn_codes"]
+
+#: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
+MAX_EVENTS = 256
+
+#: Seconds after which whoever never has to wait is put off. What was put off has so many seconds of each pass.
+SLICE_SECONDS = 0.005
+#: Seconds that each of those may go on, in turn: with a slice each, a hundred of them would hold a pass for ever.
+SHARE_SECONDS = 0.001
+
+#: What a wait returns when its time ran out.
+TIMED_OUT = object()
+#: Seconds after which an endpoint whose deadline raised is looked at again.
+RETRY_SECONDS = 1.0
+
+_all_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
+
+
+class Waiter(Protocol):
+    """What can be woken: a greenlet, or an object of the engine with the same method."""
+
+    def switch(self, *value: Any) -> Any:
+        """Wake it, in the hub."""
+
+
+class Endpoint:
+    """What the engine knows of one registered descriptor.
+
+    ``_readable`` and ``_writable`` say that the last attempt did not find the socket empty or full. ``_thorough`` says
+    that a short read does not mean empty: the peer's FIN, an error or urgent data was announced. ``_idle`` says that an
+    event must put the endpoint on ``_ready``; it is False while a turn is due or running, and for ever where there are
+    no upcalls.
+    """
+
+    __slots__ = ("_armed", "_fd", "_idle", "_poller", "_readable", "_reader", "_ready", "_thorough", "_writable")
+
+    def __init__(self, poller: Poller, fd: int, ready: deque[Any] | None = None) -> None:
+        self._poller = poller
+        self._fd = fd
+        self._ready: Any = ready
+        self._readable = False
+        self._writable = True
+        self._thorough = False
+        self._idle = False
+        self._reader: Waiter | None = None
+        self._armed = inf
+
+    def _on_writable(self) -> None:
+        """React to an endpoint that was full and no longer is (or is broken). In the hub; must not raise."""
+
+    def _on_hangup(self) -> None:
+        """React to the announcement of FIN or an error, which may be repeated. In the hub; must not raise."""
+
+    def _on_deadline(self, now: float) -> float:
+        """Do what is due and return when to look again, in seconds of ``time.monotonic``. In the hub."""
+        return inf
+
+    #: Whether it lives on in the child of a fork that happened in its turn.
+    survives_fork: ClassVar[bool] = False
+
+    def _share(self) -> None:
+        """Be told that somebody else may hold the descriptor from now on, too."""
+
+    def _survive_fork(self) -> None:
+        """Live on in the child of a fork that happened in its turn."""
+
+    def _leave_to_parent(self) -> int:
+        """Let go of the descriptor in the child of a fork: it is the parent's.
+
+        Returns the descriptor if it is still open though the child is to know nothing of it: an object of the program's
+        will close it. Else -1.
+        """
+        fd, self._fd = self._fd, -1
+        return -1 if os.get_inheritable(fd) else fd  # who made it inheritable wants a child to have it
+
+    def _enter_child(self) -> None:
+        """Be watched by the child's engine, which is the endpoint's poller by now."""
+        self._poller.register(self)
+
+    def _wait_readable(self) -> None:
+        """Block the calling greenlet until the endpoint may be readable. It may return early."""
+        self._reader = getcurrent()
+        try:
+            self._poller.hub.switch()
+        finally:
+            self._reader = None
+
+
+class _Pause:
+    """A greenlet that was put off."""
+
+    __slots__ = ("waiter",)
+
+    def __init__(self, waiter: greenlet) -> None:
+        self.waiter: greenlet | None = waiter
+
+    def __call__(self) -> None:
+        if self.waiter is not None:
+            self.waiter.switch()
+
+
+class Poller:
+    """The engine of one hub. Get it with :func:`get_poller`."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        #: Every registered endpoint by its descriptor.
+        self.endpoints: dict[int, Endpoint] = {}
+        #: The workers of each server of this hub.
+        self.crews: list[Workers] = []
+        #: For what goes from socket to socket.
+        self.pipes = Pipes()
+        #: When whoever runs, and need not wait, is to let others run.
+        self.until = 0.0
+        self._epoll = new_epoll()
+        self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
+        self._next_pass: Any = hub.loop.timer(0.0)
+        self._calls: deque[Callable[[], object]] = deque()
+        #: Whether it is a parent's, in the child of a fork.
+        self.is_abandoned = False
+        self._active = False
+        self._scheduled = False
+        self._put_off: deque[Callable[[], object]] = deque()
+        self._paused: set[Endpoint] = set()
+        self._deadlines: list[tuple[float, int, Endpoint]] = []
+        self._serial = count()
+        self._timer: Any = None
+        self._timer_due = inf
+        self._armed_count = 0
+        _all_pollers.add(self)
+
+    # -- registration
+
+    def register(self, endpoint: Endpoint, interest: int = INTEREST) -> None:
+        """Begin to watch the endpoint's descriptor.
+
+        Raises:
+            OSError: the kernel refused (``ENOSPC``: fs.epoll.max_user_watches is reached).
+        """
+        self._epoll.register(endpoint._fd, interest)
+        if not self.endpoints:
+            self._watcher.start(self._on_events)
+        self.endpoints[endpoint._fd] = endpoint
+
+    def forget(self, endpoint: Endpoint, still_open: bool = False) -> None:
+        """Stop watching; a descriptor that is about to be closed leaves the epoll set by itself.
+
+        Not if it is ``still_open``, here or in a child: what it tells would come as long as anybody holds it.
+        """
+        if self.endpoints.get(endpoint._fd) is endpoint:
+            del self.endpoints[endpoint._fd]
+            if still_open:
+                with suppress(OSError):  # the program closed it itself
+                    self._epoll.unregister(endpoint._fd)
+            if not self.endpoints:
+                self._watcher.stop()
+
+    def discard_crew(self, crew: Workers) -> None:
+        """Forget the workers of a server that has stopped."""
+        if crew in self.crews:
+            self.crews.remove(crew)
+
+    @property
+    def closed(self) -> bool:
+        """Whether its descriptors are closed."""
+        return bool(self._epoll.closed)
+
+    def close(self) -> None:
+        """Give up the epoll set and the watchers."""
+        if self.is_abandoned:
+            return
+        self._watcher.stop()
+        self._watcher.close()
+        self._next_pass.close()
+        self._disarm()
+        self.close_descriptors()
+
+    def close_descriptors(self) -> None:
+        """Give up the epoll set and the spare pipes, and leave the loop alone: it may be gone."""
+        if self.is_abandoned:
+            return  # the child's loop goes on watching it
+        self._epoll.close()
+        self.pipes.close()
+        _all_pollers.discard(self)
+
+    # -- the callback
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Have ``call()`` made in the hub, in the next pass of the poller. It must not raise."""
+        self._calls.append(call)
+        self.schedule()
+
+    def queue(self, endpoint: Endpoint) -> None:
+        """Put the endpoint on its ready queue now, and see to it that the queue is looked at."""
+        endpoint._idle = False
+        endpoint._ready.append(endpoint)
+        self.schedule()
+
+    def requeue(self, endpoint: Endpoint) -> None:
+        """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
+        self._go_on_later(partial(endpoint._ready.append, endpoint))
+
+    def pause(self) -> None:
+        """Block the calling greenlet until others had their turn."""
+        pause = _Pause(getcurrent())
+        self._go_on_later(pause)
+        try:
+            self.hub.switch()
+        finally:
+            pause.waiter = None
+
+    def pause_if_late(self, endpoint: Endpoint) -> None:
+        """Let others run before a peer that floods is read again: it becomes readable again when its turn has come.
+
+        Called by the greenlet that reads.
+        """
+        if monotonic() > self.until:
+            endpoint._readable = False
+            if endpoint not in self._paused:  # it may have been told by an event that came first
+                self._paused.add(endpoint)
+                self._go_on_later(partial(self._resume, endpoint))
+
+    def _resume(self, endpoint: Endpoint) -> None:
+        self._paused.discard(endpoint)
+        if self.endpoints.get(endpoint._fd) is endpoint:
+            self._tell(endpoint, EVENT_INPUT)
+
+    def _go_on_later(self, call: Callable[[], object]) -> None:
+        self._put_off.append(call)
+        if not self._active and not self._scheduled:
+            self._schedule_next_pass()
+
+    def _schedule_next_pass(self) -> None:
+        self._scheduled = True
+        # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors.
+        self._next_pass.start(self._on_events, update=False)
+
+    def schedule(self) -> None:
+        """See to it that the callback runs soon, if it is not running."""
+        if not self._active and not self._scheduled:
+            self._scheduled = True
+            self.hub.loop.run_callback(self._on_events)
+
+    def _on_events(self) -> None:
+        if self.is_abandoned or self._epoll.closed:
+            return
+        self._active = True
+        self._scheduled = False
+        self.until = monotonic() + SLICE_SECONDS
+        try:
+            self._run_calls()
+            self._harvest()
+            self._run_crews()
+            if self._put_off:
+                self._run_put_off()
+        except BaseException as error:  # a signal's exception can come up anywhere
+            self._recover(error)
+        finally:
+            self._active = False
+        if self._calls or self._put_off or any(crew.ready and crew.can_run for crew in self.crews):
+            self._schedule_next_pass()
+
+    def _run_calls(self) -> None:
+        calls = self._calls
+        for _ in range(len(calls)):
+            calls.popleft()()
+
+    def _harvest(self) -> None:
+        """Fetch the events and hand each to whom it concerns."""
+        lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
+        for fd, events in self._epoll.poll(0, MAX_EVENTS):
+            endpoint = lookup(fd)
+            if endpoint is None:
+                continue  # closed since
+            # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
+            if events == data and endpoint._writable:
+                endpoint._readable = True
+                if endpoint._reader is not None:
+                    endpoint._reader.switch()
+                elif endpoint._idle:
+                    endpoint._idle = False
+                    endpoint._ready.append(endpoint)
+            else:
+                tell(endpoint, events)
+
+    def _tell(self, endpoint: Endpoint, events: int) -> None:
+        if events & EVENT_UNSURE:
+            endpoint._thorough = True
+            if events & EVENT_HANGUP:
+                endpoint._on_hangup()
+        if not endpoint._writable and events & EVENT_WRITE:
+            endpoint._writable = True
+            endpoint._on_writable()
+        if events & EVENT_READ:
+            endpoint._readable = True
+            reader = endpoint._reader
+            if reader is not None:
+                reader.switch()
+            elif endpoint._idle:
+                endpoint._idle = False
+                endpoint._ready.append(endpoint)
+
+    def _run_crews(self) -> None:
+        for crew in self.crews:
+            if crew.ready:
+                crew.run()
+
+    def _run_put_off(self) -> None:
+        """Have those go on who were put off before, one after the other, until the time for that is over."""
+        put_off, now = self._put_off, monotonic()
+        end = now + SLICE_SECONDS
+        for _ in range(len(put_off)):
+            self.until = now + SHARE_SECONDS
+            put_off.popleft()()
+            self._run_crews()
+            now = monotonic()
+            if now > end:
+                return
+
+    def _recover(self, error: BaseException) -> None:
+        """Lose no event though the callback was cut short: tell every endpoint to look for itself."""
+        self.call_soon(partial(self._look_again, list(self.endpoints.values())))
+        self.hub.handle_error(self, type(error), error, error.__traceback__)
+
+    def _look_again(self, suspects: list[Endpoint]) -> None:
+        for endpoint in suspects:
+            if self.endpoints.get(endpoint._fd) is endpoint:
+                endpoint._on_hangup()
+                self._tell(endpoint, EVENT_READ | EVENT_WRITE)
+
+    # -- deadlines
+
+    def arm(self, endpoint: Endpoint, when: float) -> None:
+        """See to it that ``endpoint._on_deadline`` is called at ``when`` at the latest.
+
+        An endpoint has one valid entry on the heap, the one whose time is ``endpoint._armed``. A deadline that moves
+        back leaves its entry where it is: the endpoint looks at its own deadlines when the entry comes due.
+        """
+        if endpoint._armed == inf:
+            self._armed_count += 1
+        endpoint._armed = when
+        heapq.heappush(self._deadlines, (when, next(self._serial), endpoint))
+        self._forget_void()
+        if when < self._timer_due:
+            self._set_timer(when)
+
+    def disarm(self, endpoint: Endpoint) -> None:
+        """Make the endpoint's entry void."""
+        if endpoint._armed != inf:
+            endpoint._armed = inf
+            self._armed_count -= 1
+            self._forget_void()
+
+    def _forget_void(self) -> None:
+        """Let go of void entries, which hold closed connections, once they are most of the heap."""
+        if len(self._deadlines) > 2 * self._armed_count + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2]._armed == entry[0]]
+            heapq.heapify(self._deadlines)
+
+    def _set_timer(self, when: float) -> None:
+        self._disarm()
+        self._timer_due = when
+        self._timer = self.hub.loop.timer(max(0.0, when - monotonic()), ref=False)
+        self._timer.start(self._on_timer, update=True)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        self._timer_due = inf
+
+    def _on_timer(self) -> None:
+        try:
+            self._disarm()
+            self._run_deadlines(monotonic())
+        except BaseException as error:
+            self.hub.handle_error(self, type(error), error, error.__traceback__)
+        finally:
+            if self._deadlines and self._deadlines[0][0] < self._timer_due:
+                self._set_timer(self._deadlines[0][0])
+
+    def _run_deadlines(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            when, _, endpoint = heapq.heappop(self._deadlines)
+            if endpoint._armed != when:
+                continue  # moved or disarmed since
+            self.disarm(endpoint)
+            try:
+                again = endpoint._on_deadline(now)
+            except BaseException:
+                self.arm(endpoint, now + RETRY_SECONDS)  # not lost: it may have others
+                raise
+            if again < endpoint._armed:
+                self.arm(endpoint, again)
+
+
+def get_poller() -> Poller:
+    """Return the poller of the calling thread's hub, making it if need be."""
+    hub = get_hub()
+    poller: Poller | None = hub.__dict__.get("greensock_poller")
+    if poller is None:
+        poller = hub.__dict__["greensock_poller"] = Poller(hub)
+        _end_with_hub(hub, poller)
+    return poller
+
+
+def _end_with_hub(hub: Hub, poller: Poller) -> None:
+    """Have the poller's descriptors closed when the hub is destroyed, or the thread ends: two a thread add up."""
+    destroy = hub.destroy
+
+    def destroy_both(destroy_loop: bool | None = None) -> None:
+        hub.__dict__.pop("greensock_poller", None)
+        if not poller.closed:
+            poller.close()
+        destroy(destroy_loop)
+
+    hub.destroy = destroy_both  # type: ignore[method-assign]
+    _of_this_thread.closer = _Closer(poller)
+
+
+class _Closer:
+    """Closes a poller's descriptors when its thread has ended without destroying the hub."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+
+    def __del__(self, is_the_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_the_end():  # the names of this module are gone then; the kernel closes them
+            self._poller.close_descriptors()
+
+
+_of_this_thread = get_original("_thread", "_local")()
+
+
+class ChildsPoller:
+    """In the place of the poller of a connection that lives on in the child of a fork: made when it is needed.
+
+    Not before: the child's event loop is not its own until the fork has returned.
+    """
+
+    __slots__ = ("_endpoint",)
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def __getattr__(self, name: str) -> Any:
+        endpoint = self._endpoint
+        endpoint._poller = poller = get_poller()
+        endpoint._enter_child()
+        return getattr(poller, name)
+
+
+#: What the child of a fork has of its parent's loop, and must neither stop nor close: with libuv that would reach the
+#: parent, which would never answer again. They are kept, for to be collected is to be closed.
+_of_the_parent: list[Any] = []
+_survivors: list[Endpoint] = []
+
+
+#: The functions, and their modules, that fork only to become another program. ``exec`` closes there what was not handed
+#: over, and until then nobody runs the parent's loop. (gevent's ``Popen`` forks in Python; the standard library's calls
+#: the hooks where it has a ``preexec_fn``.)
+_EXECUTING = {("subprocess", "_execute_child"), ("gevent.subprocess", "_execute_child"), ("os", "_spawnvef")}
+
+
+def _is_to_execute() -> bool:
+    """Whether the fork that calls the hooks is one of those. (One within a ``preexec_fn`` is not.)"""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") == "gevent.os":
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _EXECUTING
+
+
+def _before_fork() -> None:
+    """Note whose turn it is: that connection lives on in the child, if there is to be one."""
+    if _is_to_execute():
+        return
+    _survivors[:] = [endpoint for endpoint in _connections_of_this_turn() if endpoint.survives_fork]
+    for endpoint in _survivors:
+        endpoint._share()
+
+
+def _connections_of_this_turn() -> list[Endpoint]:
+    """Return the connection in whose upcall or handler the calling greenlet is, as a list of none or one.
+
+    It costs a turn nothing: a handler of ``StreamServer`` is a greenlet that has it among its arguments, and a turn has
+    it in a frame of the functions that are marked so.
+    """
+    arguments = list(getattr(getcurrent(), "args", None) or ())
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            arguments += argument
+        elif isinstance(argument, Endpoint):
+            return [argument]
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in turn_codes and isinstance(conn := frame.f_locals.get("conn"), Endpoint):
+            return [conn]
+        frame = frame.f_back  # type: ignore[assignment]
+    return []
+
+
+#: The code of the functions in which ``conn`` is the connection whose turn it is.
+turn_codes: set[Any] = set()
+
+
+def _after_fork_in_parent() -> None:
+    _survivors.clear()
+
+
+def _after_fork_in_child() -> None:
+    if _is_to_execute():
+        return
+    failures = []
+    for poller in list(_all_pollers):
+        poller.hub.__dict__.pop("greensock_poller", None)
+        _all_pollers.discard(poller)
+        try:
+            _abandon(poller)
+        except Exception as error:
+            failures.append(error)  # the others are to be abandoned all the same
+    for endpoint in _survivors:
+        endpoint._survive_fork()
+    _survivors.clear()
+    if failures:
+        raise failures[0]
+
+
+def _abandon(poller: Poller) -> None:
+    """Let go of a parent's poller in the child: its connections are the parent's, and so is its loop."""
+    _of_the_parent.append(poller)
+    poller.is_abandoned = True
+    poller._watcher.ref = False  # in memory only: the child's program may end though it is active
+    poller._deadlines.clear()
+    poller._calls.clear()
+    poller._put_off.clear()
+    poller.crews.clear()
+    # What takes descriptors comes last: there may be none but those that are given back here.
+    left_open = []
+    for endpoint in poller.endpoints.values():
+        if endpoint not in _survivors:
+            with suppress(OSError):  # the program closed it itself
+                left_open.append(endpoint._leave_to_parent())
+    poller.endpoints.clear()
+    poller.pipes.close()
+    _replace_by_silence(poller._epoll.fileno())
+    for fd in left_open:
+        if fd >= 0:
+            os.dup2(poller._epoll.fileno(), fd, inheritable=False)
+
+
+def _replace_by_silence(fd: int) -> None:
+    """Put what is never ready where the loop watches the parent's epoll set: it must be what can be watched."""
+    try:
+        silence = os.eventfd(0)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        close(fd)  # its number is the one that can be had
+        silence = os.eventfd(0)
+    if silence != fd:
+        os.dup2(silence, fd, inheritable=False)
+        close(silence)
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

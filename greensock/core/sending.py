@@ -1,0 +1,336 @@
+"""Sending: the downcalls that write, and the queue of what has to wait.
+
+Any number of greenlets send on a connection; each send goes out whole, in the order of the calls. A send that finds the
+way clear goes straight to the kernel; any other becomes an entry of the queue, which the engine works off in the hub. A
+wait is left by whatever is thrown into it: an entry of which nothing was sent is withdrawn, any other is finished by
+the engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from math import inf
+from socket import AF_UNIX
+from time import monotonic
+from typing import BinaryIO
+
+from greenlet import getcurrent
+
+from greensock.core.lifecycle import CLOSING, INHERIT, OPEN, Lifecycle, Timeout
+from greensock.core.pace import Pace
+from greensock.core.poller import TIMED_OUT
+from greensock.core.send_queue import Buffer, Buffers, FileSegment, Fin, Outgoing, Passage, as_views
+from greensock.core.syscalls import write
+from greensock.errors import ConnectionClosed, DropReason, OperationTimeout, WouldBlock
+
+__all__ = ["Sending"]
+
+#: How many system calls one flush makes before others get their turn.
+PUSHES = 16
+
+
+class Sending(Lifecycle):
+    """The sending half of a connection."""
+
+    __slots__ = ()
+
+    # Without keyword-only parameters: CPython's adaptive interpreter enters only such functions without a C call.
+    def send(self, data: Buffer | Sequence[Buffer], close: bool = False, timeout: Timeout = INHERIT) -> int:
+        """Send all of ``data``, a buffer or a list of buffers (gathered, never joined); return how many bytes that was.
+
+        It blocks while the peer is slow: ``timeout`` seconds at the most, or without, as long as the peer takes a byte
+        every ``send_timeout`` seconds and, after the first of these, ``min_send_rate`` bytes a second. Sends of several
+        greenlets go out whole, in the order of the calls. ``close=True`` closes the connection once the data is out,
+        without blocking for that.
+
+        Raises:
+            OperationTimeout: see there for what became of the data.
+            TypeError: ``data`` is something else; nothing was sent (ours to put right).
+        """
+        if self._clear and type(data) is bytes:
+            try:
+                sent = write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise self._lost(error) from error
+            self.bytes_sent += sent
+            if sent == len(data):
+                if close:
+                    self.close()
+                return sent  # type: ignore[no-any-return]
+            size = len(data)
+            views = [memoryview(data)[sent:]]
+            self._stop_clear()
+            entry = Buffers(views, size - sent)
+            entry.sent = sent
+        else:
+            views, size = as_views(data)
+            self._check_open()
+            if not size:
+                if close:
+                    self.close()
+                return 0
+            entry = Buffers(views, size)
+        if close:
+            entry.detach()
+            self._submit(entry)
+            self.close()
+        else:
+            self._submit(entry)
+            self._await_sent(entry, timeout)
+        return size
+
+    def send_nowait(self, data: Buffer | Sequence[Buffer]) -> None:
+        """Send without ever blocking: what the kernel does not take now is kept and sent by the engine.
+
+        A peer that takes none of it for ``send_timeout`` seconds, or less than ``min_send_rate``, is dropped
+        (SEND_TIMEOUT).
+
+        Raises:
+            WouldBlock: ``data`` and what is kept already are more than ``max_send_queue`` bytes. Nothing of ``data``
+                was sent or kept.
+        """
+        views, size = as_views(data)
+        self._check_open()
+        if self._fin:
+            raise self._no_more()
+        if not size:
+            return
+        if self._kept + size > self.max_send_queue:
+            text = f"{size} bytes, and {self._kept} wait already: at most max_send_queue={self.max_send_queue} allowed"
+            raise WouldBlock(text, self, "max_send_queue", self.max_send_queue)
+        if self._kept and self._out and self._joins(self._out[-1], views, size):
+            return
+        entry = Buffers(views, size)
+        if self._clear:
+            self._push(entry)
+        if entry.left:
+            entry.detach()
+            entry.kept = True
+            self._kept += entry.left
+            self._submit(entry)
+            self._leave_to_engine(entry)
+
+    def _joins(self, last: Outgoing, views: list[memoryview], size: int) -> bool:
+        """Add to what ``send_nowait`` kept last; False if a new entry is to be made."""
+        if not (last.kept and isinstance(last, Buffers) and last.join(views, size)):
+            return False
+        self._kept += size
+        self._queued += size
+        return True
+
+    def send_file(
+        self, file: BinaryIO | int, offset: int = 0, count: int | None = None, *, timeout: Timeout = INHERIT
+    ) -> int:
+        """Send ``count`` bytes (default: the rest) of a regular file from ``offset`` on, by sendfile, and return how
+        many.
+
+        The file's position neither matters nor moves. It is fewer than ``count`` if the file is shorter. The file stays
+        the caller's.
+
+        Raises:
+            OSError: the file cannot be read (ours to put right). If some of it was sent, the connection is reset.
+        """
+        self._check_open()
+        fd = file if isinstance(file, int) else file.fileno()
+        if offset < 0 or (count is not None and count < 0):
+            raise ValueError(f"offset={offset!r}, count={count!r}: 0 or more expected")
+        rest = max(0, os.fstat(fd).st_size - offset)
+        entry = FileSegment(fd, offset, rest if count is None else min(count, rest))
+        self._submit(entry)
+        self._await_sent(entry, timeout)
+        if entry.failure is not None:
+            raise entry.failure
+        return entry.sent
+
+    def shutdown_write(self, *, timeout: Timeout = INHERIT) -> None:
+        """Send FIN once what was sent before is out; receiving goes on. Later sends raise ``ConnectionClosed``.
+
+        To do so twice is harmless.
+        """
+        self._check_open()
+        if self._fin:
+            return
+        entry = Fin(self._shutdown)
+        self._submit(entry)
+        self._fin = True
+        self._clear = False
+        self._await_sent(entry, timeout)
+
+    def _push(self, entry: Outgoing) -> None:
+        """Let the entry make one system call."""
+        try:
+            self.bytes_sent += entry.push(self._fd, self._transport)
+        except BlockingIOError:
+            self._writable = False
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _stop_clear(self) -> None:
+        self._clear = False
+        self._writable = False
+
+    def _submit(self, entry: Outgoing) -> None:
+        """Put the entry in the queue and push as far as it goes."""
+        self._check_open()
+        if self._fin:
+            raise self._no_more()
+        if self._out is None:
+            self._out = deque()
+        self._out.append(entry)
+        self._queued += entry.left
+        self._clear = False
+        if self._writable and len(self._out) == 1:
+            self._flush()
+
+    def _no_more(self) -> ConnectionClosed:
+        return ConnectionClosed("shutdown_write was called: nothing can be sent", self, self._drop_reason)
+
+    def _await_sent(self, entry: Outgoing, timeout: Timeout, by_progress: bool = False) -> None:
+        """Block until the entry is finished (a passage: nothing is on its way).
+
+        The connection's own ``send_timeout`` begins anew with each byte that the peer takes, and so does any other that
+        is ``by_progress``.
+        """
+        if not entry.left:
+            return
+        if timeout is INHERIT:
+            timeout, by_progress = self.send_timeout, True
+        if timeout is not None and self._state is OPEN:  # the first push may have found it broken
+            self._limit(entry, timeout, by_progress)
+        entry.waiter = getcurrent()
+        try:
+            while entry.left and self._state is OPEN:
+                if self._poller.hub.switch() is TIMED_OUT:
+                    raise self._too_slow(entry, timeout or 0.0)
+        except BaseException:
+            _wait_no_more(entry)
+            self._withdraw(entry)
+            raise
+        _wait_no_more(entry)
+        if entry.left:
+            raise self._closed_error()
+
+    def _too_slow(self, entry: Outgoing, seconds: float) -> OperationTimeout:
+        text = f"the peer took {entry.sent} of {entry.sent + entry.left} bytes"
+        if entry.pace is None:
+            text += f" in {seconds} s"
+        else:
+            text += f", and nothing for {seconds} s or less than {self.min_send_rate} a second"
+        return OperationTimeout(text, self, "send", seconds, entry.sent)
+
+    def _limit(self, entry: Outgoing, seconds: float, by_progress: bool) -> None:
+        """Have the entry come due: after so many seconds, or so many without progress."""
+        now = monotonic()
+        if by_progress and seconds:
+            entry.pace = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now, self._family != AF_UNIX)
+            entry.deadline = entry.pace.first_look()
+        else:
+            entry.deadline = now + seconds
+        if entry.deadline < self._armed:
+            self._poller.arm(self, entry.deadline)
+
+    def _leave_to_engine(self, entry: Outgoing) -> None:
+        """Bound the time of an entry that nobody waits for."""
+        if entry.left and self.send_timeout is not None and self._state is OPEN:
+            self._limit(entry, self.send_timeout, True)
+
+    def _is_late(self, entry: Outgoing, now: float) -> bool:
+        """Whether an entry that has come due is out of time; if not, it comes due again."""
+        if entry.pace is None:
+            return True
+        if self._out and self._out[0].stalled:  # what is in front waits for its own source, and not for the peer
+            entry.pace.begin_anew(self._fd, self.bytes_sent, now)
+            entry.deadline = entry.pace.first_look()
+            return False
+        again = entry.pace.next_look(self._fd, self.bytes_sent, now)
+        if again is None:
+            return True
+        entry.deadline = again
+        return False
+
+    def _withdraw(self, entry: Outgoing) -> None:
+        """Take an entry out again if nothing of it was sent; else let the engine finish it."""
+        if not entry.left or entry.withdrawn or self._out is None or entry not in self._out:
+            return
+        if entry.sent or isinstance(entry, Passage | Fin):
+            try:
+                entry.detach()
+            except OSError as error:  # no descriptor is left to go on with: the peer must see that it was cut short
+                self._fail(error)
+            entry.withdrawn = True
+            self._leave_to_engine(entry)
+        else:
+            self._out.remove(entry)
+            self._queued -= entry.left
+            entry.discard()
+            self._sent_all()
+
+    def _wind_up(self) -> None:
+        for entry in list(self._out or ()):
+            if entry.waiter is not None:
+                self._withdraw(entry)
+            entry.finish()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Push the queue until the socket is full. Never raises, never blocks."""
+        out = self._out
+        if not out or self._fd < 0:
+            return
+        for _ in range(PUSHES):
+            entry = out[0]
+            if entry.stalled or not self._writable:
+                return
+            before = entry.left
+            try:
+                if before:
+                    self.bytes_sent += entry.push(self._fd, self._transport)
+            except BlockingIOError:
+                self._writable = False
+                return
+            except Exception as error:  # not only OSError: a view may have been released by its owner
+                if not entry.blames(error) or entry.withdrawn:
+                    self._fail(error)
+                    return
+                entry.failure, entry.left = error.with_traceback(None), 0
+                if entry.sent:
+                    self._wake_sender(entry)
+                    self._abort(DropReason.ERROR)  # the peer must see that it was cut short
+                    return
+            self._queued -= before - entry.left
+            if entry.kept:
+                self._kept -= before - entry.left
+            if entry.finished:
+                out.popleft()
+                entry.discard()
+            if not entry.left:
+                self._wake_sender(entry)
+            if not out:
+                self._sent_all()
+                return
+        self._poller.call_soon(self._flush)
+
+    def _sent_all(self) -> None:
+        if not self._out:
+            self._out = None
+            self._queued = self._kept = 0
+            if self._state is OPEN:
+                self._clear = self._writable and not self._fin and self._transport is None
+            elif self._state is CLOSING:
+                self._close_further()
+
+    def _on_writable(self) -> None:
+        if self._out:
+            self._flush()
+        elif self._state is OPEN:
+            self._clear = not self._fin and self._transport is None
+
+
+def _wait_no_more(entry: Outgoing) -> None:
+    entry.waiter = None
+    entry.deadline = inf
+    entry.pace = None

@@ -1,0 +1,621 @@
+"""The server: its options, and start, drain, stop.
+
+A server owns its listener (through the acceptor), its ready queue and its workers. What it calls is in ``upcalls``,
+what it does with a connection that is ready in ``turns``. It counts a connection as alive from accept until its
+descriptor is closed and ``connection_drop`` has returned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket as _socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from gevent import spawn
+from gevent.event import Event
+from gevent.monkey import is_module_patched
+from greenlet import GreenletExit, getcurrent
+
+from greensock.address import listen, parse_address, remove_file
+from greensock.core.acceptor import Acceptor
+from greensock.core.connection import Connection
+from greensock.core.idle import IdleSweep
+from greensock.core.lifecycle import CLOSED, OPEN
+from greensock.core.poller import get_poller
+from greensock.core.send_queue import Buffer, as_views
+from greensock.core.signals import serving
+from greensock.core.syscalls import close, has_input, has_unacknowledged
+from greensock.core.turns import SERVED, Turns
+from greensock.core.upcalls import ConnectionT
+from greensock.errors import DropReason, WouldBlock
+from greensock.framing import Framer
+from greensock.log_limit import LogLimit
+from greensock.server_options import OPTIONS, UPCALLS, Rule, ServerKeywords, checked
+from greensock.stats import ServerStatistics
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["Server"]
+
+log = logging.getLogger("greensock.core.server")
+
+
+#: Seconds that a worker may take to end after it was killed by ``stop``.
+KILL_SECONDS = 1.0
+#: Seconds between two log lines that say that ``max_connections`` is reached.
+LOG_EVERY = 10.0
+#: The upcalls that a server with ``handle`` does not make.
+UNHANDLED = ("connection_recv", "connection_recv_finish", "connection_eof")
+#: Seconds between two looks at connections that wait, while the server drains: doubled each time.
+SHORTEST_LOOK, LONGEST_LOOK = 0.005, 0.1
+#: Seconds of silence after which a draining server no longer waits for a peer: for the rest of a message, for what
+#: ``handle`` is to read, for its FIN.
+QUIET_SECONDS = 1.0
+
+_Mine = TypeVar("_Mine", bound="Server[Any]")
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a server listens: the family, the address as given and then the real one, and what listens there now."""
+
+    family: int
+    address: Any
+    listener: _socket.socket | None = None
+    acceptor: Acceptor | None = None
+
+
+class Server(Turns[ConnectionT]):
+    """A TCP (or Unix socket) server. Subclass it and override upcalls, or ``handle``; or give functions for them.
+
+    ``listener`` is ``(host, port)``, ``"host:port"``, a port, the path of a Unix socket, or a bound socket, which the
+    server then owns and closes when it stops. A name stands for its first IPv4 address, if it has one. The file of a
+    Unix socket is removed at the end if the server made it and it is still the same one. A list of
+    listeners is one server on all of them. Every option is a class attribute and a keyword.
+
+    An upcall may be given as a keyword, too: a function that gets the arguments without the server, such as
+    ``Server(listener, connection_recv=lambda conn, data: conn.send(data))``. A whole number that it returns is no
+    verdict: ``send`` returns one.
+
+    For type checkers a server is generic in the class of its connections: ``class Chat(Server[ChatConnection])`` with
+    ``connection_class = ChatConnection``.
+
+    Raises:
+        ValueError: the listener or an option is not allowed; the text says which, its value, and what is allowed.
+        TypeError: no such option.
+    """
+
+    #: How many connections the kernel holds that were not yet accepted.
+    backlog: int = 4096
+    #: How many connections are accepted in one go before those that are there get their turn.
+    max_accept: int = 128
+    #: How many connections may be alive, of all listeners; the rest wait in the backlog. None: as many as there are
+    #: descriptors.
+    max_connections: int | None = 100_000
+    #: How many upcalls may be blocked at the same time; more wait for a worker. None: no bound.
+    max_workers: int | None = 10_000
+    #: Bytes of one read, and so the longest ``data`` of ``connection_recv`` but for what was held back before.
+    recv_size: int = 65536
+    #: Bytes that one turn may read before the others get theirs. (A turn also ends after 5 ms.)
+    turn_budget: int = 262_144
+    #: Bytes that POSTPONE, and ``unread`` in upcalls without a framer, may hold back for one connection.
+    max_postponed: int = 65536
+    #: Bytes that ``send_nowait`` may hold for one connection.
+    max_send_queue: int = 1 << 20
+    #: Seconds without a byte either way after which a connection is dropped that rests between two turns (up to an
+    #: eighth late). While an upcall runs or is blocked the limit of what it does counts; in the blocking style there is
+    #: no rest, and ``recv_timeout`` counts. None: never.
+    idle_timeout: float | None = 300.0
+    #: Default ``timeout`` of the receiving downcalls, in seconds. None: none.
+    recv_timeout: float | None = 300.0
+    #: Seconds in which the peer must take a byte of what is sent, if a sending downcall is given no ``timeout``. None:
+    #: whenever it wants.
+    send_timeout: float | None = 60.0
+    #: Bytes a second that the peer must take of one send, once ``send_timeout`` has passed: who takes a byte now and
+    #: then is slower. 0: any.
+    min_send_rate: int = 256
+    #: Seconds without progress that a closing connection may take to flush, and then to see the peer's FIN. 0: flush,
+    #: and close at once.
+    linger_timeout: float = 5.0
+    #: Seconds that ``stop`` waits, at the most, for upcalls that run and messages that are still coming.
+    stop_timeout: float = 30.0
+    #: Whether several sockets may listen on the port (SO_REUSEPORT).
+    reuse_port: bool = False
+    #: Whether small sends go out at once (TCP_NODELAY).
+    no_delay: bool = True
+    #: Whether the kernel probes silent peers (SO_KEEPALIVE).
+    keep_alive: bool = False
+    #: The rights of a Unix socket's file, such as 0o660, when ``start`` makes it. None: what the umask leaves of 0o777.
+    unix_mode: int | None = None
+    #: Whose that file is: ``"user"``, ``"user:group"``, ``":group"`` or ``(uid, gid)``. None: the process's.
+    unix_owner: str | tuple[int, int] | None = None
+    #: What cuts the stream into the messages that ``connection_recv`` gets. None: it gets what comes.
+    framer: Framer | None = None
+    #: The class of the connections.
+    connection_class: type[ConnectionT] = cast(Any, Connection)
+    #: What each keyword may be. A subclass with options of its own adds theirs.
+    option_rules: ClassVar[Mapping[str, Rule]] = {**OPTIONS, **UPCALLS}
+
+    def __init__(self, listener: Any, **options: Unpack[ServerKeywords]) -> None:
+        for name, value in checked(self, options, self.option_rules).items():
+            setattr(self, name, value)
+        self._functions = frozenset(UPCALLS.keys() & options.keys())
+        self._check_style()
+        if isinstance(listener, list) and not listener:
+            raise ValueError("listener=[]: one at least expected")
+        self._places = [_place(each) for each in (listener if isinstance(listener, list) else [listener])]
+        self._pauses = 0
+        self._accepted = 0
+        self._alive = 0
+        self._is_full = False  # an acceptor waits for one to end
+        self._full_logged = -LOG_EVERY
+        self._dropped: Counter[str] = Counter()
+        self._errors = 0
+        self._failures_logged = LogLimit()
+        self._messages = 0
+        self._gone_received = 0
+        self._gone_sent = 0
+        self._draining = False
+        self._draining_since = 0.0
+        self._pid = os.getpid()
+        self._changed = Event()
+        self._stopped = Event()
+        self._stopped.set()
+        self._sweep: IdleSweep | None = None
+
+    # -- life
+
+    @property
+    def started(self) -> bool:
+        """Whether the server was started and has not stopped. A forked child's copy never is: it is the parent's."""
+        return not self._stopped.is_set() and self._pid == os.getpid()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to stop: a good time for an upcall to say good-bye."""
+        return self._draining
+
+    @property
+    def addresses(self) -> list[Any]:
+        """Where the server listens: the addresses as given until it is started, then the real ones."""
+        return [place.address for place in self._places]
+
+    @property
+    def address(self) -> Any:
+        """The first of ``addresses``."""
+        return self._places[0].address
+
+    @property
+    def family(self) -> int:
+        """The address family of the first listener."""
+        return self._places[0].family
+
+    @property
+    def server_host(self) -> str | None:
+        """The address it listens on; None for a Unix socket."""
+        return self.address[0] if isinstance(self.address, tuple) else None
+
+    @property
+    def server_port(self) -> int | None:
+        """The port it listens on; None for a Unix socket."""
+        return self.address[1] if isinstance(self.address, tuple) else None
+
+    @property
+    def connections(self) -> list[ConnectionT]:
+        """The connections that are alive and open, a list of your own.
+
+        It is made by a look at each connection of the thread: 0.1 us each.
+        """
+        return [conn for conn in self._mine() if conn._state is OPEN]
+
+    def start(self) -> None:
+        """Bind if need be, and begin to serve. Returns at once; the serving happens while the program blocks elsewhere.
+
+        Raises:
+            OSError: an address cannot be had; it is named in it. None of the others is held then.
+        """
+        if self.started:
+            return
+        self._listen()
+        self._prepare_turns(get_poller(), self.max_workers)
+        self._pid = os.getpid()
+        self._stopped.clear()
+        self._draining = False
+        if self.idle_timeout is not None:
+            self._sweep = IdleSweep(self._poller, self, self.idle_timeout)
+            self._sweep.start()
+        for place in self._places:
+            assert place.listener is not None
+            accepted = partial(self._on_accepted, place.family)
+            place.acceptor = Acceptor(place.listener, accepted, self._permits, self.max_accept)
+        self.start_accepting()
+        _warn_if_unpatched()
+
+    def stop_accepting(self) -> None:
+        """Leave new connections in the kernel's backlog; ``start_accepting`` takes them up again."""
+        for acceptor in self._acceptors():
+            acceptor.stop()
+
+    def start_accepting(self) -> None:
+        """Accept again after ``stop_accepting``."""
+        for acceptor in self._acceptors():
+            acceptor.start()
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Stop accepting, close the listener, and let the connections end; True if all did within ``timeout`` seconds.
+
+        A connection that waits for its peer with nothing half received is closed: at once if nothing is on its way,
+        else as soon as what came had its turn and what was sent has arrived. One whose upcall runs may go on; so may
+        one that waits for its peer inside a message, or in ``handle``, as long as it hears something every second.
+        ``handle`` can look at ``draining``.
+        """
+        self._check_thread("drain")
+        self._close_listener()
+        self._begin_draining()
+        if not self.started:
+            return True
+        life = self._crew
+        deadline = inf if timeout is None else monotonic() + timeout
+        heard: dict[Connection, tuple[int, float]] = {}
+        pause, look_at = SHORTEST_LOOK, 0.0
+        while self._crew is life and self.started:  # somebody else may stop it meanwhile, and start it again
+            self._changed.clear()
+            if monotonic() >= look_at:
+                self._end_rests(heard)
+                look_at = monotonic() + pause
+                pause = min(2 * pause, LONGEST_LOOK)
+            if self._alive <= self._own():
+                return True
+            now = monotonic()
+            if now >= deadline:
+                return False
+            # Woken by each connection that ends. The looks are for what nobody tells us: the peer has what was sent.
+            self._changed.wait(max(0.0, min(deadline, look_at) - now))
+        return True
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Drain for at most ``timeout`` seconds (default ``stop_timeout``), then abort what is left.
+
+        Returns as soon as the last connection has ended. Every connection gets its ``connection_drop``.
+        """
+        if self.started:
+            life = self._crew
+            self.drain(self.stop_timeout if timeout is None else timeout)
+            if self._crew is not life:
+                return  # it was stopped meanwhile, and lives anew
+        self.abort()
+
+    def abort(self) -> None:
+        """Stop now: reset every connection and end every upcall with ``GreenletExit``.
+
+        Waits up to a second for the upcalls to end.
+        """
+        self._check_thread("abort")
+        self._close_listener()
+        if not self.started:
+            return
+        self._begin_draining()
+        for conn in self._mine():
+            conn._abort(DropReason.STOPPED)
+        poller, crew = get_poller(), self._crew
+        deadline = monotonic() + KILL_SECONDS
+        poller.call_soon(partial(crew.kill, GreenletExit("the server was aborted"), getcurrent()))
+        try:
+            while self._alive > self._own() and (left := deadline - monotonic()) > 0:
+                self._changed.clear()
+                self._changed.wait(min(left, 0.1))
+            if self._alive > self._own():
+                log.error("%d upcalls did not end when they were killed", self._alive - self._own())
+        finally:  # whoever waits may be killed: two upcalls that abort at once kill each other
+            if self._sweep is not None:
+                self._sweep.stop()
+                self._sweep = None
+            poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
+            self._stopped.set()
+
+    def serve_forever(self) -> None:
+        """Start, and block until the server stops.
+
+        Meanwhile SIGTERM, SIGINT and SIGQUIT drain and then stop it, and a second one aborts; SIGHUP, SIGUSR1 and
+        SIGUSR2 are logged and ignored. Only signals at their default are taken, in the main thread, and given back. If
+        no ``serve_forever`` ran in the main greenlet, a signal that ended them then does what it would without us.
+        """
+        self.start()
+        serving.enter(self)
+        try:
+            self._stopped.wait()
+        finally:
+            try:
+                self.stop()
+            finally:
+                serving.leave(self)
+
+    def __enter__(self: _Mine) -> _Mine:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def adopt(self, sock: _socket.socket) -> ConnectionT:
+        """Serve a connected stream socket that you made; it is taken over, and your object is left without it.
+
+        Raises:
+            ValueError: it is not a connected stream socket, or the server is not started. It stays yours.
+            TypeError: it is a TLS socket.
+            OSError: the engine cannot watch one more. It is closed.
+        """
+        if hasattr(sock, "do_handshake"):
+            raise TypeError(f"adopt({sock!r}): a plain socket expected, not a TLS one")
+        if not self.started or self._draining:
+            raise ValueError("adopt: the server is not started, or is about to stop")
+        try:
+            peer = sock.getpeername()
+        except OSError as error:
+            raise ValueError(f"adopt({sock!r}): a connected socket expected: {error.strerror}") from error
+        if sock.type != _socket.SOCK_STREAM:
+            raise ValueError(f"adopt({sock!r}): a stream socket expected")
+        sock.setblocking(False)
+        family = sock.family
+        return self._serve(sock.detach(), family, peer)
+
+    def broadcast(self, data: Buffer | Sequence[Buffer], connections: Iterable[ConnectionT] | None = None) -> int:
+        """Send to each of ``connections`` (default: all of the server) without waiting; return how many took it.
+
+        For one that reads too slowly ``send_nowait`` keeps up to ``max_send_queue`` bytes; it is dropped when that is
+        exceeded, with SLOW_READER as its reason. One that has ended is left out.
+
+        Raises:
+            WouldBlock: ``data`` alone is more than ``max_send_queue`` bytes: no peer is to blame.
+        """
+        took = 0
+        for conn in self.connections if connections is None else list(connections):
+            try:
+                conn.send_nowait(data)
+            except WouldBlock:
+                if as_views(data)[1] > conn.max_send_queue:
+                    raise
+                conn._abort(DropReason.SLOW_READER)
+            except ConnectionError:
+                pass  # it has ended, or is about to
+            else:
+                took += 1
+        return took
+
+    def call_soon_threadsafe(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Have ``call`` called in a greenlet of its own in the server's thread, where it may block. From any thread.
+
+        What it raises is logged and counted as a failed upcall. Calls begin in the order in which they were given; a
+        server that stops does not wait for them.
+
+        Raises:
+            RuntimeError: the server is not started.
+        """
+        if not self.started:
+            raise RuntimeError("call_soon_threadsafe: the server is not started")
+        self._poller.hub.loop.run_callback_threadsafe(spawn, self._tell, call, *arguments)
+
+    def statistics(self) -> ServerStatistics:
+        """Return a snapshot of the counters."""
+        mine = self._mine()
+        crew = getattr(self, "_crew", None)
+        return ServerStatistics(
+            accepted=self._accepted,
+            active=self._alive,
+            dropped=dict(self._dropped),
+            errors=self._errors,
+            accept_pauses=self._pauses + sum(acceptor.pauses for acceptor in self._acceptors()),
+            bytes_received=self._gone_received + sum(conn.bytes_received for conn in mine),
+            bytes_sent=self._gone_sent + sum(conn.bytes_sent for conn in mine),
+            messages=self._messages,
+            workers=crew.count if crew is not None else 0,
+            workers_busy=crew.busy if crew is not None else 0,
+        )
+
+    # -- starting and stopping, in detail
+
+    def _check_style(self) -> None:
+        """Refuse functions of both styles, of which only one can be: ``handle`` or upcalls for what comes."""
+        for name in UNHANDLED:
+            given = {"handle", name} & self._functions
+            if given and self._overridden("handle") is not None and self._overridden(name) is not None:
+                raise ValueError(f"handle and {name}: one of both expected, for handle receives by itself")
+
+    def _acceptors(self) -> list[Acceptor]:
+        return [place.acceptor for place in self._places if place.acceptor is not None]
+
+    def _listen(self) -> None:
+        """Bind where nothing does yet, and listen everywhere; on failure nothing is bound that was not before."""
+        mode, owner = self.unix_mode, self.unix_owner
+        made: list[_Place] = []
+        try:
+            for place in self._places:
+                if place.listener is None:
+                    family, address = place.family, place.address
+                    place.listener = listen(
+                        family, address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner
+                    )
+                    made.append(place)
+                elif not place.listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
+                    place.listener.listen(self.backlog)
+                self._tune(place.listener)
+        except BaseException:
+            for place in made:
+                _close_listener(place)
+            raise
+        for place in made:
+            assert place.listener is not None
+            place.address = place.listener.getsockname()
+
+    def _tune(self, listener: _socket.socket) -> None:
+        """Set what accepted sockets inherit."""
+        if listener.family != _socket.AF_UNIX:
+            listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self.no_delay)
+            listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
+
+    def _close_listener(self) -> None:
+        for place in self._places:
+            self._pauses += place.acceptor.pauses if place.acceptor is not None else 0
+            _close_listener(place)
+
+    def _begin_draining(self) -> None:
+        if not self._draining:
+            self._draining_since = monotonic()
+            self._draining = True
+
+    def _end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
+        """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
+        now = monotonic()
+        for conn in self._mine():
+            conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
+            if conn._idle and conn._state is OPEN:
+                self._end_rest(conn)
+            if not self._waits_in_vain(conn):
+                heard.pop(conn, None)
+                continue
+            mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
+            before, since = heard.setdefault(conn, (mark, now))
+            if mark != before:
+                heard[conn] = mark, now
+            elif now - since >= QUIET_SECONDS:
+                self._give_up(conn)
+
+    def _waits_in_vain(self, conn: Connection) -> bool:
+        """Whether it may be that the peer has no more to say: inside a message, in ``handle``, or after our FIN."""
+        if conn._fd < 0 or conn._out:
+            return False
+        if conn._state is OPEN:
+            return conn._held() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
+        return conn._linger_left > 0
+
+    def _give_up(self, conn: Connection) -> None:
+        """Close a connection that waited in vain; without a linger if nothing is on its way."""
+        if not has_input(conn._fd) and not (conn._family != _socket.AF_UNIX and has_unacknowledged(conn._fd)):
+            conn.linger_timeout = 0.0
+            if conn._state is not OPEN:
+                conn._release()
+        conn._close(DropReason.STOPPED)
+
+    def _check_thread(self, call: str) -> None:
+        if self.started and get_poller() is not self._poller:
+            raise RuntimeError(f"{call}: the server was started in another thread")
+
+    def _own(self) -> int:
+        """1 if this is called in one of our own upcalls, whose connection cannot end before."""
+        return 1 if self.started and getcurrent() in self._crew else 0
+
+    def _mine(self) -> list[ConnectionT]:
+        if not hasattr(self, "_poller"):
+            return []
+        return [
+            cast(Any, endpoint)
+            for endpoint in list(self._poller.endpoints.values())
+            if isinstance(endpoint, Connection) and endpoint.server is self
+        ]
+
+    # -- connections come and go
+
+    def _permits(self) -> float:
+        if self.max_connections is None:
+            return inf
+        permits = self.max_connections - self._alive
+        if permits < 1:
+            self._is_full = True
+            now = monotonic()
+            if now - self._full_logged >= LOG_EVERY:
+                self._full_logged = now
+                log.warning("max_connections=%d are there; more wait in the backlog", self.max_connections)
+        return permits
+
+    def _on_accepted(self, family: int, fd: int, address: Any) -> None:
+        try:
+            self._serve(fd, family, address)
+        except Exception as error:  # epoll's limit is reached, or the program's connection class failed
+            self._errors += 1
+            self._log_failure(error, "a connection from %r could not be served and is closed", address)
+
+    def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
+        conn: ConnectionT | None = None
+        try:
+            conn = self.connection_class(self._poller, fd, family, address, self)
+            conn._ready = self._crew.ready
+            if self.framer is not None:
+                conn._decoder = self.framer.decoder()
+            self._poller.register(conn)
+        except BaseException:
+            if conn is None or not hasattr(conn, "_state"):  # the class failed, or does not call Connection.__init__
+                close(fd)
+            else:  # it may be kept by the program, and must not have a number that is another file's soon
+                if conn._state is OPEN:
+                    conn._leave_open(CLOSED, DropReason.ERROR)
+                conn._release()
+            raise
+        self._accepted += 1
+        self._alive += 1
+        if self._on_new is None and self._on_handle is None:
+            conn._stage = SERVED
+            conn._plain = conn._decoder is None and conn._transport is None
+            conn._idle = True
+        else:
+            self._poller.queue(conn)
+        return conn
+
+    def _one_less(self) -> None:
+        self._alive -= 1
+        if self._draining:
+            self._changed.set()
+        if self._is_full:
+            self._is_full = False
+            self._welcome_more()
+
+    def _welcome_more(self) -> None:
+        for acceptor in self._acceptors():
+            acceptor.more_welcome()
+
+    def __repr__(self) -> str:
+        where = ", ".join(map(repr, self.addresses))
+        return f"<{type(self).__name__} at {where} {'started' if self.started else 'stopped'}>"
+
+
+def _place(listener: Any) -> _Place:
+    if not hasattr(listener, "accept"):
+        return _Place(*parse_address(listener))
+    if hasattr(listener, "do_handshake"):
+        raise TypeError(f"listener={listener!r}: a plain socket expected, not a TLS one")
+    return _Place(listener.family, listener.getsockname(), listener)
+
+
+def _close_listener(place: _Place) -> None:
+    # Both are taken first: closing the acceptor blocks, and meanwhile another greenlet may come here too.
+    acceptor, place.acceptor = place.acceptor, None
+    listener, place.listener = place.listener, None
+    if listener is not None:
+        remove_file(listener)
+    if acceptor is not None:
+        acceptor.close()
+    elif listener is not None:
+        listener.close()
+
+
+_warned = False
+
+
+def _warn_if_unpatched() -> None:
+    global _warned
+    if not _warned and not is_module_patched("socket"):
+        _warned = True
+        log.warning(
+            "the standard library is not monkey-patched: greensock's own calls cooperate, but an upcall that blocks in "
+            "another library stops every connection; put 'from gevent import monkey; monkey.patch_all()' first"
+        )

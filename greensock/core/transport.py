@@ -1,0 +1,94 @@
+"""Transports: what a connection reads from and writes to in the place of its bare descriptor.
+
+Most connections have none, and the hot path knows nothing of them: a connection with a transport is never ``_plain``
+and never ``_clear``, which is what the hot path looks at. A transport has few methods, each of which makes at most one
+system call and never blocks; what it cannot do is done by reading and writing (``splice``, ``send_file``).
+"""
+
+from __future__ import annotations
+
+import socket as _socket
+from typing import Protocol
+
+from greensock.core.syscalls import BorrowedSocket
+
+__all__ = ["SharedDescriptor", "Transport"]
+
+
+class Transport(Protocol):
+    """What a connection needs of it."""
+
+    #: Whether somebody else may hold the connection too: then its end is not ours to say (no FIN, no reset).
+    is_shared: bool
+
+    def read(self, size: int) -> bytes:
+        """Return what is there, at most ``size`` bytes; ``b""`` at the end of input.
+
+        Raises:
+            BlockingIOError: nothing is there.
+            OSError: the connection is broken.
+        """
+
+    def readv(self, view: memoryview) -> int:
+        """Fill ``view`` with what is there; return how many bytes. Raises as ``read`` does."""
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Send what is taken of ``data`` now; return how many bytes.
+
+        Raises:
+            BlockingIOError: nothing is taken.
+            OSError: the connection is broken.
+        """
+
+    def writev(self, views: list[memoryview]) -> int:
+        """Send what is taken of the buffers now. Raises as ``write`` does."""
+
+    def shut(self) -> None:
+        """Tell the peer that nothing more will be sent."""
+
+    def close(self) -> None:
+        """Let go of the descriptor, which is about to be closed."""
+
+
+class SharedDescriptor:
+    """A descriptor that somebody else may hold, too: a child process, or whoever was shown its number.
+
+    O_NONBLOCK belongs to the open file and not to the descriptor: whoever clears it (a shell does, on its standard
+    input) would have our next call block the hub. So each call says for itself that it must not wait.
+    """
+
+    __slots__ = ("_sock", "is_shared", "was_shown")
+
+    def __init__(self, fd: int, family: int) -> None:
+        self._sock = BorrowedSocket(family, _socket.SOCK_STREAM, 0, fd)
+        self.is_shared = True
+        #: Whether the program was told the number: then it is not closed behind its back, not in a forked child either.
+        self.was_shown = False
+
+    def read(self, size: int) -> bytes:
+        """Return what is there."""
+        data: bytes = self._sock.recv(size, _socket.MSG_DONTWAIT)
+        return data
+
+    def readv(self, view: memoryview) -> int:
+        """Fill ``view`` with what is there."""
+        count: int = self._sock.recv_into(view, 0, _socket.MSG_DONTWAIT)
+        return count
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Send what is taken now."""
+        count: int = self._sock.send(data, _socket.MSG_DONTWAIT)
+        return count
+
+    def writev(self, views: list[memoryview]) -> int:
+        """Send what is taken of the buffers now."""
+        count: int = self._sock.sendmsg(views, [], _socket.MSG_DONTWAIT)
+        return count
+
+    def shut(self) -> None:
+        """Send FIN, for all who hold the connection."""
+        self._sock.shutdown(_socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Let go of the descriptor, and leave it open."""
+        self._sock.detach()

@@ -1,0 +1,495 @@
+"""The turn: what a server does with a connection that is ready, in a worker.
+
+``connection_new`` if it is new; then read and ``connection_recv`` until the socket is drained or the turn's budget is
+spent; then ``connection_recv_finish``; ``connection_eof`` when the peer is done; and when the connection has ended,
+``connection_drop``. Invariants:
+
+- Upcalls of one connection never overlap: it is idle, queued, or in its turn, and only an idle one is queued.
+- ``connection_drop`` runs exactly once for each connection whose ``connection_new`` ran, whatever that returned.
+- While an upcall runs its connection is not read: TCP's own back-pressure holds the peer.
+- No exception leaves a turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from socket import AF_UNIX
+from time import monotonic
+from typing import Any
+
+import gevent
+from greenlet import GreenletExit, greenlet
+
+from greensock.core.connection import Connection
+from greensock.core.lifecycle import CLOSED, OPEN, Lifecycle
+from greensock.core.poller import Poller, turn_codes
+from greensock.core.syscalls import both_sides_are_down, has_input, has_unacknowledged, read
+from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
+from greensock.core.workers import Workers
+from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
+from greensock.log_limit import LogLimit
+
+__all__ = ["SERVED", "Turns"]
+
+log = logging.getLogger("greensock.core.server")
+
+#: How many messages are cut, or small reads made, between two looks at the clock: a turn ends when the poller says so.
+MESSAGES_PER_LOOK = READS_PER_LOOK = 32
+
+#: Seconds for which a connection that always has more to be read gets turns while the server drains.
+PIPELINE_SECONDS = 1.0
+
+#: The upcalls that may return POSTPONE; after the last data it means that the message stays incomplete.
+MAY_POSTPONE = ("connection_recv", "connection_eof")
+
+# How far a connection's upcalls have come: none was made; connection_new was; connection_eof was and kept it open;
+# connection_error was; all were.
+_NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
+# As for the states in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
+_PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
+
+
+class Turns(Upcalls[ConnectionT]):
+    """A server's dealings with its connections, from the first turn of each to its end."""
+
+    recv_size: int
+    turn_budget: int
+    max_postponed: int
+    _poller: Poller
+    _draining: bool
+    _draining_since: float
+    _errors: int
+    _failures_logged: LogLimit
+    _messages: int
+    _dropped: Counter[str]
+    _gone_received: int
+    _gone_sent: int
+    #: The upcalls that were given as functions.
+    _functions: frozenset[str]
+
+    def _prepare_turns(self, poller: Poller, max_workers: int | None) -> None:
+        """Bind what the turns use, once: upcalls that are not overridden cost nothing."""
+        self._poller = poller
+        handle = self._overridden("handle")
+        drain = self._drain_upcalls if handle is None else self._drain_handles
+        self._crew = Workers(poller.hub, drain, max_workers)
+        poller.crews.append(self._crew)
+        self._on_handle = handle
+        self._on_new = self._overridden("connection_new")
+        self._on_recv = self.connection_recv
+        self._on_finish = self._overridden("connection_recv_finish")
+        self._on_eof = self._overridden("connection_eof")
+        self._on_drop = self._overridden("connection_drop")
+
+    def _overridden(self, name: str) -> Callable[..., Any] | None:
+        upcall: Callable[..., Any] = getattr(self, name)
+        return upcall if self._overrides(name, Upcalls) else None
+
+    def _overrides(self, name: str, base: type) -> bool:
+        """Whether an upcall is another than the base's: a method of a subclass, or a function that was given."""
+        return getattr(getattr(self, name), "__func__", None) is not getattr(base, name)
+
+    def _one_less(self) -> None:
+        """Count a connection whose descriptor is closed and whose last upcall was made."""
+        raise NotImplementedError
+
+    def _drain_upcalls(self, ready: deque[ConnectionT], worker: greenlet) -> None:
+        """Give a turn to each connection that is ready, in the style of upcalls."""
+        popleft, size, on_recv, on_finish = ready.popleft, self.recv_size, self._on_recv, self._on_finish
+        while ready:
+            conn = popleft()
+            try:
+                if not conn._plain:
+                    again = self._full_turn(conn)
+                else:  # the hot path: one short read, one upcall, nothing else to do
+                    try:
+                        data = read(conn._fd, size)
+                    except OSError as error:
+                        data = self._nothing_read(conn, error)
+                    count = len(data)
+                    if 0 < count < size and not conn._thorough:
+                        conn._readable = False
+                        conn.bytes_received += count
+                        verdict = on_recv(conn, data)
+                        if verdict is None and conn._plain and not conn._readable and on_finish is None:
+                            conn._idle = True
+                            if worker.gr_context is not None:
+                                worker.gr_context = None
+                            continue
+                        again = self._read_turn(conn, data, verdict)
+                    else:
+                        again = self._long_turn(conn, data)
+                if conn._state is OPEN:
+                    self._rest(conn, again)
+                else:
+                    self._end(conn)
+            except BaseException as error:
+                self._failed(conn, error)
+                self._end(conn)
+            if worker.gr_context is not None:
+                worker.gr_context = None
+
+    def _drain_handles(self, ready: deque[ConnectionT], worker: greenlet) -> None:
+        """Give each connection that is ready its one turn, in the blocking style."""
+        while ready:
+            self._handle_turn(ready.popleft())
+            if worker.gr_context is not None:
+                worker.gr_context = None
+
+    def _full_turn(self, conn: ConnectionT) -> bool:
+        """Give a turn to a connection that is new, framed, has a stash, or has ended; True if there is more to read."""
+        if conn._state is not OPEN:
+            return False
+        if conn._stage == _NEW:
+            self._begin(conn)
+            if conn._state is not OPEN:
+                return False
+        return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
+
+    def _long_turn(self, conn: ConnectionT, data: bytes) -> bool:
+        """Go on after a first read that found all it asked for, nothing, the end of input, or a peer that hung up."""
+        if not data and not conn._readable:
+            return False  # the read found nothing
+        if len(data) == self.recv_size:
+            return self._flood(conn, data)
+        if data:
+            conn._received(len(data), self.recv_size)
+            return self._read_turn(conn, data, self._on_recv(conn, data))
+        conn._eof = True
+        if self._on_eof is None:  # nothing is held: the connection was plain
+            conn._close(_PEER_CLOSED)
+        else:
+            conn._plain = False
+            self._peer_is_done(conn)
+        return False
+
+    def _flood(self, conn: ConnectionT, data: bytes) -> bool:
+        """Read and call ``connection_recv`` while reads are full and nothing else is to be done; then go on as ever.
+
+        With small reads this is where a flood spends its time: 0.2 us a message less than in ``_read_turn``.
+        """
+        size, on_recv = self.recv_size, self._on_recv
+        reads, most = 0, max(1, self.turn_budget // size)
+        while len(data) == size:
+            conn.bytes_received += size
+            verdict = on_recv(conn, data)
+            reads += 1
+            if verdict is not None or not conn._plain:
+                return self._read_turn(conn, data, verdict)
+            if reads == most or (not reads % READS_PER_LOOK and monotonic() > self._poller.until):
+                return self._finish_turn(conn, True)
+            try:
+                data = read(conn._fd, size)
+            except OSError as error:
+                self._nothing_read(conn, error)
+                return self._finish_turn(conn, True)
+        if conn._received(len(data), size):
+            return self._read_turn(conn, data, on_recv(conn, data))
+        return self._finish_turn(conn, True)
+
+    def _rest(self, conn: ConnectionT, again: bool) -> None:
+        """Let the connection wait for its next event, or for its next turn if one is due."""
+        conn._plain = conn._decoder is None and not conn._stash and not conn._eof and conn._transport is None
+        if again or (conn._readable and not conn._eof):
+            if self._draining and monotonic() >= self._draining_since + PIPELINE_SECONDS:
+                conn._idle = True  # so that it gets the turn in which its end is told
+                conn._close(DropReason.STOPPED)
+            else:
+                self._poller.requeue(conn)
+        else:
+            conn._idle = True
+            if self._draining:
+                self._end_rest(conn, was_heard=True)
+
+    def _end_rest(self, conn: Connection, was_heard: bool = False) -> None:
+        """Close a connection that waits for its peer while the server drains, unless part of a message came.
+
+        What it needs no linger for, it does not get: nothing came that is not read, and all that was sent is with the
+        peer. What came is given a last turn; one that ``was_heard`` gets more of them for a second, as a client that
+        pipelines has several messages on their way. What is on its way to the peer gets as long to arrive as it would
+        in a linger, and is looked at again.
+        """
+        conn._plain = False
+        if not conn._idle or conn._out or conn._held():
+            return
+        if conn._eof:
+            conn._close(DropReason.STOPPED)
+        elif has_input(conn._fd):
+            if was_heard and monotonic() >= self._draining_since + PIPELINE_SECONDS:
+                conn._close(DropReason.STOPPED)
+            else:
+                conn._readable = True
+                self._poller.queue(conn)
+        elif (
+            conn._family == AF_UNIX  # whose bytes are with the peer as soon as they are sent
+            or not has_unacknowledged(conn._fd)
+            or monotonic() >= self._draining_since + conn.linger_timeout
+        ):
+            conn._close_now(DropReason.STOPPED)
+
+    def _nothing_read(self, conn: ConnectionT, error: OSError) -> bytes:
+        """Take a failed read: nothing was there after all, or the connection is broken."""
+        if isinstance(error, BlockingIOError):
+            conn._found_empty()
+            return b""
+        raise conn._lost(error) from error
+
+    def _handle_turn(self, conn: ConnectionT) -> None:
+        """Give the connection its one turn in the blocking style."""
+        try:
+            if conn._state is OPEN:
+                if self._on_new is not None:
+                    self._begin(conn)
+                conn._stage = SERVED
+                if conn._state is OPEN and self._on_handle is not None:
+                    self._on_handle(conn)
+                conn._close(DropReason.PEER_CLOSED if conn._eof else DropReason.CLOSED)
+        except BaseException as error:
+            self._failed(conn, error)
+        self._end(conn)
+
+    def _begin(self, conn: ConnectionT) -> None:
+        conn._stage = SERVED
+        if self._on_new is not None and self._obey(conn, self._on_new(conn), "connection_new"):
+            conn._close(DropReason.REFUSED)
+
+    def _read_turn(self, conn: ConnectionT, data: bytes = b"", verdict: Verdict | None = None) -> bool:
+        """Read and call ``connection_recv`` until the socket is drained; True if the budget was spent before.
+
+        If ``data`` is given, it was read and an upcall was made for it already, which returned ``verdict``.
+        """
+        size = self.recv_size
+        budget, is_first = self.turn_budget, True
+        heard = bool(data)
+        while True:
+            if data:
+                heard = True
+                budget -= len(data)
+                if verdict is not None and self._obey(conn, verdict, "connection_recv", data):
+                    conn._close(DropReason.VERDICT)
+                    return False
+                if len(conn._stash) > self.max_postponed and not conn._fresh:
+                    raise _postponed_too_much(conn, self.max_postponed)
+            if conn._state is not OPEN or conn._eof:
+                break
+            if conn._fresh:
+                data = conn._take(len(conn._stash))
+            elif not conn._readable or budget <= 0 or not (is_first or monotonic() <= self._poller.until):
+                break
+            else:
+                is_first = False
+                try:
+                    data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
+                except OSError as error:
+                    self._nothing_read(conn, error)
+                    break
+                if not conn._received(len(data), size):
+                    break
+                if conn._stash:
+                    data = bytes(conn._stash) + data
+                    conn._stash = b""
+            verdict = self._on_recv(conn, data)
+        return self._finish_turn(conn, heard)
+
+    def _framed_turn(self, conn: ConnectionT) -> bool:
+        """As ``_read_turn``, one ``connection_recv`` for each whole message."""
+        size, budget, most = self.recv_size, self.turn_budget, 2
+        decoder = conn._decoder
+        heard = False
+        while True:
+            given = self._give_messages(conn, decoder, most)
+            heard = heard or given > 0
+            late = monotonic() > self._poller.until
+            more = given == most and conn._state is OPEN
+            if more and not late:
+                most = min(2 * most, MESSAGES_PER_LOOK)  # not at once: an upcall may take long
+                continue
+            if more or late or budget <= 0 or conn._state is not OPEN or conn._eof or not conn._readable:
+                break
+            try:
+                data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
+            except OSError as error:
+                self._nothing_read(conn, error)
+                break
+            budget -= conn._received(len(data), size)
+            if data:
+                self._feed(conn, decoder, data)
+        return self._finish_turn(conn, heard, more)
+
+    def _give_messages(self, conn: ConnectionT, decoder: Any, most: int) -> int:
+        """Call ``connection_recv`` for up to ``most`` messages; return for how many."""
+        next_message, on_recv = decoder.next_message, self._on_recv
+        for given in range(most):
+            if conn._stash:  # raw bytes were put back, or a raw read left some
+                rest = bytes(conn._stash) + decoder.take()
+                conn._stash = b""
+                conn._fresh = False
+                self._feed(conn, decoder, rest)
+            try:
+                message = next_message()
+            except GreensockError as error:
+                _own(error, conn)
+                raise
+            if message is None:
+                return given
+            self._messages += 1
+            if conn._postponed:
+                message = conn._postponed + message
+                conn._postponed = b""
+            verdict = on_recv(conn, message)
+            if verdict is not None and self._obey(conn, verdict, "connection_recv", message):
+                conn._close(DropReason.VERDICT)
+            if conn._state is not OPEN:
+                return given + 1
+        return most
+
+    def _feed(self, conn: ConnectionT, decoder: Any, data: bytes) -> None:
+        try:
+            decoder.feed(data)
+        except GreensockError as error:
+            _own(error, conn)
+            raise
+
+    def _finish_turn(self, conn: ConnectionT, heard: bool, more: bool = False) -> bool:
+        """Make the upcalls at the end of a turn; True if there is more to read, or ``more`` messages to give."""
+        if heard and self._on_finish is not None and conn._state is OPEN:
+            if self._obey(conn, self._on_finish(conn), "connection_recv_finish"):
+                conn._close(DropReason.VERDICT)
+        if conn._eof and conn._state is OPEN and not more:
+            self._peer_is_done(conn)
+            return False
+        return more or conn._readable or conn._fresh
+
+    def _peer_is_done(self, conn: ConnectionT) -> None:
+        if conn._stage == _HALF_OPEN:
+            self._look_for_more_than_eof(conn)
+            return
+        conn._stage = _HALF_OPEN
+        if self._on_eof is not None:
+            verdict = self._on_eof(conn)
+            if conn._state is not OPEN:
+                return
+            if verdict is HALF_OPEN:
+                self._look_for_more_than_eof(conn)  # what came while the upcall ran comes only once
+                return
+            if self._obey(conn, verdict, "connection_eof"):
+                conn._close(DropReason.VERDICT)
+                return
+        if conn._held():
+            partial = conn._postponed + bytes(conn._stash)
+            partial += conn._decoder.take() if conn._decoder is not None else b""
+            raise IncompleteMessage(f"the input ended {len(partial)} bytes into a message", conn, partial)
+        conn._close(_PEER_CLOSED)
+
+    def _look_for_more_than_eof(self, conn: ConnectionT) -> None:
+        """Close a half-open connection that is broken: every event of our sending has the peer's FIN in its mask."""
+        if both_sides_are_down(conn._fd):
+            conn._probe()
+            conn._close(_PEER_CLOSED)
+
+    def _obey(self, conn: ConnectionT, verdict: object, upcall: str, data: bytes = b"") -> bool:
+        """Act on a verdict; True if it is DROP."""
+        if verdict is None or verdict is OK:
+            return False
+        if verdict is DROP:
+            return True
+        if verdict is not POSTPONE or upcall not in MAY_POSTPONE:
+            if type(verdict) is int and upcall in self._functions:
+                return False  # a function of one line returns what its last call does: ``send`` counts bytes
+            allowed = "OK, None or DROP" if upcall not in MAY_POSTPONE else "OK, None, POSTPONE or DROP"
+            if upcall == "connection_eof":
+                allowed = "HALF_OPEN, " + allowed
+            raise TypeError(f"{upcall} returned {verdict!r}: {allowed} expected")
+        if conn._state is not OPEN:
+            return False
+        if len(data) > self.max_postponed:
+            raise _postponed_too_much(conn, self.max_postponed)
+        if conn._decoder is not None:
+            conn._postponed = data
+        else:  # what raw reads left in the stash stays fresh: no upcall was given it
+            conn._stash = data + conn._stash
+            conn._plain = False
+        return False
+
+    # -- the end of a connection
+
+    def _failed(self, conn: ConnectionT, error: BaseException) -> None:
+        """An upcall raised, or the engine found the connection broken.
+
+        Only what was raised for this very connection is its peer's doing. Whatever else an upcall lets out, an error of
+        another connection or of one that never stood, is the program's failure.
+        """
+        reason = DropReason.ERROR
+        if isinstance(error, GreensockError) and error.connection is conn:
+            reason = error.drop_reason
+        if reason is DropReason.ERROR and not (isinstance(error, GreenletExit) and self._draining):
+            self._errors += 1
+            self._log_failure(error, "an upcall failed on %r", conn)
+        conn._close(reason)
+        if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
+            hub = self._poller.hub
+            hub.handle_error(conn, type(error), error, error.__traceback__)
+        self._tell_error(conn, error)
+
+    def _end(self, conn: ConnectionT) -> None:
+        """Make the last upcall of a connection that is not open any more."""
+        if conn._ended:
+            return
+        conn._ended = True
+        reason = conn._drop_reason or DropReason.CLOSED
+        if reason is _LOST:
+            self._tell_error(conn, conn._closed_error())
+        self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
+        if self._on_drop is not None and conn._stage != _NEW:
+            self._tell(self._on_drop, conn)
+        conn._stage = _ALL_TOLD
+        if conn._state is CLOSED:
+            self._one_less()
+
+    def _released(self, conn: Lifecycle) -> None:
+        """The descriptor is closed."""
+        self._gone_received += conn.bytes_received
+        self._gone_sent += conn.bytes_sent
+        if conn._stage == _ALL_TOLD:
+            self._one_less()
+
+    def _log_failure(self, error: BaseException, text: str, *about: object) -> None:
+        """Log what the program failed at, with its traceback: not more often than a disk can bear."""
+        left_out = self._failures_logged.left_out(monotonic())
+        if left_out > 0:
+            text += f"; {left_out} failures before were not logged"
+        if left_out >= 0:
+            log.error(text, *about, exc_info=error)
+
+    def _tell_error(self, conn: ConnectionT, error: BaseException) -> None:
+        if conn._stage not in (_NEW, _ERROR_TOLD):
+            conn._stage = _ERROR_TOLD
+            self._tell(self.connection_error, conn, error)
+
+    def _tell(self, upcall: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            upcall(*arguments)
+        except BaseException as error:
+            self._errors += 1
+            self._log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
+            if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
+                self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+
+
+turn_codes.update(
+    each.__code__
+    for each in (Turns._drain_upcalls, Turns._full_turn, Turns._read_turn, Turns._framed_turn, Turns._handle_turn)
+)
+
+
+def _own(error: GreensockError, conn: Connection) -> None:
+    """Say of what a framer raised, which knows no connections, whose bytes it was given."""
+    if error.connection is None:
+        error.connection = conn
+
+
+def _postponed_too_much(conn: Connection, limit: int) -> MessageTooLong:
+    text = f"more than max_postponed={limit} bytes came without a whole message"
+    return MessageTooLong(text, conn, "max_postponed", limit)

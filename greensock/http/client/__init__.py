@@ -1,0 +1,14 @@
+"""greensock.http.client: the HTTP/1.1 client.
+
+The modules, lowest first; each imports only what stands above it:
+
+===============  =====================================================================================================
+origin           where a URL leads
+slots            which connection a request gets, and who waits for one (no I/O)
+deadlines        how long the phases of a request may take
+payload          what is sent behind the head
+connection_pool  the connections: made, leased, taken back
+exchange         one request on a connection, and the head of its answer
+http_client      blocking calls over kept connections
+===============  =====================================================================================================
+"""

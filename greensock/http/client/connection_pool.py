@@ -1,0 +1,425 @@
+"""The connections of a client: it does what the pool decides.
+
+A request holds a :class:`Lease` while it holds a slot of the pool; a lease ends once, whatever happens, and with it the
+slot goes back. Idle connections are closed by a timer of the hub's, so that they cost no greenlet; it runs only while
+there are some. All of it belongs to one hub: a client is used in the thread it was first used in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import weakref
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol
+
+from gevent import get_hub
+from gevent.event import Event
+from gevent.monkey import get_original
+
+from greensock import (
+    ConnectFailed,
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    DropReason,
+    OperationTimeout,
+    State,
+    connect,
+    share_of_descriptors,
+)
+from greensock.http.client.deadlines import Deadlines
+from greensock.http.client.origin import Origin
+from greensock.http.client.slots import Action, Decision, Pool
+from greensock.http.errors import ConnectTimeout, PhaseTimeout, QueueFull, QueueTimeout
+from greensock.http.wire.limits import Limits
+from greensock.http.wire.response_parser import ResponseParser
+
+__all__ = ["ClientConnection", "Lease", "Links", "Patient", "Waiter"]
+
+_new_poll = get_original("select", "poll")
+_close = get_original("os", "close")  # gevent's waits for the next pass of the loop, and so would a reset
+#: The process, or the system, may open no more.
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+_READABLE: int = select.POLLIN | select.POLLRDHUP
+
+_all_links: weakref.WeakSet[Links] = weakref.WeakSet()
+_with_spare: set[ClientConnection] = set()  # those that hold a second descriptor
+
+
+class ClientConnection(Connection):
+    """A connection to a server."""
+
+    __slots__ = ("_poll", "_spare", "has_challenged", "made", "parser", "requests")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.linger_timeout = 0.0  # whoever closes has had the whole answer, or gives it up
+        #: What its answers go through.
+        self.parser: ResponseParser
+        #: How many requests it was lent for.
+        self.requests = 0
+        #: When it was made, in seconds of ``monotonic``.
+        self.made = 0.0
+        #: Whether its last answer asked who the client is, whose answer must come on it then.
+        self.has_challenged = False
+        self._poll: Any = None
+        self._spare = -1
+
+    def keep_spare(self) -> None:
+        """Keep a second descriptor until the lease ends: what came before a reset can be read through it.
+
+        A send that fails closes the first one, and servers that refuse a body often reset while their answer is on its
+        way: it would be lost. None is kept where too many are already: it may never be needed.
+        """
+        if self._spare < 0 and len(_with_spare) < share_of_descriptors():
+            with contextlib.suppress(OSError):
+                self._spare = os.dup(self._fd)
+                _with_spare.add(self)
+
+    def drop_spare(self) -> None:
+        """Close the second descriptor, if there is one."""
+        if self._spare >= 0:
+            spare, self._spare = self._spare, -1
+            _with_spare.discard(self)
+            _close(spare)
+
+    def hear(self, timeout: float | None) -> bytes:
+        """Receive, from the second descriptor if the connection is lost and there is one.
+
+        An end that a reset made is none: an answer that ends with its connection would look whole.
+        """
+        try:
+            return self.recv(timeout=timeout)
+        except ConnectionLost as lost:
+            if self._spare < 0:
+                raise
+            with contextlib.suppress(OSError):
+                data = os.read(self._spare, self.recv_size)
+                if data or getattr(lost.__cause__, "errno", None) == errno.EPIPE:  # FIN had come before the reset
+                    return data
+            raise
+
+    def _release(self) -> None:
+        if self._spare >= 0:
+            self._poller.forget(self, still_open=True)
+        super()._release()
+        if self._spare >= 0 and self.drop_reason is not DropReason.LOST:
+            self.drop_spare()
+
+    def is_quiet(self) -> bool:
+        """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
+        if self.state is not State.OPEN:
+            return False
+        if self._poll is None:
+            self._poll = _new_poll()
+            self._poll.register(self._fd, _READABLE)
+        return not self._poll.poll(0)
+
+
+class Waiter:
+    """A request that may have to wait for a slot."""
+
+    __slots__ = ("connection", "event", "granted", "has_given_up")
+
+    def __init__(self) -> None:
+        self.event: Event | None = None  # made when it has to
+        self.granted = False
+        self.has_given_up = False
+        self.connection: ClientConnection | None = None
+
+    def give_up(self) -> None:
+        """End the wait: nobody wants the slot any more. Does not block."""
+        self.has_given_up = True
+        _wake(self)
+
+
+class Patient(Protocol):
+    """Who leases for somebody that may leave meanwhile, and gives up the wait then."""
+
+    #: The wait for a slot, as long as it lasts.
+    waiter: Waiter | None
+
+
+class Lease:
+    """A slot, and the connection in it. ``end`` and ``give_up`` end it; only the first of them counts."""
+
+    __slots__ = ("_links", "_origin", "connection", "is_reused")
+
+    def __init__(self, links: Links, origin: Origin, kept: ClientConnection | None = None) -> None:
+        self._links: Links | None = links
+        self._origin = origin
+        #: What is lent; None while it is being made.
+        self.connection: ClientConnection | None = kept
+        #: Whether another request was made on it before.
+        self.is_reused = kept is not None
+
+    def end(self, reusable: bool) -> None:
+        """Give the slot back, with the connection if it may be used again; else that is closed."""
+        links, self._links = self._links, None
+        if links is None:
+            return
+        conn, self.connection = self.connection, None
+        if conn is not None and conn._spare >= 0:
+            conn.drop_spare()
+        if conn is not None and not reusable:
+            conn.close()
+            conn = None
+        links.give_back(self._origin, conn)
+
+    def is_quiet(self) -> bool:
+        """Whether the connection stands, as far as can be known."""
+        return self.connection is not None and self.connection.is_quiet()
+
+    def is_spent(self) -> bool:
+        """Whether the connection is too old for a further request, or has served as many as it may."""
+        conn, links = self.connection, self._links
+        return conn is not None and links is not None and links.pool.is_spent(conn.made, conn.requests, monotonic())
+
+    def give_up(self) -> None:
+        """Reset the connection and give the slot back."""
+        if self.connection is not None and self._links is not None:
+            self.connection.abort()
+        self.end(False)
+
+    def detach(self) -> ClientConnection:
+        """Give the slot back and the connection out, which is the caller's from then on."""
+        conn, self.connection = self.connection, None
+        if conn is None:
+            raise RuntimeError("the connection was given back before")
+        conn.drop_spare()
+        self.end(False)
+        return conn
+
+    def renew(self, deadlines: Deadlines) -> ClientConnection:
+        """Put a fresh connection in the place of one that died."""
+        if self._links is None:
+            raise RuntimeError("the slot was given back before")
+        if self.connection is not None:
+            self.connection.abort()
+            self.connection.drop_spare()
+            self.connection = None
+        self.is_reused = False
+        self.connection = self._links.connect(self._origin, deadlines)
+        return self.connection
+
+
+class Links:
+    """All connections of one client."""
+
+    def __init__(
+        self,
+        pool: Pool[ClientConnection, Waiter],
+        limits: Limits,
+        max_waiting: int,
+        make_room: Callable[[], bool] | None = None,
+        is_full: Callable[[], bool] | None = None,
+    ) -> None:
+        """``make_room`` closes what is idle here or elsewhere when descriptors are short; False: there is nothing.
+
+        ``is_full`` says before a connection is made whether they will be.
+        """
+        self.pool = pool
+        self._make_room = make_room or self.drop_oldest
+        self._is_full = is_full
+        self.closed = False
+        self._limits = limits
+        self._max_waiting = max_waiting
+        self._hub: Any = None
+        self._timer: Any = None
+        _all_links.add(self)
+
+    def lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
+        """Lend a connection that stands, as far as can be known; wait for it or make it if need be.
+
+        Raises:
+            QueueFull, QueueTimeout: there is none free.
+            ConnectFailed, ConnectTimeout: there is none to be had.
+            ConnectionClosed: the client was closed, or ``patient`` gave up.
+        """
+        self._check_usable()
+        conn = self.pool.take(origin)
+        if conn is not None and conn.is_quiet():
+            return Lease(self, origin, conn)
+        return self._lease(origin, deadlines, conn, patient)
+
+    def _lease(
+        self, origin: Origin, deadlines: Deadlines, stale: ClientConnection | None, patient: Patient | None
+    ) -> Lease:
+        """Lend a connection if there was none idle, or one that turned out to be stale."""
+        if stale is not None:
+            stale.close()
+            self.give_back(origin, None)
+        waiter = Waiter()
+        decision = self.pool.ask(origin, waiter, monotonic())
+        self._carry_out(decision)
+        conn = decision.connection
+        if decision.action is Action.REFUSE:
+            text = f"{self._max_waiting} requests wait for {origin} already: at most max_waiting allowed"
+            raise QueueFull(text, None, "max_waiting", self._max_waiting)
+        if decision.action is Action.WAIT:
+            conn = self._wait(origin, waiter, deadlines, patient)
+        lease = Lease(self, origin)
+        try:
+            while conn is not None and not conn.is_quiet():
+                conn.close()
+                conn = None
+                decision = self.pool.replace(origin, monotonic())
+                self._carry_out(decision)
+                conn = decision.connection
+            if conn is not None:
+                lease.is_reused = True
+                lease.connection = conn
+            else:
+                lease.connection = self.connect(origin, deadlines)
+        except BaseException:
+            lease.give_up()
+            raise
+        return lease
+
+    def connect(self, origin: Origin, deadlines: Deadlines) -> ClientConnection:
+        """Make a connection; where descriptors are short, one that is idle gives up its own."""
+        seconds = deadlines.timeouts.connect
+        if self._is_full is not None and self._is_full():
+            self._make_room()
+        while True:
+            try:
+                left = deadlines.within(seconds, ConnectTimeout)
+                conn = connect(origin.address, timeout=left, connection_class=ClientConnection)
+                break
+            except PhaseTimeout:
+                raise
+            except OperationTimeout as error:
+                raise deadlines.late(ConnectTimeout, seconds) from error
+            except ConnectFailed as error:
+                if getattr(error.__cause__, "errno", None) not in _NO_DESCRIPTOR or not self._make_room():
+                    raise
+        conn.parser = ResponseParser(self._limits)
+        conn.made = monotonic()
+        return conn
+
+    def give_back(self, origin: Origin, conn: ClientConnection | None) -> None:
+        """Take a slot back."""
+        if conn is not None and self.closed:
+            conn.close()
+            conn = None
+        now = monotonic()
+        if conn is None or not self.pool.put(origin, conn, now, conn.made, conn.requests):
+            if conn is not None and self.pool.is_spent(conn.made, conn.requests, now):
+                conn.close()
+                conn = None
+            self._carry_out(self.pool.give_back(origin, conn, now))
+        if self._timer is None and conn is not None:
+            self._arm()
+
+    def drop_oldest(self) -> bool:
+        """Close what has been idle the longest; False: nothing is."""
+        conn = self.pool.drop_oldest()
+        if conn is not None:
+            conn.close()
+        return conn is not None
+
+    def drop_idle(self) -> None:
+        """Close what is idle."""
+        for conn in self.pool.drop_idle():
+            conn.close()
+        self._disarm()
+
+    def close(self) -> None:
+        """Close what is idle; send away who waits; what is lent is closed when it comes back."""
+        self.closed = True
+        self.drop_idle()
+        for waiter in self.pool.drop_waiters():
+            _wake(waiter)
+
+    def forget(self) -> None:
+        """Let go of a parent's connections in the child of a fork: their descriptors are gone, and the loop is its."""
+        self.pool.reset()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            _of_the_parent.append(timer)  # to be collected would be to be stopped, in the parent's loop
+
+    def _check_usable(self) -> None:
+        if self.closed:
+            raise ConnectionClosed("the client is closed")
+        hub = get_hub()
+        if self._hub is not hub:
+            if self._hub is not None:
+                raise RuntimeError("the client was first used in another thread: one a thread is needed")
+            self._hub = hub
+
+    def _wait(
+        self, origin: Origin, waiter: Waiter, deadlines: Deadlines, patient: Patient | None
+    ) -> ClientConnection | None:
+        seconds = deadlines.timeouts.queue
+        waiter.event = Event()
+        if patient is not None:
+            patient.waiter = waiter
+        try:
+            waiter.event.wait(deadlines.within(seconds, QueueTimeout))
+            if waiter.has_given_up:
+                raise ConnectionClosed("whoever waited for a connection has left")
+        except BaseException:
+            if not self.pool.leave(origin, waiter) and waiter.granted:
+                self.give_back(origin, waiter.connection)
+            raise
+        finally:
+            if patient is not None:
+                patient.waiter = None
+        if not waiter.granted:
+            if self.closed:
+                raise ConnectionClosed("the client was closed")
+            self.pool.leave(origin, waiter)
+            raise deadlines.late(QueueTimeout, seconds)
+        return waiter.connection
+
+    def _carry_out(self, decision: Decision[ClientConnection, Waiter]) -> None:
+        for conn in decision.close:
+            conn.close()
+        for grant in decision.wake:
+            grant.waiter.granted = True
+            grant.waiter.connection = grant.connection
+            _wake(grant.waiter)
+
+    # -- growing old
+
+    def _arm(self) -> None:
+        due = self.pool.next_expiry()
+        if due is None:
+            return
+        # Not the loop's own reference: a program with nothing else to wait for may end.
+        self._timer = get_hub().loop.timer(max(0.0, due - monotonic()), ref=False)
+        self._timer.start(self._on_timer, update=True)
+
+    def _disarm(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
+
+    def _on_timer(self) -> None:
+        self._disarm()
+        for conn in self.pool.expire(monotonic()):
+            conn.close()
+        self._arm()
+
+
+def _wake(waiter: Waiter) -> None:
+    if waiter.event is not None:
+        waiter.event.set()
+
+
+_of_the_parent: list[Any] = []
+
+
+def _after_fork_in_child() -> None:
+    for links in list(_all_links):
+        links.forget()
+    for conn in list(_with_spare):
+        conn.drop_spare()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

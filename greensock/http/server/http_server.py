@@ -1,0 +1,478 @@
+"""The HTTP/1.1 server: one request after the other on each connection, each answered by ``handle_request``.
+
+It is written in upcalls: a connection that waits for its next request holds no greenlet and no parser, one that waits
+for the rest of a head no greenlet; from the head on, the request's worker may block in ``handle_request``. Pipelined
+requests are answered in order: the parser does not look at a request before the one in front of it is answered.
+Invariants:
+
+- Every request whose head was taken gets exactly one final answer, or its connection is closed.
+- A refusal is counted and logged once. After it, and wherever the next request's beginning is in doubt, the connection
+  closes, with a linger, so that the answer arrives (RFC 9112 section 9.6).
+- An answer that cannot be finished never ends with what looks like its end: where its framing shows that it was cut, it
+  ends with FIN behind all that is out (a reset would destroy what is on its way), else with a reset. Until its head is
+  out, what goes wrong still becomes an answer with an error status.
+- Whatever becomes of an answer, its body is closed.
+- A connection that always has more to be read or written lets the others have their turn every few milliseconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import gevent
+
+from greensock import (
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    LogLimit,
+    OperationTimeout,
+    Rule,
+    Server,
+    ServerSettings,
+    ServerStatistics,
+    State,
+    let_others_run,
+)
+from greensock.http.errors import BadRequest
+from greensock.http.server.head_watch import HeadWatch
+from greensock.http.server.http_stats import HTTPStatistics
+from greensock.http.server.request import NO_BODY, Request, RequestBody
+from greensock.http.server.response import HTTPError, Response
+from greensock.http.server.response_writer import CLOSE, AnsweringServer
+from greensock.http.wire.events import SWITCHED, RequestHead
+from greensock.http.wire.limits import Limits
+from greensock.http.wire.request_parser import RequestParser
+
+__all__ = ["HTTP_OPTIONS", "HTTPConnection", "HTTPServer", "HTTPServerKeywords", "HTTPServerSettings"]
+
+log = logging.getLogger("greensock.core.server")
+
+#: An unread body is read and dropped if it is no longer than so many bytes, and comes within so many seconds.
+DISCARD_BYTES, DISCARD_SECONDS = 65536, 1.0
+#: How many parsers wait for their next connection. Each may hold as much as was read last, ``recv_size``. One is in use
+#: for each request that is being answered, so one in all if ``handle_request`` does not block.
+MAX_SPARE = 64
+#: What 405 says is allowed, unless it is refused.
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+
+
+class HTTPConnection(Connection):
+    """A connection that speaks HTTP."""
+
+    __slots__ = ("_parser", "parser_in_use", "requests")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._parser: RequestParser | None = None  # while it holds part of a head
+        #: What the request that is being answered came through; None between two requests.
+        self.parser_in_use: RequestParser | None = None
+        #: How many requests came so far.
+        self.requests = 0
+
+    #: A process that an application starts does not answer the request: it would only keep the client from its end.
+    survives_fork = False
+
+    def _is_at_rest(self) -> bool:
+        return self._parser is None  # part of a head has a limit of its own
+
+    def _held(self) -> int:
+        """Count part of a head as held: a server that drains lets such a connection go on."""
+        parser = self._parser
+        return super()._held() + (parser.pending if parser is not None else 0)
+
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar, Unpack
+
+    HTTPConnectionT = TypeVar("HTTPConnectionT", bound=HTTPConnection, default=HTTPConnection)
+else:
+    from typing import TypeVar
+
+    HTTPConnectionT = TypeVar("HTTPConnectionT", bound=HTTPConnection)
+
+#: What each option of an HTTP server may be.
+HTTP_OPTIONS: Mapping[str, Rule] = {
+    **{name: Server.option_rules[name] for name in ServerSettings.__annotations__},  # without the upcalls
+    "head_timeout": Rule.seconds(zero=False),
+    "body_timeout": Rule.seconds(zero=False),
+    "min_body_rate": Rule.whole(0),
+    "max_requests": Rule.whole(1).or_none(),
+    "limits": Rule.instance(Limits, "Limits"),
+    "refused_methods": Rule.instance(frozenset, "a frozenset of methods"),
+}
+
+
+class HTTPServerSettings(ServerSettings, total=False):
+    """The options of an HTTP server, as a type checker is to know them."""
+
+    head_timeout: float
+    body_timeout: float
+    min_body_rate: int
+    max_requests: int | None
+    limits: Limits
+    refused_methods: frozenset[str]
+
+
+class HTTPServerKeywords(HTTPServerSettings, total=False):
+    """Those and the upcalls, as functions that get the arguments without the server."""
+
+    handle_request: Callable[[Request], Response]
+    request_done: Callable[[Request, Response, int], object]
+    request_refused: Callable[[Any, BadRequest | HTTPError], Response]
+
+
+class HTTPServer(AnsweringServer[HTTPConnectionT]):
+    """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block; or give a function for it.
+
+    Options are those of :class:`Server` and the ones below. A request that breaks the protocol or crosses a limit is
+    refused: answered with the status that is due, counted in ``refused``, logged (level INFO; at most 50 at once and
+    one a second in the long run, and the next line says how many were left out), and its connection is closed.
+    """
+
+    #: Seconds that a kept connection may wait for its next request.
+    idle_timeout: float | None = 75.0
+    #: Seconds in which a head must be whole, from its first byte on.
+    head_timeout: float = 10.0
+    #: Seconds that may pass without a byte of a body that is being read.
+    body_timeout: float = 60.0
+    #: Bytes a second that a body must come with, after the first 10 s of waiting for it. 0: no such bound.
+    min_body_rate: int = 256
+    #: Seconds that a client may take to read 256 KiB of an answer, or a piece of it if that is shorter.
+    send_timeout: float | None = 60.0
+    #: Requests that one connection may make. None: no bound.
+    max_requests: int | None = None
+    #: How large the parts of a request may be.
+    limits: Limits = Limits()
+    #: Methods that get 405.
+    refused_methods: frozenset[str] = frozenset({"CONNECT", "TRACE"})
+
+    connection_class: type[HTTPConnectionT] = cast(Any, HTTPConnection)
+    option_rules: ClassVar[Mapping[str, Rule]] = {
+        **HTTP_OPTIONS,
+        "handle_request": Rule.function(),
+        "request_done": Rule.function(),
+        "request_refused": Rule.function(),
+    }
+
+    def __init__(self, listener: Any, **options: Unpack[HTTPServerKeywords]) -> None:
+        super().__init__(listener, **options)
+        #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
+        self.refused: Counter[str] = Counter()
+        self._refusals_logged = LogLimit()
+        self._requests = 0
+        self._spare: list[RequestParser] = []
+        self._heads = HeadWatch(self._refuse_late_head)
+        self._on_done = self.request_done if self._overrides("request_done", HTTPServer) else None
+
+    # -- what to override
+
+    def handle_request(self, request: Request) -> Response:
+        """Answer a request. May block; other connections go on.
+
+        Raise :class:`HTTPError` for an error. What the request's body raises may be let through: it becomes 400, 408 or
+        413. Any other exception is logged with its traceback and becomes 500.
+        """
+        raise HTTPError(404)
+
+    def request_done(self, request: Request, response: Response, sent: int) -> None:
+        """An answer is out, or was cut short; ``sent`` are the bytes that were given to the kernel. For access logs."""
+
+    def request_refused(self, conn: Connection, refusal: BadRequest | HTTPError) -> Response:
+        """Return the answer to a request that is refused; the connection is closed after it.
+
+        It must not block. The body must be bytes or text. What ``refusal`` says may quote what the client sent.
+        """
+        if isinstance(refusal, HTTPError):
+            return refusal.response
+        return Response(f"{refusal}\n", refusal.status or 400)
+
+    def statistics(self) -> HTTPStatistics:
+        """Return a snapshot of the counters."""
+        base = super().statistics()
+        return HTTPStatistics(
+            **{field.name: getattr(base, field.name) for field in fields(ServerStatistics)},
+            requests=self._requests,
+            refused=dict(self.refused),
+            statuses=dict(self._statuses),
+        )
+
+    # -- upcalls
+
+    def connection_recv(self, conn: HTTPConnectionT, data: bytes) -> None:
+        """Feed the parser, and answer the requests that are whole."""
+        parser = conn._parser
+        if parser is None:
+            parser = self._spare.pop() if self._spare else RequestParser(self.limits)
+        else:
+            conn._parser = None
+            if self._take_body(conn, data):
+                return
+        parser.feed(data)
+        self._take_requests(conn, parser)
+
+    def connection_eof(self, conn: HTTPConnectionT) -> None:
+        """Refuse the head of which only a part came: the client may have closed its sending half only."""
+        parser = conn._parser
+        if parser is None:
+            return
+        parser.feed_eof()
+        try:
+            parser.next_event()
+        except BadRequest as refusal:
+            self._refuse(conn, refusal, refusal.reason.value)
+
+    def connection_drop(self, conn: HTTPConnectionT) -> None:
+        """Forget a head that will not become whole."""
+        if self._heads:
+            self._heads.pop(conn, None)
+
+    def abort(self) -> None:
+        """Stop now; see :meth:`Server.abort`."""
+        super().abort()
+        self._heads.stop()
+
+    # -- heads
+
+    def _take_requests(self, conn: HTTPConnection, parser: RequestParser) -> None:
+        """Answer the requests that are whole, and keep the parser if it holds part of one more."""
+        began = 0.0
+        while True:
+            try:
+                event = parser.next_event()
+            except BadRequest as refusal:
+                conn._parser = parser  # whoever logs the refusal looks at what was asked
+                self._refuse(conn, refusal, refusal.reason.value)
+                conn._parser = None
+                return
+            if type(event) is not RequestHead:
+                break
+            if self._heads:
+                self._heads.pop(conn, None)
+            conn.parser_in_use = parser
+            try:
+                goes_on = self._exchange(conn, parser, event)
+            finally:
+                conn.parser_in_use = None
+            if not goes_on:
+                return
+            if not parser.pending:
+                if len(self._spare) < MAX_SPARE:
+                    self._spare.append(parser)
+                return
+            began = let_others_run(began)
+            if conn.state is not State.OPEN:
+                return
+        conn._parser = parser
+        if parser.pending:  # else only an empty line came, which may come once before a request
+            self._heads.begin(conn, self.head_timeout)
+
+    def _take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+        """Take what came of a body that is awaited without a worker; False: none is. The seam of the proxy."""
+        return False
+
+    def _refuse_late_head(self, conn: Connection) -> None:
+        if conn.state is State.OPEN:
+            late = HTTPError(408, f"the head of a request took more than {self.head_timeout} s")
+            self._refuse(conn, late, "head-timeout")
+
+    # -- refusals
+
+    def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
+        """Answer a request that never became one, without blocking, and close. Never raises."""
+        try:
+            response = self._refusal(conn, refusal, reason)
+            body = response.body
+            if not isinstance(body, bytes):
+                _close(body)
+                body = b""
+            conn.send(self._head(response, len(body), False, CLOSE) + body, close=True)
+        except (ConnectionClosed, ConnectionLost):
+            pass  # it has left: there is nobody to tell
+        except (Exception, gevent.Timeout):
+            self._failed_program("the answer to a refused request of %r failed", conn)
+            conn.close()
+
+    def _refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> Response:
+        """Count and log a refusal; return the answer."""
+        self._note_refusal(conn, refusal, reason)
+        return self.request_refused(conn, refusal)
+
+    def _note_refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
+        self.refused[reason] += 1
+        if log.isEnabledFor(logging.INFO) and (left_out := self._refusals_logged.left_out(monotonic())) >= 0:
+            more = f"; {left_out} more were not logged" if left_out else ""
+            log.info("refused a request from %s: %s (%s)%s", conn.address, refusal, reason, more)
+
+    def _failed_program(self, text: str, *about: object) -> None:
+        """Count and log what the program failed at: the exception that is being handled."""
+        self._errors += 1
+        error = sys.exc_info()[1]
+        assert error is not None
+        self._log_failure(error, text, *about)
+
+    # -- one request and its answer
+
+    def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
+        """Answer one request; True if the connection goes on."""
+        conn.requests += 1
+        self._requests += 1
+        keep = head.keep_alive
+        if self.max_requests is not None and conn.requests >= self.max_requests:
+            keep = False
+        if head.is_chunked or head.content_length:
+            body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
+        else:
+            body = NO_BODY
+            if parser.next_event() is SWITCHED:  # CONNECT: what follows is not HTTP; else its end
+                keep = False
+        request = Request(conn, head, body)
+        refused = None
+        may_expect = not head.is_ordinary and head.headers.get_raw(b"expect") is not None
+        if may_expect or head.method in self.refused_methods:
+            refused = self._refusal_of(conn, head)
+        if refused is not None:
+            return self._answer(request, refused, False)
+        return self._respond(request, keep)
+
+    def _respond(self, request: Request, keep: bool) -> bool:
+        """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
+        try:
+            response = self.handle_request(request)
+            if not isinstance(response, Response):
+                raise TypeError(f"handle_request returned {response!r}: a Response expected")
+        except BaseException as error:
+            response = self._error_response(request, error)
+            keep = keep and isinstance(error, HTTPError)
+        return self._answer(request, response, keep)
+
+    @property
+    def allowed_methods(self) -> str:
+        """What Allow says where a method is refused."""
+        return ", ".join(method for method in METHODS if method not in self.refused_methods)
+
+    def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
+        """Return the answer to a request that is sound and yet not for the program."""
+        if head.method in self.refused_methods:
+            return self._refusal(conn, HTTPError(405, headers=[("Allow", self.allowed_methods)]), "method")
+        expected = head.headers.tokens(b"expect")
+        if head.version == "1.0" or set(expected) <= {b"100-continue"}:
+            return None  # RFC 9110 section 10.1.1
+        return self._refusal(conn, HTTPError(417), "expectation")
+
+    def _error_response(self, request: Request, error: BaseException) -> Response:
+        """Return the answer to what ``handle_request`` raised, or raise it again if there is none to give."""
+        conn = request.connection
+        if isinstance(error, HTTPError):
+            return error.response
+        if getattr(error, "connection", None) is conn:
+            if isinstance(error, BadRequest):
+                return self._refusal(conn, error, error.reason.value)
+            if isinstance(error, OperationTimeout) and error.operation == "recv":
+                return self._refusal(conn, HTTPError(408, str(error)), "body-timeout")
+            if isinstance(error, ConnectionLost | ConnectionClosed | OperationTimeout):
+                raise error
+        if not isinstance(error, Exception | gevent.Timeout):
+            raise error  # killed
+        self._errors += 1
+        self._log_failure(error, "%r failed", request)
+        return HTTPError(500).response
+
+    def _answer(self, request: Request, response: Response, keep: bool) -> bool:
+        """Send the answer; True if the connection goes on."""
+        conn, body = request.connection, request.body
+        if body is not NO_BODY and not body.is_ended:
+            keep = keep and self._can_discard(request)
+        keep = keep and not self._draining
+        before = conn.bytes_sent
+        try:
+            keep = self._send(request, response, keep)
+        except BaseException as error:
+            response, keep = self._send_error(request, response, error), False
+        finally:
+            if self._on_done is not None or type(response.body) is not bytes:
+                self._finish(request, response, conn.bytes_sent - before)
+        return self._end_exchange(request, keep)
+
+    def _end_exchange(self, request: Request, keep: bool) -> bool:
+        """Drop what is left of the body, or close; True if the connection goes on."""
+        body = request.body
+        if keep and body is not NO_BODY and not body.is_ended:
+            keep = self._discard(request)
+        if not keep:
+            request.connection.close()
+        return keep
+
+    def _send_error(self, request: Request, failed: Response, error: BaseException) -> Response:
+        """Answer with an error in place of an answer whose sending failed, and return that; or cut off, and raise."""
+        conn = request.connection
+        try:
+            if request.is_answered:
+                if isinstance(error, BadRequest) and error.connection is conn:
+                    self._note_refusal(conn, error, error.reason.value)
+                raise error
+            response = self._error_response(request, error)
+            self._send(request, response, False)
+        except BaseException:
+            self._cut_off(request, error)
+            raise
+        self._close_body(request, failed)
+        return response
+
+    def _cut_off(self, request: Request, error: BaseException) -> None:
+        """End an answer that is out in part, so that whoever reads it sees that it was cut short."""
+        conn = request.connection
+        if conn.state is not State.OPEN:
+            return
+        takes_nothing = isinstance(error, OperationTimeout) and error.connection is conn and error.operation == "send"
+        if request.shows_cut and isinstance(error, Exception | gevent.Timeout) and not takes_nothing:
+            conn.close()
+        else:
+            conn.abort()
+
+    def _finish(self, request: Request, response: Response, sent: int) -> None:
+        """Let go of the answer, and tell the program."""
+        if type(response.body) is not bytes:
+            self._close_body(request, response)
+        if self._on_done is not None:
+            self._tell_done(request, response, sent)
+
+    def _tell_done(self, request: Request, response: Response, sent: int) -> None:
+        try:
+            self.request_done(request, response, sent)
+        except Exception:
+            self._failed_program("request_done failed for %r", request)
+
+    def _close_body(self, request: Request, response: Response) -> None:
+        try:
+            _close(response.body)
+        except Exception:
+            self._failed_program("the body of the answer to %r could not be closed", request)
+
+    def _can_discard(self, request: Request) -> bool:
+        """Whether what is left of the body is surely little enough to be read and dropped."""
+        body = request.body
+        if body.is_awaited or body.is_broken:
+            return False  # the client may send it or not; there is no end to be found
+        length = request.head.content_length
+        return length is None or length - body.received <= DISCARD_BYTES
+
+    def _discard(self, request: Request) -> bool:
+        """Drop what is left of the body after the answer; False if that is too much."""
+        try:
+            return request.body.discard(DISCARD_BYTES, DISCARD_SECONDS)
+        except BadRequest as refusal:  # an answer was given: there is nothing more to say to the client
+            self._note_refusal(request.connection, refusal, refusal.reason.value)
+            return False
+
+
+def _close(body: object) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()

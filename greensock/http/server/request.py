@@ -1,0 +1,339 @@
+"""A request as the program sees it: the head, and a body that streams.
+
+A body is read from the connection only when the program reads it. Its sender is held to two bounds: ``timeout`` seconds
+without a byte, and a rate. The rate is kept as credit in seconds: waiting uses it up, bytes earn it, and nobody has
+more of it than ``timeout``, so that a fast beginning does not pay for an endless end. Only waiting counts, not what
+the program does between two reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from time import monotonic
+from typing import Any
+from urllib.parse import unquote
+
+from greensock import Connection, OperationTimeout, let_others_run
+from greensock.http.errors import BadRequest, Reason
+from greensock.http.wire.events import Data, EndOfMessage, RequestHead
+from greensock.http.wire.headers import Headers
+from greensock.http.wire.request_parser import RequestParser
+from greensock.http.wire.writer import write_response_head
+
+__all__ = ["NO_BODY", "Request", "RequestBody"]
+
+#: What ``read_all`` holds in memory if it is not told otherwise, in bytes.
+MAX_IN_MEMORY = 1 << 20
+#: Seconds of waiting for a body that are not held against its sender's rate.
+RATE_GRACE = 10.0
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class RequestBody:
+    """The body of a request, read as it comes; never more than one piece of input is held.
+
+    ``100 Continue`` goes out when the body is first read, if the client waits for it and has sent nothing of the body;
+    never once the answer has begun. Everything that reads may raise
+
+    - ``BadRequest``: the body's framing is broken, it ended early or it is longer than a limit (the client's fault);
+    - ``OperationTimeout``: nothing came for ``timeout`` seconds, or less than ``min_rate`` bytes a second;
+    - ``ConnectionLost``: the client went away.
+
+    Left to itself, each of them becomes the right answer, and the connection is closed.
+    """
+
+    __slots__ = (
+        "_broken",
+        "_conn",
+        "_credit",
+        "_ended",
+        "_expects",
+        "_length",
+        "_min_rate",
+        "_parser",
+        "_rest",
+        "_since",
+        "_timeout",
+        "received",
+        "trailers",
+    )
+
+    def __init__(
+        self, conn: Connection, parser: RequestParser, head: RequestHead, timeout: float | None, min_rate: float
+    ) -> None:
+        self._conn = conn
+        self._parser = parser
+        self._timeout = timeout
+        self._min_rate = min_rate
+        self._credit = RATE_GRACE
+        self._length = head.content_length
+        self._expects = head.expects_continue
+        self._ended = False
+        self._broken = False
+        self._since = 0.0
+        self._rest: bytes | memoryview = b""
+        #: Bytes of the body that came so far.
+        self.received = 0
+        #: The fields after a chunked body, once it was read to its end; None if there were none.
+        self.trailers: Headers | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it was read to its end."""
+        return self._ended and not self._rest
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the client still waits for 100 before it sends the body."""
+        return self._expects
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether its end can't be found any more, so that no request can follow."""
+        return self._broken
+
+    def read(self, max_bytes: int = 65536) -> bytes:
+        """Return what is there, at most ``max_bytes`` bytes, waiting for the first; ``b""`` at the end."""
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes!r}: at least 1 expected")
+        piece = self._rest or self._next()
+        if len(piece) > max_bytes:
+            piece, self._rest = piece[:max_bytes], memoryview(piece)[max_bytes:]
+        else:
+            self._rest = b""
+        return bytes(piece)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Go through the body, piece by piece as it comes."""
+        while piece := self.read():
+            yield piece
+
+    def read_all(self, max_bytes: int = MAX_IN_MEMORY) -> bytes:
+        """Return all of it, or all that is left.
+
+        Raises:
+            BadRequest: it is longer than ``max_bytes`` (status 413). If its length says so, nothing is read.
+        """
+        if self._length is not None and self._length - self.received + len(self._rest) > max_bytes:
+            raise self._too_large(max_bytes)
+        pieces, size = [], 0
+        while piece := self.read():
+            size += len(piece)
+            if size > max_bytes:
+                raise self._too_large(max_bytes)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def discard(self, max_bytes: int, seconds: float) -> bool:
+        """Read and drop what is left, within these bounds; True if that was all (RFC 9112 section 9.3)."""
+        deadline = monotonic() + seconds
+        self._rest = b""
+        left = max_bytes
+        while not self._ended:
+            if left < 0:
+                return False
+            try:
+                left -= len(self._next(deadline))
+            except OperationTimeout:
+                return False
+        return True
+
+    def invite(self) -> None:
+        """Send 100 Continue, if the client waits for it and has sent nothing of the body."""
+        if self._expects:
+            self._expects = False
+            if not self._parser.pending:  # nothing came, not even half a chunk's size
+                self._conn.send(CONTINUE)
+
+    def came(self, count: int, waited: float) -> None:
+        """Hold the sender to its rate: so many bytes came while nobody read, after so many seconds.
+
+        Raises:
+            OperationTimeout: it is too slow.
+        """
+        if self._min_rate:
+            self._keep_rate(waited, count)
+
+    def stop_awaiting(self) -> None:
+        """Send no 100 from now on: the answer has begun."""
+        self._expects = False
+
+    def _too_large(self, max_bytes: int) -> BadRequest:
+        return BadRequest(f"a body of more than {max_bytes} bytes", Reason.BODY_TOO_LARGE, self._conn)
+
+    def _next(self, deadline: float | None = None) -> bytes | memoryview:
+        """Return the next piece, empty at the end; wait until ``deadline``, without one as for every body."""
+        if self._ended:
+            return b""
+        if self.received and self._parser.pending:  # a body of many short chunks never waits by itself
+            self._since = let_others_run(self._since)
+        try:
+            while True:
+                event = self._parser.next_event()
+                if type(event) is Data:
+                    self.received += len(event.data)
+                    self._expects = False
+                    return event.data
+                if type(event) is EndOfMessage:
+                    self._ended = True
+                    self._expects = False
+                    self.trailers = event.trailers
+                    return b""
+                self._feed(self._timeout if deadline is None else max(0.0, deadline - monotonic()))
+        except BadRequest as refusal:
+            self._broken = True
+            refusal.connection = self._conn
+            raise
+
+    def _feed(self, timeout: float | None) -> None:
+        """Wait for input and give it to the parser."""
+        if self._expects:
+            self.invite()
+        began = monotonic()
+        data = self._conn.recv(timeout=timeout)
+        if not data:
+            self._parser.feed_eof()
+            return
+        self._parser.feed(data)
+        if self._min_rate:
+            self._keep_rate(monotonic() - began, len(data))
+
+    def _keep_rate(self, waited: float, came: int) -> None:
+        credit = self._credit + came / self._min_rate - waited
+        if credit < 0:
+            text = f"the body comes at less than {self._min_rate} bytes a second"
+            raise OperationTimeout(text, self._conn, "recv", waited)
+        self._credit = min(credit, max(RATE_GRACE, self._timeout or 0.0))
+
+
+class _NoBody(RequestBody):
+    """The body of a request that has none. One serves all: nothing in it ever changes."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self._ended = True
+        self._expects = self._broken = False
+        self._length = 0
+        self._rest = b""
+        self._timeout = None
+        self.received = 0
+        self.trailers = None
+
+
+NO_BODY = _NoBody()
+
+
+class Request:
+    """One request. ``body`` streams; ``trailers`` are there once it was read to its end.
+
+    Attributes of your own can be set on it.
+    """
+
+    __slots__ = (
+        "__dict__",
+        "body",
+        "connection",
+        "head",
+        "headers",
+        "is_answered",
+        "method",
+        "scheme",
+        "shows_cut",
+        "target",
+        "version",
+    )
+
+    def __init__(self, conn: Connection, head: RequestHead, body: RequestBody, scheme: str = "http") -> None:
+        #: As the parser gave it, :class:`RequestHead`.
+        self.head = head
+        #: ``GET``, ``POST``, ...; in the case it came in.
+        self.method = head.method
+        #: What was asked for, byte for byte as it came.
+        self.target = head.target
+        #: ``1.1`` or ``1.0``.
+        self.version = head.version
+        #: The fields, :class:`Headers`.
+        self.headers = head.headers
+        #: The body, :class:`RequestBody`; empty if there is none.
+        self.body = body
+        #: The connection it came on.
+        self.connection = conn
+        #: ``http``.
+        self.scheme = scheme
+        #: Whether bytes of the final answer may be out already.
+        self.is_answered = False
+        #: Whether the framing of its answer shows where that was cut off: Content-Length, or chunks without a last one.
+        self.shows_cut = True
+
+    @property
+    def raw_path(self) -> bytes:
+        """The target's path, not decoded; ``*`` if OPTIONS asks about the whole server, empty for CONNECT."""
+        path = self.target.partition(b"?")[0]
+        if path.startswith((b"/", b"*")):
+            return path
+        _, colon, rest = path.partition(b"://")  # an absolute URI
+        return b"/" + rest.partition(b"/")[2] if colon else b""
+
+    @property
+    def path(self) -> str:
+        """The target's path, percent-decoded as UTF-8; what is none becomes U+FFFD.
+
+        ``..``, ``//`` and ``%2F`` are as the client sent them: not safe as the name of a file.
+        """
+        return unquote(self.raw_path.decode("latin-1"))
+
+    @property
+    def query(self) -> str:
+        """What follows the ``?``, not decoded; empty if there is none."""
+        return self.target.partition(b"?")[2].decode("latin-1")
+
+    @property
+    def host(self) -> str:
+        """The authority it is for, ``name[:port]``: the target's, or Host's; empty in HTTP/1.0 without."""
+        return self.head.authority.decode("latin-1")
+
+    @property
+    def client_address(self) -> Any:
+        """The peer's socket address: ``(host, port)``."""
+        return self.connection.address
+
+    @property
+    def trailers(self) -> Headers | None:
+        """The fields after a chunked body, once it was read; None if there were none."""
+        return self.body.trailers
+
+    def send_interim(
+        self, status: int, headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]] = ()
+    ) -> bool:
+        """Send an interim answer, such as 103 (Early Hints), before the final one; any number of them.
+
+        False if nothing was sent: a client that speaks 1.0 knows none (RFC 9110 section 15.2).
+
+        Raises:
+            ValueError: not 100 or 102 to 199 (101 would leave HTTP).
+            RuntimeError: the final answer has begun.
+        """
+        if not 100 <= status <= 199 or status == 101:
+            raise ValueError(f"status={status!r}: 100 or 102 to 199 expected")
+        if self.is_answered:
+            raise RuntimeError(f"an interim answer, {status}, after the final one")
+        if self.version == "1.0":
+            return False
+        fields = Headers(headers.items() if isinstance(headers, Mapping) else headers)
+        if status == 100:
+            self.body.stop_awaiting()
+        self.connection.send(write_response_head(status, fields))
+        return True
+
+    def wait_disconnect(self, timeout: float | None = None) -> None:
+        """Block until the client has left. For answers that take long.
+
+        Raises:
+            OperationTimeout: ``timeout`` seconds passed first.
+        """
+        self.connection.wait_disconnect(timeout)
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.target!r} from {self.client_address!r}>"

@@ -1,0 +1,11 @@
+"""greensock.http.wsgi: the WSGI server.
+
+The modules, lowest first; each imports only what stands above it:
+
+===========  =========================================================================================================
+wsgi_input   what an application is given
+wsgi_socket  what one is given that asks for an upgrade
+wsgi_call    one call of it, and the answer's way out
+wsgi_server  takes the place of ``gevent.pywsgi.WSGIServer``
+===========  =========================================================================================================
+"""

@@ -1,0 +1,94 @@
+"""greensock.proxy: the reverse proxy.
+
+The layers, lowest first; each imports only what stands above it, of ``greensock.http`` any module, and of greensock
+what it exports:
+
+================  ====================================================================================================
+networks          addresses as text, and networks that hold them
+forwarded         who the client is, and which fields are passed on
+rules             edits of fields, static answers, redirects, error pages
+options           what a proxy is told of its upstreams, its timeouts and its log
+routes            which route a request takes
+proxy_protocol    what a proxy in front says before a connection's first byte
+guard             limits for each client address, and bans
+failure           what can go wrong, what is answered then, and whether another server may be asked
+log               the access log
+upstream          the servers behind the proxy: chosen, watched, connected to
+tunnel            bytes both ways, after 101
+response_relay    the answer's way back
+upstream_request  the request's way to a server
+relay             one request on its way
+gateway           what the listeners of a proxy share
+proxy_server      the reverse proxy
+config_tables     tables of a configuration, each made into an object
+config            a configuration: read, checked, and made into a gateway
+================  ====================================================================================================
+"""
+
+from greensock.proxy.config import ConfigError, ProxyConfig, check_listeners, load_config, parse_config
+from greensock.proxy.config_tables import ConfigProblem
+from greensock.proxy.forwarded import Forwarding
+from greensock.proxy.gateway import Gateway
+from greensock.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
+from greensock.proxy.log.access_log import AccessLog
+from greensock.proxy.log.log_lines import combined_line, json_line
+from greensock.proxy.log.record import Record
+from greensock.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.proxy.proxy_protocol import (
+    MAX_PROXY_HEADER,
+    BadProxyHeader,
+    ProxyHeader,
+    parse_proxy_header,
+    write_proxy_header,
+)
+from greensock.proxy.proxy_server import ReverseProxy
+from greensock.proxy.relay import Relay
+from greensock.proxy.routes import Route
+from greensock.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
+from greensock.proxy.upstream.health import HealthOptions, HealthStatistics, Standing
+from greensock.proxy.upstream.request_keys import key_of
+from greensock.proxy.upstream.servers import ServerStatus
+from greensock.proxy.upstream.sticky import StickyCookie
+
+__all__ = [
+    "MAX_PROXY_HEADER",
+    "AccessLog",
+    "BadProxyHeader",
+    "ConfigError",
+    "ConfigProblem",
+    "ErrorPage",
+    "ErrorPages",
+    "FieldEdits",
+    "Forwarding",
+    "Gateway",
+    "Guard",
+    "GuardOptions",
+    "GuardStatistics",
+    "HealthOptions",
+    "HealthStatistics",
+    "ListenOptions",
+    "LogOptions",
+    "ProxyConfig",
+    "ProxyHeader",
+    "ProxyTimeouts",
+    "Record",
+    "Redirect",
+    "Refusal",
+    "Relay",
+    "ReverseProxy",
+    "Route",
+    "ServerOptions",
+    "ServerStatus",
+    "Standing",
+    "StaticAnswer",
+    "StickyCookie",
+    "UpstreamOptions",
+    "check_listeners",
+    "combined_line",
+    "json_line",
+    "key_of",
+    "load_config",
+    "parse_config",
+    "parse_proxy_header",
+    "write_proxy_header",
+]

@@ -1,0 +1,478 @@
+"""A configuration: read from a mapping or a TOML file, checked whole, and made into a :class:`Gateway`.
+
+The keys of a table are the fields of the class that it becomes, so that each checks itself; here is what classes can't
+know: which tables there are, and what they say of each other. Every problem is found in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib
+import os
+import re
+import socket
+import stat
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from greensock.http.wire.limits import DEFAULT_LIMITS, Limits
+from greensock.proxy.config_tables import ConfigProblem, Tables
+from greensock.proxy.forwarded import Forwarding
+from greensock.proxy.gateway import Gateway
+from greensock.proxy.guard import GuardOptions
+from greensock.proxy.log.access_log import AccessLog
+from greensock.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.proxy.routes import Route
+from greensock.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
+from greensock.proxy.upstream.health import HealthOptions
+from greensock.proxy.upstream.sticky import StickyCookie
+
+__all__ = ["ConfigError", "ProxyConfig", "check_listeners", "load_config", "parse_config"]
+
+_toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+
+#: The tables and keys of the whole.
+TABLES = (
+    *("listen", "proxy_protocol", "abort_on_eof", "server", "log", "limits", "answer_limits", "timeouts"),
+    *("forwarding", "guard", "error_pages", "upstreams", "routes"),
+)
+#: What people look for, and what is there in its place.
+NOT_YET = {
+    "tls": "not there yet: put HAProxy or stunnel in front, and let them say who the client is (proxy_protocol)",
+    "metrics": "not there yet: the access log has what there is",
+    "cache": "not there yet",
+    "compression": "not there yet: let the server do it, or what stands in front",
+}
+
+#: Keys of an upstream that are no options of its own.
+GROUP_TABLES = ("servers", "health", "sticky")
+#: What a route may lead to.
+ACTIONS = ("upstream", "answer", "redirect")
+#: Timeouts that are none of a route's: they are the connection's, or all the proxy's.
+OF_CONNECTIONS = ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger", "drain")
+
+#: What stands in for what is wrong while the rest of its table is checked.
+_SERVER = ServerOptions("http://localhost")
+_URL = {"url": _SERVER.url}
+_GROUP = {"name": "upstream", "servers": (_SERVER,)}
+_COOKIE = {"name": "sticky", "secret": b"?" * 16}
+
+#: Hosts that stand for every address, of IPv4 and IPv6.
+EVERY = frozenset({"", "::"})
+
+#: What kind of text an error page is, by the end of its file's name; others are HTML.
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".txt": "text/plain; charset=utf-8",
+}
+
+_port = re.compile(r"(?P<host>|[^:\[\]/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})").fullmatch
+
+
+class ConfigError(Exception):
+    """A configuration that can't be used: the program's, or whoever wrote it."""
+
+    def __init__(self, errors: list[ConfigProblem]) -> None:
+        super().__init__("\n".join(map(str, errors)))
+        #: All that is wrong.
+        self.errors = errors
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProxyConfig:
+    """A sound configuration."""
+
+    #: Where to listen: ``(host, port)``, or the path of a Unix socket. An empty host is every address, IPv6 ones too.
+    listen: tuple[tuple[str, int] | str, ...]
+    #: Whether connections begin with a PROXY header.
+    proxy_protocol: bool
+    #: Whether a client that closes its sending half while a server works for it has left.
+    abort_on_eof: bool
+    #: How much the listeners take on.
+    server: ListenOptions
+    #: Groups of servers, each with its health and its cookie.
+    upstreams: tuple[tuple[UpstreamOptions, HealthOptions, StickyCookie | None], ...]
+    #: Which requests go where.
+    routes: tuple[Route, ...]
+    #: The log of requests.
+    log: LogOptions
+    #: How large the parts of a request may be.
+    limits: Limits
+    #: How large the parts of an answer may be.
+    answer_limits: Limits
+    #: How long its phases may take.
+    timeouts: ProxyTimeouts
+    #: What is believed, and told.
+    forwarding: Forwarding
+    #: What clients may do; None: whatever they want.
+    guard: GuardOptions | None
+    #: What is shown for errors.
+    error_pages: ErrorPages
+
+    def proxy_options(self) -> dict[str, Any]:
+        """Return what a :class:`ReverseProxy` is to be told beside the gateway."""
+        return {"proxy_protocol": self.proxy_protocol, "abort_on_eof": self.abort_on_eof}
+
+    def gateway(self) -> Gateway:
+        """Return the gateway. Its log is opened with its first line; close it when all is over.
+
+        Raises:
+            ValueError: the log is to go to standard output, and the program was started without one.
+        """
+        log = self.log
+        return Gateway(
+            self.upstreams,
+            self.routes,
+            forwarding=self.forwarding,
+            timeouts=self.timeouts,
+            limits=self.limits,
+            answer_limits=self.answer_limits,
+            guard=self.guard,
+            error_pages=self.error_pages,
+            log=None if log.path is None else AccessLog(log.path, log.format, log.max_pending),
+            listen=self.server,
+        )
+
+
+def load_config(path: str) -> ProxyConfig:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: it can't be read, is no TOML, or says what may not be.
+    """
+    try:
+        with open(path, "rb") as file:
+            mapping = _toml.load(file)
+    except OSError as error:
+        raise ConfigError(
+            [ConfigProblem(path, "", "", "", f"{error.strerror}: a file that can be read expected")]
+        ) from None
+    except (_toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError([ConfigProblem(path, "", "", "", f"no TOML: {error}")]) from None
+    return parse_config(mapping, path)
+
+
+def parse_config(mapping: Mapping[str, Any], file: str = "") -> ProxyConfig:
+    """Check a configuration; ``file`` is what errors call it. Error pages are read from their files.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    reader = _Reader(file)
+    config = reader.read(mapping)
+    if reader.problems or config is None:
+        raise ConfigError(reader.problems)
+    return config
+
+
+def check_listeners(config: ProxyConfig, file: str = "") -> list[ConfigProblem]:
+    """Return what keeps the proxy from listening where it is told to: names are looked up, addresses tried.
+
+    Nothing is listened on, and no port is taken: whoever listens there now goes on.
+    """
+    reader = _Reader(file)
+    for address in config.listen:
+        problem = _problem_of_path(address) if isinstance(address, str) else _problem_of_host(*address)
+        if problem:
+            shown = address if isinstance(address, str) else _written(*address)
+            reader.note("", "listen", shown, problem)
+    return reader.problems
+
+
+def _problem_of_path(path: str) -> str:
+    place = Path(path)
+    if len(os.fsencode(path)) > 107:
+        return "a path of at most 107 bytes expected"
+    try:
+        if not stat.S_ISSOCK(place.stat().st_mode):
+            return "a socket, or nothing, expected: something else is there"
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return f"a path that can be listened on expected: {error.strerror}"
+    if not place.parent.is_dir():
+        return "a path in a directory that is there expected"
+    return "" if os.access(place.parent, os.W_OK) else "a path in a directory that may be written to expected"
+
+
+def _problem_of_host(host: str, port: int) -> str:
+    if not host:
+        return ""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        return f"an address of this machine expected: {error.strerror}"
+    for family, kind, protocol, _, sockaddr in found:
+        with socket.socket(family, kind, protocol) as sock:
+            try:
+                sock.bind((sockaddr[0], 0, *sockaddr[2:]))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    return "an address of this machine expected"
+                return str(error.strerror)
+    return ""
+
+
+def _written(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class _Reader(Tables):
+    """Reads all tables."""
+
+    # -- the whole
+
+    def read(self, mapping: Mapping[str, Any]) -> ProxyConfig | None:
+        for key in NOT_YET.keys() & mapping:
+            self.note("", key, mapping[key], NOT_YET[key])
+        self.check_keys("", mapping, [*TABLES, *NOT_YET], shown=TABLES)
+        listen = self.listeners(mapping.get("listen", ["127.0.0.1:8080"]))
+        protocol = self.flag(mapping, "proxy_protocol", False)
+        abort_on_eof = self.flag(mapping, "abort_on_eof", True)
+        server = self.made("[server]", mapping.get("server", {}), ListenOptions)
+        upstreams = self.upstreams(mapping.get("upstreams", {}))
+        named = mapping.get("upstreams")
+        names = list(named) if isinstance(named, Mapping) else []  # the wrong ones, too
+        log = self.log(mapping.get("log", {"path": None}))
+        limits = self.made("[limits]", mapping.get("limits", {}), Limits, max_interim=DEFAULT_LIMITS.max_interim)
+        given = mapping.get("answer_limits", {})
+        answer_limits = self.made("[answer_limits]", given, Limits, max_target=DEFAULT_LIMITS.max_target)
+        timeouts = self.made("[timeouts]", mapping.get("timeouts", {}), ProxyTimeouts)
+        routes = self.routes(mapping.get("routes", []), names, timeouts or ProxyTimeouts())
+        forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
+        guard = self.made("[guard]", mapping["guard"], GuardOptions) if "guard" in mapping else None
+        pages = self.error_pages(mapping.get("error_pages", {}))
+        self.check_loops(upstreams, listen)
+        if protocol and forwarding is not None and not forwarding.trusted:
+            self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
+        if not (server and log and limits and answer_limits and timeouts and forwarding and pages is not None):
+            return None
+        if self.problems:
+            return None
+        return ProxyConfig(
+            listen=tuple(listen),
+            proxy_protocol=protocol,
+            abort_on_eof=abort_on_eof,
+            server=server,
+            upstreams=tuple(upstreams),
+            routes=tuple(routes),
+            log=log,
+            limits=limits,
+            answer_limits=answer_limits,
+            timeouts=timeouts,
+            forwarding=forwarding,
+            guard=guard,
+            error_pages=pages,
+        )
+
+    def flag(self, mapping: Mapping[str, Any], key: str, default: bool) -> bool:
+        value = mapping.get(key, default)
+        if not isinstance(value, bool):
+            self.note("", key, value, "true or false expected")
+            return default
+        return value
+
+    def listeners(self, given: Any) -> list[tuple[str, int] | str]:
+        texts = [given] if isinstance(given, str) else given
+        expected = "HOST:PORT, :PORT, [v6]:PORT or the path of a socket expected"
+        if not isinstance(texts, list) or not texts:
+            self.note("", "listen", given, f"a list of {expected}")
+            return []
+        found: list[tuple[str, int] | str] = []
+        for text in texts:
+            address = _address(text)
+            if isinstance(text, str) and text.startswith("https://"):
+                self.note("", "listen", text, f"TLS is {NOT_YET['tls']}")
+            elif address is None:
+                self.note("", "listen", text, expected)
+            elif any(_overlap(address, each) for each in found):
+                self.note("", "listen", text, "each address once expected: one before takes it, too")
+            else:
+                found.append(address)
+        return found
+
+    # -- upstreams
+
+    def upstreams(self, given: Any) -> list[tuple[UpstreamOptions, HealthOptions, StickyCookie | None]]:
+        if not isinstance(given, Mapping) or not given:
+            self.note("[upstreams]", "", given or None, "at least one [upstreams.NAME] expected")
+            return []
+        made = [self.upstream(name, table) for name, table in given.items()]
+        return [each for each in made if each is not None]
+
+    def upstream(self, name: str, given: Any) -> tuple[UpstreamOptions, HealthOptions, StickyCookie | None] | None:
+        table = f"[upstreams.{name}]"
+        if not isinstance(given, Mapping):
+            self.note(table, "", given, "a table expected")
+            return None
+        rest = {key: value for key, value in given.items() if key not in GROUP_TABLES}
+        health = self.made(f"[upstreams.{name}.health]", given.get("health", {}), HealthOptions)
+        sticky = None
+        if "sticky" in given:
+            sticky = self.made(f"[upstreams.{name}.sticky]", given["sticky"], StickyCookie, samples=_COOKIE)
+        servers = self.servers(table, given.get("servers"))
+        known = {"name": name, "servers": servers or (_SERVER,)}
+        group = self.made(table, rest, UpstreamOptions, samples=_GROUP, others=GROUP_TABLES, **known)
+        if group is None or health is None or not servers:
+            return None
+        return group, health, sticky
+
+    def servers(self, table: str, given: Any) -> tuple[ServerOptions, ...]:
+        if not isinstance(given, list) or not given:
+            self.note(table, "servers", given, "a list of http://HOST:PORT or unix:PATH expected")
+            return ()
+        made = []
+        for place, each in enumerate(given, 1):
+            as_table = {"url": each} if isinstance(each, str) else each
+            made.append(self.made(f"{table} servers no. {place}", as_table, ServerOptions, samples=_URL))
+        return tuple(each for each in made if each is not None)
+
+    def check_loops(self, upstreams: Iterable[Any], listen: list[tuple[str, int] | str]) -> None:
+        """Note servers that are the proxy itself."""
+        for group, _, _ in upstreams:
+            for server in group.servers:
+                if any(_is_same(server.origin.address, address) for address in listen):
+                    self.note(f"[upstreams.{group.name}]", "servers", server.url, "the proxy listens there itself")
+
+    # -- routes
+
+    def routes(self, given: Any, names: list[str], timeouts: ProxyTimeouts) -> list[Route]:
+        if not isinstance(given, list):
+            self.note("[[routes]]", "", given, "tables, each with [[routes]] above it, expected")
+            return []
+        if not given:
+            if len(names) > 1:
+                self.note("[[routes]]", "", None, f"missing: there are {len(names)} upstreams, {', '.join(names)}")
+            return [Route(names[0], name=names[0])] if names else []
+        routes = [self.route(place, each, names, timeouts) for place, each in enumerate(given, 1)]
+        found = [route for route in routes if route is not None]
+        for place, route in enumerate(routes, 1):
+            before = [each for each in routes[: place - 1] if each is not None and route is not None]
+            if any(_takes_the_same(each, route) for each in before if route is not None):
+                self.note(f"[[routes]] no. {place}", "", None, "the same as one before: never taken")
+        for name in names if len(found) == len(routes) else ():
+            if all(route.action != name for route in found):
+                self.note(f"[upstreams.{name}]", "", None, "no route leads there")
+        return found
+
+    def route(self, place: int, given: Any, names: list[str], timeouts: ProxyTimeouts) -> Route | None:
+        table = f"[[routes]] no. {place}"
+        if not isinstance(given, Mapping):
+            self.note(table, "", given, "a table expected")
+            return None
+        rest = dict(given)
+        ready: dict[str, Any] = {}
+        action = self.action(table, rest, names)
+        for key in ("request_fields", "response_fields"):
+            if key in rest and (edits := self.made(f"{table} {key}", rest.pop(key), FieldEdits)) is not None:
+                ready[key] = edits
+        if "timeouts" in rest and (own := self.route_timeouts(table, rest.pop("timeouts"), timeouts)) is not None:
+            ready["timeouts"] = own
+        if isinstance(rest.get("headers"), Mapping):
+            rest["headers"] = {name: None if value is True else value for name, value in rest["headers"].items()}
+        if isinstance(action, str):
+            rest.setdefault("name", action)
+        route = self.made(table, rest, Route, others=ACTIONS, action=action or "?", **ready)
+        return None if action is None else route
+
+    def route_timeouts(self, table: str, given: Any, timeouts: ProxyTimeouts) -> ProxyTimeouts | None:
+        """Return the proxy's with those that the route has of its own."""
+        the_same = {key: getattr(timeouts, key) for key in OF_CONNECTIONS}
+        if isinstance(given, Mapping):
+            for key in the_same.keys() & given:
+                self.note(f"{table} timeouts", key, given[key], "only in [timeouts]: it is the same for all routes")
+            given = {key: value for key, value in given.items() if key not in the_same}
+        return self.made(f"{table} timeouts", given, ProxyTimeouts, base=timeouts, **the_same)
+
+    def action(self, table: str, rest: dict[str, Any], names: list[str]) -> str | StaticAnswer | Redirect | None:
+        chosen = [key for key in ACTIONS if key in rest]
+        if len(chosen) != 1:
+            self.note(table, "", None, "one of upstream, answer, redirect expected")
+            for key in chosen:
+                del rest[key]
+            return None
+        given = rest.pop(chosen[0])
+        if chosen[0] == "answer":
+            return self.made(f"{table} answer", given, StaticAnswer)
+        if chosen[0] == "redirect":
+            return self.made(f"{table} redirect", given, Redirect, samples={"location": "/"})
+        if given not in names:
+            self.note(table, "upstream", given, f"one of {', '.join(names) or 'no upstreams'} expected")
+            return None
+        return str(given)
+
+    # -- files
+
+    def log(self, given: Any) -> LogOptions | None:
+        log = self.made("[log]", given, LogOptions)
+        if log is not None and log.path not in (None, "-"):
+            path = Path(str(log.path))
+            if path.is_dir() or not path.parent.is_dir():
+                self.note("[log]", "path", log.path, "a file in a directory that is there expected")
+        return log
+
+    def error_pages(self, given: Any) -> ErrorPages | None:
+        if not isinstance(given, Mapping):
+            self.note("[error_pages]", "", given, "a table expected")
+            return None
+        pages: dict[str, ErrorPage] = {}
+        for key, path in given.items():
+            try:
+                ErrorPages({str(key): ErrorPage(b"")})
+            except ValueError as error:
+                self.note("[error_pages]", str(key), path, str(error).partition(": ")[2])
+            if (page := self.error_page(str(key), path)) is not None:
+                pages[str(key)] = page
+        return None if self.problems else ErrorPages(pages)
+
+    def error_page(self, key: str, path: Any) -> ErrorPage | None:
+        try:
+            file = Path(path)
+            if file.exists() and not file.is_file():
+                raise OSError("no regular file")
+            return ErrorPage(file.read_bytes(), _TYPES.get(file.suffix.lower(), _TYPES[".html"]))
+        except (OSError, TypeError, ValueError) as error:
+            self.note("[error_pages]", key, path, f"a file that can be read expected ({error})")
+            return None
+
+
+def _address(text: Any) -> tuple[str, int] | str | None:
+    """Return an address to listen on; None if it is none."""
+    if not isinstance(text, str) or not text:
+        return None
+    match = _port(text)
+    if match is None:
+        path = text.removeprefix("unix:")
+        return path if "/" in path and "://" not in path else None
+    port = int(match["port"])
+    host = match["host"].strip("[]")
+    return ("" if host == "*" else host, port) if port < 65536 else None
+
+
+def _overlap(one: tuple[str, int] | str, other: tuple[str, int] | str) -> bool:
+    """Whether only one of two addresses can be listened on, as far as can be told without a resolver."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    (host, port), (other_host, other_port) = one, other
+    if port != other_port or not port:
+        return False
+    hosts = {host, other_host}
+    return len(hosts) == 1 or not hosts.isdisjoint(EVERY) or ("0.0.0.0" in hosts and ":" not in host + other_host)
+
+
+def _is_same(server: tuple[str, int] | str, listener: tuple[str, int] | str) -> bool:
+    """Whether a server's address leads to a listener, as far as can be told without a resolver."""
+    if isinstance(server, str) or isinstance(listener, str):
+        return server == listener
+    local = {"localhost", "127.0.0.1", "::1", "0.0.0.0", *EVERY}
+    same_host = server[0] == listener[0] or (server[0] in local and listener[0] in local)
+    return same_host and server[1] == listener[1] != 0
+
+
+def _takes_the_same(one: Route, other: Route) -> bool:
+    names = ("hosts", "path", "exact", "methods", "headers")
+    return all(getattr(one, name) == getattr(other, name) for name in names)

@@ -1,0 +1,272 @@
+"""What all listeners of a proxy share: the routes, the upstreams, the limits, the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+import secrets
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Any, Protocol
+
+from greensock import share_of_descriptors
+from greensock.http.client.deadlines import Deadlines, Timeouts
+from greensock.http.wire.limits import Limits
+from greensock.proxy.forwarded import Forwarder, Forwarding
+from greensock.proxy.guard import Guard, GuardOptions
+from greensock.proxy.log.access_log import AccessLog
+from greensock.proxy.options import ListenOptions, ProxyTimeouts, UpstreamOptions
+from greensock.proxy.proxy_protocol import write_proxy_header
+from greensock.proxy.routes import Route, Routes
+from greensock.proxy.rules import ErrorPages
+from greensock.proxy.upstream.health import HealthOptions
+from greensock.proxy.upstream.health_checks import CheckClient, Checker
+from greensock.proxy.upstream.servers import Upstream, drop_oldest
+from greensock.proxy.upstream.sticky import StickyCookie
+
+__all__ = ["Gateway"]
+
+log = logging.getLogger("greensock.core.server")
+
+#: Descriptors that are kept back, whatever clients there are: for the log, the resolver, a program's own.
+KEPT_BACK = 32
+#: Descriptors that a client may need: its own, and that of a server.
+EACH = 2
+#: Shares of the descriptors for what can be done without: pipes have two (see ``Pipes``), second descriptors one
+#: (``ClientConnection.keep_spare``).
+SHARES = 3
+#: Seconds in the place of none, where a bound must be: a month.
+FOREVER = 30 * 86400.0
+
+
+class Listener(Protocol):
+    """What a gateway asks of its listeners."""
+
+    @property
+    def alive(self) -> int:
+        """How many clients' connections it has."""
+
+    def welcome_more(self) -> None:
+        """Look again how many connections are welcome."""
+
+
+class Gateway:
+    """The parts of a proxy behind its listeners."""
+
+    def __init__(
+        self,
+        upstreams: Sequence[UpstreamOptions | tuple[UpstreamOptions, HealthOptions, StickyCookie | None]],
+        routes: Sequence[Route],
+        *,
+        forwarding: Forwarding | None = None,
+        timeouts: ProxyTimeouts | None = None,
+        limits: Limits | None = None,
+        answer_limits: Limits | None = None,
+        guard: GuardOptions | None = None,
+        error_pages: ErrorPages | None = None,
+        log: AccessLog | None = None,
+        listen: ListenOptions | None = None,
+    ) -> None:
+        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie.
+
+        Raises:
+            ValueError: two upstreams of one name, or a route to one that is not there.
+        """
+        forwarding = forwarding or Forwarding()
+        #: How long the phases of a request may take, if its route does not say.
+        self.timeouts = timeouts or ProxyTimeouts()
+        #: How large the parts of a request may be.
+        self.limits = limits or Limits()
+        #: How large the parts of an answer may be; what is larger is 502, and the server is not blamed.
+        self.answer_limits = answer_limits or Limits()
+        #: By name.
+        self.upstreams: Mapping[str, Upstream] = self._made(upstreams)
+        for route in routes:
+            if isinstance(route.action, str) and route.action not in self.upstreams:
+                raise ValueError(
+                    f"action={route.action!r}: one of {', '.join(self.upstreams) or 'no'} upstreams expected"
+                )
+        #: Which requests go where.
+        self.routes = Routes(routes)
+        #: Makes the fields that are passed on.
+        self.forwarder = Forwarder(forwarding, instance=secrets.token_hex(4))
+        #: Whether what a peer says of its own clients may be believed.
+        self.trusts_somebody = bool(forwarding.trusted)
+        #: What clients may do; None: whatever they want.
+        self.guard = Guard(guard) if guard is not None else None
+        #: What is shown for errors of the proxy's own.
+        self.error_pages = error_pages or ErrorPages()
+        #: Where requests are logged; None: nowhere. It is the caller's to close.
+        self.log = log
+        #: How much the listeners take on.
+        self.listen = listen or ListenOptions()
+        #: How many clients' connections there may be, while a listener is started.
+        self.most_clients: float = inf
+        #: How many connections to servers there may be before idle ones give up theirs, while a listener is started.
+        self.most_links: float = inf
+        #: Bytes of bodies that are held while the rest of them is waited for.
+        self.buffered = 0
+        self._listeners: set[Listener] = set()
+        self._checkers: list[Checker] = []
+        self._clients: dict[int, CheckClient] = {}  # by the PROXY protocol's version
+        self._deadlines: dict[ProxyTimeouts, Deadlines] = {}
+        self._usual = self._deadlines_for(self.timeouts)
+
+    def _made(
+        self, upstreams: Sequence[UpstreamOptions | tuple[UpstreamOptions, HealthOptions, StickyCookie | None]]
+    ) -> dict[str, Upstream]:
+        made: dict[str, Upstream] = {}
+        for each in upstreams:
+            options, health, sticky = (each, HealthOptions(), None) if isinstance(each, UpstreamOptions) else each
+            if options.name in made:
+                raise ValueError(f"name={options.name!r}: each upstream once expected")
+            made[options.name] = Upstream(
+                *(options, health, self.answer_limits, random.random, sticky),
+                make_room=self._make_room,
+                is_full=self._is_full,
+            )
+        return made
+
+    # -- listeners
+
+    def enter(self, listener: Listener) -> None:
+        """Begin to check the servers, if that is asked for: a listener has started."""
+        if not self._listeners:
+            self.most_clients = self._count_most_clients()
+            self._start_checks()
+        self._listeners.add(listener)
+
+    def room(self) -> float:
+        """Return how many more clients' connections are welcome."""
+        if self.most_clients == inf:
+            return inf
+        return self.most_clients - sum(listener.alive for listener in self._listeners)
+
+    def one_less(self) -> None:
+        """Have the listeners know that a client's connection has ended."""
+        if self.most_clients != inf:
+            for listener in self._listeners:
+                listener.welcome_more()
+
+    def _count_most_clients(self) -> float:
+        """Return how many clients' connections leave each of them a descriptor for its way to a server.
+
+        Else the way of those that are there would fail for those that come, and servers would seem to.
+        """
+        wanted = self.listen.max_connections
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if limit == resource.RLIM_INFINITY:
+            return inf if wanted is None else wanted
+        servers = sum(len(upstream.all) for upstream in self.upstreams.values())  # each may be checked
+        there = len(os.listdir("/proc/self/fd")) - 1
+        others = KEPT_BACK + servers + SHARES * share_of_descriptors()
+        self.most_links = possible = max(1, (limit - there - others) // EACH)
+        if wanted is not None and wanted > possible:
+            log.warning("max_connections=%d: %d descriptors are enough for %d", wanted, limit, possible)
+        return possible if wanted is None else min(wanted, possible)
+
+    def leave(self, listener: Listener) -> None:
+        """End checking, and close idle connections to the servers, when the last listener has stopped."""
+        if listener not in self._listeners:
+            return
+        self._listeners.discard(listener)
+        if self._listeners:
+            return
+        for checker in self._checkers:
+            checker.stop()
+        self._checkers.clear()
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+        for upstream in self.upstreams.values():
+            upstream.drop_idle()
+
+    def _make_room(self) -> bool:
+        """Close the kept connection that has been idle the longest, whatever server it leads to."""
+        return drop_oldest(server for upstream in self.upstreams.values() for server in upstream.all)
+
+    def _is_full(self) -> bool:
+        """Return whether idle connections to servers would take what clients are to have, or what is kept back."""
+        if self.most_links == inf:
+            return False
+        links = sum(server.links.pool.slots for upstream in self.upstreams.values() for server in upstream.all)
+        return links > self.most_links  # the new one has its slot
+
+    def _start_checks(self) -> None:
+        servers = [server for upstream in self.upstreams.values() for server in upstream.all]
+        for server in servers:
+            if server.health.options.path is not None:
+                address, health = server.origin.address, server.health
+                client = self._client_for(server.send_proxy_protocol)
+                checker = Checker(
+                    *(address, health.options, health, client),
+                    name=f"{server.upstream.name}: {server.name}",
+                    on_change=server.on_check_changed,
+                )
+                self._checkers.append(checker)
+        for checker in self._checkers:
+            checker.start()
+
+    def _client_for(self, version: int) -> CheckClient:
+        """Return what checks servers that are spoken to by that version of the PROXY protocol."""
+        client = self._clients.get(version)
+        if client is None:  # the proxy speaks for itself: UNKNOWN, or LOCAL
+            client = self._clients[version] = CheckClient(write_proxy_header(version, None, None) if version else b"")
+        return client
+
+    def server_options(self) -> dict[str, Any]:
+        """Return what the listeners are to be told."""
+        timeouts = self.timeouts
+        return {
+            "head_timeout": timeouts.request_header or FOREVER,
+            "body_timeout": timeouts.request_body or FOREVER,
+            "min_body_rate": timeouts.min_body_rate,
+            "idle_timeout": timeouts.keep_alive,
+            "send_timeout": timeouts.send,
+            "linger_timeout": timeouts.linger,
+            "stop_timeout": timeouts.drain,
+            "limits": self.limits,
+            "backlog": self.listen.backlog,
+            "max_connections": None,  # ``room`` is for all listeners
+            "max_workers": self.listen.max_workers,
+        }
+
+    # -- requests
+
+    def deadlines_of(self, route: Route | None) -> Deadlines:
+        """Return how long the phases of a request may take that begins now."""
+        timeouts = route.timeouts if route is not None else None
+        if timeouts is None:
+            if self._usual.total is None:
+                return self._usual
+            timeouts = self.timeouts
+        return self._deadlines_for(timeouts)
+
+    def _deadlines_for(self, timeouts: ProxyTimeouts) -> Deadlines:
+        """Return them; those without a bound for all are the same for every request."""
+        known = self._deadlines.get(timeouts)
+        if known is not None:
+            return known if known.total is None else Deadlines(known.timeouts, known.total)
+        connect = timeouts.connect
+        if timeouts.total is not None:  # else a silent server would use all of it up, and be neither blamed nor left
+            connect = min(inf if connect is None else connect, timeouts.total / 2)
+        made = Deadlines(
+            Timeouts(
+                queue=timeouts.queue,
+                connect=connect,
+                send=timeouts.upstream_send,
+                head=timeouts.upstream_head,
+                body=timeouts.upstream_idle,
+                total=timeouts.total,
+            ),
+            None,
+        )
+        self._deadlines[timeouts] = made
+        return made
+
+    def tunnel_timeout(self, route: Route | None) -> float | None:
+        """Return the seconds that a tunnel may be silent."""
+        timeouts = route.timeouts if route is not None and route.timeouts is not None else self.timeouts
+        return timeouts.tunnel

@@ -1,0 +1,290 @@
+"""What a proxy can be told of its upstreams, its timeouts and its log. Pure; each option checks itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from greensock import Rule
+from greensock.http.client.origin import Destination, Origin, parse_url
+
+__all__ = ["BALANCE", "LOG_FORMATS", "ListenOptions", "LogOptions", "ProxyTimeouts", "ServerOptions", "UpstreamOptions"]
+
+#: How the server of a request is chosen.
+BALANCE = ("round_robin", "least_connections", "two_choices", "hash")
+#: How a line of the access log is written.
+LOG_FORMATS = ("combined", "json")
+
+_hash_key = re.compile(r"client|(?:header|cookie):[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_name = re.compile(r"[A-Za-z0-9_.\-]+").fullmatch
+
+
+def _one_of(*values: object) -> Rule:
+    allowed = " or ".join(", ".join(map(repr, values)).rsplit(", ", 1))
+    return Rule(
+        lambda value: any(value is each or (type(value) is type(each) and value == each) for each in values), allowed
+    )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check(owner: object, rules: Mapping[str, Rule]) -> None:
+    for name, rule in rules.items():
+        value = getattr(owner, name)
+        if not rule.fits(value):
+            raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+
+
+_seconds = Rule.seconds(zero=False).or_none()
+_TIMEOUTS = {
+    "request_header": _seconds,
+    "request_body": _seconds,
+    "min_body_rate": Rule.whole(0),
+    "keep_alive": _seconds,
+    "send": _seconds,
+    "queue": _seconds,
+    "connect": _seconds,
+    "upstream_send": _seconds,
+    "upstream_head": _seconds,
+    "upstream_idle": _seconds,
+    "total": _seconds,
+    "tunnel": _seconds,
+    "linger": Rule.seconds(),
+    "drain": Rule.seconds(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyTimeouts:
+    """How long each phase may take, in seconds; None: as long as it wants.
+
+    Raises:
+        ValueError: a value that is not seconds.
+    """
+
+    #: From the first byte of a request to the end of its head.
+    request_header: float | None = 10.0
+    #: Without a byte of the request's body while it is awaited.
+    request_body: float | None = 60.0
+    #: Bytes a second that a request's body must come with, waiting alone counted; 0 for any.
+    min_body_rate: int = 256
+    #: Without a further request on a kept connection.
+    keep_alive: float | None = 75.0
+    #: Until the client has taken a piece of the answer.
+    send: float | None = 60.0
+    #: Waiting for a server that has as many requests as it may.
+    queue: float | None = 10.0
+    #: Until connected to a server; half of ``total`` at the most, so that another can be asked.
+    connect: float | None = 5.0
+    #: Until the server has taken a piece of the request.
+    upstream_send: float | None = 60.0
+    #: From the end of the request to the end of the head of the server's final answer.
+    upstream_head: float | None = 60.0
+    #: Without a byte of the answer's body, once the request is out.
+    upstream_idle: float | None = 60.0
+    #: From the head of the request to the last byte of the answer; tunnels are not counted.
+    total: float | None = None
+    #: Without a byte either way after 101; it may take a quarter longer until that is noticed.
+    tunnel: float | None = 300.0
+    #: For what the client still sends when its connection is closed.
+    linger: float = 5.0
+    #: For requests and tunnels that are under way when the proxy is told to stop.
+    drain: float = 30.0
+
+    def __post_init__(self) -> None:
+        _check(self, _TIMEOUTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """One server of an upstream.
+
+    Raises:
+        ValueError: a value that is not allowed; a URL with a path, as a target is passed on as it came.
+    """
+
+    #: ``http://host[:port]``, ``unix:/path/of.socket``, or ``http+unix://`` and its path percent-encoded.
+    url: str
+    #: Its share of the requests, against the others'.
+    weight: int = 1
+    #: Requests that it gets at once, tunnels counted until they end; None for no limit.
+    max_connections: int | None = None
+    #: Requests that may wait for it when it has that many.
+    max_waiting: int = 1000
+    #: Whether it is asked only when no other is up.
+    backup: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, _SERVER)
+        try:
+            target = self._destination.target
+        except ValueError as error:
+            text = str(error).removeprefix(f"url={self.url!r}: ").replace("http://host[:port]/path", _WHERE)
+            raise ValueError(f"url={self.url!r}: {text if 'expected' in text else text + ': http expected'}") from None
+        if target != b"/" or self.url.endswith("?"):
+            raise ValueError(f"url={self.url!r}: no path, query or fragment expected")
+
+    @property
+    def _destination(self) -> Destination:
+        if self.url.startswith("unix:"):
+            return Destination(Origin("http", self.url.removeprefix("unix:")), b"/", b"localhost")
+        return parse_url(self.url)
+
+    @property
+    def origin(self) -> Origin:
+        """Where it is."""
+        return self._destination.origin
+
+    @property
+    def authority(self) -> bytes:
+        """What Host says if the client's is not kept."""
+        return self._destination.authority
+
+
+_WHERE = "http://host[:port] or unix:/path"
+_SERVER = {
+    "url": Rule(
+        lambda value: isinstance(value, str) and value not in ("", "unix:") and "\0" not in value,
+        _WHERE,
+    ),
+    "weight": Rule(lambda value: Rule.whole(1).fits(value) and value <= 65535, "a whole number from 1 to 65535"),
+    "max_connections": Rule.whole(1).or_none(),
+    "max_waiting": Rule.whole(0),
+    "backup": Rule.flag(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """A group of servers that answer the same.
+
+    Raises:
+        ValueError: a value that is not allowed, two servers at one address, or no server that is not a backup.
+    """
+
+    #: What routes call it: letters, digits, ``_``, ``-`` and ``.``.
+    name: str
+    #: Its servers.
+    servers: tuple[ServerOptions, ...]
+    #: One of :data:`BALANCE`.
+    balance: str = "round_robin"
+    #: What of a request ``hash`` goes by: ``client``, ``header:NAME`` or ``cookie:NAME``.
+    hash_key: str = "client"
+    #: Whether a server that failed requests is asked before its time when no other is left; else the answer is 503.
+    panic: bool = True
+    #: How often a request is tried again after its first try.
+    retries: int = 2
+    #: Retries that all requests together may cause, as a part of their number.
+    retry_budget: float = 0.2
+    #: Retries a second that are always allowed.
+    min_retry_rate: float = 10.0
+    #: Bytes of a request's body that are kept to send them again.
+    max_replay: int = 65536
+    #: The PROXY protocol's version that is spoken to its servers; 0 for none.
+    send_proxy_protocol: int = 0
+    #: Connections to each server that are kept while nobody needs them.
+    max_idle: int = 64
+    #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known. (One that is a
+    #: client's alone, as NTLM wants it, is kept as long as the client's.)
+    idle_timeout: float = 30.0
+    #: Seconds after which a connection gets no further request: the server's name may lead elsewhere by then.
+    max_age: float | None = 3600.0
+    #: Requests that one connection gets.
+    max_requests: int | None = 1000
+
+    def __post_init__(self) -> None:
+        _check(self, _UPSTREAM)
+        origins = [server.origin for server in self.servers]
+        for place, origin in enumerate(origins):
+            if origin in origins[:place]:
+                raise ValueError(f"servers={str(origin)!r}: each server once expected")
+        if all(server.backup for server in self.servers):
+            raise ValueError("servers=all backup: one that is no backup expected")
+
+
+_UPSTREAM = {
+    "name": Rule(lambda value: isinstance(value, str) and bool(_name(value)), "letters, digits, '_', '-' and '.'"),
+    "servers": Rule(
+        lambda value: (
+            isinstance(value, tuple) and bool(value) and all(isinstance(each, ServerOptions) for each in value)
+        ),
+        "at least one server",
+    ),
+    "balance": _one_of(*BALANCE),
+    "hash_key": Rule(
+        lambda value: isinstance(value, str) and bool(_hash_key(value)), "'client', 'header:NAME' or 'cookie:NAME'"
+    ),
+    "panic": Rule.flag(),
+    "retries": Rule.whole(0),
+    "retry_budget": Rule(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "min_retry_rate": Rule(lambda value: _number(value) and 0 <= value < float("inf"), "a number of at least 0"),
+    "max_replay": Rule.whole(0),
+    "send_proxy_protocol": _one_of(0, 1, 2),
+    "max_idle": Rule.whole(0),
+    "idle_timeout": Rule.seconds(zero=False),
+    "max_age": _seconds,
+    "max_requests": Rule.whole(1).or_none(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """How much the listeners take on.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    #: Connections of clients, of all listeners; others wait in the backlog. Never more than there are descriptors
+    #: for, as each may need one to a server; None: as many as that.
+    max_connections: int | None = None
+    #: Connections that the kernel holds for a listener until they are accepted.
+    backlog: int = 4096
+    #: Requests of a listener that may be under way at a time.
+    max_workers: int = 10_000
+    #: Bytes of short bodies (``UpstreamOptions.max_replay``) that are held, of all clients, while the rest is waited
+    #: for; beyond that they are passed on as they come, like long ones.
+    max_buffered: int = 1 << 27
+
+    def __post_init__(self) -> None:
+        _check(self, _LISTEN)
+
+
+_LISTEN = {
+    "max_connections": Rule.whole(1).or_none(),
+    "backlog": Rule.whole(1),
+    "max_workers": Rule.whole(1),
+    "max_buffered": Rule.whole(0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """The access log.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    #: A file; ``-`` for standard output; None for no log.
+    path: str | None = "-"
+    #: One of :data:`LOG_FORMATS`.
+    format: str = "combined"
+    #: Lines that may wait to be written; what is more is dropped and counted.
+    max_pending: int = 10_000
+
+    def __post_init__(self) -> None:
+        _check(self, _LOG)
+
+
+_LOG = {
+    "path": Rule(
+        lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a path, or '-'"
+    ).or_none(),
+    "format": _one_of(*LOG_FORMATS),
+    "max_pending": Rule.whole(1),
+}

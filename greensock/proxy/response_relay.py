@@ -1,0 +1,393 @@
+"""The answer's way back: head and body from the server to the client, framed anew, in bounded memory.
+
+The body goes out as it comes; while the client does not take it, the server is not read. A body that came whole with
+its head goes out with it in one write, and the server's connection is free before that. One whose length is known is
+spliced, in the kernel, if nobody watches it.
+
+Where an answer breaks off after its head went out, nothing may look like its end: the client's connection is closed
+behind what came if Content-Length or chunks show that it was cut, else it is reset.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import gevent
+
+from greensock import OperationTimeout, let_others_run
+from greensock.http.client.connection_pool import ClientConnection
+from greensock.http.errors import BadResponse, BodyTimeout, Reason, SendTimeout, TotalTimeout
+from greensock.http.server.request import NO_BODY
+from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
+from greensock.http.wire.headers import Headers
+from greensock.http.wire.hop_by_hop import end_to_end_trailers
+from greensock.http.wire.writer import LAST_CHUNK, phrase_of, write_last_chunk
+from greensock.proxy.failure import LONG_WAIT, UpcallFailed, client_is_gone, failure_of, has_left
+from greensock.proxy.forwarded import protocols_offered
+from greensock.proxy.rules import NO_EDITS
+from greensock.proxy.tunnel import run_tunnel
+
+if TYPE_CHECKING:
+    from greensock.http.client.exchange import Exchange
+    from greensock.proxy.relay import Relay
+
+__all__ = ["OWN_FIELDS", "pass_answer"]
+
+#: Up to so many bytes a body that came whole is joined with its head: one copy is cheaper than gathering.
+JOINED = 16384
+#: How many pieces of a body are taken before its head goes out.
+MAX_AHEAD = 4
+#: From so many bytes on, the rest of a body is spliced. (Measured: below, the pipe costs more than it saves.)
+SPLICED = 262_144
+
+#: Fields that only the proxy writes: an edit of them has no effect.
+OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
+#: The same for 101: it names the protocol that the server has switched to.
+OWN_FIELDS_OF_SWITCH = OWN_FIELDS | {b"upgrade"}
+
+CLOSE = b"Connection: close\r\n"
+KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
+UPGRADE = b"Connection: Upgrade\r\n"  # where Upgrade is passed on (RFC 9110 section 7.8)
+
+_status_lines: dict[tuple[int, bytes], bytes] = {}
+
+
+def pass_answer(relay: Relay) -> bool:
+    """Pass on the answer whose head is there; True if the client's connection goes on."""
+    head, exchange = relay.head, relay.exchange
+    assert head is not None
+    assert exchange is not None
+    conn = exchange.connection
+    relay.note_head(head.status)
+    if head.is_switch:
+        return _switch(relay, head)
+    body = conn.parser.take_whole_body()
+    if body is not None:
+        relay.finish()
+        return _pass_whole(relay, head, body)
+    passage = _Passage(relay, head, conn)
+    if passage.is_whole:
+        relay.finish()
+    return passage.run()
+
+
+def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
+    """Pass on an answer that came whole, without chunks: the common case."""
+    proxy, request, client, keep = relay.proxy, relay.request, relay.conn, _may_keep(relay)
+    length, status = head.content_length, head.status
+    if length is None and status != 204 and status != 304 and request.method != "HEAD":
+        length = 0
+    framing = b"Content-Length: %d\r\n\r\n" % length if length is not None else b"\r\n"
+    written = _written_head(relay, head, keep) + framing
+    request.is_answered = True
+    if request.body is not NO_BODY:
+        request.body.stop_awaiting()
+    if proxy.watches_responses and body:
+        proxy.watch_response_body(relay, body)
+    client.send(written + body if len(body) <= JOINED else [written, body])
+    return _go_on(relay, keep)
+
+
+def _may_keep(relay: Relay) -> bool:
+    """Whether the answer may say that the client's connection goes on."""
+    request, exchange = relay.request, relay.exchange
+    keep = relay.keep and not relay.proxy.draining
+    if keep and request.body is not NO_BODY and not request.body.is_ended:
+        if exchange is None or not exchange.is_sending:  # else what is left is still being sent to the server
+            keep = relay.proxy._can_discard(request)
+    return keep
+
+
+def _go_on(relay: Relay, keep: bool) -> bool:
+    """Let the client's connection go on behind an answer, or close it."""
+    request = relay.request
+    if request.body is NO_BODY:
+        if not keep:
+            relay.conn.close()
+        return keep
+    if keep and not request.body.is_ended:
+        keep = relay.proxy._can_discard(request)
+    return relay.proxy._end_exchange(request, keep)
+
+
+def _look_ahead(relay: Relay, head: ResponseHead, conn: ClientConnection) -> tuple[bool, bytes | memoryview]:
+    """Take what of the body came with the head; True if that is all of it."""
+    next_event = conn.parser.next_event
+    try:
+        event = next_event()
+        if type(event) is not Data:
+            if type(event) is EndOfMessage:
+                relay.answer_trailers = event.trailers
+                return True, b""
+            return False, b""
+        first = event.data
+        pieces = [first]
+        while type(event := next_event()) is Data:
+            pieces.append(event.data)
+            if len(pieces) == MAX_AHEAD:
+                break
+        if len(pieces) > 1:
+            first = b"".join(pieces)
+        if type(event) is EndOfMessage:
+            relay.answer_trailers = event.trailers
+            return True, first
+        return False, first
+    except BadResponse as error:  # nothing of it is out: a clear answer can still be given
+        raise relay.blame_server(error) from None
+
+
+def _written_head(relay: Relay, head: ResponseHead, keep: bool, trailers: bool = False) -> bytes:
+    """Return the head for the client, without the field that says how long the body is, and the empty line.
+
+    ``trailers`` says whether they would be passed on.
+    """
+    proxy, status, route = relay.proxy, head.status, relay.route
+    if proxy.edits_responses or relay.sets_cookie or (route is not None and route.response_fields is not NO_EDITS):
+        lines = _edited(relay, head, trailers)
+    else:
+        lines = proxy.gateway.forwarder.response_lines(head, trailers)
+    option = b""
+    if not keep:
+        option = CLOSE
+    elif relay.request.version == "1.0":
+        option = KEEP_ALIVE
+    if status == 426 and b"\nUpgrade: " in b"\n" + lines:
+        option += UPGRADE
+    date = b"" if head.headers.get_raw(b"date") is not None else proxy._date_line()
+    proxy._statuses[status] += 1
+    line = _status_lines.get((status, head.phrase)) or _status_line(status, head.phrase)
+    return b"%b%b%b%b" % (line, date, lines, option)
+
+
+def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
+    """Return the lines of an answer with the changes of its route and of the program."""
+    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers))
+    relay.add_cookie(headers)
+    if relay.route is not None and relay.route.response_fields:
+        edits = relay.route.response_fields
+        edits.apply(headers, relay.variables(edits.variables))
+    relay.proxy.edit_response(relay, head.status, headers)
+    own = OWN_FIELDS_OF_SWITCH if head.is_switch else OWN_FIELDS
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in own])
+
+
+class _Passage:
+    """One answer on its way to the client. While the client takes nothing, one piece of input is held."""
+
+    __slots__ = ("_chunked", "_client", "_conn", "_first", "_head", "_held_up", "_keep", "_left", "_relay", "is_whole")
+
+    def __init__(self, relay: Relay, head: ResponseHead, conn: ClientConnection) -> None:
+        self._relay = relay
+        self._head = head
+        self._conn = conn
+        self._client = relay.conn
+        self._held_up = relay.conn.held_up  # by what was sent before
+        self.is_whole, self._first = _look_ahead(relay, head, conn)
+        self._keep = relay.keep
+        self._chunked = False
+        self._left: int | None = None  # bytes of the body that are still to come
+
+    def run(self) -> bool:
+        relay, request = self._relay, self._relay.request
+        framing = self._framing()
+        self._keep = self._keep and _may_keep(relay)
+        trailers = self._chunked and relay.passes_trailers
+        written = _written_head(relay, self._head, self._keep, trailers) + framing
+        request.is_answered = True
+        request.body.stop_awaiting()
+        if self.is_whole:
+            self._send_whole(written)
+        else:
+            self._send_as_it_comes(written)
+            relay.finish()
+        return _go_on(relay, self._keep)
+
+    def _framing(self) -> bytes:
+        """Return the field that says how long the body is, and the empty line (RFC 9112 section 6.3)."""
+        length = self._head.content_length
+        if length is not None:
+            self._left = length
+            return b"Content-Length: %d\r\n\r\n" % length
+        if self._relay.request.version == "1.1":
+            if self.is_whole and not self._relay.answer_trailers:
+                return b"Content-Length: %d\r\n\r\n" % len(self._first)
+            self._chunked = True
+            return b"Transfer-Encoding: chunked\r\n\r\n"
+        self._keep = self._relay.request.shows_cut = False
+        return b"\r\n"
+
+    # -- the body
+
+    def _send_whole(self, written: bytes) -> None:
+        body = self._first
+        relay = self._relay
+        if relay.proxy.watches_responses and body:
+            relay.proxy.watch_response_body(relay, bytes(body))
+        if self._chunked:
+            end = self._last_chunk(relay.answer_trailers)
+            self._client.send([written, *self._framed(body), end])
+        elif not body:
+            self._client.send(written)
+        elif len(body) <= JOINED:
+            self._client.send(written + body)
+        else:
+            self._client.send([written, body])
+
+    def _send_as_it_comes(self, written: bytes) -> None:
+        """Send head and body, the latter as it comes."""
+        try:
+            self._client.send([written, *self._watched(self._take_first())])
+            self._pass_body()
+        except BaseException as error:
+            raise self._broken(error) from None
+
+    def _take_first(self) -> bytes | memoryview:
+        """Give out what came with the head: it must not be held as long as the answer takes."""
+        first, self._first = self._first, b""
+        if self._left is not None:
+            self._left -= len(first)
+        return first
+
+    def _pass_body(self) -> None:
+        relay, conn, client = self._relay, self._conn, self._client
+        deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.body
+        next_event, feed = conn.parser.next_event, conn.parser.feed
+        left = self._left
+        exchange, silence = relay.exchange, seconds
+        assert exchange is not None
+        may_splice = exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
+        if left is not None and left >= SPLICED and may_splice:
+            self._splice(left)
+        began = 0.0
+        while True:
+            event = next_event()
+            if type(event) is Data:
+                client.send(self._watched(event.data))
+                began = let_others_run(began)
+            elif type(event) is EndOfMessage:
+                if self._chunked:
+                    client.send(self._last_chunk(event.trailers))
+                return
+            else:
+                try:
+                    data = conn.hear(deadlines.within(silence, BodyTimeout, conn))
+                except OperationTimeout:
+                    silence = self._further_silence(exchange, seconds)
+                    continue
+                silence = seconds
+                if data:
+                    feed(data)
+                    data = b""  # nor while the server is silent
+                else:
+                    conn.parser.feed_eof()
+
+    def _further_silence(self, exchange: Exchange, seconds: float | None) -> float:
+        """Return how much longer the server may be silent: its time begins when it has the whole request."""
+        late = self._relay.deadlines.late(BodyTimeout, seconds, self._conn)
+        if isinstance(late, BodyTimeout) and seconds is not None:
+            if exchange.is_sending:
+                return seconds
+            if exchange.is_sent and exchange.waited < seconds:
+                return seconds - exchange.waited
+        raise late from None
+
+    def _splice(self, count: int) -> None:
+        """Move the rest of a body of known length from socket to socket."""
+        deadlines, conn, client = self._relay.deadlines, self._conn, self._client
+        seconds = deadlines.timeouts.body
+        total = deadlines.left(deadlines.total_due, TotalTimeout, deadlines.total, conn)
+        late = TotalTimeout(deadlines.total or 0.0, conn)
+        try:
+            with gevent.Timeout(total, late):
+                moved = conn.splice(client, count, timeout=seconds, send_timeout=client.send_timeout)
+        except OperationTimeout as error:
+            if error is not late and error.connection is conn:
+                raise BodyTimeout(seconds or 0.0, conn) from None
+            raise
+        conn.parser.skip_body(moved)
+
+    def _watched(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
+        """Return a piece as it goes out, after the program had a look at it."""
+        relay = self._relay
+        if relay.proxy.watches_responses and len(piece):
+            try:
+                relay.proxy.watch_response_body(relay, bytes(piece))
+            except Exception as error:
+                raise UpcallFailed(error) from error
+        return self._framed(piece)
+
+    def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
+        if not self._chunked:
+            return [piece]
+        return [b"%x\r\n" % len(piece), piece, b"\r\n"] if len(piece) else []
+
+    def _last_chunk(self, trailers: Headers | None) -> bytes:
+        if trailers is None or not self._relay.passes_trailers:
+            return LAST_CHUNK
+        return write_last_chunk(end_to_end_trailers(trailers, self._head.headers))
+
+    def _broken(self, error: BaseException) -> BaseException:
+        """Return what to raise when the answer can't be finished."""
+        relay = self._relay
+        if relay.has_client_left():
+            return client_is_gone(self._client)
+        if relay.cut is not None:
+            return relay.cut
+        if relay.exchange is not None and relay.exchange.failure is not None:
+            error = relay.exchange.failure
+        if isinstance(error, UpcallFailed):
+            return error
+        if getattr(error, "connection", None) is self._client:
+            return error
+        failure = failure_of(error, in_body=True)
+        if failure is not None and relay.server is not None:
+            failure.blames_server = failure.blames_server and not self._was_client_awaited(error)
+            relay.server.failed(failure, relay.spell)
+        return failure or error
+
+    def _was_client_awaited(self, error: BaseException) -> bool:
+        """Whether the server has left, or takes no more of the request, after it waited long for the client."""
+        if self._client.held_up - self._held_up >= LONG_WAIT:
+            return has_left(error) or isinstance(error, SendTimeout)
+        return has_left(error) and self._relay.was_body_awaited()
+
+
+def _status_line(status: int, phrase: bytes) -> bytes:
+    """Return the status line, and remember it: a server says the same few."""
+    line = b"HTTP/1.1 %d %b\r\n" % (status, phrase or phrase_of(status))
+    if len(_status_lines) < 256:
+        _status_lines[status, phrase] = line
+    return line
+
+
+def _switch(relay: Relay, head: ResponseHead) -> bool:
+    """Pass on 101, and then whatever comes, both ways."""
+    client = relay.conn
+    taken = head.headers.tokens(b"upgrade")
+    if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
+        error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
+        raise relay.blame_server(error)
+    lines = _edited(relay, head, trailers=False)
+    upgrade = b", ".join(head.headers.all_raw(b"upgrade"))
+    line = _status_line(head.status, head.phrase)
+    relay.request.is_answered = True
+    relay.proxy._statuses[head.status] += 1
+    client.send(b"%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (line, lines, upgrade))
+    lease = relay.take_lease()  # its slot is held as long as the tunnel: it is one of the server's connections
+    upstream = lease.connection
+    assert upstream is not None
+    try:
+        upstream.unread(upstream.parser.take_rest())
+        client.unread(relay.client_rest())
+        if relay.server is not None:
+            relay.server.succeeded(relay.spell)
+        relay.proxy.tunnels += 1
+        reason = run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
+        if relay.record is not None:
+            relay.record.reason = reason
+    finally:
+        lease.end(False)
+        client.close()
+        relay.left()
+        relay.note_end()
+    return False

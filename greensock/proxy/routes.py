@@ -1,0 +1,342 @@
+"""Which route a request takes. Pure.
+
+Of the routes that fit a request the one with the most exact host is taken: a whole name before ``*.suffix``, a longer
+suffix before a shorter one, any of them before a route without hosts. Among these the longest path goes first, and then
+the one that was named first. A route whose methods or fields don't fit is passed over, for a less exact one, too.
+
+Paths are compared as a server behind may read them: percent-decoded once, ``.`` and ``..`` resolved, slashes that
+follow each other as one, without the query, segment by segment. The request itself keeps its target as it came. So
+whoever must not reach ``/admin`` does not reach it as ``//%61dmin/``. What servers read in different ways is refused
+(``BadPath``) where paths decide at all, that is, if any route that fits the host has a path other than ``/``:
+
+- ``%00``, a backslash as it is or as ``%5C``, ``%`` without two hexadecimal digits;
+- ``..`` above the root, and ``..`` in a path that has an empty segment, or with a ``;`` behind it;
+- ``%2F``, unless the path leads to the same route whether that is a slash or not, and the route allows it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from greensock import Rule
+from greensock.http.wire.headers import Headers
+from greensock.http.wire.syntax import is_token
+from greensock.proxy.options import ProxyTimeouts
+from greensock.proxy.rules import NO_EDITS, FieldEdits, Redirect, StaticAnswer
+
+__all__ = ["BadPath", "Route", "Routes"]
+
+#: How many pairs of authority and path are remembered, and how long they may be together, in bytes.
+CACHE_SIZE = 1024
+MAX_CACHED = 512
+#: A name in the DNS is no longer (RFC 1035 section 2.3.4), with a port behind it.
+MAX_AUTHORITY = 262
+
+_host_pattern = re.compile(r"(?:\*\.)?[a-z0-9_\-]+(?:\.[a-z0-9_\-]+)*|\[[0-9a-f:.]+\]").fullmatch
+_bad_escape = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
+_encoded_slash = re.compile(rb"%2[Ff]").search
+_every_encoded_slash = re.compile(rb"%2[Ff]").sub
+_not_plain = re.compile(rb"[%\\]|//|/\.").search
+_authority_part = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*").match
+
+
+class BadPath(ValueError):
+    """A path that may not be routed, as servers read it in different ways: answer ``status`` and close.
+
+    ``reason`` is a token for the log.
+    """
+
+    status = 400
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the path can be read in more than one way: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which requests, and what becomes of them.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    #: The upstream's name, or the answer.
+    action: str | StaticAnswer | Redirect
+    #: What the log calls it.
+    name: str = ""
+    #: ``example.org``, or ``*.example.org`` for all names below it; none: every host. Ports don't matter.
+    hosts: tuple[str, ...] = ()
+    #: Its own and everything below it: ``/api`` is ``/api``, ``/api/`` and ``/api/x``, and not ``/apix``.
+    path: str = "/"
+    #: Whether nothing below the path is meant.
+    exact: bool = False
+    #: None: all.
+    methods: frozenset[str] | None = None
+    #: Fields that a request must have, and their whole value; None: any value.
+    headers: Mapping[str, str | None] = field(default_factory=dict, hash=False)
+    #: Whether ``%2F`` may be in the path.
+    encoded_slash: bool = False
+    #: Whether the upstream gets the target without the path of the route.
+    #: What the upstream answers stays as it is: a Location that does not know of the prefix leads out of it.
+    strip_prefix: bool = False
+    #: What is changed in the fields of a request.
+    request_fields: FieldEdits = NO_EDITS
+    #: What is changed in the fields of an upstream's answer.
+    response_fields: FieldEdits = NO_EDITS
+    #: In the place of the proxy's; None: those.
+    timeouts: ProxyTimeouts | None = None
+    #: In the place of the upstream's; None: those.
+    retries: int | None = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, rule = getattr(self, each.name), _RULES[each.name]
+            if not rule.fits(value):
+                raise ValueError(f"{each.name}={value!r}: {rule.allowed} expected")
+
+    def target_for(self, target: bytes) -> bytes:
+        """Return the target to ask the upstream for, given the request's: a path and perhaps a query.
+
+        Without ``strip_prefix`` it is the same, byte for byte. With it the path of the route is taken off; if it was
+        written in another way than the route's, the rest is written as it was compared. What ``find`` gave this route
+        for does not raise.
+
+        Raises:
+            BadPath: as ``find`` does.
+        """
+        prefix = _prefix_of(self.path) if self.strip_prefix else b""
+        if not prefix:
+            return target
+        path, mark, query = target.partition(b"?")
+        if _not_plain(path):
+            path = _quoted(_normal_path(path, slash=False))
+            prefix = _quoted(prefix)
+        rest = path[len(prefix) :] if path.startswith(prefix) else path
+        return (rest or b"/") + mark + query
+
+
+def _is_host(value: object) -> bool:
+    return isinstance(value, str) and bool(_host_pattern(value.lower()))
+
+
+def _is_path(value: object) -> bool:
+    if not isinstance(value, str) or not value.startswith("/") or "?" in value or "#" in value:
+        return False
+    try:
+        return b"\0" not in _normal_path(value.encode(), slash=False)
+    except ValueError:
+        return False
+
+
+def _are_conditions(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_token_text(name) and (wanted is None or isinstance(wanted, str)) for name, wanted in value.items()
+    )
+
+
+def _is_token_text(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and is_token(value.encode()) is not None
+
+
+_edits = Rule.instance(FieldEdits, "edits of fields")
+_RULES = {
+    "action": Rule(
+        lambda value: isinstance(value, StaticAnswer | Redirect) or (isinstance(value, str) and value != ""),
+        "an upstream's name, an answer or a redirect",
+    ),
+    "name": Rule(lambda value: isinstance(value, str) and value.isprintable(), "printable text"),
+    "hosts": Rule(
+        lambda value: isinstance(value, tuple) and all(map(_is_host, value)),
+        "a tuple of names like 'example.org' or '*.example.org', without a port",
+    ),
+    "path": Rule(_is_path, "a path that begins with '/', without query, '%2F' or '..' above the root"),
+    "exact": Rule.flag(),
+    "methods": Rule(
+        lambda value: isinstance(value, frozenset) and bool(value) and all(map(_is_token_text, value)),
+        "a frozenset of methods",
+    ).or_none(),
+    "headers": Rule(_are_conditions, "names of fields, each with its whole value"),
+    "encoded_slash": Rule.flag(),
+    "strip_prefix": Rule.flag(),
+    "request_fields": _edits,
+    "response_fields": _edits,
+    "timeouts": Rule.instance(ProxyTimeouts, "timeouts").or_none(),
+    "retries": Rule.whole(0).or_none(),
+}
+
+
+class _Entry:
+    """A route, ready to be compared."""
+
+    __slots__ = ("conditions", "exact", "methods", "prefix", "route")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        #: Empty for everything; of one that is exact its whole path.
+        self.prefix = _normal_path(route.path.encode(), slash=False) if route.exact else _prefix_of(route.path)
+        self.exact = route.exact
+        self.methods = route.methods
+        self.conditions = [
+            (name.lower().encode(), None if value is None else value.encode("latin-1", "replace"))
+            for name, value in route.headers.items()
+        ]
+
+    def has_path(self, path: bytes) -> bool:
+        prefix = self.prefix
+        if self.exact:
+            return path == prefix
+        return path.startswith(prefix) and (len(path) == len(prefix) or path[len(prefix)] == 0x2F)
+
+    def takes(self, method: str, headers: Headers) -> bool:
+        if self.methods is not None and method not in self.methods:
+            return False
+        for name, wanted in self.conditions:
+            value = headers.get_raw(name)
+            if value is None or (wanted is not None and value != wanted):
+                return False
+        return True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes every request that has its host."""
+        return not (self.prefix or self.methods is not None or self.conditions)
+
+
+class Routes:
+    """The routes of a proxy, in the order of preference among equals."""
+
+    __slots__ = ("_any", "_candidates", "_hosts", "_only", "_suffixes", "routes")
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        #: As they were given.
+        self.routes = tuple(routes)
+        entries = [_Entry(route) for route in routes]
+        entries.sort(key=lambda entry: (-len(entry.prefix), not entry.exact))
+        self._any = tuple(entry for entry in entries if not entry.route.hosts)
+        self._hosts: dict[bytes, tuple[_Entry, ...]] = {}
+        self._suffixes: dict[bytes, tuple[_Entry, ...]] = {}
+        for entry in entries:
+            for host in dict.fromkeys(host.lower().encode() for host in entry.route.hosts):
+                table, key = (self._suffixes, host[2:]) if host.startswith(b"*.") else (self._hosts, host)
+                table[key] = (*table.get(key, ()), entry)
+        #: The one that takes everything, if it is alone.
+        self._only = routes[0] if len(entries) == 1 and not routes[0].hosts and entries[0].is_open else None
+        self._candidates = functools.lru_cache(CACHE_SIZE)(self._candidates_for)
+
+    def find(self, method: str, authority: bytes, target: bytes, headers: Headers) -> Route | None:
+        """Return the route of a request; None if there is none.
+
+        ``authority`` is what Host says, or the target if it is absolute; ``target`` is as it came.
+
+        Raises:
+            BadPath: paths decide, and this one can be read in more than one way.
+        """
+        if self._only is not None:
+            return self._only
+        path = target.partition(b"?")[0]
+        if len(authority) + len(path) <= MAX_CACHED:
+            candidates = self._candidates(authority, path)
+        else:
+            candidates = self._candidates_for(authority, path)
+        for entry in candidates:
+            if (entry.methods is None and not entry.conditions) or entry.takes(method, headers):
+                return entry.route
+        return None
+
+    def _candidates_for(self, authority: bytes, path: bytes) -> tuple[_Entry, ...]:
+        """Return what has host and path, the best first, up to the first that asks for nothing more."""
+        entries = self._with_host(authority)
+        if any(entry.prefix for entry in entries):
+            return _with_path(entries, _origin_path(path))
+        return _reachable(entries)
+
+    def _with_host(self, authority: bytes) -> tuple[_Entry, ...]:
+        name = _name_of(authority)
+        found = self._hosts.get(name, ())
+        if self._suffixes and name[:1] != b".":
+            _, dot, rest = name.partition(b".")
+            while dot:
+                found += self._suffixes.get(rest, ())
+                _, dot, rest = rest.partition(b".")
+        return found + self._any
+
+
+def _with_path(entries: Sequence[_Entry], path: bytes) -> tuple[_Entry, ...]:
+    normal = _normal_path(path, slash=False)
+    found = _reachable([entry for entry in entries if entry.has_path(normal)])
+    if _encoded_slash(path):
+        normal = _normal_path(path, slash=True)
+        other = _reachable([entry for entry in entries if entry.has_path(normal)])
+        if found != other or not all(entry.route.encoded_slash for entry in found):
+            raise BadPath("encoded-slash")
+    return found
+
+
+def _reachable(entries: Sequence[_Entry]) -> tuple[_Entry, ...]:
+    for place, entry in enumerate(entries):
+        if entry.methods is None and not entry.conditions:
+            return tuple(entries[: place + 1])
+    return tuple(entries)
+
+
+def _name_of(authority: bytes) -> bytes:
+    if len(authority) > MAX_AUTHORITY:
+        return b""
+    name = authority.lower()
+    if name[:1] == b"[":
+        return name.partition(b"]")[0] + b"]"
+    return name.partition(b":")[0].removesuffix(b".")
+
+
+def _origin_path(path: bytes) -> bytes:
+    if path[:1] == b"/":
+        return path
+    match = _authority_part(path)
+    return (path[match.end() :] if match else b"") or b"/"
+
+
+def _prefix_of(path: str) -> bytes:
+    return _normal_path(path.encode(), slash=False).rstrip(b"/")
+
+
+def _normal_path(path: bytes, *, slash: bool) -> bytes:
+    """Return the path as it is compared. ``slash``: ``%2F`` is one; else it becomes NUL, which no path has.
+
+    Raises:
+        BadPath: servers read it in different ways.
+    """
+    if not _not_plain(path):
+        return path
+    if b"%00" in path or b"\0" in path:
+        raise BadPath("nul")
+    if _bad_escape(path):
+        raise BadPath("bad-escape")
+    decoded = unquote_to_bytes(_every_encoded_slash(b"/" if slash else b"\0", path))
+    if b"\\" in decoded:
+        raise BadPath("backslash")
+    return _without_dots(decoded)
+
+
+def _without_dots(path: bytes) -> bytes:
+    found: list[bytes] = []
+    segments = path.split(b"/")[1:]
+    for segment in segments:
+        if segment == b"..":
+            if not found or b"//" in path:
+                raise BadPath("dots-and-empty-segment" if found else "above-root")
+            found.pop()
+        elif segment.startswith((b"..;", b".;")):
+            raise BadPath("dots-and-parameter")
+        elif segment not in (b"", b"."):
+            found.append(segment)
+    is_open = found and segments[-1] in (b"", b".", b"..")
+    return b"/" + b"/".join(found) + (b"/" if is_open else b"")
+
+
+def _quoted(path: bytes) -> bytes:
+    return quote_from_bytes(path, safe="/!$&'()*+,;=:@~").replace("%00", "%2F").encode()

@@ -1,0 +1,188 @@
+"""The request's way to a server: its head written anew, framing included, and its body as it comes.
+
+A short body is there before a server is asked, so that a slow client holds none, and so that it can be sent again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from greensock import Connection, OperationTimeout
+from greensock.http.client.exchange import WITH_BODY, Call
+from greensock.http.client.payload import Payload, payload_in_memory, payload_in_pieces
+from greensock.http.errors import SendTimeout
+from greensock.http.wire.events import ResponseHead
+from greensock.http.wire.headers import Headers
+from greensock.http.wire.writer import write_response_head
+from greensock.proxy.failure import UpcallFailed
+from greensock.proxy.forwarded import protocols_offered
+from greensock.proxy.proxy_protocol import write_proxy_header
+from greensock.proxy.response_relay import OWN_FIELDS
+from greensock.proxy.rules import NO_EDITS
+
+if TYPE_CHECKING:
+    from greensock.proxy.relay import Relay
+    from greensock.proxy.upstream.servers import UpstreamServer
+
+__all__ = ["BodyWait", "call_for", "introduce", "payload_as_it_comes", "payload_of_short"]
+
+_max_forwards = re.compile(rb"(?im)^(Max-Forwards: )([0-9]{1,9})(?=\r$)").sub
+
+
+class BodyWait:
+    """How long a server had to wait for a request's body, all in all."""
+
+    __slots__ = ("_since", "_total")
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._since = monotonic()
+
+    def end(self) -> None:
+        """Note that there is something for the server."""
+        self._total += monotonic() - self._since
+        self._since = inf
+
+    def go_on(self) -> None:
+        """Note that it waits for more."""
+        self._since = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long that was so far."""
+        return self._total + max(0.0, monotonic() - self._since)
+
+
+def introduce(relay: Relay, upstream: Connection, version: int) -> None:
+    """Tell a server by the PROXY protocol who the client is."""
+    header = write_proxy_header(version, *relay.proxy.ends_of(relay))
+    deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.send
+    try:
+        upstream.send(header, timeout=deadlines.within(seconds, SendTimeout, upstream))
+    except OperationTimeout:
+        raise deadlines.late(SendTimeout, seconds, upstream) from None
+
+
+def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
+    """Write the head of the request to a server."""
+    proxy, head, route = relay.proxy, relay.request.head, relay.route
+    method, target = head.method, head.target
+    upgrade = not (head.is_ordinary or head.has_body) and bool(protocols_offered(head))
+    takes_trailers = not head.is_ordinary and relay.passes_trailers
+    lines = proxy.gateway.forwarder.request_lines(
+        head, relay.peer, relay.client, relay.scheme, server.authority, upgrade, takes_trailers
+    )
+    if method == "OPTIONS" and head.headers.get_raw(b"max-forwards") is not None:
+        lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
+    if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
+        lines = _edited(relay, lines)
+        upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
+        takes_trailers = takes_trailers and b"\r\nte:" in lines.lower()
+        if options := [b"Upgrade"] * upgrade + [b"TE"] * takes_trailers:
+            lines += b"Connection: %b\r\n" % b", ".join(options)
+    length = payload.length
+    if length is None:
+        framing = b"Transfer-Encoding: chunked\r\n"
+    elif length or method in WITH_BODY:
+        framing = b"Content-Length: %d\r\n" % length
+    else:
+        framing = b""
+    if not target.startswith(b"/"):
+        target = _origin_form(method, target)
+    if route is not None and route.strip_prefix:
+        target = route.target_for(target)
+    written = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target, lines, framing)
+    trailers = partial(_trailers, relay) if length is None else None
+    return Call.written(method, written, payload, trailers, partial(_pass_interim, relay), upgrade)
+
+
+def payload_of_short(relay: Relay) -> Payload:
+    """Return a body that was read, so that it can be sent again."""
+    length = relay.request.head.content_length
+    assert length is not None
+    data = relay.request.body.read_all(length)
+    relay.proxy.watch_request_body(relay, data)
+    return payload_in_memory(data)
+
+
+def payload_as_it_comes(relay: Relay) -> Payload:
+    """Return a body that is passed on while it is read."""
+    return payload_in_pieces(_pieces(relay), relay.request.head.content_length)
+
+
+def _pieces(relay: Relay) -> Iterator[bytes]:
+    conn, body, watch = relay.conn, relay.request.body, relay.proxy.watch_request_body
+    wait = relay.body_wait = BodyWait()
+    while piece := body.read():
+        try:
+            watch(relay, piece)
+        except Exception as error:
+            raise UpcallFailed(error) from error
+        if not conn.notify_disconnect(relay.on_hangup_in_body):
+            relay.on_hangup_in_body()
+        wait.end()
+        yield piece  # as long as the server likes: nobody reads the client meanwhile
+        wait.go_on()
+        conn.notify_disconnect(None)
+    wait.end()
+    relay.end_upload()
+    # From here on nobody reads the client, which may leave while the server works.
+    if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):
+        relay.on_client_left()
+
+
+def _trailers(relay: Relay) -> Headers | None:
+    """Return the fields that go out behind a body in chunks."""
+    trailers = relay.request.trailers
+    if trailers is None:
+        return None
+    return relay.proxy.gateway.forwarder.request_trailers(relay.request.head, trailers)
+
+
+def _edited(relay: Relay, lines: bytes) -> bytes:
+    """Return the lines of a request with the changes of its route and of the program."""
+    headers = Headers.of_raw([_pair(line) for line in lines.split(b"\r\n")[:-1]])
+    if relay.route is not None and relay.route.request_fields:
+        edits = relay.route.request_fields
+        edits.apply(headers, relay.variables(edits.variables))
+    try:
+        relay.proxy.edit_request(relay, headers)
+    except Exception as error:
+        raise UpcallFailed(error) from error
+    relay.look_at_credentials(headers)  # they may be of the route's or the program's making
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
+
+
+def _one_less(match: re.Match[bytes]) -> bytes:
+    return match[1] + b"%d" % max(0, int(match[2]) - 1)
+
+
+def _pair(line: bytes) -> tuple[bytes, bytes]:
+    name, _, value = line.partition(b": ")
+    return name, value
+
+
+def _pass_interim(relay: Relay, head: ResponseHead) -> None:
+    """Pass on an answer 1xx, but for 100: the client gets ours, when its body is read."""
+    if head.status == 100 or relay.request.version == "1.0":
+        return
+    fields = relay.proxy.gateway.forwarder.response_pairs(head, trailers=False)
+    relay.conn.send(write_response_head(head.status, Headers.of_raw(fields)))
+
+
+def _origin_form(method: str, target: bytes) -> bytes:
+    """Return path and query of a target that names its host, too (RFC 9112 sections 3.2.1 and 3.2.4)."""
+    _, colon, rest = target.partition(b"://")
+    if not colon:
+        return target  # *
+    slash, mark = rest.find(b"/"), rest.find(b"?")
+    if slash < 0 or -1 < mark < slash:
+        if mark < 0 and method == "OPTIONS":
+            return b"*"
+        return b"/" + (rest[mark:] if mark >= 0 else b"")
+    return rest[slash:]
