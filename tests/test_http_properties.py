@@ -25,6 +25,7 @@ STRICTER = {
     Reason.UNKNOWN_METHOD: "h11 takes any token, of any length",
     Reason.TARGET: "h11 takes any visible characters: no fragment, no other scheme, and the form must suit the method",
     Reason.HOST_MALFORMED: "h11 does not look into Host",
+    Reason.HOST_MISSING: "h11 asks for Host in HTTP/1.1 alone, and not in 1.2",
     Reason.HOST_MISMATCH: "h11 does not compare Host with the target",
     Reason.VERSION: "h11 takes 2.0",
     Reason.HTTP_0_9: "h11 takes it with fields",

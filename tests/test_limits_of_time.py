@@ -539,7 +539,7 @@ class Wrong(Connection):
 
     __slots__ = ()
 
-    def _is_at_rest(self):
+    def is_at_rest(self):
         raise RuntimeError("must not raise")
 
 

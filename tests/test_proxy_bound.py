@@ -238,7 +238,7 @@ def test_the_server_closes_it_between_requests(start, dial, method):
 def grow_old(proxy, domain):
     """Have what is bound to a client grow older than it may be."""
     for conn in proxy.connections:
-        for _, lease in (conn.bound or {}).values():
+        for _, lease, _ in (conn.bound or {}).values():
             lease.connection.made -= 100.0
 
 

@@ -45,12 +45,12 @@ def proxied(serve):
     yield start
     for gateway in gateways:
         servers = gateway.upstreams["site"].all
-        wait_until(lambda servers=servers: not any(_held(each) for each in servers), 5)
+        wait_until(lambda servers=servers: not any(held_bytes(each) for each in servers), 5)
         gateway.upstreams["site"].close()
         assert not any(each.links.pool.origins for each in servers)
 
 
-def _held(server):
+def held_bytes(server):
     pool = server.links.pool.statistics()
     return server.used or pool.used or pool.waiting
 

@@ -69,21 +69,14 @@ def in_order(package: str) -> Iterator[str]:
 ORDER = [*in_order("greensock"), "greensock"]
 
 
-def is_for_types_only(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
 def imports(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """Go through the modules that are imported when the program runs, and the names from each."""
-    for child in ast.iter_child_nodes(node):
-        if is_for_types_only(child):
-            continue
+    """Go through the modules that are imported, for types only and inside functions too, and the names from each."""
+    for child in ast.walk(node):
         if isinstance(child, ast.Import):
             yield from ((alias.name, "") for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             module = "." * child.level + (child.module or "")
             yield from ((module, alias.name) for alias in child.names)
-        yield from imports(child)
 
 
 def of_greensock(path: Path) -> list[tuple[str, str]]:
@@ -125,6 +118,54 @@ def test_imports_go_one_way(importer):
         assert name in (exported(MODULES[module]) or []), f"{importer} imports {name} from {module}"
         if importer.startswith(("greensock.http.", "greensock.proxy.")):
             assert module.startswith(("greensock.http.", "greensock.proxy.")), f"{importer} imports {module}"
+
+
+def private_names() -> dict[str, set[Path]]:
+    """Return the folders in which each name with an underscore is defined: as a function, an attribute or a slot."""
+    found: dict[str, set[Path]] = {}
+    for path in MODULES.values():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef):
+                name = node.name
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node):
+                name = node.attr
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
+                name = node.value
+            else:
+                continue
+            if re.match(r"_[^_]", name):
+                found.setdefault(name, set()).add(path.parent)
+    return found
+
+
+def is_own(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def test_an_underscore_is_private_to_its_folder():
+    homes = private_names()
+    assert len(homes) > 300
+    reaches = [
+        f"{name}:{node.lineno} {node.attr}"
+        for name, path in MODULES.items()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in homes and path.parent not in homes[node.attr]
+    ]
+    assert not reaches
+
+
+def test_no_class_overrides_what_is_private_to_another_folder():
+    found = []
+    for module in MODULES:
+        for cls in vars(importlib.import_module(module)).values():
+            if not isinstance(cls, type) or cls.__module__ != module:
+                continue
+            folder = MODULES[module].parent
+            for base in cls.__mro__[1:]:
+                if base.__module__ in MODULES and MODULES[base.__module__].parent != folder:
+                    both = {name for name in vars(cls).keys() & vars(base).keys() if re.match(r"_[^_]", name)}
+                    found += [f"{cls.__qualname__}.{name}, of {base.__qualname__}" for name in both]
+    assert not found
 
 
 def test_what_stands_beside_is_imported_by_few():
@@ -272,7 +313,8 @@ def public_members() -> Iterator[tuple[str, object]]:
             if not (inspect.isclass(value) or inspect.isfunction(value)) or value.__module__ != module.__name__:
                 continue
             yield f"{module.__name__}.{public}", value
-            for member, attribute in vars(value).items() if inspect.isclass(value) else ():
+            with_members = inspect.isclass(value) and not getattr(value, "_is_protocol", False)
+            for member, attribute in vars(value).items() if with_members else ():
                 if not member.startswith("_") and (inspect.isfunction(attribute) or isinstance(attribute, property)):
                     yield f"{module.__name__}.{public}.{member}", getattr(value, member)
 

@@ -6,6 +6,7 @@ needs both halves: moving bytes from one connection to another, the deadlines, a
 
 from __future__ import annotations
 
+import os
 from math import inf
 from typing import Any
 
@@ -13,7 +14,7 @@ from greensock.core.lifecycle import CLOSING, FLUSH_SECONDS, INHERIT, OPEN, Time
 from greensock.core.poller import TIMED_OUT
 from greensock.core.receiving import Receiving
 from greensock.core.send_queue import Buffers, Passage
-from greensock.core.syscalls import borrow_socket
+from greensock.core.syscalls import borrow_socket, unread
 from greensock.core.transport import SharedDescriptor
 from greensock.errors import DropReason
 from greensock.stats import ConnectionStatistics
@@ -74,7 +75,7 @@ class Connection(Receiving):
                     break
                 moved += pulled
                 other._flush()
-                other._await_sent(passage, send_timeout, True)
+                other.await_sent(passage, send_timeout, True)
         finally:
             passage.finish()
             other._flush()
@@ -90,7 +91,7 @@ class Connection(Receiving):
         entry = Buffers([memoryview(data)], len(data))
         try:
             other._submit(entry)
-            other._await_sent(entry, timeout, True)
+            other.await_sent(entry, timeout, True)
         except BaseException:
             if not entry.sent and self._state is OPEN:
                 self._stash = data + self._stash
@@ -174,6 +175,26 @@ class Connection(Receiving):
                 self._transport.was_shown = True
         return self._fd
 
+    def duplicate(self) -> int:
+        """Return a second descriptor of the connection, which is the caller's to close.
+
+        For classes that say ``is_duplicated``; it does not count as shown, as ``fileno()`` does.
+
+        Raises:
+            OSError: no descriptor is to be had.
+        """
+        self._check_fd()
+        return os.dup(self._fd)
+
+    def register_with(self, poll: Any, events: int) -> None:
+        """Have a poll object of the standard library look at the connection, until it is closed."""
+        self._check_fd()
+        poll.register(self._fd, events)
+
+    def count_unread(self) -> int | None:
+        """Return how many bytes the kernel holds that were not received; None if the connection is broken or closed."""
+        return unread(self._fd) if self._fd >= 0 else None
+
     def getsockopt(self, level: int, option: int, size: int = 0) -> int | bytes:
         """Return a socket option: a number, or ``size`` bytes if given."""
         self._check_fd()
@@ -191,11 +212,12 @@ class Connection(Receiving):
         return ConnectionStatistics(
             bytes_received=self.bytes_received,
             bytes_sent=self.bytes_sent,
-            bytes_held=self._held(),
+            bytes_held=self.held_bytes(),
             bytes_queued=self._queued,
         )
 
-    def _held(self) -> int:
+    def held_bytes(self) -> int:
+        """Return how many bytes came and were not given out yet: a server that drains lets such a connection go on."""
         framed = self._decoder.pending if self._decoder is not None else 0
         return len(self._stash) + len(self._postponed) + framed
 

@@ -130,7 +130,7 @@ def _attempt(
     try:
         conn._writable = False  # until the kernel says that it stands
         conn._submit(entry)
-        conn._await_sent(entry, None if deadline == inf else max(0.0, deadline - monotonic()))
+        conn.await_sent(entry, None if deadline == inf else max(0.0, deadline - monotonic()))
     except OperationTimeout:
         conn.abort()
         raise late from None

@@ -89,7 +89,7 @@ class IdleSweep:
             seen += 1
             if not isinstance(conn, Lifecycle) or conn.server is not owner or conn._state is not OPEN:
                 continue
-            if not (conn._idle and conn._is_at_rest()):
+            if not (conn._idle and conn.is_at_rest()):
                 conn._idle_received = None  # a turn is due, or runs, or is blocked: other limits hold
             elif conn._idle_received is not conn.bytes_received or conn._idle_sent is not conn.bytes_sent:
                 # The very objects: a count that changed is another one, and none is made for this.

@@ -312,7 +312,7 @@ class Lifecycle(Endpoint):
             except BaseException as error:  # it must not; but a close that stops half-way would never end
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
 
-    def _is_at_rest(self) -> bool:
+    def is_at_rest(self) -> bool:
         """Whether the idle limit is for it while it waits for its next turn: False if a limit of its own is."""
         return True
 
@@ -456,7 +456,7 @@ class Lifecycle(Endpoint):
         self._state = CLOSED
         self._clear = self._readable = False
         transport = self._transport
-        self._poller.forget(self, transport is not None and transport.is_shared)
+        self._poller.forget(self, self.is_duplicated or (transport is not None and transport.is_shared))
         if self._armed != inf:
             self._poller.disarm(self)
         fd, self._fd = self._fd, -1
@@ -474,8 +474,16 @@ class Lifecycle(Endpoint):
         if self._events is not None:
             for event in self._events.values():
                 event.set()
+        if self.is_duplicated:
+            self.descriptor_closed()
         if self.server is not None:
             self.server._released(self)
+
+    #: Whether a class keeps duplicates of its descriptors: then a close alone takes none out of the epoll set.
+    is_duplicated: ClassVar[bool] = False
+
+    def descriptor_closed(self) -> None:
+        """The descriptor is closed; called only if the class ``is_duplicated``. It must neither block nor raise."""
 
     #: Whether it lives on in the child of a fork that happened in its turn, and is shared with that then.
     survives_fork: ClassVar[bool] = True

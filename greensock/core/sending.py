@@ -80,7 +80,7 @@ class Sending(Lifecycle):
             self.close()
         else:
             self._submit(entry)
-            self._await_sent(entry, timeout)
+            self.await_sent(entry, timeout)
         return size
 
     def send_nowait(self, data: Buffer | Sequence[Buffer]) -> None:
@@ -141,7 +141,7 @@ class Sending(Lifecycle):
         rest = max(0, os.fstat(fd).st_size - offset)
         entry = FileSegment(fd, offset, rest if count is None else min(count, rest))
         self._submit(entry)
-        self._await_sent(entry, timeout)
+        self.await_sent(entry, timeout)
         if entry.failure is not None:
             raise entry.failure
         return entry.sent
@@ -158,7 +158,7 @@ class Sending(Lifecycle):
         self._submit(entry)
         self._fin = True
         self._clear = False
-        self._await_sent(entry, timeout)
+        self.await_sent(entry, timeout)
 
     def _push(self, entry: Outgoing) -> None:
         """Let the entry make one system call."""
@@ -189,7 +189,7 @@ class Sending(Lifecycle):
     def _no_more(self) -> ConnectionClosed:
         return ConnectionClosed("shutdown_write was called: nothing can be sent", self, self._drop_reason)
 
-    def _await_sent(self, entry: Outgoing, timeout: Timeout, by_progress: bool = False) -> None:
+    def await_sent(self, entry: Outgoing, timeout: Timeout, by_progress: bool = False) -> None:
         """Block until the entry is finished (a passage: nothing is on its way).
 
         The connection's own ``send_timeout`` begins anew with each byte that the peer takes, and so does any other that

@@ -210,6 +210,16 @@ class Server(Turns[ConnectionT]):
         return self.address[1] if isinstance(self.address, tuple) else None
 
     @property
+    def listeners(self) -> list[_socket.socket]:
+        """The sockets that listen; empty before ``listen`` or ``start``, and after the end."""
+        return [place.listener for place in self._places if place.listener is not None]
+
+    @property
+    def alive(self) -> int:
+        """How many connections have come and not yet ended."""
+        return self._alive
+
+    @property
     def connections(self) -> list[ConnectionT]:
         """The connections that are alive and open, a list of your own.
 
@@ -225,7 +235,7 @@ class Server(Turns[ConnectionT]):
         """
         if self.started:
             return
-        self._listen()
+        self.listen()
         self._prepare_turns(get_poller(), self.max_workers)
         self._pid = os.getpid()
         self._stopped.clear()
@@ -236,7 +246,7 @@ class Server(Turns[ConnectionT]):
         for place in self._places:
             assert place.listener is not None
             accepted = partial(self._on_accepted, place.family)
-            place.acceptor = Acceptor(place.listener, accepted, self._permits, self.max_accept)
+            place.acceptor = Acceptor(place.listener, accepted, self.permits, self.max_accept)
         self.start_accepting()
         _warn_if_unpatched()
 
@@ -259,7 +269,7 @@ class Server(Turns[ConnectionT]):
         ``handle`` can look at ``draining``.
         """
         self._check_thread("drain")
-        self._close_listener()
+        self.close_listeners()
         self._begin_draining()
         if not self.started:
             return True
@@ -270,7 +280,7 @@ class Server(Turns[ConnectionT]):
         while self._crew is life and self.started:  # somebody else may stop it meanwhile, and start it again
             self._changed.clear()
             if monotonic() >= look_at:
-                self._end_rests(heard)
+                self.end_rests(heard)
                 look_at = monotonic() + pause
                 pause = min(2 * pause, LONGEST_LOOK)
             if self._alive <= self._own():
@@ -300,7 +310,7 @@ class Server(Turns[ConnectionT]):
         Waits up to a second for the upcalls to end.
         """
         self._check_thread("abort")
-        self._close_listener()
+        self.close_listeners()
         if not self.started:
             return
         self._begin_draining()
@@ -429,13 +439,13 @@ class Server(Turns[ConnectionT]):
         """Refuse functions of both styles, of which only one can be: ``handle`` or upcalls for what comes."""
         for name in UNHANDLED:
             given = {"handle", name} & self._functions
-            if given and self._overridden("handle") is not None and self._overridden(name) is not None:
+            if given and self.overridden("handle") is not None and self.overridden(name) is not None:
                 raise ValueError(f"handle and {name}: one of both expected, for handle receives by itself")
 
     def _acceptors(self) -> list[Acceptor]:
         return [place.acceptor for place in self._places if place.acceptor is not None]
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """Bind where nothing does yet, and listen everywhere; on failure nothing is bound that was not before."""
         mode, owner = self.unix_mode, self.unix_owner
         made: list[_Place] = []
@@ -464,7 +474,8 @@ class Server(Turns[ConnectionT]):
             listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self.no_delay)
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
 
-    def _close_listener(self) -> None:
+    def close_listeners(self) -> None:
+        """Close the listeners; connections go on. A later ``start`` binds anew."""
         for place in self._places:
             self._pauses += place.acceptor.pauses if place.acceptor is not None else 0
             _close_listener(place)
@@ -474,7 +485,7 @@ class Server(Turns[ConnectionT]):
             self._draining_since = monotonic()
             self._draining = True
 
-    def _end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
+    def end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
         """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
         now = monotonic()
         for conn in self._mine():
@@ -496,7 +507,7 @@ class Server(Turns[ConnectionT]):
         if conn._fd < 0 or conn._out:
             return False
         if conn._state is OPEN:
-            return conn._held() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
+            return conn.held_bytes() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
         return conn._linger_left > 0
 
     def _give_up(self, conn: Connection) -> None:
@@ -526,7 +537,8 @@ class Server(Turns[ConnectionT]):
 
     # -- connections come and go
 
-    def _permits(self) -> float:
+    def permits(self) -> float:
+        """Return how many more connections are welcome; asked before each round of accepting."""
         if self.max_connections is None:
             return inf
         permits = self.max_connections - self._alive
@@ -543,7 +555,7 @@ class Server(Turns[ConnectionT]):
             self._serve(fd, family, address)
         except Exception as error:  # epoll's limit is reached, or the program's connection class failed
             self._errors += 1
-            self._log_failure(error, "a connection from %r could not be served and is closed", address)
+            self.log_failure(error, "a connection from %r could not be served and is closed", address)
 
     def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
         conn: ConnectionT | None = None
@@ -571,15 +583,16 @@ class Server(Turns[ConnectionT]):
             self._poller.queue(conn)
         return conn
 
-    def _one_less(self) -> None:
+    def one_less(self) -> None:
         self._alive -= 1
         if self._draining:
             self._changed.set()
         if self._is_full:
             self._is_full = False
-            self._welcome_more()
+            self.welcome_more()
 
-    def _welcome_more(self) -> None:
+    def welcome_more(self) -> None:
+        """Have the acceptors ask ``permits`` again."""
         for acceptor in self._acceptors():
             acceptor.more_welcome()
 

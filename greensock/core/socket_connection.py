@@ -324,7 +324,7 @@ class SocketConnection(Connection):
         """Put the entry in the queue, block until it is through, and raise what it met."""
         try:
             self._submit(entry)
-            self._await_sent(entry, self.send_timeout)  # of the whole call, as with sockets
+            self.await_sent(entry, self.send_timeout)  # of the whole call, as with sockets
         except OperationTimeout:
             raise TimeoutError("timed out") from None
         except ConnectionClosed:  # shutdown_write() was called, and waits in the queue

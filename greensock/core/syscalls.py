@@ -13,6 +13,7 @@ import os
 import select
 import socket as _stdlib_socket
 import struct
+import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ __all__ = [
     "read",
     "readv",
     "reset_on_close",
+    "unread",
     "write",
     "writev",
 ]
@@ -130,6 +132,16 @@ def has_input(fd: int) -> bool:
     poll = _new_poll()
     poll.register(fd, EVENT_UNSURE | EVENT_INPUT)
     return bool(poll.poll(0))
+
+
+def unread(fd: int) -> int | None:
+    """Return how many bytes came that were not read; None if the connection is broken."""
+    poll = _new_poll()
+    try:
+        poll.register(fd, 0)
+        return None if poll.poll(0) else int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+    except OSError:
+        return None
 
 
 def has_unacknowledged(fd: int) -> bool:

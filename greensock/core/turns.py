@@ -72,26 +72,27 @@ class Turns(Upcalls[ConnectionT]):
     def _prepare_turns(self, poller: Poller, max_workers: int | None) -> None:
         """Bind what the turns use, once: upcalls that are not overridden cost nothing."""
         self._poller = poller
-        handle = self._overridden("handle")
+        handle = self.overridden("handle")
         drain = self._drain_upcalls if handle is None else self._drain_handles
         self._crew = Workers(poller.hub, drain, max_workers)
         poller.crews.append(self._crew)
         self._on_handle = handle
-        self._on_new = self._overridden("connection_new")
+        self._on_new = self.overridden("connection_new")
         self._on_recv = self.connection_recv
-        self._on_finish = self._overridden("connection_recv_finish")
-        self._on_eof = self._overridden("connection_eof")
-        self._on_drop = self._overridden("connection_drop")
+        self._on_finish = self.overridden("connection_recv_finish")
+        self._on_eof = self.overridden("connection_eof")
+        self._on_drop = self.overridden("connection_drop")
 
-    def _overridden(self, name: str) -> Callable[..., Any] | None:
+    def overridden(self, name: str) -> Callable[..., Any] | None:
+        """Return an upcall that the program gave; None if it gave none, so that nothing is called in vain."""
         upcall: Callable[..., Any] = getattr(self, name)
-        return upcall if self._overrides(name, Upcalls) else None
+        return upcall if self.overrides(name, Upcalls) else None
 
-    def _overrides(self, name: str, base: type) -> bool:
+    def overrides(self, name: str, base: type) -> bool:
         """Whether an upcall is another than the base's: a method of a subclass, or a function that was given."""
         return getattr(getattr(self, name), "__func__", None) is not getattr(base, name)
 
-    def _one_less(self) -> None:
+    def one_less(self) -> None:
         """Count a connection whose descriptor is closed and whose last upcall was made."""
         raise NotImplementedError
 
@@ -212,7 +213,7 @@ class Turns(Upcalls[ConnectionT]):
         in a linger, and is looked at again.
         """
         conn._plain = False
-        if not conn._idle or conn._out or conn._held():
+        if not conn._idle or conn._out or conn.held_bytes():
             return
         if conn._eof:
             conn._close(DropReason.STOPPED)
@@ -377,7 +378,7 @@ class Turns(Upcalls[ConnectionT]):
             if self._obey(conn, verdict, "connection_eof"):
                 conn._close(DropReason.VERDICT)
                 return
-        if conn._held():
+        if conn.held_bytes():
             partial = conn._postponed + bytes(conn._stash)
             partial += conn._decoder.take() if conn._decoder is not None else b""
             raise IncompleteMessage(f"the input ended {len(partial)} bytes into a message", conn, partial)
@@ -426,7 +427,7 @@ class Turns(Upcalls[ConnectionT]):
             reason = error.drop_reason
         if reason is DropReason.ERROR and not (isinstance(error, GreenletExit) and self._draining):
             self._errors += 1
-            self._log_failure(error, "an upcall failed on %r", conn)
+            self.log_failure(error, "an upcall failed on %r", conn)
         conn._close(reason)
         if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
             hub = self._poller.hub
@@ -446,16 +447,16 @@ class Turns(Upcalls[ConnectionT]):
             self._tell(self._on_drop, conn)
         conn._stage = _ALL_TOLD
         if conn._state is CLOSED:
-            self._one_less()
+            self.one_less()
 
     def _released(self, conn: Lifecycle) -> None:
         """The descriptor is closed."""
         self._gone_received += conn.bytes_received
         self._gone_sent += conn.bytes_sent
         if conn._stage == _ALL_TOLD:
-            self._one_less()
+            self.one_less()
 
-    def _log_failure(self, error: BaseException, text: str, *about: object) -> None:
+    def log_failure(self, error: BaseException, text: str, *about: object) -> None:
         """Log what the program failed at, with its traceback: not more often than a disk can bear."""
         left_out = self._failures_logged.left_out(monotonic())
         if left_out > 0:
@@ -473,7 +474,7 @@ class Turns(Upcalls[ConnectionT]):
             upcall(*arguments)
         except BaseException as error:
             self._errors += 1
-            self._log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
+            self.log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
             if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
 

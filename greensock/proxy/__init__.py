@@ -14,12 +14,14 @@ guard             limits for each client address, and bans
 failure           what can go wrong, what is answered then, and whether another server may be asked
 log               the access log
 upstream          the servers behind the proxy: chosen, watched, connected to
+gateway           what the listeners of a proxy share
+proxy_connection  a client's connection, and what is kept for that client
+relay             what is known of one request on its way, and what it holds
 tunnel            bytes both ways, after 101
 response_relay    the answer's way back
-upstream_request  the request's way to a server
-relay             one request on its way
-gateway           what the listeners of a proxy share
-proxy_server      the reverse proxy
+upstream_request  the request as it goes to a server
+request_relay     the way of one request: who answers it, who is asked, who else
+proxy_server      the reverse proxy: listeners, upcalls, bodies that come slowly
 config_tables     tables of a configuration, each made into an object
 config            a configuration: read, checked, and made into a gateway
 ================  ====================================================================================================

@@ -7,19 +7,15 @@ It is written on the seams of :class:`HTTPServer`, which reads, refuses and answ
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from fcntl import ioctl
 from functools import partial
 from math import inf
-from termios import FIONREAD
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
-from gevent.monkey import get_original
 
 from greensock import (
     DROP,
@@ -32,7 +28,6 @@ from greensock import (
     State,
     Verdict,
 )
-from greensock.http.client.connection_pool import Lease
 from greensock.http.errors import BadRequest
 from greensock.http.server.head_watch import HeadWatch
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPConnection, HTTPServer, HTTPServerSettings
@@ -46,17 +41,16 @@ from greensock.proxy.failure import Failure, client_is_gone
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.guard import Guard
 from greensock.proxy.log.record import MAX_DESCRIBED, Record
-from greensock.proxy.networks import canonical_address
+from greensock.proxy.proxy_connection import ProxyConnection
 from greensock.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
 from greensock.proxy.relay import Relay
-from greensock.proxy.upstream.servers import Upstream, UpstreamServer
+from greensock.proxy.request_relay import RequestRelay
+from greensock.proxy.upstream.servers import Upstream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["ProxyConnection", "ReverseProxy", "ReverseProxyKeywords"]
-
-_new_poll = get_original("select", "poll")
+__all__ = ["ReverseProxy", "ReverseProxyKeywords"]
 
 log = logging.getLogger("greensock.upstream")
 
@@ -66,93 +60,12 @@ WARN_EVERY = 60.0
 MAX_PIECES = 16
 
 
-class ProxyConnection(HTTPConnection):
-    """A client's connection."""
-
-    __slots__ = ("awaits_header", "bound", "ends", "held_up", "is_counted", "peer", "refusal", "scheme", "upload")
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
-        self.peer: str = self.address[0] if self.address else ""
-        if ":" in self.peer:  # an IPv4 address has another look to a socket that takes both
-            self.peer = canonical_address(self.peer)
-        #: Whether its PROXY header is yet to come.
-        self.awaits_header = False
-        #: What that said of both ends.
-        self.ends: tuple[Any, Any] | None = None
-        #: What the client speaks: ``http``, or ``https`` where its PROXY header said so.
-        self.scheme = "http"
-        #: Whether the guard counts it.
-        self.is_counted = False
-        #: The record of a request that is being refused.
-        self.refusal: Record | None = None
-        #: Connections to servers that are one client's alone, by their groups, and that client's address; None if there
-        #: never were any.
-        self.bound: dict[Upstream, tuple[UpstreamServer, Lease, str]] | None = None
-        #: What came of a body that is waited for without a worker.
-        self.upload: Upload | None = None
-        #: Seconds that sends have waited for it to take what they had.
-        self.held_up = 0.0
-
-    def _await_sent(self, entry: Any, timeout: Any, by_progress: bool = False) -> None:
-        if entry.left:
-            began = monotonic()
-            try:
-                super()._await_sent(entry, timeout, by_progress)
-            finally:
-                self.held_up += monotonic() - began
-
-    def _held(self) -> int:
-        """Count a body that is waited for as held: a server that drains lets its connection go on."""
-        return super()._held() + (self.upload is not None)
-
-    def _is_at_rest(self) -> bool:
-        return self.upload is None and not self.awaits_header and super()._is_at_rest()
-
-    def count_unread(self) -> int | None:
-        """Return how many bytes came that were not read; None if the connection is broken."""
-        poll = _new_poll()
-        try:
-            poll.register(self._fd, 0)
-            return None if poll.poll(0) else int.from_bytes(ioctl(self._fd, FIONREAD, bytes(4)), sys.byteorder)
-        except (OSError, ValueError):
-            return None
-
-    def bind(self, server: UpstreamServer, lease: Lease, client: str) -> None:
-        """Keep a connection to a server for what else this client asks here; it holds its slot."""
-        if self.bound is None:
-            self.bound = {}
-        self.bound[server.upstream] = server, lease, client
-        server.hold(1)
-
-    def take_bound(self, upstream: Upstream, client: str | None) -> tuple[UpstreamServer, Lease] | None:
-        """Take out what was kept of a group; None if nothing is.
-
-        What was kept for another client is closed: a trusted peer may bring the requests of many on one connection.
-        """
-        found = self.bound.pop(upstream, None) if self.bound is not None else None
-        if found is None:
-            return None
-        server, lease, owner = found
-        server.hold(-1)
-        if owner != client:
-            lease.end(False)
-            return None
-        return server, lease
-
-    def drop_bound(self) -> None:
-        """Close what was kept: nobody else may have it."""
-        for upstream in list(self.bound or ()):
-            self.take_bound(upstream, None)
-
-
 class Upload:
     """A short body, and what came of it so far."""
 
     __slots__ = ("count", "held", "missing", "overdue", "parser", "pieces", "relay", "since")
 
-    def __init__(self, relay: Relay, parser: RequestParser, missing: int) -> None:
+    def __init__(self, relay: RequestRelay, parser: RequestParser, missing: int) -> None:
         #: Whose it is.
         self.relay = relay
         #: What it will go through.
@@ -230,12 +143,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self._bodies = HeadWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
         base = ReverseProxy
-        if not self.proxy_protocol and not self._overrides("connection_recv", base):
+        if not self.proxy_protocol and not self.overrides("connection_recv", base):
             self.connection_recv = super().connection_recv  # type: ignore[method-assign]  # one call less
-        self.edits_requests = self._overrides("edit_request", base)
-        self.edits_responses = self._overrides("edit_response", base)
-        self.watches_responses = self._overrides("watch_response_body", base)
-        self.wants_records = gateway.log is not None or self._overrides("request_recorded", base)
+        self.edits_requests = self.overrides("edit_request", base)
+        self.edits_responses = self.overrides("edit_response", base)
+        self.watches_responses = self.overrides("watch_response_body", base)
+        self.wants_records = gateway.log is not None or self.overrides("request_recorded", base)
 
     # -- what to override
 
@@ -280,20 +193,11 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
 
     # -- how many
 
-    @property
-    def alive(self) -> int:
-        """How many clients' connections there are."""
-        return self._alive
+    def permits(self) -> float:
+        return min(super().permits(), self.gateway.room())
 
-    def welcome_more(self) -> None:
-        """Look again how many connections are welcome: one of another listener has ended."""
-        self._welcome_more()
-
-    def _permits(self) -> float:
-        return min(super()._permits(), self.gateway.room())
-
-    def _one_less(self) -> None:
-        super()._one_less()
+    def one_less(self) -> None:
+        super().one_less()
         self.gateway.one_less()
 
     # -- the seams of HTTPServer
@@ -306,7 +210,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
                 self._warn("proxy-untrusted", conn, "it may not connect: its PROXY header is not trusted")
                 return DROP
             conn.awaits_header = True
-            self._heads.begin(conn, self.head_timeout)
+            self.heads.begin(conn, self.head_timeout)
         elif guard is not None:
             self._admit(conn, guard)
         return None
@@ -329,7 +233,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             return POSTPONE
         header, length = found
         conn.awaits_header = False
-        self._heads.pop(conn, None)
+        self.heads.pop(conn, None)
         if not header.is_local and header.source is not None:
             conn.peer = header.source[0] if isinstance(header.source, tuple) else ""
             conn.ends = header.source, header.destination
@@ -343,7 +247,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
 
     # -- short bodies that come slowly
 
-    def park(self, relay: Relay, missing: int) -> bool:
+    def park(self, relay: RequestRelay, missing: int) -> bool:
         """Wait without a worker for the rest of a short body; False if too much is held already."""
         gateway, conn = self.gateway, relay.conn
         parser = conn.parser_in_use
@@ -357,11 +261,11 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         due = relay.deadlines.total_due
         if due != inf:  # not in ``_bodies``, where all wait equally long
             conn.upload.overdue = gevent.spawn_later(max(0.0, due - monotonic()), self._refuse_overdue, conn)
-        conn._parser = parser  # so that what comes is not taken for a request
+        conn.head_parser = parser  # so that what comes is not taken for a request
         self._bodies.begin(conn, self.body_timeout)
         return True
 
-    def _take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+    def take_body(self, conn: HTTPConnection, data: bytes) -> bool:
         assert isinstance(conn, ProxyConnection)
         upload, gateway = conn.upload, self.gateway
         if upload is None:
@@ -381,7 +285,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         is_whole = upload.count >= upload.missing
         may_hold = is_whole or gateway.buffered <= gateway.listen.max_buffered
         if failed is None and not is_whole and may_hold:
-            conn._parser = upload.parser
+            conn.head_parser = upload.parser
             self._bodies.pop(conn, None)  # its time begins anew, behind that of all others
             self._bodies.begin(conn, self.body_timeout)
         else:
@@ -400,11 +304,11 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         finally:
             conn.parser_in_use = None
         if goes_on and parser.pending and conn.state is State.OPEN:
-            self._take_requests(conn, parser)
+            self.take_requests(conn, parser)
 
     def _end_wait(self, conn: ProxyConnection) -> Upload:
-        upload, conn.upload, conn._parser = conn.upload, None, None
-        assert upload is not None
+        upload: Upload = conn.upload
+        conn.upload = conn.head_parser = None
         self.gateway.buffered -= upload.held
         if upload.overdue is not None:
             upload.overdue.kill(block=False)
@@ -417,7 +321,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             return
         if conn.state is State.OPEN:
             late = HTTPError(408, f"nothing of a body came for {self.body_timeout} s")
-            self._abandon(conn, 408, "client-timeout", partial(super()._refuse, conn, late, "body-timeout"))
+            self._abandon(conn, 408, "client-timeout", partial(super().refuse, conn, late, "body-timeout"))
         else:
             self._lose_upload(conn)
 
@@ -486,7 +390,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             conn.is_counted = True
             return
         headers = [] if refused.retry_after is None else [("Retry-After", str(refused.retry_after))]
-        self._refuse(conn, HTTPError(refused.status, headers=headers), refused.reason)
+        self.refuse(conn, HTTPError(refused.status, headers=headers), refused.reason)
 
     def ends_of(self, relay: Relay) -> tuple[Any, Any]:
         """Return the addresses of the client and of where it connected to, for the PROXY protocol; None: no such."""
@@ -499,13 +403,13 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         port = conn.address[1] if relay.client == conn.peer else 0
         return (relay.client, port), conn.local_address[:2]
 
-    def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
+    def refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         before = conn.bytes_sent
-        super()._refuse(conn, refusal, reason)
+        super().refuse(conn, refusal, reason)
         self._record_refusal(conn, refusal, reason, conn.bytes_sent - before)
 
-    def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
-        answer = super()._refusal_of(conn, head)
+    def refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
+        answer = super().refusal_of(conn, head)
         if answer is not None:
             assert isinstance(conn, ProxyConnection)
             gateway, headers = self.gateway, head.headers
@@ -519,17 +423,17 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
                 record.referer, record.agent = headers.get_raw(b"referer"), headers.get_raw(b"user-agent")
         return answer
 
-    def _answer(self, request: Request, response: Response, keep: bool) -> bool:
+    def answer(self, request: Request, response: Response, keep: bool) -> bool:
         before = request.connection.bytes_sent
         try:
-            return super()._answer(request, response, keep)
+            return super().answer(request, response, keep)
         finally:
             conn = request.connection
             assert isinstance(conn, ProxyConnection)
             if conn.refusal is not None:
                 record, conn.refusal = conn.refusal, None
                 record.sent = conn.bytes_sent - before
-                self._record_done(record)
+                self.record_done(record)
 
     def request_refused(self, conn: Connection, refusal: BadRequest | HTTPError) -> Response:
         """Return the answer to a request that is refused: with the page for its status, if there is one."""
@@ -550,22 +454,23 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         if self.wants_records:
             record = Record(time(), conn.peer, conn.peer, "", b"", "1.1")
             record.status, record.reason, record.sent = status, reason, sent
-            if conn._parser is not None:
-                record.describe(conn._parser.head_start(MAX_DESCRIBED))
-            self._record_done(record)
+            if conn.head_parser is not None:
+                record.describe(conn.head_parser.head_start(MAX_DESCRIBED))
+            self.record_done(record)
 
     def _is_trusted(self, conn: ProxyConnection) -> bool:
         """Whether a connection is a trusted peer's: it brings what many clients ask, and pays for none of them."""
         return self.gateway.trusts_somebody and conn.peer in self.gateway.forwarder.trusted
 
-    def _respond(self, request: Request, keep: bool) -> bool:
+    def respond(self, request: Request, keep: bool) -> bool:
         conn = request.connection
-        return Relay(self, request, keep, conn.peer, conn.scheme).run()  # type: ignore[attr-defined]
+        return RequestRelay(self, request, keep, conn.peer, conn.scheme).run()  # type: ignore[attr-defined]
 
-    def _record_done(self, record: Record) -> None:
+    def record_done(self, record: Record) -> None:
+        """Log a request that is over, and tell the program."""
         if self.gateway.log is not None:
             self.gateway.log.write(record)
         try:
             self.request_recorded(record)
         except Exception:
-            self._failed_program("request_recorded failed")
+            self.log_program_failure("request_recorded failed")

@@ -1,44 +1,30 @@
-"""One request on its way through the proxy: to a server, to another one if that fails, and the answer back.
+"""What is known of one request on its way through the proxy, and what it holds: a server, a connection, a record.
 
-What holds for every request:
-
-- It gets one answer, or its connection is reset; and no server is asked twice for it while another is up, but for one
-  free try on a fresh connection when a kept one turns out to be dead.
-- Nothing is sent twice that may not be: see ``failure`` for what is.
-- Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
-- A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
-  client's connection from then on: it is used for what else this client asks there, and for nobody else, and ends with
-  it. Of the clients of a trusted peer, which may share a connection, each is known by its address. Before that it ends
-  when it is spent or checks found its server to be down, but not within a handshake; the client is asked anew then.
+The way itself is in ``request_relay``; what goes to the server is written in ``upstream_request``, and what comes back
+is passed on in ``response_relay``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
+from collections import Counter
+from collections.abc import Collection
+from math import inf
 from time import monotonic, time
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from greenlet import GreenletExit
-
-from greensock import Connection, DropReason
 from greensock.http.client.connection_pool import Lease, Waiter
 from greensock.http.client.deadlines import Deadlines
-from greensock.http.client.exchange import IDEMPOTENT, Call, Exchange
-from greensock.http.client.payload import NOTHING, Payload
+from greensock.http.client.exchange import Exchange
 from greensock.http.errors import BadRequest, Reason
-from greensock.http.server.request import NO_BODY, Request
-from greensock.http.server.response import HTTPError, Response
+from greensock.http.server.request import Request
+from greensock.http.server.response import Response
 from greensock.http.wire.events import ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.plain_heads import CREDENTIALS
 from greensock.http.wire.syntax import is_of_connection
 from greensock.http.wire.writer import LAST_CHUNK
 from greensock.proxy.failure import (
-    CLIENT_LEFT,
-    DENIED,
     LONG_WAIT,
-    Again,
     Failure,
     UpcallFailed,
     client_is_gone,
@@ -46,25 +32,82 @@ from greensock.proxy.failure import (
     has_left,
 )
 from greensock.proxy.forwarded import new_id
+from greensock.proxy.gateway import Gateway
 from greensock.proxy.log.record import Record
-from greensock.proxy.response_relay import pass_answer
-from greensock.proxy.routes import BadPath
+from greensock.proxy.proxy_connection import ProxyConnection
+from greensock.proxy.routes import Route
 from greensock.proxy.rules import VARIABLES, Redirect, StaticAnswer, variables_of
-from greensock.proxy.upstream.health import Standing
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
-from greensock.proxy.upstream_request import BodyWait, call_for, introduce, payload_as_it_comes, payload_of_short
 
-if TYPE_CHECKING:
-    from greensock.proxy.proxy_server import ProxyConnection, ReverseProxy
-    from greensock.proxy.routes import Route
-
-__all__ = ["Relay"]
+__all__ = ["CHALLENGES", "COUNTED", "NO_UPLOAD", "PARKED", "STREAMED", "BodyWait", "ProxySeam", "Relay"]
 
 # Whether the body is waited for, by nobody or by a worker: an enum's members are slow to look up before Python 3.12.
 NO_UPLOAD, COUNTED, PARKED, STREAMED = range(4)
 #: Where a server, or a proxy, asks who the client is, and by which fields.
 CHALLENGES = (401, 407)
 CHALLENGE_FIELDS = (b"www-authenticate", b"proxy-authenticate")
+
+
+class BodyWait:
+    """How long a server had to wait for a request's body, all in all."""
+
+    __slots__ = ("_since", "_total")
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._since = monotonic()
+
+    def end(self) -> None:
+        """Note that there is something for the server."""
+        self._total += monotonic() - self._since
+        self._since = inf
+
+    def go_on(self) -> None:
+        """Note that it waits for more."""
+        self._since = monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long that was so far."""
+        return self._total + max(0.0, monotonic() - self._since)
+
+
+class ProxySeam(Protocol):
+    """What a relay needs of its proxy: its upcalls, which of them there are, its counters, and how it answers."""
+
+    gateway: Gateway
+    abort_on_eof: bool
+    edits_requests: bool
+    edits_responses: bool
+    watches_responses: bool
+    wants_records: bool
+    failures: Counter[str]
+    refused: Counter[str]
+    statuses: Counter[int]
+    retries: int
+    tunnels: int
+    uploads: int
+    most_uploads: float
+
+    @property
+    def draining(self) -> bool: ...
+    @property
+    def allowed_methods(self) -> str: ...
+
+    def choose_upstream(self, relay: Any, /) -> Upstream | Response | None: ...
+    def edit_request(self, relay: Any, headers: Headers, /) -> None: ...
+    def edit_response(self, relay: Any, status: int, headers: Headers, /) -> None: ...
+    def watch_request_body(self, relay: Any, piece: bytes, /) -> None: ...
+    def watch_response_body(self, relay: Any, piece: bytes, /) -> None: ...
+    def ends_of(self, relay: Any) -> tuple[Any, Any]: ...
+    def park(self, relay: Any, missing: int) -> bool: ...
+    def answer(self, request: Request, response: Response, keep: bool) -> bool: ...
+    def can_discard(self, request: Request) -> bool: ...
+    def end_exchange(self, request: Request, keep: bool) -> bool: ...
+    def cut_off(self, request: Request, error: BaseException) -> None: ...
+    def date_line(self) -> bytes: ...
+    def error_response(self, request: Request, error: BaseException) -> Response: ...
+    def record_done(self, record: Record) -> None: ...
 
 
 class Relay:
@@ -105,7 +148,7 @@ class Relay:
         "waiter",
     )
 
-    def __init__(self, proxy: ReverseProxy, request: Request, keep: bool, peer: str, scheme: str = "http") -> None:
+    def __init__(self, proxy: ProxySeam, request: Request, keep: bool, peer: str, scheme: str = "http") -> None:
         #: The proxy it goes through.
         self.proxy = proxy
         #: What the client asks for.
@@ -160,101 +203,7 @@ class Relay:
         self._noted = 0  # how many of the servers that were asked the record names
         self._upload = NO_UPLOAD
 
-    # -- all of it
-
-    def run(self, step: Callable[[], bool] | None = None) -> bool:
-        """Answer the request; True if the client's connection goes on. ``step`` is done in place of all that."""
-        proxy = self.proxy
-        before = self.conn.bytes_sent
-        if proxy.wants_records and self.record is None:
-            self._begin_record()
-        try:
-            if step is not None:
-                return step()
-            choice = self._decide()
-            if isinstance(choice, Upstream):
-                self.upstream = choice
-                self.deadlines = proxy.gateway.deadlines_of(self.route)
-                if self.request.body is NO_BODY:
-                    return self._forward(choice, NOTHING)
-                return self._forward_body(choice)
-            return self._answer(choice, self.keep)
-        except Failure as failure:
-            return self._fail(failure)
-        except UpcallFailed as failed:
-            return self._blame(failed.error)
-        except BaseException as error:
-            return self._blame(error)
-        finally:
-            if self._upload is not PARKED:
-                if not self._left:
-                    self._leave_unjudged()
-                if self._upload is not NO_UPLOAD:
-                    self._end_upload()
-                self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
-                guard = proxy.gateway.guard
-                if guard is not None:
-                    guard.answered(self.client, monotonic(), self.status)
-                if self.record is not None:
-                    self._end_record(self.record, self.conn.bytes_sent - before)
-
-    def go_on(self, failed: Exception | None, may_hold: bool) -> bool:
-        """Go on as the body is there, or will not come, or can't be held; True if the client's connection goes on.
-
-        ``failed`` is what is the matter with it.
-        """
-        self._end_upload()
-        return self.run(partial(self._go_on, failed, may_hold))
-
-    def _go_on(self, failed: Exception | None, may_hold: bool) -> bool:
-        if failed is not None:
-            raise failed
-        assert self.upstream is not None
-        return self._forward_body(self.upstream, may_wait=False, may_hold=may_hold)
-
-    def abandon(self, status: int, reason: str, answer: Callable[[], object] | None = None) -> None:
-        """Note that it is over, as its body did not come; ``answer`` tells the client so. Does not block."""
-        self._end_upload()
-        self.run(partial(self._abandon, status, reason, answer))
-
-    def _abandon(self, status: int, reason: str, answer: Callable[[], object] | None) -> bool:
-        if answer is not None:
-            answer()
-        self.status = status
-        if self.record is not None:
-            self.record.reason = reason
-        return False
-
-    def _decide(self) -> Upstream | Response:
-        """Return who is to answer the request: servers, or the proxy itself."""
-        proxy, request = self.proxy, self.request
-        gateway, head = proxy.gateway, request.head
-        headers = head.headers
-        if gateway.trusts_somebody:
-            self.client = gateway.forwarder.client_of(self.peer, headers)
-            self.scheme = gateway.forwarder.scheme_of(self.peer, headers, self.scheme)
-            if self.record is not None:
-                self.record.client = self.client
-        if gateway.guard is not None:
-            refused = gateway.guard.request(self.client, monotonic(), head.method, head.authority)
-            if refused is not None:
-                return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
-        if not head.is_ordinary:
-            if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
-                raise Failure("loop", 508)
-            self.look_at_credentials(headers)
-        if head.method == "OPTIONS" and headers.get_raw(b"max-forwards") == b"0":
-            return Response(b"", 204, [(b"Allow", proxy.allowed_methods)])  # we are asked (RFC 9110 section 7.6.2)
-        try:
-            choice = proxy.choose_upstream(self)
-        except BadPath as error:
-            self.keep = False
-            raise Failure(error.reason, error.status) from None
-        if isinstance(choice, Upstream | Response):
-            return choice
-        if choice is None:
-            raise Failure("no-route", 404)
-        raise TypeError(f"choose_upstream returned {choice!r}: an Upstream, a Response or None expected")
+    # -- what it asks for, and who asks
 
     def look_at_credentials(self, headers: Headers) -> None:
         """Note whether the connection on which these fields go to a server may remember the client by them."""
@@ -322,34 +271,6 @@ class Relay:
 
     # -- to the server
 
-    def _forward_body(self, upstream: Upstream, may_wait: bool = True, may_hold: bool = True) -> bool:
-        """Have a server answer a request with a body: which is there, is waited for, or is passed on as it comes.
-
-        A short one is waited for without a worker, and without a server, if it may be held.
-        """
-        length, proxy = self.request.head.content_length, self.proxy
-        parser = self.conn.parser_in_use
-        missing = 1 if length is None or parser is None else length - parser.pending
-        is_short = length is not None and length <= upstream.options.max_replay
-        if is_short and may_hold and (missing <= 0 or not may_wait):
-            return self._forward(upstream, payload_of_short(self))
-        guard = proxy.gateway.guard
-        if guard is not None:
-            refused = guard.upload(self.client, monotonic())
-            if refused is not None:
-                self.keep = False  # no worker waits for what is left of the body
-                return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, None), self.keep)
-        self._upload = COUNTED
-        if is_short and may_hold and proxy.park(self, missing):
-            self._upload = PARKED
-            return False
-        self._upload = STREAMED
-        proxy.uploads += 1
-        if proxy.uploads > proxy.most_uploads:
-            self.keep = False
-            raise Failure("too-many-uploads", 503)
-        return self._forward(upstream, payload_as_it_comes(self))
-
     def end_upload(self) -> None:
         """Note that nobody waits for the body any more."""
         if self._upload is not NO_UPLOAD:
@@ -362,109 +283,6 @@ class Relay:
             proxy.uploads -= 1
         if proxy.gateway.guard is not None:
             proxy.gateway.guard.upload_ended(self.client)
-
-    def _forward(self, upstream: Upstream, payload: Payload) -> bool:
-        """Have a server answer, and pass that on."""
-        self._asked = now = monotonic()
-        upstream.budget.request(now)
-        failure = self._ask(self._choose(upstream, ()), payload)
-        if failure is not None:
-            self._ask_others(failure, upstream, payload)
-        return pass_answer(self)
-
-    def _ask_others(self, failure: Failure, upstream: Upstream, payload: Payload) -> None:
-        """Ask one server after the other until one answers, or raise the last failure."""
-        tried: list[UpstreamServer] = []
-        while True:
-            assert self.server is not None
-            tried.append(self.server)
-            self._note_attempt("-")
-            self._leave()
-            if not self._may_retry(failure, payload, upstream, len(tried)):
-                raise failure
-            try:
-                server = self._choose(upstream, tried)
-            except Failure:
-                raise failure from None  # which says more than that no other is up
-            self.proxy.retries += 1
-            if self.record is not None:
-                self._begin_attempt(self.record)
-            found = self._ask(server, payload)
-            if found is None:
-                return
-            failure = found
-
-    def _choose(self, upstream: Upstream, tried: Collection[UpstreamServer]) -> UpstreamServer:
-        headers = self.request.headers
-        if upstream.sticky is not None:
-            self._wanted = upstream.server_of_cookie(headers, time())
-        server = None
-        if self.conn.bound is not None:
-            server = self._take_bound(upstream)
-        if server is None:
-            server = upstream.choose(self.client, headers, tried, self._wanted)
-        if server is None:
-            raise Failure("no-server", 503)
-        self.server = server
-        self.spell = server.health.spell
-        self._left = False
-        self.tries += 1
-        return server
-
-    def _ask(self, server: UpstreamServer, payload: Payload) -> Failure | None:
-        """Send the request and wait for the head of the answer; return what went wrong, if it was not the client."""
-        conn, body, deadlines = self.conn, self.request.body, self.deadlines
-        self.exchange = None
-        try:
-            # First what may block, if the program edits: a connection is looked at just before it is used.
-            call = call_for(self, server, payload)
-            # A client that leaves is noticed while it waits for a connection, and while the server works.
-            if body is NO_BODY or body.is_ended:
-                if self.proxy.abort_on_eof and not conn.notify_disconnect(self.on_client_left):
-                    self._client_left = True
-                    raise client_is_gone(conn)
-            elif not conn.notify_disconnect(self.on_hangup_in_body):
-                self.on_hangup_in_body()
-                if self._client_left or self.cut is not None:
-                    raise client_is_gone(conn)
-            if self._lease is None:
-                self._lease = server.lease(deadlines, self)
-            elif not self._lease.is_quiet():  # bound, and meanwhile the server let go of it: the client begins anew
-                self._lease.renew(deadlines)
-            lease = self._lease
-            upstream_conn = lease.connection
-            assert upstream_conn is not None
-            if self._client_left or self.cut is not None:
-                raise client_is_gone(conn)  # there was nothing to reset
-            if server.send_proxy_protocol and not lease.is_reused:
-                introduce(self, upstream_conn, server.send_proxy_protocol)
-            if self.record is not None:
-                self._note_connected(lease)
-            if body is not NO_BODY and not body.is_ended:
-                conn.notify_disconnect(None)  # from here on it is read
-            self.exchange = exchange = Exchange(call, upstream_conn, deadlines)
-            try:
-                self.head = exchange.run()
-            except Exception as error:
-                self.head = self._ask_again(error, exchange, lease, call)
-        except Exception as error:
-            return self.blame_server(error)
-        return None
-
-    def _ask_again(self, error: Exception, exchange: Exchange, lease: Lease, call: Call) -> ResponseHead:
-        """Ask once more on a fresh connection if a kept one died without a word; else raise."""
-        if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
-            raise error
-        upstream_conn = lease.renew(self.deadlines)
-        assert self.server is not None
-        if self.server.send_proxy_protocol:
-            introduce(self, upstream_conn, self.server.send_proxy_protocol)
-        if self._client_left:  # meanwhile: there was no connection to reset
-            raise error
-        if self.record is not None:
-            self._note_connected(lease)
-        self.exchange = Exchange(call, upstream_conn, self.deadlines)
-        return self.exchange.run()
 
     # -- when it does not go well
 
@@ -522,58 +340,6 @@ class Relay:
         wait, exchange = self.body_wait, self.exchange
         return wait is not None and exchange is not None and wait.seconds >= max(LONG_WAIT, exchange.waited)
 
-    def _may_retry(self, failure: Failure, payload: Payload, upstream: Upstream, tries: int) -> bool:
-        """Whether another server may be asked (RFC 9110 section 9.2.2)."""
-        if failure.again is Again.NEVER:
-            return False
-        if self._is_tied and (self._was_bound or failure.again is not Again.ALWAYS):
-            return False  # what it says is an answer to that server
-        if failure.again is Again.REPEATABLE:
-            method = self.request.method
-            is_upgrade = self.request.headers.get_raw(b"upgrade") is not None
-            if method not in IDEMPOTENT or not payload.is_replayable or is_upgrade:
-                return False
-        elif not payload.is_replayable and self.request.body.received:
-            return False
-        retries = upstream.options.retries
-        if self.route is not None and self.route.retries is not None:
-            retries = self.route.retries
-        return tries <= retries and tries < len(upstream.all) and upstream.budget.may_retry(monotonic())
-
-    def _fail(self, failure: Failure) -> bool:
-        """Answer that it failed."""
-        self._leave_unjudged()  # before the rest of the body is dropped, which a greenlet may still be sending
-        self.proxy.failures[failure.reason] += 1
-        if self.record is not None:
-            self.record.reason = failure.reason
-        if failure.is_untold or self.request.is_answered:
-            if failure.is_untold:
-                self.status = failure.status
-                self.conn.abort()
-            else:
-                self.proxy._cut_off(self.request, failure)
-            return False
-        retry_after = None
-        if failure.status == 503:
-            retry_after = self.upstream.retry_after() if self.upstream is not None else 1
-        answer = self.error_answer(failure.status, failure.reason, retry_after, failure.error)
-        return self._answer(answer, self.keep)
-
-    def _answer(self, answer: Response, keep: bool) -> bool:
-        """Send an answer of the proxy's own."""
-        self.status = answer.status
-        return self.proxy._answer(self.request, answer, keep)
-
-    def _refuse(self, status: int, reason: str, retry_after: int | None, allow: str | None) -> Response:
-        """Return the answer to a client that asks too much."""
-        self.proxy.refused[reason] += 1
-        if self.record is not None:
-            self.record.reason = reason
-        answer = self.error_answer(status, reason, retry_after, DENIED)
-        if allow is not None:
-            answer.headers.add(b"Allow", allow)
-        return answer
-
     def error_answer(self, status: int, reason: str, retry_after: int | None = None, error: str = "") -> Response:
         """Return the page for an error; ``error`` is what Proxy-Status calls it, if that is sent."""
         body, content_type = self.proxy.gateway.error_pages.page(status, reason)
@@ -590,28 +356,6 @@ class Relay:
         assert self.server is not None
         self.server.failed(failure, self.spell)
         return failure
-
-    def _blame(self, error: BaseException) -> bool:
-        """Answer what the client or the program is to blame for; raise it again if there is no answer to give."""
-        mine = isinstance(error, GreenletExit) or getattr(error, "connection", None) is self.conn
-        if mine and self.conn.drop_reason is DropReason.STOPPED:
-            self._fail(client_is_gone(self.conn))
-            raise error
-        self._leave_unjudged()
-        proxy, request = self.proxy, self.request
-        reason = _token_of(error, self.conn)
-        if self.record is not None:
-            self.record.reason = reason
-        if reason == "client-left":
-            self.status = CLIENT_LEFT
-            proxy.failures[reason] += 1
-        if request.is_answered:
-            proxy._cut_off(request, error)
-            raise error
-        answer = proxy._error_response(request, error)
-        if answer.status == 500 and not isinstance(error, HTTPError):
-            answer = self.error_answer(500, "internal-error", error="proxy_internal_error")
-        return self._answer(answer, self.keep and isinstance(error, HTTPError))
 
     # -- leaving
 
@@ -636,21 +380,6 @@ class Relay:
         server.leave()
         if self.record is not None:
             self.record.upstream_time = monotonic() - self._asked
-
-    def _take_bound(self, upstream: Upstream) -> UpstreamServer | None:
-        """Take up what is bound to the client's connection; None if nothing is, or it is to end."""
-        found = self.conn.take_bound(upstream, self.client)
-        if found is None:
-            return None
-        server, lease = found
-        within_handshake = lease.connection is not None and lease.connection.has_challenged
-        if not within_handshake and (lease.is_spent() or server.health.standing is Standing.DOWN):
-            lease.end(False)
-            return None
-        self._lease = lease
-        lease.is_reused = self._was_bound = True
-        server.enter()
-        return server
 
     def _must_bind(self) -> bool:
         """Whether the connection to the server may remember the client."""
@@ -704,25 +433,6 @@ class Relay:
 
     # -- the record
 
-    def _begin_record(self) -> None:
-        head = self.request.head
-        self._started = monotonic()
-        self.record = record = Record(time(), self.client, self.peer, head.method, head.target, head.version)
-        headers = head.headers
-        record.host = head.authority
-        record.referer = headers.get_raw(b"referer")
-        record.agent = headers.get_raw(b"user-agent")
-
-    def _begin_attempt(self, record: Record) -> None:
-        """Forget the times of the server that was asked before."""
-        self._asked = monotonic()
-        record.connect_time, record.reused = None, False
-
-    def _note_connected(self, lease: Lease) -> None:
-        assert self.record is not None
-        self.record.connect_time = 0.0 if lease.is_reused else monotonic() - self._asked
-        self.record.reused = lease.is_reused
-
     def note_head(self, status: int) -> None:
         """Note what the server answered, and when."""
         self.status = status
@@ -742,30 +452,6 @@ class Relay:
         record.upstream += f", {server.name}" if record.upstream else server.name
         record.upstream_status += f", {status}" if record.upstream_status else status
         self._noted = self.tries
-
-    def _end_record(self, record: Record, sent: int) -> None:
-        record.status = self.status
-        record.duration = monotonic() - self._started
-        record.sent = sent
-        record.received = self.request.body.received
-        if self._noted < self.tries:  # the client broke off, or the program failed, before it answered
-            self._note_attempt("-")
-        record.tries = self.tries
-        record.request_id = self.request_id
-        if self.route is not None:
-            record.route = self.route.name
-        self.proxy._record_done(record)
-
-
-def _token_of(error: BaseException, conn: Connection) -> str:
-    """Return one word for the log."""
-    if isinstance(error, HTTPError):
-        return "denied"  # an upcall wanted it so
-    if getattr(error, "connection", None) is not conn:
-        return "internal-error"
-    if isinstance(error, BadRequest):
-        return error.reason.value
-    return "client-timeout" if isinstance(error, TimeoutError) else "client-left"
 
 
 def _is_private(headers: Headers) -> bool:

@@ -8,9 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import partial
-from math import inf
-from time import monotonic
-from typing import TYPE_CHECKING
 
 from greensock import Connection, OperationTimeout
 from greensock.http.client.exchange import WITH_BODY, Call
@@ -22,40 +19,14 @@ from greensock.http.wire.writer import write_response_head
 from greensock.proxy.failure import UpcallFailed
 from greensock.proxy.forwarded import protocols_offered
 from greensock.proxy.proxy_protocol import write_proxy_header
+from greensock.proxy.relay import BodyWait, Relay
 from greensock.proxy.response_relay import OWN_FIELDS
 from greensock.proxy.rules import NO_EDITS
+from greensock.proxy.upstream.servers import UpstreamServer
 
-if TYPE_CHECKING:
-    from greensock.proxy.relay import Relay
-    from greensock.proxy.upstream.servers import UpstreamServer
-
-__all__ = ["BodyWait", "call_for", "introduce", "payload_as_it_comes", "payload_of_short"]
+__all__ = ["call_for", "introduce", "payload_as_it_comes", "payload_of_short"]
 
 _max_forwards = re.compile(rb"(?im)^(Max-Forwards: )([0-9]{1,9})(?=\r$)").sub
-
-
-class BodyWait:
-    """How long a server had to wait for a request's body, all in all."""
-
-    __slots__ = ("_since", "_total")
-
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._since = monotonic()
-
-    def end(self) -> None:
-        """Note that there is something for the server."""
-        self._total += monotonic() - self._since
-        self._since = inf
-
-    def go_on(self) -> None:
-        """Note that it waits for more."""
-        self._since = monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """How long that was so far."""
-        return self._total + max(0.0, monotonic() - self._since)
 
 
 def introduce(relay: Relay, upstream: Connection, version: int) -> None:
@@ -78,7 +49,7 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
         head, relay.peer, relay.client, relay.scheme, server.authority, upgrade, takes_trailers
     )
     if method == "OPTIONS" and head.headers.get_raw(b"max-forwards") is not None:
-        lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
+        lines = _max_forwards(one_less, lines)  # RFC 9110 section 7.6.2
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
         upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
@@ -158,7 +129,7 @@ def _edited(relay: Relay, lines: bytes) -> bytes:
     return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
 
-def _one_less(match: re.Match[bytes]) -> bytes:
+def one_less(match: re.Match[bytes]) -> bytes:
     return match[1] + b"%d" % max(0, int(match[2]) - 1)
 
 

@@ -77,7 +77,7 @@ class ClientConnection(Connection):
         """
         if self._spare < 0 and len(_with_spare) < share_of_descriptors():
             with contextlib.suppress(OSError):
-                self._spare = os.dup(self._fd)
+                self._spare = self.duplicate()
                 _with_spare.add(self)
 
     def drop_spare(self) -> None:
@@ -103,10 +103,10 @@ class ClientConnection(Connection):
                     return data
             raise
 
-    def _release(self) -> None:
-        if self._spare >= 0:
-            self._poller.forget(self, still_open=True)
-        super()._release()
+    is_duplicated = True
+
+    def descriptor_closed(self) -> None:
+        """Close the second descriptor, too, unless it is wanted for what came before a reset."""
         if self._spare >= 0 and self.drop_reason is not DropReason.LOST:
             self.drop_spare()
 
@@ -116,7 +116,7 @@ class ClientConnection(Connection):
             return False
         if self._poll is None:
             self._poll = _new_poll()
-            self._poll.register(self._fd, _READABLE)
+            self.register_with(self._poll, _READABLE)
         return not self._poll.poll(0)
 
 

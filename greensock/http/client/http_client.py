@@ -380,7 +380,7 @@ class HTTPClient:
             fields = self._fields(headers, destination.authority, expect_continue)
             call = Call(method, destination.target if target is None else target, fields, payload, trailers, on_interim)
             lease = self._links.lease(destination.origin if address is None else origin_at(address), deadlines)
-            return self._call(call, lease, deadlines)
+            return self.perform(call, lease, deadlines)
         except BaseException:
             payload.close()
             raise
@@ -448,7 +448,7 @@ class HTTPClient:
             pairs = [*pairs, (b"Expect", b"100-continue")]
         return Headers.of_raw(pairs)
 
-    def _call(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
+    def perform(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
         """Make the call, again if that is allowed, and return the answer, which holds the lease."""
         try:
             conn = lease.connection

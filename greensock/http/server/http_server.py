@@ -66,11 +66,11 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 class HTTPConnection(Connection):
     """A connection that speaks HTTP."""
 
-    __slots__ = ("_parser", "parser_in_use", "requests")
+    __slots__ = ("head_parser", "parser_in_use", "requests")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._parser: RequestParser | None = None  # while it holds part of a head
+        self.head_parser: RequestParser | None = None  # while it holds part of a head
         #: What the request that is being answered came through; None between two requests.
         self.parser_in_use: RequestParser | None = None
         #: How many requests came so far.
@@ -79,13 +79,13 @@ class HTTPConnection(Connection):
     #: A process that an application starts does not answer the request: it would only keep the client from its end.
     survives_fork = False
 
-    def _is_at_rest(self) -> bool:
-        return self._parser is None  # part of a head has a limit of its own
+    def is_at_rest(self) -> bool:
+        return self.head_parser is None  # part of a head has a limit of its own
 
-    def _held(self) -> int:
+    def held_bytes(self) -> int:
         """Count part of a head as held: a server that drains lets such a connection go on."""
-        parser = self._parser
-        return super()._held() + (parser.pending if parser is not None else 0)
+        parser = self.head_parser
+        return super().held_bytes() + (parser.pending if parser is not None else 0)
 
 
 if TYPE_CHECKING:
@@ -168,8 +168,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         self._refusals_logged = LogLimit()
         self._requests = 0
         self._spare: list[RequestParser] = []
-        self._heads = HeadWatch(self._refuse_late_head)
-        self._on_done = self.request_done if self._overrides("request_done", HTTPServer) else None
+        self.heads = HeadWatch(self._refuse_late_head)
+        self.on_done = self.request_done if self.overrides("request_done", HTTPServer) else None
 
     # -- what to override
 
@@ -200,61 +200,61 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             **{field.name: getattr(base, field.name) for field in fields(ServerStatistics)},
             requests=self._requests,
             refused=dict(self.refused),
-            statuses=dict(self._statuses),
+            statuses=dict(self.statuses),
         )
 
     # -- upcalls
 
     def connection_recv(self, conn: HTTPConnectionT, data: bytes) -> None:
         """Feed the parser, and answer the requests that are whole."""
-        parser = conn._parser
+        parser = conn.head_parser
         if parser is None:
             parser = self._spare.pop() if self._spare else RequestParser(self.limits)
         else:
-            conn._parser = None
-            if self._take_body(conn, data):
+            conn.head_parser = None
+            if self.take_body(conn, data):
                 return
         parser.feed(data)
-        self._take_requests(conn, parser)
+        self.take_requests(conn, parser)
 
     def connection_eof(self, conn: HTTPConnectionT) -> None:
         """Refuse the head of which only a part came: the client may have closed its sending half only."""
-        parser = conn._parser
+        parser = conn.head_parser
         if parser is None:
             return
         parser.feed_eof()
         try:
             parser.next_event()
         except BadRequest as refusal:
-            self._refuse(conn, refusal, refusal.reason.value)
+            self.refuse(conn, refusal, refusal.reason.value)
 
     def connection_drop(self, conn: HTTPConnectionT) -> None:
         """Forget a head that will not become whole."""
-        if self._heads:
-            self._heads.pop(conn, None)
+        if self.heads:
+            self.heads.pop(conn, None)
 
     def abort(self) -> None:
         """Stop now; see :meth:`Server.abort`."""
         super().abort()
-        self._heads.stop()
+        self.heads.stop()
 
     # -- heads
 
-    def _take_requests(self, conn: HTTPConnection, parser: RequestParser) -> None:
+    def take_requests(self, conn: HTTPConnection, parser: RequestParser) -> None:
         """Answer the requests that are whole, and keep the parser if it holds part of one more."""
         began = 0.0
         while True:
             try:
                 event = parser.next_event()
             except BadRequest as refusal:
-                conn._parser = parser  # whoever logs the refusal looks at what was asked
-                self._refuse(conn, refusal, refusal.reason.value)
-                conn._parser = None
+                conn.head_parser = parser  # whoever logs the refusal looks at what was asked
+                self.refuse(conn, refusal, refusal.reason.value)
+                conn.head_parser = None
                 return
             if type(event) is not RequestHead:
                 break
-            if self._heads:
-                self._heads.pop(conn, None)
+            if self.heads:
+                self.heads.pop(conn, None)
             conn.parser_in_use = parser
             try:
                 goes_on = self._exchange(conn, parser, event)
@@ -269,22 +269,22 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             began = let_others_run(began)
             if conn.state is not State.OPEN:
                 return
-        conn._parser = parser
+        conn.head_parser = parser
         if parser.pending:  # else only an empty line came, which may come once before a request
-            self._heads.begin(conn, self.head_timeout)
+            self.heads.begin(conn, self.head_timeout)
 
-    def _take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+    def take_body(self, conn: HTTPConnection, data: bytes) -> bool:
         """Take what came of a body that is awaited without a worker; False: none is. The seam of the proxy."""
         return False
 
     def _refuse_late_head(self, conn: Connection) -> None:
         if conn.state is State.OPEN:
             late = HTTPError(408, f"the head of a request took more than {self.head_timeout} s")
-            self._refuse(conn, late, "head-timeout")
+            self.refuse(conn, late, "head-timeout")
 
     # -- refusals
 
-    def _refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
+    def refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         """Answer a request that never became one, without blocking, and close. Never raises."""
         try:
             response = self._refusal(conn, refusal, reason)
@@ -296,7 +296,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         except (ConnectionClosed, ConnectionLost):
             pass  # it has left: there is nobody to tell
         except (Exception, gevent.Timeout):
-            self._failed_program("the answer to a refused request of %r failed", conn)
+            self.log_program_failure("the answer to a refused request of %r failed", conn)
             conn.close()
 
     def _refusal(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> Response:
@@ -310,12 +310,12 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             more = f"; {left_out} more were not logged" if left_out else ""
             log.info("refused a request from %s: %s (%s)%s", conn.address, refusal, reason, more)
 
-    def _failed_program(self, text: str, *about: object) -> None:
+    def log_program_failure(self, text: str, *about: object) -> None:
         """Count and log what the program failed at: the exception that is being handled."""
         self._errors += 1
         error = sys.exc_info()[1]
         assert error is not None
-        self._log_failure(error, text, *about)
+        self.log_failure(error, text, *about)
 
     # -- one request and its answer
 
@@ -336,28 +336,28 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         refused = None
         may_expect = not head.is_ordinary and head.headers.get_raw(b"expect") is not None
         if may_expect or head.method in self.refused_methods:
-            refused = self._refusal_of(conn, head)
+            refused = self.refusal_of(conn, head)
         if refused is not None:
-            return self._answer(request, refused, False)
-        return self._respond(request, keep)
+            return self.answer(request, refused, False)
+        return self.respond(request, keep)
 
-    def _respond(self, request: Request, keep: bool) -> bool:
+    def respond(self, request: Request, keep: bool) -> bool:
         """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
         try:
             response = self.handle_request(request)
             if not isinstance(response, Response):
                 raise TypeError(f"handle_request returned {response!r}: a Response expected")
         except BaseException as error:
-            response = self._error_response(request, error)
+            response = self.error_response(request, error)
             keep = keep and isinstance(error, HTTPError)
-        return self._answer(request, response, keep)
+        return self.answer(request, response, keep)
 
     @property
     def allowed_methods(self) -> str:
         """What Allow says where a method is refused."""
         return ", ".join(method for method in METHODS if method not in self.refused_methods)
 
-    def _refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
+    def refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
         """Return the answer to a request that is sound and yet not for the program."""
         if head.method in self.refused_methods:
             return self._refusal(conn, HTTPError(405, headers=[("Allow", self.allowed_methods)]), "method")
@@ -366,7 +366,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             return None  # RFC 9110 section 10.1.1
         return self._refusal(conn, HTTPError(417), "expectation")
 
-    def _error_response(self, request: Request, error: BaseException) -> Response:
+    def error_response(self, request: Request, error: BaseException) -> Response:
         """Return the answer to what ``handle_request`` raised, or raise it again if there is none to give."""
         conn = request.connection
         if isinstance(error, HTTPError):
@@ -381,26 +381,26 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         if not isinstance(error, Exception | gevent.Timeout):
             raise error  # killed
         self._errors += 1
-        self._log_failure(error, "%r failed", request)
+        self.log_failure(error, "%r failed", request)
         return HTTPError(500).response
 
-    def _answer(self, request: Request, response: Response, keep: bool) -> bool:
+    def answer(self, request: Request, response: Response, keep: bool) -> bool:
         """Send the answer; True if the connection goes on."""
         conn, body = request.connection, request.body
         if body is not NO_BODY and not body.is_ended:
-            keep = keep and self._can_discard(request)
-        keep = keep and not self._draining
+            keep = keep and self.can_discard(request)
+        keep = keep and not self.draining
         before = conn.bytes_sent
         try:
             keep = self._send(request, response, keep)
         except BaseException as error:
             response, keep = self._send_error(request, response, error), False
         finally:
-            if self._on_done is not None or type(response.body) is not bytes:
+            if self.on_done is not None or type(response.body) is not bytes:
                 self._finish(request, response, conn.bytes_sent - before)
-        return self._end_exchange(request, keep)
+        return self.end_exchange(request, keep)
 
-    def _end_exchange(self, request: Request, keep: bool) -> bool:
+    def end_exchange(self, request: Request, keep: bool) -> bool:
         """Drop what is left of the body, or close; True if the connection goes on."""
         body = request.body
         if keep and body is not NO_BODY and not body.is_ended:
@@ -417,15 +417,15 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 if isinstance(error, BadRequest) and error.connection is conn:
                     self._note_refusal(conn, error, error.reason.value)
                 raise error
-            response = self._error_response(request, error)
+            response = self.error_response(request, error)
             self._send(request, response, False)
         except BaseException:
-            self._cut_off(request, error)
+            self.cut_off(request, error)
             raise
         self._close_body(request, failed)
         return response
 
-    def _cut_off(self, request: Request, error: BaseException) -> None:
+    def cut_off(self, request: Request, error: BaseException) -> None:
         """End an answer that is out in part, so that whoever reads it sees that it was cut short."""
         conn = request.connection
         if conn.state is not State.OPEN:
@@ -440,22 +440,23 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         """Let go of the answer, and tell the program."""
         if type(response.body) is not bytes:
             self._close_body(request, response)
-        if self._on_done is not None:
-            self._tell_done(request, response, sent)
+        if self.on_done is not None:
+            self.tell_done(request, response, sent)
 
-    def _tell_done(self, request: Request, response: Response, sent: int) -> None:
+    def tell_done(self, request: Request, response: Response, sent: int) -> None:
+        """Call ``request_done``; what it raises is logged and counted."""
         try:
             self.request_done(request, response, sent)
         except Exception:
-            self._failed_program("request_done failed for %r", request)
+            self.log_program_failure("request_done failed for %r", request)
 
     def _close_body(self, request: Request, response: Response) -> None:
         try:
             _close(response.body)
         except Exception:
-            self._failed_program("the body of the answer to %r could not be closed", request)
+            self.log_program_failure("the body of the answer to %r could not be closed", request)
 
-    def _can_discard(self, request: Request) -> bool:
+    def can_discard(self, request: Request) -> bool:
         """Whether what is left of the body is surely little enough to be read and dropped."""
         body = request.body
         if body.is_awaited or body.is_broken:

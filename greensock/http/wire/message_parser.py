@@ -12,9 +12,9 @@ A parser owns the bytes that were fed and not yet taken. It does no I/O and know
 - It never runs ahead: a message's bytes are looked at when the event before has been taken. What was fed beyond stays
   as it is, and who feeds only after ``NEED_DATA`` holds no more than one piece of input (back-pressure).
 - However the input is split, the events are the same (``Data`` in other pieces), and so is the error.
-- Heads that are plain are lexed in ``plain_heads``; all others, and trailers, by httptools (llhttp), each in one call. What
-  that leaves out is checked here and beside: sizes before a byte is lexed, then the first line against what was found
-  in it, Host, framing.
+- Heads that are plain are lexed in ``plain_heads``; all others, and trailers, by httptools (llhttp), each in one call.
+  What that leaves out is checked here and beside: sizes before a byte is lexed, then the first line against what was
+  found in it, Host, framing.
 - A parser that has raised raises the same error ever after. Where the next message would begin can't be known then.
 
 ::
@@ -67,7 +67,7 @@ class MessageParser:
 
     __slots__ = ("_body", "_broken", "_inbox", "_limits", "_record", "_state")
 
-    _blame: ClassVar[type[BadRequest] | type[BadResponse]]
+    _error_class: ClassVar[type[BadRequest] | type[BadResponse]]
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
@@ -120,7 +120,7 @@ class MessageParser:
 
     def _break(self, refusal: BadMessage) -> BadRequest | BadResponse:
         self._broken = (str(refusal), refusal.reason)
-        return self._blame(*self._broken)
+        return self._error_class(*self._broken)
 
     def _checked_fields(self) -> tuple[list[tuple[bytes, bytes]], dict[bytes, bytes]]:
         """Return what was lexed, and an index by lower-case name."""

@@ -57,7 +57,7 @@ class RequestParser(MessageParser):
 
     __slots__ = ("_after_blank",)
 
-    _blame = BadRequest
+    _error_class = BadRequest
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         super().__init__(limits)

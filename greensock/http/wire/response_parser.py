@@ -51,7 +51,7 @@ class ResponseParser(MessageParser):
 
     __slots__ = ("_interim", "_keep_alive", "_method", "_upgrade")
 
-    _blame = BadResponse
+    _error_class = BadResponse
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         super().__init__(limits)

@@ -234,7 +234,7 @@ class WSGIServer(HTTPServer):
         self._refuse_handle(handle)
 
     def _refuse_handle(self, given: Any = None) -> None:
-        handle = given or self._overridden("handle")
+        handle = given or self.overridden("handle")
         if handle is not None:
             name = getattr(handle, "__qualname__", handle)
             raise TypeError(f"handle={name}: there are no handlers here, each request goes to the application")
@@ -247,17 +247,17 @@ class WSGIServer(HTTPServer):
 
     def init_socket(self) -> None:
         """Bind and listen, but accept nothing before ``start``: for what is to be done in between, such as forking."""
-        self._listen()
+        self.listen()
         self.update_environ()
 
     @property
     def socket(self) -> Any:
         """The listening socket, the first if there are several; None if there is none."""
-        return self._places[0].listener
+        return self.listeners[0] if self.listeners else None
 
     def close(self) -> None:
         """Close the listener; connections go on."""
-        self._close_listener()
+        self.close_listeners()
 
     def abort(self) -> None:
         """Stop now; see :meth:`Server.abort`."""
@@ -266,8 +266,8 @@ class WSGIServer(HTTPServer):
         for sock in sockets:
             sock.cut()
 
-    def _end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
-        super()._end_rests(heard)
+    def end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
+        super().end_rests(heard)
         for sock in self._sockets:
             sock.end_input()
 
@@ -296,7 +296,7 @@ class WSGIServer(HTTPServer):
 
     # -- one request
 
-    def _respond(self, request: Request, keep: bool) -> bool:
+    def respond(self, request: Request, keep: bool) -> bool:
         conn = request.connection
         started, before = time(), conn.bytes_sent
         answer = Answer(self, request, keep)
@@ -314,7 +314,7 @@ class WSGIServer(HTTPServer):
             response = self._on_failure(answer, error)
             if response is not None:
                 answer.code = response.status
-                keep = self._answer(request, response, False)
+                keep = self.answer(request, response, False)
         except BaseException:
             conn.abort()
             if answer.socket is not None:
@@ -330,9 +330,9 @@ class WSGIServer(HTTPServer):
             keep = answer.keep
             if answer.complaint:
                 self.application_failed(request, ValueError(answer.complaint))
-            if self._on_done is not None:
-                self._tell_done(request, answer.as_response(), conn.bytes_sent - before)
-            keep = self._end_exchange(request, keep)
+            if self.on_done is not None:
+                self.tell_done(request, answer.as_response(), conn.bytes_sent - before)
+            keep = self.end_exchange(request, keep)
         if answer.socket is not None and answer.socket.is_taken:
             self._end_socket(conn, answer.socket)
         if type(self.log) is not _NoLog:
@@ -354,7 +354,7 @@ class WSGIServer(HTTPServer):
         sock.expire()
         if sock.is_taken and not answer.is_begun:
             answer.code = 101
-            self._statuses[101] += 1
+            self.statuses[101] += 1
 
     def _end_socket(self, conn: Connection, sock: ConnectionSocket) -> None:
         """Have the connection end with its request, though the application has its descriptor."""
@@ -386,7 +386,7 @@ class WSGIServer(HTTPServer):
         mine = getattr(error, "connection", None) is conn
         refused = isinstance(error, BadRequest) or (isinstance(error, OperationTimeout) and not answer.is_begun)
         if mine and refused:
-            response = self._error_response(request, error)
+            response = self.error_response(request, error)
         elif mine and isinstance(error, ConnectionLost | ConnectionClosed | OperationTimeout):
             response = None  # the client left, or does not read
         else:
@@ -396,7 +396,7 @@ class WSGIServer(HTTPServer):
         if not answer.is_begun:
             return response
         if not answer.is_finished:
-            self._cut_off(request, error)
+            self.cut_off(request, error)
         return None
 
 

@@ -55,9 +55,9 @@ class CheckClient(HTTPClient):
         super().__init__(user_agent="greensock health check", max_idle=0)
         self._preamble = preamble
 
-    def _call(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
+    def perform(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
         call.head = self._preamble + call.head
-        return super()._call(call, lease, deadlines)
+        return super().perform(call, lease, deadlines)
 
 
 class Checker:

@@ -1,0 +1,86 @@
+"""A client's connection to the proxy: who is at its other end, and what is kept for that client."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+from greensock.http.client.connection_pool import Lease
+from greensock.http.server.http_server import HTTPConnection
+from greensock.proxy.log.record import Record
+from greensock.proxy.networks import canonical_address
+from greensock.proxy.upstream.servers import Upstream, UpstreamServer
+
+__all__ = ["ProxyConnection"]
+
+
+class ProxyConnection(HTTPConnection):
+    """A client's connection."""
+
+    __slots__ = ("awaits_header", "bound", "ends", "held_up", "is_counted", "peer", "refusal", "scheme", "upload")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
+        self.peer: str = self.address[0] if self.address else ""
+        if ":" in self.peer:  # an IPv4 address has another look to a socket that takes both
+            self.peer = canonical_address(self.peer)
+        #: Whether its PROXY header is yet to come.
+        self.awaits_header = False
+        #: What that said of both ends.
+        self.ends: tuple[Any, Any] | None = None
+        #: What the client speaks: ``http``, or ``https`` where its PROXY header said so.
+        self.scheme = "http"
+        #: Whether the guard counts it.
+        self.is_counted = False
+        #: The record of a request that is being refused.
+        self.refusal: Record | None = None
+        #: Connections to servers that are one client's alone, by their groups, and that client's address; None if there
+        #: never were any.
+        self.bound: dict[Upstream, tuple[UpstreamServer, Lease, str]] | None = None
+        #: What came of a body that is waited for without a worker.
+        self.upload: Any = None  # an ``Upload``: see there
+        #: Seconds that sends have waited for it to take what they had.
+        self.held_up = 0.0
+
+    def await_sent(self, entry: Any, timeout: Any, by_progress: bool = False) -> None:
+        if entry.left:
+            began = monotonic()
+            try:
+                super().await_sent(entry, timeout, by_progress)
+            finally:
+                self.held_up += monotonic() - began
+
+    def held_bytes(self) -> int:
+        """Count a body that is waited for as held: a server that drains lets its connection go on."""
+        return super().held_bytes() + (self.upload is not None)
+
+    def is_at_rest(self) -> bool:
+        return self.upload is None and not self.awaits_header and super().is_at_rest()
+
+    def bind(self, server: UpstreamServer, lease: Lease, client: str) -> None:
+        """Keep a connection to a server for what else this client asks here; it holds its slot."""
+        if self.bound is None:
+            self.bound = {}
+        self.bound[server.upstream] = server, lease, client
+        server.hold(1)
+
+    def take_bound(self, upstream: Upstream, client: str | None) -> tuple[UpstreamServer, Lease] | None:
+        """Take out what was kept of a group; None if nothing is.
+
+        What was kept for another client is closed: a trusted peer may bring the requests of many on one connection.
+        """
+        found = self.bound.pop(upstream, None) if self.bound is not None else None
+        if found is None:
+            return None
+        server, lease, owner = found
+        server.hold(-1)
+        if owner != client:
+            lease.end(False)
+            return None
+        return server, lease
+
+    def drop_bound(self) -> None:
+        """Close what was kept: nobody else may have it."""
+        for upstream in list(self.bound or ()):
+            self.take_bound(upstream, None)
