@@ -52,7 +52,7 @@ MODULES = {
     "send_queue": ("core/send_queue.py", ENGINE),
     "relay": ("proxy/relay.py", PROXY),
     "response_relay": ("proxy/response_relay.py", PROXY),
-    "slots": ("http/client/slots.py", POOL),
+    "pool": ("http/client/pool_state.py", POOL),
 }
 #: Seconds that one test may take, and those from which on it is asked last; how many tests are asked at first.
 TEST_TIMEOUT, SLOW, FEW = 30, 1.0, 60

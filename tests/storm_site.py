@@ -119,7 +119,7 @@ class Server:
         self._address = address
         self._index = index
         self._accepted = 0
-        self.heads = 0
+        self._heads = 0
         self._seen: Counter[int] = Counter()
         self._socks: set[socket.socket] = set()
         self._listener: socket.socket | None = None
@@ -127,11 +127,11 @@ class Server:
     def listen(self) -> None:
         """Listen, and accept in a greenlet."""
         self._listener = socket.create_server(self._address, backlog=256)
-        self._due = self.heads + LIFE
+        self._due = self._heads + LIFE
         gevent.spawn(self._accept, self._listener, Group())
 
     def _accept(self, listener: socket.socket, group: Group) -> None:
-        while self.heads < self._due:
+        while self._heads < self._due:
             try:
                 with gevent.Timeout(0.01, False):
                     sock, _ = listener.accept()
@@ -173,7 +173,7 @@ class Server:
         [fault] = chance.choices(FAULTS, WEIGHTS.values())
         draw = chance.random
         os.write(self._log, SIGHT.pack(number, self._index, FAULTS.index(fault)))
-        self.heads += 1
+        self._heads += 1
         upgrade = _upgrade(head)
         found = _length_of(head)
         length = -1 if _chunked(head) else int(found[1]) if found else 0

@@ -1039,7 +1039,7 @@ def closing_after(count, *, how="fin"):
 
 def wait_stale(mine):
     """Wait until the client's idle connections are closed by the server."""
-    idle = list(mine._links.pool._ages)
+    idle = list(mine._pool.state._ages)
     assert idle
     wait_until(lambda: not any(conn.is_quiet() for conn in idle))
 

@@ -14,11 +14,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from greensock.http import BodyTimeout, HeadTimeout, PoolStatistics, Timeouts, TotalTimeout
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.origin import Origin, origin_at, parse_url
-from greensock.http.client.slots import Action, Pool
+from greensock.http.client.pool_state import Action, PoolState
 
 
 def pool(**options):
-    return Pool(**{"max_connections": 2, "max_idle": 2, "max_waiting": 2, "idle_timeout": 10.0, **options})
+    return PoolState(**{"max_connections": 2, "max_idle": 2, "max_waiting": 2, "idle_timeout": 10.0, **options})
 
 
 def test_connect_reuse_wait_refuse():
@@ -229,7 +229,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, most, idle, total, waiting, timeout):
         self.limits = most, idle, total, waiting
         self.timeout = timeout
-        self.pool = Pool(
+        self.pool = PoolState(
             max_connections=most, max_idle=idle, max_idle_total=total, max_waiting=waiting, idle_timeout=timeout
         )
         self.now = 0.0

@@ -276,7 +276,7 @@ def test_empty_lines_between_requests(site):
 def test_no_second_empty_line_however_it_comes(site):
     site[1].sendall(b"\r\n")
     wait_until(lambda: site[0].statistics().bytes_received == 2)
-    assert not site[0].heads, "an empty line is no head that could be late"
+    assert not site[0].head_watch, "an empty line is no head that could be late"
     assert statuses(ask(site[1], "\n" + LAST)) == [400]
 
 
@@ -924,8 +924,8 @@ def test_a_watch_that_was_killed_begins_anew(serve, connect):
     server = serve(Site, head_timeout=0.2)
     socks = [connect(server), connect(server)]
     socks[0].sendall(b"GET")
-    wait_until(lambda: server.heads)
-    server.heads._greenlet.kill()
+    wait_until(lambda: server.head_watch)
+    server.head_watch._greenlet.kill()
     socks[1].sendall(b"GET")
     assert [statuses(read_all(sock).decode()) for sock in socks] == [[408], [408]]
 
@@ -950,10 +950,10 @@ def test_a_head_that_became_whole_has_no_deadline(serve, connect):
     sock = connect(server)
     for _ in range(3):
         sock.sendall(b"GET /hello HTTP/1.1\r\n")
-        wait_until(lambda: server.heads)
+        wait_until(lambda: server.head_watch)
         sock.sendall(b"Host: a\r\n\r\n")
         assert sock.recv(1000).startswith(b"HTTP/1.1 200")
-        assert not server.heads
+        assert not server.head_watch
     gevent.sleep(0.15)
     assert statuses(ask(sock, LAST)) == [200]
     assert not server.refused
@@ -1041,7 +1041,7 @@ def test_a_client_may_leave_whenever_it_likes(site, connect, caplog, sent, hard)
     wait_until(lambda: not server.statistics().active)
     assert not caplog.records
     assert server.statistics().errors == 0
-    assert not server.heads
+    assert not server.head_watch
     assert statuses(ask(connect(server), LAST)) == [200]
 
 
@@ -1072,7 +1072,7 @@ def test_a_server_that_drains_says_good_bye_and_cuts_nobody_off(answering, conne
     idle, half = connect(server), connect(server)
     busy.sendall(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\nGET /busy HTTP/1.1\r\nHost: a\r\n\r\n")
     half.sendall(b"GET /half HTTP/1.1\r\nHo")
-    wait_until(lambda: server.statistics().accepted == 3 and server.heads and server._requests)
+    wait_until(lambda: server.statistics().accepted == 3 and server.head_watch and server._requests)
     stopping = gevent.spawn(server.stop, PATIENCE)
     assert read_all(idle) == b""
     half.sendall(b"st: a\r\n\r\n")
@@ -1191,7 +1191,7 @@ def test_slow_heads_and_silent_clients_hold_no_greenlet(serve, connect):
     for number, sock in enumerate(slow):
         if number % 2:
             sock.sendall(b"GET /hello HTTP/1.1\r\nHost: ")
-    wait_until(lambda: len(server.heads) == COUNT // 2)
+    wait_until(lambda: len(server.head_watch) == COUNT // 2)
     assert len(greenlets()) <= before + 5, "one that watches the heads, and the workers"
     assert statuses(ask(connect(server), LAST)) == [200]
     assert server.statistics().workers <= 3

@@ -114,11 +114,11 @@ def start(serve):
 
 def held_of(proxy):
     servers = proxy.gateway.upstreams["site"].all
-    return sum(each.held + each.used + each.links.pool.statistics().used for each in servers)
+    return sum(each.held + each.used + each.pool.state.statistics().used for each in servers)
 
 
 def idle_of(proxy):
-    return sum(each.links.pool.statistics().idle for each in proxy.gateway.upstreams["site"].all)
+    return sum(each.pool.state.statistics().idle for each in proxy.gateway.upstreams["site"].all)
 
 
 @pytest.fixture

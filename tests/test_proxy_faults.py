@@ -47,11 +47,11 @@ def proxied(serve):
         servers = gateway.upstreams["site"].all
         wait_until(lambda servers=servers: not any(held_bytes(each) for each in servers), 5)
         gateway.upstreams["site"].close()
-        assert not any(each.links.pool.origins for each in servers)
+        assert not any(each.pool.state.origins for each in servers)
 
 
 def held_bytes(server):
-    pool = server.links.pool.statistics()
+    pool = server.pool.state.statistics()
     return server.used or pool.used or pool.waiting
 
 
@@ -327,9 +327,9 @@ def test_a_kept_connection_that_was_given_up_while_idle(proxied, dial, how, meth
     with scripted(script) as server:
         proxy = proxied(server.url)
         assert read_all(dial(proxy, request("GET"))).endswith(b"ok")
-        wait_until(lambda: server_of(proxy).links.pool.statistics().idle)
+        wait_until(lambda: server_of(proxy).pool.state.statistics().idle)
         given_up.set()
-        [conn] = server_of(proxy).links.pool._sites[server_of(proxy).origin].idle
+        [conn] = server_of(proxy).pool.state._sites[server_of(proxy).origin].idle
         wait_until(lambda: not conn.is_quiet())
         assert read_all(dial(proxy, request(method))).endswith(b"ok")
         assert server.accepted == 2
@@ -348,7 +348,7 @@ def test_a_kept_connection_that_dies_under_the_request(proxied, dial, method, st
     with scripted(script) as server:
         proxy = proxied(server.url)
         assert read_all(dial(proxy, request("GET"))).endswith(b"ok")
-        wait_until(lambda: server_of(proxy).links.pool.statistics().idle)
+        wait_until(lambda: server_of(proxy).pool.state.statistics().idle)
         assert status_of(read_all(dial(proxy, request(method)))) == status
         assert len(server.heads) == (3 if status == 200 else 2)
         assert proxy.records[1].tries == 1, "it costs no try"
@@ -400,7 +400,7 @@ def test_a_server_killed_with_200_requests_in_flight_and_back(proxied, dial, ori
     first = server_of(proxy)
     with process(host, "holds") as victim:
         socks = [dial(proxy, b"%b /%d HTTP/1.1\r\n" % (b"GET" if n % 2 else b"POST", n) + CLOSE) for n in range(200)]
-        wait_until(lambda: first.used == 200 and first.links.pool.statistics().used == 200)
+        wait_until(lambda: first.used == 200 and first.pool.state.statistics().used == 200)
         assert victim.stdout.read(200) == b"x" * 200
         victim.kill()
         victim.wait()
@@ -410,13 +410,13 @@ def test_a_server_killed_with_200_requests_in_flight_and_back(proxied, dial, ori
     assert sorted(int(target[1:]) for _, target, _, _ in origin.seen) == list(range(1, 200, 2)), "each once"
     assert proxy.failures == {"no-response": 100}
     assert proxy.retries == 100
-    assert (first.used, first.links.pool.origins, health_of(proxy)) == (0, 0, (0, 200))
+    assert (first.used, first.pool.state.origins, health_of(proxy)) == (0, 0, (0, 200))
     assert first.health.standing is Standing.EJECTED
     with process(host, "answers"):
         wait_until(lambda: read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE)).endswith(b"back"))
         assert first.health.standing is Standing.UP
         assert all(read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE)).endswith(b"back") for _ in range(5))
-        assert first.links.pool.statistics().idle == 1
+        assert first.pool.state.statistics().idle == 1
 
 
 # -- clients that leave
@@ -595,7 +595,7 @@ def test_a_client_that_leaves_while_the_proxy_connects(proxied, dial, origin, ga
     assert (record.status, record.reason) == (499, "client-left")
     assert not origin.seen
     assert health_of(proxy) == (0, 0)
-    wait_until(lambda: server_of(proxy).links.pool.statistics().idle == 1)  # nothing was sent on it: others may have it
+    wait_until(lambda: server_of(proxy).pool.state.statistics().idle == 1)  # nothing was sent on it: others may have it
 
 
 @HOW
@@ -618,7 +618,7 @@ def test_a_client_that_leaves_while_it_queues(proxied, dial, how, body):
     is_whole = body in ("none", "short")
     with scripted(script) as server:
         proxy = proxied(ServerOptions(server.url, max_connections=1, max_waiting=1))
-        pool = server_of(proxy).links.pool
+        pool = server_of(proxy).pool.state
         first = dial(proxy, b"GET /1 HTTP/1.1\r\n" + CLOSE)
         wait_until(lambda: server.heads)
         sock = dial(proxy, b"POST /2 HTTP/1.1\r\n" + sent)
@@ -652,7 +652,7 @@ def test_a_client_that_said_all_may_close_its_side_while_it_queues(proxied, dial
         first = dial(proxy, b"GET /1 HTTP/1.1\r\n" + CLOSE)
         wait_until(lambda: server.heads)
         sock = dial(proxy, b"POST /2 HTTP/1.1\r\nContent-Length: 100000\r\n" + CLOSE + bytes(100_000))
-        wait_until(lambda: server_of(proxy).links.pool.statistics().waiting == 1)
+        wait_until(lambda: server_of(proxy).pool.state.statistics().waiting == 1)
         sock.shutdown(socket.SHUT_WR)
         wait_until(lambda: any(conn._has_left() for conn in proxy.connections))
         go.set()
@@ -675,7 +675,7 @@ def test_a_client_that_leaves_while_the_proxy_connects_anew(proxied, dial, gate,
         gate.open.set()
         proxy = proxied(server.url)
         assert status_of(read_all(dial(proxy, b"GET /1 HTTP/1.1\r\n" + CLOSE))) == 200
-        wait_until(lambda: server_of(proxy).links.pool.statistics().idle)
+        wait_until(lambda: server_of(proxy).pool.state.statistics().idle)
         proxy.records.clear()
         sock = dial(proxy, b"GET /2 HTTP/1.1\r\n" + KEEP)
         wait_until(lambda: len(server.heads) == 2)
@@ -792,7 +792,7 @@ def test_a_client_that_leaves_between_requests(proxied, dial, origin, how):
     leave(sock, how)
     wait_until(lambda: not proxy.statistics().active)
     assert len(proxy.records) == 1
-    assert server_of(proxy).links.pool.statistics().idle == 1, "the server's connection is another's to use"
+    assert server_of(proxy).pool.state.statistics().idle == 1, "the server's connection is another's to use"
 
 
 def test_a_client_that_leaves_behind_pipelined_requests(proxied, dial):
@@ -965,7 +965,7 @@ def test_a_server_that_closes_its_half_only(proxied, dial):
     with scripted(script) as server:
         proxy = proxied(server.url)
         assert read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE)).endswith(b"9\r\nall of it\r\n0\r\n\r\n")
-        assert server_of(proxy).links.pool.origins == 0
+        assert server_of(proxy).pool.state.origins == 0
 
 
 # -- timeouts, each by its name

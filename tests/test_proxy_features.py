@@ -316,9 +316,9 @@ def test_a_tunnel_is_one_of_its_servers_connections(proxied):
                 sock.sendall(upgrade)
                 assert sock.recv(1000).startswith(b"HTTP/1.1 101 ")
                 assert statuses([ask(upgrade)]) == [503]
-                assert (site.is_full, site.links.pool.slots, server.accepted) == (True, 1, count)
+                assert (site.is_full, site.pool.state.slots, server.accepted) == (True, 1, count)
             wait_until(lambda: not site.used)
-            assert (site.is_full, site.links.pool.slots) == (False, 0)
+            assert (site.is_full, site.pool.state.slots) == (False, 0)
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_a_kept_connection_that_says_what_is_no_http(proxied, method, accepted):
         answer = b""
         while not answer.endswith(b"ok"):
             answer += sock.recv(1000)
-        wait_until(lambda: proxy.gateway.upstreams["site"].all[0].connection_pool.pool.statistics().idle == 1)
+        wait_until(lambda: proxy.gateway.upstreams["site"].all[0].pool.state.statistics().idle == 1)
         answer = ask(sock, f"{method} / HTTP/1.1\n{CLOSE}")
         assert answer[0] == (200 if accepted == 2 else 502)
         assert server.accepted == accepted

@@ -412,7 +412,7 @@ def test_who_waits_in_a_queue_may_give_up(when):
         second = only.lease(quick())
         assert (second.connection is conn) is (when != "as there is a slot")
         second.end(True)
-        assert (only.status("").idle, only.links.pool.statistics().used) == (1, 0)
+        assert (only.status("").idle, only.pool.state.statistics().used) == (1, 0)
         group.close()
 
 

@@ -37,7 +37,7 @@ def proxied(serve):
     yield start
     for gateway in gateways:
         servers = gateway.upstreams["site"].all
-        wait_until(lambda servers=servers: not any(each.used or each.links.pool.statistics().used for each in servers))
+        wait_until(lambda servers=servers: not any(each.used or each.pool.state.statistics().used for each in servers))
         gateway.upstreams["site"].close()
 
 
@@ -194,7 +194,7 @@ def test_what_is_idle_makes_room(proxied, serve, monkeypatch):
     first, second = serve(Origin), serve(Origin)
     proxy = proxied(first.url, second.url, retries=0)
     assert status_of(ask(proxy)) == 200
-    idle = servers_of(proxy)[0].links.pool
+    idle = servers_of(proxy)[0].pool.state
     assert idle.statistics().idle == 1
     Short(monkeypatch, errno.EMFILE, lambda: idle.statistics().idle)
     assert status_of(ask(proxy)) == 200

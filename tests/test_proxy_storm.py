@@ -429,7 +429,7 @@ def test_a_storm(serve, site, run):
     assert len(storm.seen) == storm.next >= count, "each was made"
     servers = gateway.upstreams["site"].all
     wait_until(lambda: not proxy.statistics().active)
-    assert [(each.used, each.links.pool.statistics().used, each.status("").waiting) for each in servers] == [
+    assert [(each.used, each.pool.state.statistics().used, each.status("").waiting) for each in servers] == [
         (0, 0, 0)
     ] * 4
     _check_answers(storm, proxy)
@@ -438,8 +438,8 @@ def test_a_storm(serve, site, run):
     _check_retries(storm, proxy, gateway.upstreams["site"].budget, run)
     _check_that_it_stormed(proxy, Counter(fault for each in sights.values() for fault in each), servers, count)
     gateway.upstreams["site"].close()
-    assert all(each.links.pool.statistics() == each.links.pool.statistics(each.origin) for each in servers)
-    assert not any(each.links.pool.origins for each in servers)
+    assert all(each.pool.state.statistics() == each.pool.state.statistics(each.origin) for each in servers)
+    assert not any(each.pool.state.origins for each in servers)
 
 
 def _check_answers(storm, proxy):

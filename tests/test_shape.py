@@ -23,7 +23,7 @@ import greensock.proxy
 from greensock import Connection
 from greensock.core import syscalls
 from greensock.core.poller import Endpoint
-from greensock.http.client.slots import Action
+from greensock.http.client.pool_state import Action
 from greensock.http.wire.message_parser import State
 from greensock.server_options import OPTIONS
 

@@ -215,7 +215,7 @@ class Server(Turns[ConnectionT]):
         return [place.listener for place in self._places if place.listener is not None]
 
     @property
-    def alive(self) -> int:
+    def connections_alive(self) -> int:
         """How many connections have come and not yet ended."""
         return self._alive
 
@@ -235,7 +235,7 @@ class Server(Turns[ConnectionT]):
         """
         if self.started:
             return
-        self.listen()
+        self.open_listeners()
         self._prepare_turns(get_poller(), self.max_workers)
         self._pid = os.getpid()
         self._stopped.clear()
@@ -246,7 +246,7 @@ class Server(Turns[ConnectionT]):
         for place in self._places:
             assert place.listener is not None
             accepted = partial(self._on_accepted, place.family)
-            place.acceptor = Acceptor(place.listener, accepted, self.permits, self.max_accept)
+            place.acceptor = Acceptor(place.listener, accepted, self.accept_permits, self.max_accept)
         self.start_accepting()
         _warn_if_unpatched()
 
@@ -280,7 +280,7 @@ class Server(Turns[ConnectionT]):
         while self._crew is life and self.started:  # somebody else may stop it meanwhile, and start it again
             self._changed.clear()
             if monotonic() >= look_at:
-                self.end_rests(heard)
+                self.end_resting(heard)
                 look_at = monotonic() + pause
                 pause = min(2 * pause, LONGEST_LOOK)
             if self._alive <= self._own():
@@ -439,13 +439,13 @@ class Server(Turns[ConnectionT]):
         """Refuse functions of both styles, of which only one can be: ``handle`` or upcalls for what comes."""
         for name in UNHANDLED:
             given = {"handle", name} & self._functions
-            if given and self.overridden("handle") is not None and self.overridden(name) is not None:
+            if given and self.given_upcall("handle") is not None and self.given_upcall(name) is not None:
                 raise ValueError(f"handle and {name}: one of both expected, for handle receives by itself")
 
     def _acceptors(self) -> list[Acceptor]:
         return [place.acceptor for place in self._places if place.acceptor is not None]
 
-    def listen(self) -> None:
+    def open_listeners(self) -> None:
         """Bind where nothing does yet, and listen everywhere; on failure nothing is bound that was not before."""
         mode, owner = self.unix_mode, self.unix_owner
         made: list[_Place] = []
@@ -485,7 +485,7 @@ class Server(Turns[ConnectionT]):
             self._draining_since = monotonic()
             self._draining = True
 
-    def end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
+    def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
         """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
         now = monotonic()
         for conn in self._mine():
@@ -537,7 +537,7 @@ class Server(Turns[ConnectionT]):
 
     # -- connections come and go
 
-    def permits(self) -> float:
+    def accept_permits(self) -> float:
         """Return how many more connections are welcome; asked before each round of accepting."""
         if self.max_connections is None:
             return inf
@@ -583,15 +583,15 @@ class Server(Turns[ConnectionT]):
             self._poller.queue(conn)
         return conn
 
-    def one_less(self) -> None:
+    def connection_ended(self) -> None:
         self._alive -= 1
         if self._draining:
             self._changed.set()
         if self._is_full:
             self._is_full = False
-            self.welcome_more()
+            self.welcome_connections()
 
-    def welcome_more(self) -> None:
+    def welcome_connections(self) -> None:
         """Have the acceptors ask ``permits`` again."""
         for acceptor in self._acceptors():
             acceptor.more_welcome()

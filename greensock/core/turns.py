@@ -72,27 +72,27 @@ class Turns(Upcalls[ConnectionT]):
     def _prepare_turns(self, poller: Poller, max_workers: int | None) -> None:
         """Bind what the turns use, once: upcalls that are not overridden cost nothing."""
         self._poller = poller
-        handle = self.overridden("handle")
+        handle = self.given_upcall("handle")
         drain = self._drain_upcalls if handle is None else self._drain_handles
         self._crew = Workers(poller.hub, drain, max_workers)
         poller.crews.append(self._crew)
         self._on_handle = handle
-        self._on_new = self.overridden("connection_new")
+        self._on_new = self.given_upcall("connection_new")
         self._on_recv = self.connection_recv
-        self._on_finish = self.overridden("connection_recv_finish")
-        self._on_eof = self.overridden("connection_eof")
-        self._on_drop = self.overridden("connection_drop")
+        self._on_finish = self.given_upcall("connection_recv_finish")
+        self._on_eof = self.given_upcall("connection_eof")
+        self._on_drop = self.given_upcall("connection_drop")
 
-    def overridden(self, name: str) -> Callable[..., Any] | None:
+    def given_upcall(self, name: str) -> Callable[..., Any] | None:
         """Return an upcall that the program gave; None if it gave none, so that nothing is called in vain."""
         upcall: Callable[..., Any] = getattr(self, name)
-        return upcall if self.overrides(name, Upcalls) else None
+        return upcall if self.overrides_upcall(name, Upcalls) else None
 
-    def overrides(self, name: str, base: type) -> bool:
+    def overrides_upcall(self, name: str, base: type) -> bool:
         """Whether an upcall is another than the base's: a method of a subclass, or a function that was given."""
         return getattr(getattr(self, name), "__func__", None) is not getattr(base, name)
 
-    def one_less(self) -> None:
+    def connection_ended(self) -> None:
         """Count a connection whose descriptor is closed and whose last upcall was made."""
         raise NotImplementedError
 
@@ -447,14 +447,14 @@ class Turns(Upcalls[ConnectionT]):
             self._tell(self._on_drop, conn)
         conn._stage = _ALL_TOLD
         if conn._state is CLOSED:
-            self.one_less()
+            self.connection_ended()
 
     def _released(self, conn: Lifecycle) -> None:
         """The descriptor is closed."""
         self._gone_received += conn.bytes_received
         self._gone_sent += conn.bytes_sent
         if conn._stage == _ALL_TOLD:
-            self.one_less()
+            self.connection_ended()
 
     def log_failure(self, error: BaseException, text: str, *about: object) -> None:
         """Log what the program failed at, with its traceback: not more often than a disk can bear."""

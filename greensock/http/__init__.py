@@ -13,7 +13,7 @@ wsgi    takes the place of ``gevent.pywsgi.WSGIServer``
 
 from greensock.http.client.deadlines import Timeouts
 from greensock.http.client.http_client import ClientResponse, HTTPClient
-from greensock.http.client.slots import PoolStatistics
+from greensock.http.client.pool_state import PoolStatistics
 from greensock.http.errors import (
     BadMessage,
     BadRequest,

@@ -45,10 +45,10 @@ class Listener(Protocol):
     """What a gateway asks of its listeners."""
 
     @property
-    def alive(self) -> int:
+    def connections_alive(self) -> int:
         """How many clients' connections it has."""
 
-    def welcome_more(self) -> None:
+    def welcome_connections(self) -> None:
         """Look again how many connections are welcome."""
 
 
@@ -142,13 +142,13 @@ class Gateway:
         """Return how many more clients' connections are welcome."""
         if self.most_clients == inf:
             return inf
-        return self.most_clients - sum(listener.alive for listener in self._listeners)
+        return self.most_clients - sum(listener.connections_alive for listener in self._listeners)
 
-    def one_less(self) -> None:
+    def connection_ended(self) -> None:
         """Have the listeners know that a client's connection has ended."""
         if self.most_clients != inf:
             for listener in self._listeners:
-                listener.welcome_more()
+                listener.welcome_connections()
 
     def _count_most_clients(self) -> float:
         """Return how many clients' connections leave each of them a descriptor for its way to a server.
@@ -191,8 +191,8 @@ class Gateway:
         """Return whether idle connections to servers would take what clients are to have, or what is kept back."""
         if self.most_links == inf:
             return False
-        links = sum(server.links.pool.slots for upstream in self.upstreams.values() for server in upstream.all)
-        return links > self.most_links  # the new one has its slot
+        held = sum(server.pool.state.slots for upstream in self.upstreams.values() for server in upstream.all)
+        return held > self.most_links  # the new one has its slot
 
     def _start_checks(self) -> None:
         servers = [server for upstream in self.upstreams.values() for server in upstream.all]

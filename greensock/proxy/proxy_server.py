@@ -143,12 +143,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self._bodies = HeadWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
         base = ReverseProxy
-        if not self.proxy_protocol and not self.overrides("connection_recv", base):
+        if not self.proxy_protocol and not self.overrides_upcall("connection_recv", base):
             self.connection_recv = super().connection_recv  # type: ignore[method-assign]  # one call less
-        self.edits_requests = self.overrides("edit_request", base)
-        self.edits_responses = self.overrides("edit_response", base)
-        self.watches_responses = self.overrides("watch_response_body", base)
-        self.wants_records = gateway.log is not None or self.overrides("request_recorded", base)
+        self.edits_requests = self.overrides_upcall("edit_request", base)
+        self.edits_responses = self.overrides_upcall("edit_response", base)
+        self.watches_responses = self.overrides_upcall("watch_response_body", base)
+        self.wants_records = gateway.log is not None or self.overrides_upcall("request_recorded", base)
 
     # -- what to override
 
@@ -193,12 +193,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
 
     # -- how many
 
-    def permits(self) -> float:
-        return min(super().permits(), self.gateway.room())
+    def accept_permits(self) -> float:
+        return min(super().accept_permits(), self.gateway.room())
 
-    def one_less(self) -> None:
-        super().one_less()
-        self.gateway.one_less()
+    def connection_ended(self) -> None:
+        super().connection_ended()
+        self.gateway.connection_ended()
 
     # -- the seams of HTTPServer
 
@@ -210,7 +210,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
                 self._warn("proxy-untrusted", conn, "it may not connect: its PROXY header is not trusted")
                 return DROP
             conn.awaits_header = True
-            self.heads.begin(conn, self.head_timeout)
+            self.head_watch.begin(conn, self.head_timeout)
         elif guard is not None:
             self._admit(conn, guard)
         return None
@@ -233,7 +233,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             return POSTPONE
         header, length = found
         conn.awaits_header = False
-        self.heads.pop(conn, None)
+        self.head_watch.pop(conn, None)
         if not header.is_local and header.source is not None:
             conn.peer = header.source[0] if isinstance(header.source, tuple) else ""
             conn.ends = header.source, header.destination
@@ -265,7 +265,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self._bodies.begin(conn, self.body_timeout)
         return True
 
-    def take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+    def take_awaited_body(self, conn: HTTPConnection, data: bytes) -> bool:
         assert isinstance(conn, ProxyConnection)
         upload, gateway = conn.upload, self.gateway
         if upload is None:
@@ -321,7 +321,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             return
         if conn.state is State.OPEN:
             late = HTTPError(408, f"nothing of a body came for {self.body_timeout} s")
-            self._abandon(conn, 408, "client-timeout", partial(super().refuse, conn, late, "body-timeout"))
+            self._abandon(conn, 408, "client-timeout", partial(super().refuse_request, conn, late, "body-timeout"))
         else:
             self._lose_upload(conn)
 
@@ -390,7 +390,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             conn.is_counted = True
             return
         headers = [] if refused.retry_after is None else [("Retry-After", str(refused.retry_after))]
-        self.refuse(conn, HTTPError(refused.status, headers=headers), refused.reason)
+        self.refuse_request(conn, HTTPError(refused.status, headers=headers), refused.reason)
 
     def ends_of(self, relay: Relay) -> tuple[Any, Any]:
         """Return the addresses of the client and of where it connected to, for the PROXY protocol; None: no such."""
@@ -403,9 +403,9 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         port = conn.address[1] if relay.client == conn.peer else 0
         return (relay.client, port), conn.local_address[:2]
 
-    def refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
+    def refuse_request(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         before = conn.bytes_sent
-        super().refuse(conn, refusal, reason)
+        super().refuse_request(conn, refusal, reason)
         self._record_refusal(conn, refusal, reason, conn.bytes_sent - before)
 
     def refusal_of(self, conn: Connection, head: RequestHead) -> Response | None:
@@ -423,10 +423,10 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
                 record.referer, record.agent = headers.get_raw(b"referer"), headers.get_raw(b"user-agent")
         return answer
 
-    def answer(self, request: Request, response: Response, keep: bool) -> bool:
+    def send_answer(self, request: Request, response: Response, keep: bool) -> bool:
         before = request.connection.bytes_sent
         try:
-            return super().answer(request, response, keep)
+            return super().send_answer(request, response, keep)
         finally:
             conn = request.connection
             assert isinstance(conn, ProxyConnection)
@@ -462,7 +462,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         """Whether a connection is a trusted peer's: it brings what many clients ask, and pays for none of them."""
         return self.gateway.trusts_somebody and conn.peer in self.gateway.forwarder.trusted
 
-    def respond(self, request: Request, keep: bool) -> bool:
+    def serve_request(self, request: Request, keep: bool) -> bool:
         conn = request.connection
         return RequestRelay(self, request, keep, conn.peer, conn.scheme).run()  # type: ignore[attr-defined]
 

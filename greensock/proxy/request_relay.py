@@ -320,7 +320,7 @@ class RequestRelay(Relay):
                 self.status = failure.status
                 self.conn.abort()
             else:
-                self.proxy.cut_off(self.request, failure)
+                self.proxy.cut_off_answer(self.request, failure)
             return False
         retry_after = None
         if failure.status == 503:
@@ -331,7 +331,7 @@ class RequestRelay(Relay):
     def _answer(self, answer: Response, keep: bool) -> bool:
         """Send an answer of the proxy's own."""
         self.status = answer.status
-        return self.proxy.answer(self.request, answer, keep)
+        return self.proxy.send_answer(self.request, answer, keep)
 
     def _refuse(self, status: int, reason: str, retry_after: int | None, allow: str | None) -> Response:
         """Return the answer to a client that asks too much."""
@@ -358,7 +358,7 @@ class RequestRelay(Relay):
             self.status = CLIENT_LEFT
             proxy.failures[reason] += 1
         if request.is_answered:
-            proxy.cut_off(request, error)
+            proxy.cut_off_answer(request, error)
             raise error
         answer = proxy.error_response(request, error)
         if answer.status == 500 and not isinstance(error, HTTPError):

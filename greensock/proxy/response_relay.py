@@ -94,7 +94,7 @@ def _may_keep(relay: Relay) -> bool:
     keep = relay.keep and not relay.proxy.draining
     if keep and request.body is not NO_BODY and not request.body.is_ended:
         if exchange is None or not exchange.is_sending:  # else what is left is still being sent to the server
-            keep = relay.proxy.can_discard(request)
+            keep = relay.proxy.can_discard_body(request)
     return keep
 
 
@@ -106,7 +106,7 @@ def _go_on(relay: Relay, keep: bool) -> bool:
             relay.conn.close()
         return keep
     if keep and not request.body.is_ended:
-        keep = relay.proxy.can_discard(request)
+        keep = relay.proxy.can_discard_body(request)
     return relay.proxy.end_exchange(request, keep)
 
 
@@ -154,7 +154,7 @@ def _written_head(relay: Relay, head: ResponseHead, keep: bool, trailers: bool =
     if status == 426 and b"\nUpgrade: " in b"\n" + lines:
         option += UPGRADE
     date = b"" if head.headers.get_raw(b"date") is not None else proxy.date_line()
-    proxy.statuses[status] += 1
+    proxy.answers_by_status[status] += 1
     line = _status_lines.get((status, head.phrase)) or _status_line(status, head.phrase)
     return b"%b%b%b%b" % (line, date, lines, option)
 
@@ -371,7 +371,7 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     upgrade = b", ".join(head.headers.all_raw(b"upgrade"))
     line = _status_line(head.status, head.phrase)
     relay.request.is_answered = True
-    relay.proxy.statuses[head.status] += 1
+    relay.proxy.answers_by_status[head.status] += 1
     client.send(b"%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (line, lines, upgrade))
     lease = relay.take_lease()  # its slot is held as long as the tunnel: it is one of the server's connections
     upstream = lease.connection

@@ -49,7 +49,7 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
         head, relay.peer, relay.client, relay.scheme, server.authority, upgrade, takes_trailers
     )
     if method == "OPTIONS" and head.headers.get_raw(b"max-forwards") is not None:
-        lines = _max_forwards(one_less, lines)  # RFC 9110 section 7.6.2
+        lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
         upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
@@ -129,7 +129,7 @@ def _edited(relay: Relay, lines: bytes) -> bytes:
     return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in OWN_FIELDS])
 
 
-def one_less(match: re.Match[bytes]) -> bytes:
+def _one_less(match: re.Match[bytes]) -> bytes:
     return match[1] + b"%d" % max(0, int(match[2]) - 1)
 
 

@@ -33,12 +33,12 @@ from greensock import (
 )
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.origin import Origin
-from greensock.http.client.slots import Action, Decision, Pool
+from greensock.http.client.pool_state import Action, Decision, PoolState
 from greensock.http.errors import ConnectTimeout, PhaseTimeout, QueueFull, QueueTimeout
 from greensock.http.wire.limits import Limits
 from greensock.http.wire.response_parser import ResponseParser
 
-__all__ = ["ClientConnection", "Lease", "Links", "Patient", "Waiter"]
+__all__ = ["ClientConnection", "ConnectionPool", "Lease", "Patient", "Waiter"]
 
 _new_poll = get_original("select", "poll")
 _close = get_original("os", "close")  # gevent's waits for the next pass of the loop, and so would a reset
@@ -46,7 +46,7 @@ _close = get_original("os", "close")  # gevent's waits for the next pass of the 
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _READABLE: int = select.POLLIN | select.POLLRDHUP
 
-_all_links: weakref.WeakSet[Links] = weakref.WeakSet()
+_all_pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
 _with_spare: set[ClientConnection] = set()  # those that hold a second descriptor
 
 
@@ -147,10 +147,10 @@ class Patient(Protocol):
 class Lease:
     """A slot, and the connection in it. ``end`` and ``give_up`` end it; only the first of them counts."""
 
-    __slots__ = ("_links", "_origin", "connection", "is_reused")
+    __slots__ = ("_origin", "_pool", "connection", "is_reused")
 
-    def __init__(self, links: Links, origin: Origin, kept: ClientConnection | None = None) -> None:
-        self._links: Links | None = links
+    def __init__(self, pool: ConnectionPool, origin: Origin, kept: ClientConnection | None = None) -> None:
+        self._pool: ConnectionPool | None = pool
         self._origin = origin
         #: What is lent; None while it is being made.
         self.connection: ClientConnection | None = kept
@@ -159,8 +159,8 @@ class Lease:
 
     def end(self, reusable: bool) -> None:
         """Give the slot back, with the connection if it may be used again; else that is closed."""
-        links, self._links = self._links, None
-        if links is None:
+        pool, self._pool = self._pool, None
+        if pool is None:
             return
         conn, self.connection = self.connection, None
         if conn is not None and conn._spare >= 0:
@@ -168,7 +168,7 @@ class Lease:
         if conn is not None and not reusable:
             conn.close()
             conn = None
-        links.give_back(self._origin, conn)
+        pool.give_back(self._origin, conn)
 
     def is_quiet(self) -> bool:
         """Whether the connection stands, as far as can be known."""
@@ -176,12 +176,12 @@ class Lease:
 
     def is_spent(self) -> bool:
         """Whether the connection is too old for a further request, or has served as many as it may."""
-        conn, links = self.connection, self._links
-        return conn is not None and links is not None and links.pool.is_spent(conn.made, conn.requests, monotonic())
+        conn, pool = self.connection, self._pool
+        return conn is not None and pool is not None and pool.state.is_spent(conn.made, conn.requests, monotonic())
 
     def give_up(self) -> None:
         """Reset the connection and give the slot back."""
-        if self.connection is not None and self._links is not None:
+        if self.connection is not None and self._pool is not None:
             self.connection.abort()
         self.end(False)
 
@@ -196,23 +196,23 @@ class Lease:
 
     def renew(self, deadlines: Deadlines) -> ClientConnection:
         """Put a fresh connection in the place of one that died."""
-        if self._links is None:
+        if self._pool is None:
             raise RuntimeError("the slot was given back before")
         if self.connection is not None:
             self.connection.abort()
             self.connection.drop_spare()
             self.connection = None
         self.is_reused = False
-        self.connection = self._links.connect(self._origin, deadlines)
+        self.connection = self._pool.connect(self._origin, deadlines)
         return self.connection
 
 
-class Links:
+class ConnectionPool:
     """All connections of one client."""
 
     def __init__(
         self,
-        pool: Pool[ClientConnection, Waiter],
+        state: PoolState[ClientConnection, Waiter],
         limits: Limits,
         max_waiting: int,
         make_room: Callable[[], bool] | None = None,
@@ -222,7 +222,7 @@ class Links:
 
         ``is_full`` says before a connection is made whether they will be.
         """
-        self.pool = pool
+        self.state = state
         self._make_room = make_room or self.drop_oldest
         self._is_full = is_full
         self.closed = False
@@ -230,7 +230,7 @@ class Links:
         self._max_waiting = max_waiting
         self._hub: Any = None
         self._timer: Any = None
-        _all_links.add(self)
+        _all_pools.add(self)
 
     def lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
         """Lend a connection that stands, as far as can be known; wait for it or make it if need be.
@@ -241,7 +241,7 @@ class Links:
             ConnectionClosed: the client was closed, or ``patient`` gave up.
         """
         self._check_usable()
-        conn = self.pool.take(origin)
+        conn = self.state.take(origin)
         if conn is not None and conn.is_quiet():
             return Lease(self, origin, conn)
         return self._lease(origin, deadlines, conn, patient)
@@ -254,7 +254,7 @@ class Links:
             stale.close()
             self.give_back(origin, None)
         waiter = Waiter()
-        decision = self.pool.ask(origin, waiter, monotonic())
+        decision = self.state.ask(origin, waiter, monotonic())
         self._carry_out(decision)
         conn = decision.connection
         if decision.action is Action.REFUSE:
@@ -267,7 +267,7 @@ class Links:
             while conn is not None and not conn.is_quiet():
                 conn.close()
                 conn = None
-                decision = self.pool.replace(origin, monotonic())
+                decision = self.state.replace(origin, monotonic())
                 self._carry_out(decision)
                 conn = decision.connection
             if conn is not None:
@@ -307,24 +307,24 @@ class Links:
             conn.close()
             conn = None
         now = monotonic()
-        if conn is None or not self.pool.put(origin, conn, now, conn.made, conn.requests):
-            if conn is not None and self.pool.is_spent(conn.made, conn.requests, now):
+        if conn is None or not self.state.put(origin, conn, now, conn.made, conn.requests):
+            if conn is not None and self.state.is_spent(conn.made, conn.requests, now):
                 conn.close()
                 conn = None
-            self._carry_out(self.pool.give_back(origin, conn, now))
+            self._carry_out(self.state.give_back(origin, conn, now))
         if self._timer is None and conn is not None:
             self._arm()
 
     def drop_oldest(self) -> bool:
         """Close what has been idle the longest; False: nothing is."""
-        conn = self.pool.drop_oldest()
+        conn = self.state.drop_oldest()
         if conn is not None:
             conn.close()
         return conn is not None
 
     def drop_idle(self) -> None:
         """Close what is idle."""
-        for conn in self.pool.drop_idle():
+        for conn in self.state.drop_idle():
             conn.close()
         self._disarm()
 
@@ -332,12 +332,12 @@ class Links:
         """Close what is idle; send away who waits; what is lent is closed when it comes back."""
         self.closed = True
         self.drop_idle()
-        for waiter in self.pool.drop_waiters():
+        for waiter in self.state.drop_waiters():
             _wake(waiter)
 
     def forget(self) -> None:
         """Let go of a parent's connections in the child of a fork: their descriptors are gone, and the loop is its."""
-        self.pool.reset()
+        self.state.reset()
         timer, self._timer = self._timer, None
         if timer is not None:
             _of_the_parent.append(timer)  # to be collected would be to be stopped, in the parent's loop
@@ -363,7 +363,7 @@ class Links:
             if waiter.has_given_up:
                 raise ConnectionClosed("whoever waited for a connection has left")
         except BaseException:
-            if not self.pool.leave(origin, waiter) and waiter.granted:
+            if not self.state.leave(origin, waiter) and waiter.granted:
                 self.give_back(origin, waiter.connection)
             raise
         finally:
@@ -372,7 +372,7 @@ class Links:
         if not waiter.granted:
             if self.closed:
                 raise ConnectionClosed("the client was closed")
-            self.pool.leave(origin, waiter)
+            self.state.leave(origin, waiter)
             raise deadlines.late(QueueTimeout, seconds)
         return waiter.connection
 
@@ -387,7 +387,7 @@ class Links:
     # -- growing old
 
     def _arm(self) -> None:
-        due = self.pool.next_expiry()
+        due = self.state.next_expiry()
         if due is None:
             return
         # Not the loop's own reference: a program with nothing else to wait for may end.
@@ -402,7 +402,7 @@ class Links:
 
     def _on_timer(self) -> None:
         self._disarm()
-        for conn in self.pool.expire(monotonic()):
+        for conn in self.state.expire(monotonic()):
             conn.close()
         self._arm()
 
@@ -416,8 +416,8 @@ _of_the_parent: list[Any] = []
 
 
 def _after_fork_in_child() -> None:
-    for links in list(_all_links):
-        links.forget()
+    for pool in list(_all_pools):
+        pool.forget()
     for conn in list(_with_spare):
         conn.drop_spare()
 

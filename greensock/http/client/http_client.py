@@ -29,12 +29,12 @@ from greensock import (
     __version__,
     let_others_run,
 )
-from greensock.http.client.connection_pool import Lease, Links
+from greensock.http.client.connection_pool import ConnectionPool, Lease
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.client.exchange import Call, Exchange, Interim, Trailers
 from greensock.http.client.origin import origin_at, parse_url
 from greensock.http.client.payload import Body, let_go, payload_of
-from greensock.http.client.slots import Pool, PoolStatistics
+from greensock.http.client.pool_state import PoolState, PoolStatistics
 from greensock.http.errors import BadResponse, BodyTimeout
 from greensock.http.wire.events import Data, EndOfMessage, ResponseHead, Signal
 from greensock.http.wire.headers import Headers
@@ -311,7 +311,7 @@ class HTTPClient:
         self._take_options(options)
         agent = Headers([("User-Agent", self.user_agent)] if self.user_agent else [])
         self._agent = agent.raw
-        pool: Pool[Any, Any] = Pool(
+        state: PoolState[Any, Any] = PoolState(
             max_connections=self.max_connections,
             max_idle=self.max_idle,
             max_idle_total=self.max_idle_total,
@@ -320,7 +320,7 @@ class HTTPClient:
             max_age=self.max_age,
             max_requests=self.max_requests,
         )
-        self._links = Links(pool, self.limits, self.max_waiting)
+        self._pool = ConnectionPool(state, self.limits, self.max_waiting)
 
     def request(
         self,
@@ -379,7 +379,7 @@ class HTTPClient:
         try:
             fields = self._fields(headers, destination.authority, expect_continue)
             call = Call(method, destination.target if target is None else target, fields, payload, trailers, on_interim)
-            lease = self._links.lease(destination.origin if address is None else origin_at(address), deadlines)
+            lease = self._pool.lease(destination.origin if address is None else origin_at(address), deadlines)
             return self.perform(call, lease, deadlines)
         except BaseException:
             payload.close()
@@ -408,16 +408,16 @@ class HTTPClient:
     def statistics(self, url: str | None = None, *, address: Any = None) -> PoolStatistics:
         """Return how many connections are used and idle, and how many requests wait: to one origin, or to all."""
         origin = origin_at(address) if address is not None else parse_url(url).origin if url is not None else None
-        return self._links.pool.statistics(origin)
+        return self._pool.state.statistics(origin)
 
     def close_idle(self) -> None:
         """Close the connections that are not in use."""
-        for conn in self._links.pool.drop_idle():
+        for conn in self._pool.state.drop_idle():
             conn.close()
 
     def close(self) -> None:
         """Close: idle connections now, others with the end of their answers; who waits gets ``ConnectionClosed``."""
-        self._links.close()
+        self._pool.close()
 
     def __enter__(self) -> HTTPClient:
         return self

@@ -168,8 +168,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         self._refusals_logged = LogLimit()
         self._requests = 0
         self._spare: list[RequestParser] = []
-        self.heads = HeadWatch(self._refuse_late_head)
-        self.on_done = self.request_done if self.overrides("request_done", HTTPServer) else None
+        self.head_watch = HeadWatch(self._refuse_late_head)
+        self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
 
     # -- what to override
 
@@ -200,7 +200,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             **{field.name: getattr(base, field.name) for field in fields(ServerStatistics)},
             requests=self._requests,
             refused=dict(self.refused),
-            statuses=dict(self.statuses),
+            statuses=dict(self.answers_by_status),
         )
 
     # -- upcalls
@@ -212,7 +212,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             parser = self._spare.pop() if self._spare else RequestParser(self.limits)
         else:
             conn.head_parser = None
-            if self.take_body(conn, data):
+            if self.take_awaited_body(conn, data):
                 return
         parser.feed(data)
         self.take_requests(conn, parser)
@@ -226,17 +226,17 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         try:
             parser.next_event()
         except BadRequest as refusal:
-            self.refuse(conn, refusal, refusal.reason.value)
+            self.refuse_request(conn, refusal, refusal.reason.value)
 
     def connection_drop(self, conn: HTTPConnectionT) -> None:
         """Forget a head that will not become whole."""
-        if self.heads:
-            self.heads.pop(conn, None)
+        if self.head_watch:
+            self.head_watch.pop(conn, None)
 
     def abort(self) -> None:
         """Stop now; see :meth:`Server.abort`."""
         super().abort()
-        self.heads.stop()
+        self.head_watch.stop()
 
     # -- heads
 
@@ -248,13 +248,13 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 event = parser.next_event()
             except BadRequest as refusal:
                 conn.head_parser = parser  # whoever logs the refusal looks at what was asked
-                self.refuse(conn, refusal, refusal.reason.value)
+                self.refuse_request(conn, refusal, refusal.reason.value)
                 conn.head_parser = None
                 return
             if type(event) is not RequestHead:
                 break
-            if self.heads:
-                self.heads.pop(conn, None)
+            if self.head_watch:
+                self.head_watch.pop(conn, None)
             conn.parser_in_use = parser
             try:
                 goes_on = self._exchange(conn, parser, event)
@@ -271,20 +271,20 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 return
         conn.head_parser = parser
         if parser.pending:  # else only an empty line came, which may come once before a request
-            self.heads.begin(conn, self.head_timeout)
+            self.head_watch.begin(conn, self.head_timeout)
 
-    def take_body(self, conn: HTTPConnection, data: bytes) -> bool:
+    def take_awaited_body(self, conn: HTTPConnection, data: bytes) -> bool:
         """Take what came of a body that is awaited without a worker; False: none is. The seam of the proxy."""
         return False
 
     def _refuse_late_head(self, conn: Connection) -> None:
         if conn.state is State.OPEN:
             late = HTTPError(408, f"the head of a request took more than {self.head_timeout} s")
-            self.refuse(conn, late, "head-timeout")
+            self.refuse_request(conn, late, "head-timeout")
 
     # -- refusals
 
-    def refuse(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
+    def refuse_request(self, conn: Connection, refusal: BadRequest | HTTPError, reason: str) -> None:
         """Answer a request that never became one, without blocking, and close. Never raises."""
         try:
             response = self._refusal(conn, refusal, reason)
@@ -338,10 +338,10 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         if may_expect or head.method in self.refused_methods:
             refused = self.refusal_of(conn, head)
         if refused is not None:
-            return self.answer(request, refused, False)
-        return self.respond(request, keep)
+            return self.send_answer(request, refused, False)
+        return self.serve_request(request, keep)
 
-    def respond(self, request: Request, keep: bool) -> bool:
+    def serve_request(self, request: Request, keep: bool) -> bool:
         """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
         try:
             response = self.handle_request(request)
@@ -350,7 +350,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         except BaseException as error:
             response = self.error_response(request, error)
             keep = keep and isinstance(error, HTTPError)
-        return self.answer(request, response, keep)
+        return self.send_answer(request, response, keep)
 
     @property
     def allowed_methods(self) -> str:
@@ -384,11 +384,11 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         self.log_failure(error, "%r failed", request)
         return HTTPError(500).response
 
-    def answer(self, request: Request, response: Response, keep: bool) -> bool:
+    def send_answer(self, request: Request, response: Response, keep: bool) -> bool:
         """Send the answer; True if the connection goes on."""
         conn, body = request.connection, request.body
         if body is not NO_BODY and not body.is_ended:
-            keep = keep and self.can_discard(request)
+            keep = keep and self.can_discard_body(request)
         keep = keep and not self.draining
         before = conn.bytes_sent
         try:
@@ -396,7 +396,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         except BaseException as error:
             response, keep = self._send_error(request, response, error), False
         finally:
-            if self.on_done is not None or type(response.body) is not bytes:
+            if self.on_request_done is not None or type(response.body) is not bytes:
                 self._finish(request, response, conn.bytes_sent - before)
         return self.end_exchange(request, keep)
 
@@ -420,12 +420,12 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             response = self.error_response(request, error)
             self._send(request, response, False)
         except BaseException:
-            self.cut_off(request, error)
+            self.cut_off_answer(request, error)
             raise
         self._close_body(request, failed)
         return response
 
-    def cut_off(self, request: Request, error: BaseException) -> None:
+    def cut_off_answer(self, request: Request, error: BaseException) -> None:
         """End an answer that is out in part, so that whoever reads it sees that it was cut short."""
         conn = request.connection
         if conn.state is not State.OPEN:
@@ -440,10 +440,10 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         """Let go of the answer, and tell the program."""
         if type(response.body) is not bytes:
             self._close_body(request, response)
-        if self.on_done is not None:
-            self.tell_done(request, response, sent)
+        if self.on_request_done is not None:
+            self.tell_request_done(request, response, sent)
 
-    def tell_done(self, request: Request, response: Response, sent: int) -> None:
+    def tell_request_done(self, request: Request, response: Response, sent: int) -> None:
         """Call ``request_done``; what it raises is logged and counted."""
         try:
             self.request_done(request, response, sent)
@@ -456,7 +456,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         except Exception:
             self.log_program_failure("the body of the answer to %r could not be closed", request)
 
-    def can_discard(self, request: Request) -> bool:
+    def can_discard_body(self, request: Request) -> bool:
         """Whether what is left of the body is surely little enough to be read and dropped."""
         body = request.body
         if body.is_awaited or body.is_broken:

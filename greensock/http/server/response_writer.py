@@ -43,7 +43,7 @@ class AnsweringServer(Server[ConnectionT]):
 
     def __init__(self, listener: Any, **options: Any) -> None:
         super().__init__(listener, **options)
-        self.statuses: Counter[int] = Counter()
+        self.answers_by_status: Counter[int] = Counter()
         self._second = 0
         self._date = b""
         self._starts: dict[int, bytes] = {}
@@ -87,11 +87,11 @@ class AnsweringServer(Server[ConnectionT]):
         conn.send(head + data)
         if bodiless or data:
             return keep
-        if self.send_range(conn, body.file, body.offset, body.count) < body.count:
+        if self.send_file_range(conn, body.file, body.offset, body.count) < body.count:
             raise _has_shrunk(body)
         return keep
 
-    def send_range(self, conn: Connection, file: BinaryIO | int, offset: int, count: int) -> int:
+    def send_file_range(self, conn: Connection, file: BinaryIO | int, offset: int, count: int) -> int:
         """Write a part of a file; return how many bytes of it there were."""
         sent, began = 0, monotonic()
         while sent < count:
@@ -149,7 +149,7 @@ class AnsweringServer(Server[ConnectionT]):
         """Return the head of a final answer; ``plain`` says that none of its fields are LOOKED_AT."""
         date = self.date_line()
         headers, status = response.headers, response.status
-        self.statuses[status] += 1
+        self.answers_by_status[status] += 1
         start = self._starts.get(status) or self._start(status)
         if plain and length is not None and status not in BODILESS:  # the common case: nothing is left to be checked
             lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw])

@@ -202,7 +202,7 @@ class Answer:
         conn = self.request.connection
         conn.send(self._begin(count))
         if not self.is_bodiless:
-            sent = self.server.send_range(conn, descriptor, offset, count)
+            sent = self.server.send_file_range(conn, descriptor, offset, count)
             if sent < (count if self.left is None else self.left):
                 raise OSError(f"{file!r} ended after {sent} bytes")
         self.is_finished = True
@@ -226,7 +226,7 @@ class Answer:
             raise AssertionError("the application did not call start_response")
         keep = self.keep and not self.traits & _CLOSES and not server.draining
         if keep and self.input is not None and not request.body.is_ended:
-            keep = not self.input.is_broken and server.can_discard(request)
+            keep = not self.input.is_broken and server.can_discard_body(request)
         if length is None and code != 304 and (size or request.method != "HEAD"):
             length = size  # else what GET would have is not known
         framing = b"\r\n"
@@ -251,7 +251,7 @@ class Answer:
         self.keep = keep
         self.is_begun = request.is_answered = True
         request.body.stop_awaiting()
-        server.statuses[code] += 1
+        server.answers_by_status[code] += 1
         return b"".join(lines)
 
 

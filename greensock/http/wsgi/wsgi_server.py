@@ -234,7 +234,7 @@ class WSGIServer(HTTPServer):
         self._refuse_handle(handle)
 
     def _refuse_handle(self, given: Any = None) -> None:
-        handle = given or self.overridden("handle")
+        handle = given or self.given_upcall("handle")
         if handle is not None:
             name = getattr(handle, "__qualname__", handle)
             raise TypeError(f"handle={name}: there are no handlers here, each request goes to the application")
@@ -247,7 +247,7 @@ class WSGIServer(HTTPServer):
 
     def init_socket(self) -> None:
         """Bind and listen, but accept nothing before ``start``: for what is to be done in between, such as forking."""
-        self.listen()
+        self.open_listeners()
         self.update_environ()
 
     @property
@@ -266,8 +266,8 @@ class WSGIServer(HTTPServer):
         for sock in sockets:
             sock.cut()
 
-    def end_rests(self, heard: dict[Connection, tuple[int, float]]) -> None:
-        super().end_rests(heard)
+    def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
+        super().end_resting(heard)
         for sock in self._sockets:
             sock.end_input()
 
@@ -296,7 +296,7 @@ class WSGIServer(HTTPServer):
 
     # -- one request
 
-    def respond(self, request: Request, keep: bool) -> bool:
+    def serve_request(self, request: Request, keep: bool) -> bool:
         conn = request.connection
         started, before = time(), conn.bytes_sent
         answer = Answer(self, request, keep)
@@ -314,7 +314,7 @@ class WSGIServer(HTTPServer):
             response = self._on_failure(answer, error)
             if response is not None:
                 answer.code = response.status
-                keep = self.answer(request, response, False)
+                keep = self.send_answer(request, response, False)
         except BaseException:
             conn.abort()
             if answer.socket is not None:
@@ -330,8 +330,8 @@ class WSGIServer(HTTPServer):
             keep = answer.keep
             if answer.complaint:
                 self.application_failed(request, ValueError(answer.complaint))
-            if self.on_done is not None:
-                self.tell_done(request, answer.as_response(), conn.bytes_sent - before)
+            if self.on_request_done is not None:
+                self.tell_request_done(request, answer.as_response(), conn.bytes_sent - before)
             keep = self.end_exchange(request, keep)
         if answer.socket is not None and answer.socket.is_taken:
             self._end_socket(conn, answer.socket)
@@ -354,7 +354,7 @@ class WSGIServer(HTTPServer):
         sock.expire()
         if sock.is_taken and not answer.is_begun:
             answer.code = 101
-            self.statuses[101] += 1
+            self.answers_by_status[101] += 1
 
     def _end_socket(self, conn: Connection, sock: ConnectionSocket) -> None:
         """Have the connection end with its request, though the application has its descriptor."""
@@ -396,7 +396,7 @@ class WSGIServer(HTTPServer):
         if not answer.is_begun:
             return response
         if not answer.is_finished:
-            self.cut_off(request, error)
+            self.cut_off_answer(request, error)
         return None
 
 

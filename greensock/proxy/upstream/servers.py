@@ -14,9 +14,9 @@ from math import ceil, inf
 from time import monotonic
 from typing import Any
 
-from greensock.http.client.connection_pool import Lease, Links, Patient
+from greensock.http.client.connection_pool import ConnectionPool, Lease, Patient
 from greensock.http.client.deadlines import Deadlines
-from greensock.http.client.slots import Pool
+from greensock.http.client.pool_state import PoolState
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
 from greensock.proxy.failure import Failure
@@ -68,10 +68,10 @@ class UpstreamServer:
         "is_ejected",
         "is_full",
         "is_up",
-        "links",
         "max_connections",
         "name",
         "origin",
+        "pool",
         "raw_name",
         "requests",
         "send_proxy_protocol",
@@ -113,7 +113,7 @@ class UpstreamServer:
         self.is_up = True
         self.is_ejected = False
         self.is_full = False
-        pool: Pool[Any, Any] = Pool(
+        state: PoolState[Any, Any] = PoolState(
             max_connections=self.max_connections,
             max_idle=group.max_idle,
             max_idle_total=group.max_idle,
@@ -123,7 +123,7 @@ class UpstreamServer:
             max_requests=group.max_requests,
         )
         #: The connections to it.
-        self.links = Links(pool, limits, options.max_waiting, upstream.make_room, upstream.is_full)
+        self.pool = ConnectionPool(state, limits, options.max_waiting, upstream.make_room, upstream.is_full)
 
     def share(self, now: float) -> float:
         """Return how much of its weight counts: see :class:`Health`."""
@@ -193,12 +193,12 @@ class UpstreamServer:
             self.rose()
 
     def lease(self, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
-        """Lend a connection; see :meth:`Links.lease`."""
-        return self.links.lease(self.origin, deadlines, patient)
+        """Lend a connection; see :meth:`ConnectionPool.lease`."""
+        return self.pool.lease(self.origin, deadlines, patient)
 
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""
-        pool = self.links.pool.statistics(self.origin)
+        pool = self.pool.state.statistics(self.origin)
         return ServerStatus(
             upstream, self.name, self.health.statistics(), self.used, pool.idle, pool.waiting, self.requests
         )
@@ -308,19 +308,19 @@ class Upstream:
     def drop_idle(self) -> None:
         """Close the connections that are kept."""
         for server in self.all:
-            server.links.drop_idle()
+            server.pool.drop_idle()
 
     def close(self) -> None:
         """Close what is idle; what is in use is closed when it comes back. No server can be asked from then on."""
         for server in self.all:
-            server.links.close()
+            server.pool.close()
 
 
 def drop_oldest(servers: Iterable[UpstreamServer]) -> bool:
     """Close the connection that has been idle the longest; False: none is idle."""
-    oldest, links = inf, None
+    oldest, pool = inf, None
     for server in servers:
-        since = server.links.pool.idle_since()
+        since = server.pool.state.idle_since()
         if since is not None and since < oldest:
-            oldest, links = since, server.links
-    return links is not None and links.drop_oldest()
+            oldest, pool = since, server.pool
+    return pool is not None and pool.drop_oldest()

@@ -24,7 +24,7 @@ from collections.abc import Hashable
 from math import inf
 from typing import Generic, TypeVar
 
-__all__ = ["Action", "Decision", "Grant", "Pool", "PoolStatistics"]
+__all__ = ["Action", "Decision", "Grant", "PoolState", "PoolStatistics"]
 
 C = TypeVar("C", bound=Hashable)
 W = TypeVar("W", bound=Hashable)
@@ -90,7 +90,7 @@ class _Site(Generic[C, W]):
         self.waiters: deque[W] = deque()
 
 
-class Pool(Generic[C, W]):
+class PoolState(Generic[C, W]):
     """The connections to all origins. ``C`` are connections, ``W`` waiters: hashable, and never looked into.
 
     ``idle_timeout`` and ``max_age`` are in seconds; None: idle connections never grow old, none ever does. With
