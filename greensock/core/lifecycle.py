@@ -5,6 +5,32 @@ A connection owns its descriptor from the moment it is made until it is CLOSED. 
 comes until the peer's FIN, and closes, all without a greenlet. (Closing a socket with unread input sends RST, which can
 destroy the answer that is on its way; RFC 9112 section 9.6 tells the same story.) A greenlet that is blocked in a
 receiving downcall when its connection closes is woken first, and the engine takes the reader's place after it.
+
+Beside its state a connection has flags. Each says one thing, and may be set only where its right column allows; between
+two steps of the engine all of that holds (``test_flags`` walks through all of them):
+
+================  ==========================================  ==========================================================
+flag              set means                                   only while
+================  ==========================================  ==========================================================
+``_plain``        a turn is one read and one upcall           OPEN, begun; no framer, stash, ``_eof`` or transport
+``_clear``        a send may go straight to the kernel        OPEN, ``_writable``; no queue, ``_fin`` or transport
+``_readable``     a read may find something                   (always; what a closed one says is of no matter)
+``_writable``     a write may find room                       (always; what a closed one says is of no matter)
+``_thorough``     a short read does not mean empty            (always)
+``_idle``         it waits for its next turn                  it has a server
+``_eof``          the peer's FIN was read                     not ``_plain``
+``_fin``          our FIN is sent, or is in the queue         not ``_clear``
+``_fresh``        no upcall was given what is in the stash    OPEN, with a stash
+``_stash``        bytes were read that nobody was given       OPEN, not ``_plain``
+``_out``          something waits to be sent                  not CLOSED, not ``_clear``; then ``_queued`` counts it
+``_kept``         ``send_nowait`` left some of that           ``_out``, and no more than ``_queued``
+``_reader``       a greenlet receives, or the engine drains   a greenlet: until it has left; the engine: CLOSING
+``_flushing``     a closing connection still sends            CLOSING, with ``_out``
+``_linger_left``  a closing connection drops what comes       not OPEN, no ``_out``, no ``_flushing``
+``_ended``        its last upcall was made, or is being made  not OPEN
+``_transport``    it is not the bare descriptor that is used  not ``_plain``, not ``_clear``
+``_fd``           0 or more: the descriptor is ours           not CLOSED
+================  ==========================================  ==========================================================
 """
 
 from __future__ import annotations
