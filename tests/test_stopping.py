@@ -13,8 +13,8 @@ from proxies import Origin, Recorded, gateway_to, scripted
 
 from greensock import Lines, Server
 from greensock.core import turns
-from greensock.core.server import QUIET_SECONDS
 from greensock.core.syscalls import has_input, has_unacknowledged
+from greensock.core.turns import QUIET_SECONDS
 from greensock.http import HTTPServer, Response, WSGIServer
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

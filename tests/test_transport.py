@@ -22,6 +22,7 @@ from pairs import connected, read_all_fast, read_exactly_fast, tcp_pair, wrap
 
 from greensock import (
     POSTPONE,
+    Connection,
     DropReason,
     IncompleteMessage,
     Lines,
@@ -34,6 +35,7 @@ from greensock.core.poller import get_poller
 from greensock.core.socket_connection import SocketConnection
 from greensock.core.syscalls import has_input
 from greensock.core.transport import SharedDescriptor
+from greensock.http import HTTPServer, Response
 
 COMPLEMENTS = bytes(range(255, -1, -1))
 
@@ -241,6 +243,93 @@ def test_upcalls(serve, connect, kind, framer):
         assert read_exactly(sock, 11) == turned(kind, b"onetwothree")
     sock.close()
     wait_until(lambda: server.statistics().dropped == {"PEER_CLOSED": 1})
+
+
+class Mine(Connection):
+    """A connection class of a program's own, which knows nothing of transports."""
+
+    __slots__ = ("lines",)
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.lines = 0
+
+
+class Over(Server):
+    """Every connection is over the toy from its first byte on."""
+
+    connection_class = Mine
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.file = None
+
+    def transport_for(self, conn, fd):
+        return Reversing(fd)
+
+    def connection_recv(self, conn, data):
+        conn.lines += 1
+        match data:
+            case b"file":
+                conn.send_file(self.file)
+            case b"splice":
+                source, feeding = tcp_pair()
+                inlet = wrap(source)
+                with feeding:
+                    feeding.sendall(b"spliced")
+                    feeding.shutdown(socket.SHUT_WR)
+                    inlet.splice(conn)
+                inlet.abort()
+            case b"read":
+                conn.send(conn.read_exactly(5))
+            case b"bye":
+                conn.send([b"bye ", b"%d" % conn.lines], close=True)
+            case _:
+                conn.send(data.upper())
+
+
+def test_any_connection_class_over_a_transport(serve, connect, tmp_path):
+    """Upcalls, framers, raw reads, files, splices, a close with what is queued: nothing that it wrote has changed."""
+    (tmp_path / "file").write_bytes(b"x" * 3_000_000)
+    with (tmp_path / "file").open("rb") as file:
+        server = serve(Over, framer=Lines())
+        server.file = file
+        sock = connect(server)
+        reading = gevent.spawn(read_all_fast, sock)
+        sock.sendall(Reversing.turned(b"hello\nfile\nsplice\nread\n12345\nbye\n"))
+        answer = Reversing.turned(reading.get(timeout=PATIENCE))
+    assert answer == b"HELLO" + b"x" * 3_000_000 + b"spliced" + b"12345" + b"bye 6"
+    wait_until(lambda: server.statistics().dropped == {"CLOSED": 1})
+    assert server.statistics().errors == 0
+
+
+def test_http_over_a_transport(serve, connect):
+    class Site(HTTPServer):
+        def transport_for(self, conn, fd):
+            return Reversing(fd)
+
+        def handle_request(self, request):
+            return Response(request.body.read_all() * 1000)
+
+    sock = connect(serve(Site))
+    sock.sendall(Reversing.turned(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000))
+    sock.sendall(Reversing.turned(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+    answers = Reversing.turned(read_all_fast(sock))
+    assert answers.count(b"HTTP/1.1 200 OK") == 2
+    assert answers.count(b"x") == 1_000_000
+
+
+def test_a_transport_is_made_for_those_only_that_want_one(serve, connect):
+    class Some(Server):
+        def transport_for(self, conn, fd):
+            return None
+
+        def connection_recv(self, conn, data):
+            conn.send(b"%d" % conn._plain)
+
+    sock = connect(serve(Some))
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"1"
 
 
 # -- a descriptor that others hold, too

@@ -28,12 +28,11 @@ from greensock.address import listen, parse_address, remove_file
 from greensock.core.acceptor import Acceptor
 from greensock.core.connection import Connection
 from greensock.core.idle import IdleSweep
-from greensock.core.lifecycle import CLOSED, OPEN
+from greensock.core.lifecycle import OPEN
 from greensock.core.poller import get_poller
 from greensock.core.send_queue import Buffer, as_views
 from greensock.core.signals import serving
-from greensock.core.syscalls import close, has_input, has_unacknowledged
-from greensock.core.turns import SERVED, Turns
+from greensock.core.turns import Turns
 from greensock.core.upcalls import ConnectionT
 from greensock.errors import DropReason, WouldBlock
 from greensock.framing import Framer
@@ -57,9 +56,6 @@ LOG_EVERY = 10.0
 UNHANDLED = ("connection_recv", "connection_recv_finish", "connection_eof")
 #: Seconds between two looks at connections that wait, while the server drains: doubled each time.
 SHORTEST_LOOK, LONGEST_LOOK = 0.005, 0.1
-#: Seconds of silence after which a draining server no longer waits for a peer: for the rest of a message, for what
-#: ``handle`` is to read, for its FIN.
-QUIET_SECONDS = 1.0
 
 _Mine = TypeVar("_Mine", bound="Server[Any]")
 
@@ -485,39 +481,6 @@ class Server(Turns[ConnectionT]):
             self._draining_since = monotonic()
             self._draining = True
 
-    def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
-        """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
-        now = monotonic()
-        for conn in self._mine():
-            conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
-            if conn._idle and conn._state is OPEN:
-                self._end_rest(conn)
-            if not self._waits_in_vain(conn):
-                heard.pop(conn, None)
-                continue
-            mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
-            before, since = heard.setdefault(conn, (mark, now))
-            if mark != before:
-                heard[conn] = mark, now
-            elif now - since >= QUIET_SECONDS:
-                self._give_up(conn)
-
-    def _waits_in_vain(self, conn: Connection) -> bool:
-        """Whether it may be that the peer has no more to say: inside a message, in ``handle``, or after our FIN."""
-        if conn._fd < 0 or conn._out:
-            return False
-        if conn._state is OPEN:
-            return conn.held_bytes() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
-        return conn._linger_left > 0
-
-    def _give_up(self, conn: Connection) -> None:
-        """Close a connection that waited in vain; without a linger if nothing is on its way."""
-        if not has_input(conn._fd) and not (conn._family != _socket.AF_UNIX and has_unacknowledged(conn._fd)):
-            conn.linger_timeout = 0.0
-            if conn._state is not OPEN:
-                conn._release()
-        conn._close(DropReason.STOPPED)
-
     def _check_thread(self, call: str) -> None:
         if self.started and get_poller() is not self._poller:
             raise RuntimeError(f"{call}: the server was started in another thread")
@@ -525,15 +488,6 @@ class Server(Turns[ConnectionT]):
     def _own(self) -> int:
         """1 if this is called in one of our own upcalls, whose connection cannot end before."""
         return 1 if self.started and getcurrent() in self._crew else 0
-
-    def _mine(self) -> list[ConnectionT]:
-        if not hasattr(self, "_poller"):
-            return []
-        return [
-            cast(Any, endpoint)
-            for endpoint in list(self._poller.endpoints.values())
-            if isinstance(endpoint, Connection) and endpoint.server is self
-        ]
 
     # -- connections come and go
 
@@ -556,32 +510,6 @@ class Server(Turns[ConnectionT]):
         except Exception as error:  # epoll's limit is reached, or the program's connection class failed
             self._errors += 1
             self.log_failure(error, "a connection from %r could not be served and is closed", address)
-
-    def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
-        conn: ConnectionT | None = None
-        try:
-            conn = self.connection_class(self._poller, fd, family, address, self)
-            conn._ready = self._crew.ready
-            if self.framer is not None:
-                conn._decoder = self.framer.decoder()
-            self._poller.register(conn)
-        except BaseException:
-            if conn is None or not hasattr(conn, "_state"):  # the class failed, or does not call Connection.__init__
-                close(fd)
-            else:  # it may be kept by the program, and must not have a number that is another file's soon
-                if conn._state is OPEN:
-                    conn._leave_open(CLOSED, DropReason.ERROR)
-                conn._release()
-            raise
-        self._accepted += 1
-        self._alive += 1
-        if self._on_new is None and self._on_handle is None:
-            conn._stage = SERVED
-            conn._plain = conn._decoder is None and conn._transport is None
-            conn._idle = True
-        else:
-            self._poller.queue(conn)
-        return conn
 
     def connection_ended(self) -> None:
         self._alive -= 1

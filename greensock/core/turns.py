@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from socket import AF_UNIX
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import gevent
 from greenlet import GreenletExit, greenlet
@@ -25,10 +25,11 @@ from greenlet import GreenletExit, greenlet
 from greensock.core.connection import Connection
 from greensock.core.lifecycle import CLOSED, OPEN, Lifecycle
 from greensock.core.poller import Poller, turn_codes
-from greensock.core.syscalls import both_sides_are_down, has_input, has_unacknowledged, read
+from greensock.core.syscalls import both_sides_are_down, close, has_input, has_unacknowledged, read
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
 from greensock.core.workers import Workers
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
+from greensock.framing import Framer
 from greensock.log_limit import LogLimit
 
 __all__ = ["SERVED", "Turns"]
@@ -40,6 +41,10 @@ MESSAGES_PER_LOOK = READS_PER_LOOK = 32
 
 #: Seconds for which a connection that always has more to be read gets turns while the server drains.
 PIPELINE_SECONDS = 1.0
+
+#: Seconds of silence after which a draining server no longer waits for a peer: for the rest of a message, for what
+#: ``handle`` is to read, for its FIN.
+QUIET_SECONDS = 1.0
 
 #: The upcalls that may return POSTPONE; after the last data it means that the message stays incomplete.
 MAY_POSTPONE = ("connection_recv", "connection_eof")
@@ -54,12 +59,21 @@ _PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
 class Turns(Upcalls[ConnectionT]):
     """A server's dealings with its connections, from the first turn of each to its end."""
 
+    connection_class: type[ConnectionT]
+    framer: Framer | None
     recv_size: int
+    recv_timeout: float | None
+    send_timeout: float | None
+    min_send_rate: int
+    linger_timeout: float
+    max_send_queue: int
     turn_budget: int
     max_postponed: int
     _poller: Poller
     _draining: bool
     _draining_since: float
+    _accepted: int
+    _alive: int
     _errors: int
     _failures_logged: LogLimit
     _messages: int
@@ -77,6 +91,7 @@ class Turns(Upcalls[ConnectionT]):
         self._crew = Workers(poller.hub, drain, max_workers)
         poller.crews.append(self._crew)
         self._on_handle = handle
+        self._on_transport = self.given_upcall("transport_for")
         self._on_new = self.given_upcall("connection_new")
         self._on_recv = self.connection_recv
         self._on_finish = self.given_upcall("connection_recv_finish")
@@ -95,6 +110,48 @@ class Turns(Upcalls[ConnectionT]):
     def connection_ended(self) -> None:
         """Count a connection whose descriptor is closed and whose last upcall was made."""
         raise NotImplementedError
+
+    # -- the beginning of a connection, and which there are
+
+    def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
+        conn: ConnectionT | None = None
+        try:
+            conn = self.connection_class(self._poller, fd, family, address, self)
+            conn._ready = self._crew.ready
+            if self.framer is not None:
+                conn._decoder = self.framer.decoder()
+            if self._on_transport is not None and (transport := self._on_transport(conn, fd)) is not None:
+                conn._transport = transport
+                conn._clear = False
+            self._poller.register(conn)
+        except BaseException:
+            if conn is None or not hasattr(conn, "_state"):  # the class failed, or does not call Connection.__init__
+                close(fd)
+            else:  # it may be kept by the program, and must not have a number that is another file's soon
+                if conn._state is OPEN:
+                    conn._leave_open(CLOSED, DropReason.ERROR)
+                conn._release()
+            raise
+        self._accepted += 1
+        self._alive += 1
+        if self._on_new is None and self._on_handle is None:
+            conn._stage = SERVED
+            conn._plain = conn._decoder is None and conn._transport is None
+            conn._idle = True
+        else:
+            self._poller.queue(conn)
+        return conn
+
+    def _mine(self) -> list[ConnectionT]:
+        if not hasattr(self, "_poller"):
+            return []
+        return [
+            cast(Any, endpoint)
+            for endpoint in list(self._poller.endpoints.values())
+            if isinstance(endpoint, Connection) and endpoint.server is self
+        ]
+
+    # -- turns
 
     def _drain_upcalls(self, ready: deque[ConnectionT], worker: greenlet) -> None:
         """Give a turn to each connection that is ready, in the style of upcalls."""
@@ -229,6 +286,39 @@ class Turns(Upcalls[ConnectionT]):
             or monotonic() >= self._draining_since + conn.linger_timeout
         ):
             conn._close_now(DropReason.STOPPED)
+
+    def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
+        """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
+        now = monotonic()
+        for conn in self._mine():
+            conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
+            if conn._idle and conn._state is OPEN:
+                self._end_rest(conn)
+            if not self._waits_in_vain(conn):
+                heard.pop(conn, None)
+                continue
+            mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
+            before, since = heard.setdefault(conn, (mark, now))
+            if mark != before:
+                heard[conn] = mark, now
+            elif now - since >= QUIET_SECONDS:
+                self._give_up(conn)
+
+    def _waits_in_vain(self, conn: Connection) -> bool:
+        """Whether it may be that the peer has no more to say: inside a message, in ``handle``, or after our FIN."""
+        if conn._fd < 0 or conn._out:
+            return False
+        if conn._state is OPEN:
+            return conn.held_bytes() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
+        return conn._linger_left > 0
+
+    def _give_up(self, conn: Connection) -> None:
+        """Close a connection that waited in vain; without a linger if nothing is on its way."""
+        if not has_input(conn._fd) and not (conn._family != AF_UNIX and has_unacknowledged(conn._fd)):
+            conn.linger_timeout = 0.0
+            if conn._state is not OPEN:
+                conn._release()
+        conn._close(DropReason.STOPPED)
 
     def _nothing_read(self, conn: ConnectionT, error: OSError) -> bytes:
         """Take a failed read: nothing was there after all, or the connection is broken."""

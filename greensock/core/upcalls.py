@@ -6,6 +6,7 @@ import enum
 from typing import TYPE_CHECKING, Final, Generic
 
 from greensock.core.connection import Connection
+from greensock.core.transport import Transport
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -44,6 +45,12 @@ class Upcalls(Generic[ConnectionT]):
     An upcall may block: on a downcall of its connection or of any other, or on any cooperative library. Only its own
     connection waits for it.
     """
+
+    def transport_for(self, conn: ConnectionT, fd: int) -> Transport | None:
+        """Return what a new connection reads from and writes to in the place of its descriptor; None: that itself.
+
+        Called before ``connection_new``, and must not block. The descriptor never blocks and stays the connection's.
+        """
 
     def connection_new(self, conn: ConnectionT) -> Verdict | None:
         """A connection came (seed hook ``connection_new``). DROP closes it."""
