@@ -15,8 +15,9 @@ Invariants:
 - All waking happens in the hub, in the poller's callbacks. They never raise: libev would stop the watcher.
 - Between ``epoll_wait`` and the handling of an event user code may run, and may close the descriptor or have it reused.
   So an event is looked up when its time has come, and a spurious one is harmless: whoever it wakes looks again.
-- Nobody goes on for ever: whoever need not wait looks at the clock, and is put off when it is later than ``until``.
-  However many they are, they get one slice of each pass among them, so a pass is short and timers are hardly late.
+- A greenlet that always finds input never has to wait, so it would hold the hub. It looks at the clock instead, and
+  is put off to the next pass once that is later than ``until``. All greenlets that were put off share one slice of a
+  pass, however many they are: so a pass is short, and timers are hardly late.
 - The watcher runs only while there is an endpoint, so that a program with nothing to wait for ends as it would without.
 """
 

@@ -97,7 +97,7 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 
 @contextmanager
 def borrow_socket(fd: int, family: int) -> Iterator[_stdlib_socket.socket]:
-    """Lend a socket object for a stream descriptor that stays ours."""
+    """Make a socket object for a stream descriptor, for a moment; the descriptor stays ours and open."""
     sock = RawSocket(family, _stdlib_socket.SOCK_STREAM, 0, fd)
     if sock.gettimeout():
         sock.settimeout(0.0)  # as in BorrowedSocket

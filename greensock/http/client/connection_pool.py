@@ -60,7 +60,7 @@ class ClientConnection(Connection):
         self.linger_timeout = 0.0  # whoever closes has had the whole answer, or gives it up
         #: What its answers go through.
         self.parser: ResponseParser
-        #: How many requests it was lent for.
+        #: How many requests it was used for.
         self.requests = 0
         #: When it was made, in seconds of ``monotonic``.
         self.made = 0.0
@@ -90,7 +90,7 @@ class ClientConnection(Connection):
     def hear(self, timeout: float | None) -> bytes:
         """Receive, from the second descriptor if the connection is lost and there is one.
 
-        An end that a reset made is none: an answer that ends with its connection would look whole.
+        A reset is never taken for the end of input: an answer without a length would look whole.
         """
         try:
             return self.recv(timeout=timeout)
@@ -152,7 +152,7 @@ class Lease:
     def __init__(self, pool: ConnectionPool, origin: Origin, kept: ClientConnection | None = None) -> None:
         self._pool: ConnectionPool | None = pool
         self._origin = origin
-        #: What is lent; None while it is being made.
+        #: What is leased; None while it is being made.
         self.connection: ClientConnection | None = kept
         #: Whether another request was made on it before.
         self.is_reused = kept is not None
@@ -233,7 +233,7 @@ class ConnectionPool:
         _all_pools.add(self)
 
     def lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
-        """Lend a connection that stands, as far as can be known; wait for it or make it if need be.
+        """Lease a connection that stands, as far as can be known; wait for it or make it if need be.
 
         Raises:
             QueueFull, QueueTimeout: there is none free.
@@ -249,7 +249,7 @@ class ConnectionPool:
     def _lease(
         self, origin: Origin, deadlines: Deadlines, stale: ClientConnection | None, patient: Patient | None
     ) -> Lease:
-        """Lend a connection if there was none idle, or one that turned out to be stale."""
+        """Lease a connection if there was none idle, or one that turned out to be stale."""
         if stale is not None:
             stale.close()
             self.give_back(origin, None)
@@ -329,7 +329,7 @@ class ConnectionPool:
         self._disarm()
 
     def close(self) -> None:
-        """Close what is idle; send away who waits; what is lent is closed when it comes back."""
+        """Close what is idle; send away who waits; what is leased is closed when it comes back."""
         self.closed = True
         self.drop_idle()
         for waiter in self.state.drop_waiters():

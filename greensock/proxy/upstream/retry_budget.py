@@ -81,7 +81,7 @@ class RetryBudget:
         """Return whether a request may be sent once more; if so, that is counted."""
         if now >= self._due:
             self._advance(now)
-        # A hair more, as 0.1 * 30 is less than 3 for some such numbers.
+        # 1e-9 makes up for the rounding of floats: a ratio of 0.1 gives 3 retries for 30 requests, not 2.
         if self._sum_retries + 1 > self._ratio * self._sum_requests + self._floor + 1e-9:
             self.refused += 1
             return False

@@ -193,7 +193,7 @@ class UpstreamServer:
             self.rose()
 
     def lease(self, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
-        """Lend a connection; see :meth:`ConnectionPool.lease`."""
+        """Lease a connection; see :meth:`ConnectionPool.lease`."""
         return self.pool.lease(self.origin, deadlines, patient)
 
     def status(self, upstream: str) -> ServerStatus:
