@@ -384,7 +384,7 @@ class Exchange:
         payload, conn = self._call.payload, self._conn
         chunked = payload.length is None
         if first and not payload.is_replayable:
-            # The next piece may be long in coming, and a server that hears nothing closes what was kept: the head first.
+            # The head first: the next piece may be long in coming, and a server that hears nothing closes a kept one.
             self._push(conn.send, first)
             first = b""
         began = 0.0
