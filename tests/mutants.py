@@ -34,14 +34,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: The tests of the engine, of the reverse proxy, and of the pool of an HTTP client.
 ENGINE = (
-    "lifecycle", "poller", "sending", "receiving", "connection", "server", "framing", "pipes", "limits_of_time",
-    "stopping", "transport", "blame", "fairness", "server_api", "client", "http_server",
+    "lifecycle", "poller", "sending", "receiving", "connection", "upcalls", "turns", "flags", "server", "server_limits",
+    "acceptor", "framing", "pipes", "limits_of_time", "stopping", "transport", "forks", "blame", "fairness",
+    "server_api", "client", "http_server",
 )  # fmt: skip
 PROXY = (
-    "proxy_relay", "proxy_server", "proxy_features", "proxy_uploads", "proxy_shortages", "proxy_bound", "proxy_tunnel",
-    "proxy_hostile", "proxy_faults", "proxy_access_log",
+    "proxy_relay", "proxy_server", "proxy_failing", "proxy_features", "proxy_uploads", "proxy_shortages", "proxy_bound",
+    "proxy_tunnel", "proxy_hostile", "proxy_faults", "proxy_clients_leave", "proxy_timeouts", "proxy_access_log",
 )  # fmt: skip
-POOL = ("http_pool", "http_client", "proxy_bound")
+POOL = ("http_pool", "http_client", "http_client_answers", "http_client_failures", "proxy_bound")
 #: What is broken, by its file below greensock/, and the tests that are to notice.
 MODULES = {
     "poller": ("core/poller.py", ENGINE),
@@ -51,6 +52,7 @@ MODULES = {
     "receiving": ("core/receiving.py", ENGINE),
     "send_queue": ("core/send_queue.py", ENGINE),
     "relay": ("proxy/relay.py", PROXY),
+    "request_relay": ("proxy/request_relay.py", PROXY),
     "response_relay": ("proxy/response_relay.py", PROXY),
     "pool": ("http/client/pool_state.py", POOL),
 }

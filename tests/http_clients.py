@@ -1,0 +1,148 @@
+"""Servers of bytes and of ours, for the tests of the HTTP client."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from conftest import PATIENCE
+from gevent.pool import Group
+from http_messages import plain_fields
+from pairs import drain
+
+from greensock.http import (
+    HTTPError,
+    HTTPServer,
+    PoolStatistics,
+    Response,
+)
+
+LONG = b"0123456789abcdef" * 65536  # 1 MiB
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+IDLE_ONE = PoolStatistics(used=0, idle=1, waiting=0)
+
+
+NOTHING = PoolStatistics(used=0, idle=0, waiting=0)
+
+
+class Raw:
+    """A server of bytes: each connection goes through ``script(sock, number)`` in a greenlet of its own."""
+
+    def __init__(self, script: Callable[[socket.socket, int], Any]) -> None:
+        self._script = script
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.address = self._listener.getsockname()
+        self.url = "http://{}:{}/".format(*self.address)
+        self.accepted = 0
+        #: The heads of the requests that came.
+        self.heads: list[bytes] = []
+        self.group = Group()
+        self.group.spawn(self._accept)
+
+    def _accept(self) -> None:
+        while True:
+            sock, _ = self._listener.accept()
+            self.accepted += 1
+            sock.settimeout(PATIENCE)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.group.spawn(self._serve, sock, self.accepted)
+
+    def _serve(self, sock: socket.socket, number: int) -> None:
+        try:
+            with contextlib.suppress(ConnectionError):
+                self._script(sock, number)
+        finally:
+            sock.close()
+
+    def head(self, sock: socket.socket) -> bytes:
+        """Read the head of a request, byte by byte; empty at the end of input."""
+        data = b""
+        while not data.endswith(b"\r\n\r\n"):
+            piece = sock.recv(1)
+            if not piece:
+                return b""
+            data += piece
+        self.heads.append(data)
+        return data
+
+    def close(self) -> None:
+        self._listener.close()
+        self.group.kill()
+
+
+def answering(*answers: bytes, then: Callable[[socket.socket], Any] = drain) -> Callable[..., Any]:
+    """A script that reads a head before each answer, and does ``then`` at the end."""
+
+    def script(server: Raw, sock: socket.socket, number: int) -> None:
+        for answer in answers:
+            if not server.head(sock):
+                return
+            sock.sendall(answer)
+        then(sock)
+
+    return script
+
+
+def _slowly(pieces):
+    for piece in pieces:
+        gevent.sleep(0)
+        yield piece
+
+
+class Site(HTTPServer):
+    """What the client's own features are tried on."""
+
+    def handle_request(self, request):
+        if request.path == "/echo":
+            return Response(request.body.read_all(1 << 24), headers={"X-Framing": framing(request)})
+        if request.path == "/mirror":
+            return Response(iter(request.body))
+        if request.path == "/trailers":
+            body = request.body.read_all()
+            return Response(f"{body!r} {plain_fields(request.trailers)}")
+        if request.path == "/stream":
+            return Response(LONG[:65536] for _ in range(int(request.query)))
+        if request.path == "/sized":
+            size, _, slow = request.query.partition("&")
+            pieces = [LONG[: int(size) - 9], LONG[:9]]
+            return Response(_slowly(pieces) if slow else iter(pieces), headers={"Content-Length": size})
+        if request.path == "/fields":
+            return Response("\n".join(f"{name}: {value}" for name, value in request.headers))
+        if request.path == "/empty":
+            return Response(status=204)
+        if request.path == "/unmodified":
+            return Response(status=304)
+        if request.path == "/slow":
+            gevent.sleep(float(request.query))
+            return Response("slow")
+        if request.path == "/number":
+            if random.random() < 0.3:
+                gevent.sleep(0)
+            return Response(f"number {request.query}", headers={"X-Number": request.query})
+        if request.path == "/":
+            return Response(f"{request.method} {request.host}")
+        raise HTTPError(404)
+
+
+def framing(request):
+    return "chunked" if request.head.is_chunked else str(request.head.content_length)
+
+
+def pieces():
+    yield b"one"
+    yield b""
+    yield bytearray(b"two")
+
+
+def endless(sent):
+    while True:
+        sent.append(1)
+        yield LONG[:65536]

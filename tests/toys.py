@@ -1,0 +1,29 @@
+"""Transports for tests."""
+
+from __future__ import annotations
+
+from greensock import (
+    POSTPONE,
+    Server,
+)
+
+
+def nothing(conn):
+    return conn
+
+
+class Echo(Server):
+    def __init__(self, *arguments, cover, **options):
+        super().__init__(*arguments, **options)
+        self.cover = cover
+        self.said = []
+
+    def connection_new(self, conn):
+        self.cover(conn)
+
+    def connection_recv(self, conn, data):
+        self.said.append(data)
+        if data.startswith(b"wait") and not data.endswith(b"!"):
+            return POSTPONE
+        conn.send(data)
+        return None

@@ -1,0 +1,58 @@
+"""Applications and requests, for the tests of the WSGI server."""
+
+from __future__ import annotations
+
+from conftest import read_all
+
+TEXT = [("Content-Type", "text/plain")]
+
+
+class Site:
+    """A started server of one application, and what it logged."""
+
+    def __init__(self, server, connect, errors):
+        self.server = server
+        self.connect = lambda: connect(server)
+        self.errors = errors
+
+    def ask(self, text, body=b"", *, sock=None):
+        """Send one request and return everything until the end, without its Date; a head in lines of LF."""
+        sock = sock or self.connect()
+        sock.sendall(text.replace("\n", "\r\n").encode("latin-1") + body)
+        return Answer(read_all(sock))
+
+    def get(self, path="/", fields="", method="GET"):
+        return self.ask(f"{method} {path} HTTP/1.1\nHost: a\nConnection: close\n{fields}\n")
+
+    def post(self, path="/", body=b"", fields=""):
+        return self.ask(
+            f"POST {path} HTTP/1.1\nHost: a\nConnection: close\nContent-Length: {len(body)}\n{fields}\n", body
+        )
+
+
+class Answer:
+    """What came back."""
+
+    def __init__(self, data):
+        head, _, self.body = data.partition(b"\r\n\r\n")
+        self.line, *fields = head.decode("latin-1").split("\r\n")
+        self.status = int(self.line.split()[1])
+        self.fields = dict(field.split(": ", 1) for field in fields)
+        self.date = self.fields.pop("Date", None)
+        assert len(self.fields) == len(fields) - (self.date is not None), fields
+
+
+def answers(body, status="200 OK", fields=TEXT):
+    def application(environ, start_response):
+        start_response(status, list(fields))
+        return body() if callable(body) else body
+
+    return application
+
+
+def chunked(body, size):
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+DATA = bytes(range(256)) * 1000
