@@ -218,7 +218,7 @@ def test_urgent_data_is_got_past():
 SHORT = """
 from gevent import monkey; monkey.patch_all()
 import gevent, logging, os, resource, socket, sys
-from greensock.http import *
+from greensock.proxy import Gateway, ReverseProxy, Route, ServerOptions, UpstreamOptions
 logging.basicConfig(stream=sys.stdout, level=logging.WARNING)
 origin = ("127.0.0.1", int(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))

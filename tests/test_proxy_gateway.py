@@ -57,7 +57,7 @@ def test_an_upstream_has_its_health_and_its_cookie():
 def test_limits_of_requests_and_of_answers_are_apart():
     gateway = gateway_to("http://127.0.0.1:1", limits=Limits(max_head=100), answer_limits=Limits(max_head=200))
     assert gateway.server_options()["limits"].max_head == 100
-    assert gateway.upstreams["site"].all[0].links._limits.max_head == 200
+    assert gateway.upstreams["site"].all[0].pool._limits.max_head == 200
     assert gateway_to("http://127.0.0.1:1", limits=Limits(max_body=1)).answer_limits == Limits()
 
 

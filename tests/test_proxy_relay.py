@@ -20,8 +20,9 @@ from greensock.http import (
 )
 from greensock.http.client.payload import NOTHING, payload_in_memory, payload_in_pieces
 from greensock.http.wire.headers import Headers
-from greensock.proxy import HealthOptions, Relay, Route, ServerOptions, UpstreamOptions
+from greensock.proxy import HealthOptions, Route, ServerOptions, UpstreamOptions
 from greensock.proxy.failure import Failure, failure_of
+from greensock.proxy.request_relay import RequestRelay
 from greensock.proxy.upstream.servers import Upstream
 
 KEPT = payload_in_memory(b"body")
@@ -43,7 +44,7 @@ def may_retry(error, method="GET", payload=NOTHING, *, fields=(), received=0, tr
     request = SimpleNamespace(
         connection=None, method=method, headers=Headers(fields), body=SimpleNamespace(received=received)
     )
-    relay = Relay(SimpleNamespace(), request, True, "192.0.2.1")
+    relay = RequestRelay(SimpleNamespace(), request, True, "192.0.2.1")
     relay.route = route
     failure = error if isinstance(error, Failure) else failure_of(error)
     return relay._may_retry(failure, payload, group or upstream(), tries)
