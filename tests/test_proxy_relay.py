@@ -97,7 +97,7 @@ def test_no_more_often_than_there_are_servers(servers):
 
 
 def test_within_the_budget(monkeypatch):
-    monkeypatch.setattr("greensock.proxy.relay.monotonic", lambda: 100.0)
+    monkeypatch.setattr("greensock.proxy.request_relay.monotonic", lambda: 100.0)
     group = upstream(retry_budget=0.2, min_retry_rate=0)
     for _ in range(10):
         group.budget.request(100.0)
