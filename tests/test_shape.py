@@ -365,6 +365,17 @@ def test_every_member_of_an_enum_is_documented_in_place(kind):
     assert found == list(kind.__members__)
 
 
+def test_the_tests_that_comments_name_are_there():
+    """A rule stands above the code that keeps it, with the test that fails without."""
+    named = {name for path in MODULES.values() for name in re.findall(r"\btest_\w+", path.read_text())}
+    texts = {path.stem: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    missing = [
+        name for name in named if name not in texts and not any(f"def {name}(" in text for text in texts.values())
+    ]
+    assert len(named) > 20
+    assert not missing
+
+
 # -- what importing does not do
 
 

@@ -360,6 +360,8 @@ class Lifecycle(Endpoint):
             self._out[0].nudge()
 
     def _close(self, reason: DropReason) -> None:
+        # The first reason stays: whatever happens to a connection that is closing already is told nobody
+        # (test_states_change_as_the_table_says).
         if self._state is not OPEN:
             return
         self._leave_open(CLOSING, reason)
@@ -428,6 +430,9 @@ class Lifecycle(Endpoint):
         if self._out:
             self._reader = reader or _Engine(self)
             return
+        # A close with unread input sends a reset, which destroys what is on its way to the peer. So: FIN first, then
+        # read and drop until the peer's own FIN (test_drop_after_an_answer_with_unread_input). No linger where that FIN
+        # has come, none is wanted, or the connection is somebody else's, too.
         if self._eof or not self.linger_timeout or self._is_shared():
             self._release()
             return
@@ -479,6 +484,8 @@ class Lifecycle(Endpoint):
         """Give the descriptor back. What waits is woken by whoever changed the state."""
         if self._fd < 0:
             return
+        # Out of the epoll set and out of our books before the number is given back: from ``close`` on it may be another
+        # file's, in another thread too (test_reused_descriptor_while_the_upcall_is_blocked_under_load).
         self._state = CLOSED
         self._clear = self._readable = False
         transport = self._transport

@@ -304,6 +304,9 @@ class Poller:
         self._active = True
         self._scheduled = False
         self.until = monotonic() + SLICE_SECONDS
+        # First who was to be woken by the last pass, then what the kernel has to tell, then the turns that came of
+        # both, and at last who was put off: so one that floods never comes before one that waits
+        # (test_timers_fire_in_time_beside_a_flood_of_work, test_a_flood_does_not_starve_a_whisper_nor_timers).
         try:
             self._run_calls()
             self._harvest()
@@ -314,6 +317,8 @@ class Poller:
             self._recover(error)
         finally:
             self._active = False
+        # What is left was made while this ran; it must not wait for an event that may never come
+        # (test_a_turn_that_spent_its_budget_goes_through_the_loop).
         if self._calls or self._put_off or any(crew.ready and crew.can_run for crew in self.crews):
             self._schedule_next_pass()
 
@@ -327,9 +332,15 @@ class Poller:
         lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
         for fd, events in self._epoll.poll(0, MAX_EVENTS):
             endpoint = lookup(fd)
+            # An event may be about a connection that an upcall of this very loop has closed, and its number may be
+            # another's by now. It is looked up only here, and one more wake-up harms nobody
+            # (test_a_stranger_with_the_same_descriptor_gets_a_harmless_event).
             if endpoint is None:
                 continue  # closed since
             # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
+            # Nothing else can be meant: a peer that hung up, urgent data, or room for what waits to be sent has
+            # another mask, or a connection that is not ``_writable``
+            # (test_one_read_for_each_short_message_and_none_in_vain).
             if events == data and endpoint._writable:
                 endpoint._readable = True
                 if endpoint._reader is not None:
@@ -341,10 +352,14 @@ class Poller:
                 tell(endpoint, events)
 
     def _tell(self, endpoint: Endpoint, events: int) -> None:
+        # Edge-triggered: this is told once. What is not acted on now must be kept in the flags, or nobody will ever
+        # look again (test_the_end_right_behind_the_data_is_seen).
         if events & EVENT_UNSURE:
             endpoint._thorough = True
             if events & EVENT_HANGUP:
                 endpoint._on_hangup()
+        # Writers before readers: a greenlet that is woken to read may close the connection, and what waited to be sent
+        # has its chance before (test_close_wakes_blocked_downcalls).
         if not endpoint._writable and events & EVENT_WRITE:
             endpoint._writable = True
             endpoint._on_writable()
@@ -376,6 +391,7 @@ class Poller:
 
     def _recover(self, error: BaseException) -> None:
         """Lose no event though the callback was cut short: tell every endpoint to look for itself."""
+        # The events of this harvest are gone from the kernel's list (test_callback_that_is_cut_short_loses_no_event).
         self.call_soon(partial(self._look_again, list(self.endpoints.values())))
         self.hub.handle_error(self, type(error), error, error.__traceback__)
 

@@ -260,6 +260,8 @@ class Receiving(Sending):
         me = getcurrent()
         if me is hub:
             hub.switch()  # raises gevent's own error for a call that would block the hub
+        # From here until the switch comes back nothing may raise: ``_reader`` would stay, and with it every later read
+        # would find the connection busy (test_gevent_timeout_and_kill_pass_through).
         self._reader = me
         self._read_deadline = deadline  # not before: without a reader to wake it would come due for ever
         try:
@@ -268,6 +270,9 @@ class Receiving(Sending):
         finally:
             self._reader = None
             self._read_deadline = inf
+            # The engine takes the reader's place in a connection that closes, but only once the reader has left: its
+            # descriptor must not be another file's while a read of it may still be made
+            # (test_close_wakes_blocked_downcalls).
             if self._state is not OPEN:
                 self._close_further()
         if self._state is not OPEN:

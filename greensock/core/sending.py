@@ -49,6 +49,8 @@ class Sending(Lifecycle):
             OperationTimeout: see there for what became of the data.
             TypeError: ``data`` is something else; nothing was sent (ours to put right).
         """
+        # ``_clear`` is all that is looked at: it says that the connection is open, nothing waits in front, and the
+        # kernel had room when it was asked last (test_flags).
         if self._clear and type(data) is bytes:
             try:
                 sent = write(self._fd, data)
@@ -207,6 +209,8 @@ class Sending(Lifecycle):
                 if self._poller.hub.switch() is TIMED_OUT:
                     raise self._too_slow(entry, timeout or 0.0)
         except BaseException:
+            # A timeout, a kill, whatever: the stream must stay whole, so what was begun is finished by the engine, and
+            # only what was not begun is taken back (test_whatever_is_thrown_into_a_send_leaves_the_stream_whole).
             _wait_no_more(entry)
             self._withdraw(entry)
             raise
@@ -281,6 +285,8 @@ class Sending(Lifecycle):
         out = self._out
         if not out or self._fd < 0:
             return
+        # In the order of the queue, and only its head: a send that would fit must not overtake one that does not
+        # (test_forty_senders_each_whole). After so many calls others have their turn.
         for _ in range(PUSHES):
             entry = out[0]
             if entry.stalled or not self._writable:

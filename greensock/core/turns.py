@@ -156,6 +156,9 @@ class Turns(Upcalls[ConnectionT]):
     def _drain_upcalls(self, ready: deque[ConnectionT], worker: greenlet) -> None:
         """Give a turn to each connection that is ready, in the style of upcalls."""
         popleft, size, on_recv, on_finish = ready.popleft, self.recv_size, self._on_recv, self._on_finish
+        # Upcalls of one connection never overlap, as only an idle connection is put in ``ready``, and it is idle again
+        # only at the end of its turn (test_upcalls_of_one_connection_never_overlap). An upcall that blocks takes this
+        # greenlet along; another worker goes on with ``ready``: nothing is kept across an upcall but locals.
         while ready:
             conn = popleft()
             try:
@@ -167,7 +170,11 @@ class Turns(Upcalls[ConnectionT]):
                     except OSError as error:
                         data = self._nothing_read(conn, error)
                     count = len(data)
+                    # A short read has emptied the socket, so that no second one is made to hear EAGAIN; unless an end,
+                    # urgent data or passed descriptors may have cut it short: ``_thorough``
+                    # (test_one_read_for_each_short_message_and_none_in_vain, test_urgent_data_stops_no_upcall).
                     if 0 < count < size and not conn._thorough:
+                        # Before the upcall: what comes while that runs is told by an event, which sets it again.
                         conn._readable = False
                         conn.bytes_received += count
                         verdict = on_recv(conn, data)
@@ -186,6 +193,8 @@ class Turns(Upcalls[ConnectionT]):
             except BaseException as error:
                 self._failed(conn, error)
                 self._end(conn)
+            # Context variables that an upcall set must not be seen in the next turn, which is another connection's
+            # (test_context_variables_are_fresh_in_every_turn).
             if worker.gr_context is not None:
                 worker.gr_context = None
 
@@ -228,6 +237,8 @@ class Turns(Upcalls[ConnectionT]):
 
         With small reads this is where a flood spends its time: 0.2 us a message less than in ``_read_turn``.
         """
+        # A turn ends by bytes and by time: by bytes, so that others come soon if each read is dear, and by time, if
+        # each upcall is (test_a_flooding_turn_ends_after_its_budget, test_a_turn_ends_after_its_time).
         size, on_recv = self.recv_size, self._on_recv
         reads, most = 0, max(1, self.turn_budget // size)
         while len(data) == size:
@@ -249,6 +260,8 @@ class Turns(Upcalls[ConnectionT]):
 
     def _rest(self, conn: ConnectionT, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
+        # The one place where ``_plain`` is set: whatever else makes it false need not think of when it is true again
+        # (test_flags).
         conn._plain = conn._decoder is None and not conn._stash and not conn._eof and conn._transport is None
         if again or (conn._readable and not conn._eof):
             if self._draining and monotonic() >= self._draining_since + PIPELINE_SECONDS:
@@ -512,6 +525,8 @@ class Turns(Upcalls[ConnectionT]):
         Only what was raised for this very connection is its peer's doing. Whatever else an upcall lets out, an error of
         another connection or of one that never stood, is the program's failure.
         """
+        # By the connection that the error names, and not by its kind: an upcall uses other connections too
+        # (test_blame).
         reason = DropReason.ERROR
         if isinstance(error, GreensockError) and error.connection is conn:
             reason = error.drop_reason
@@ -526,6 +541,8 @@ class Turns(Upcalls[ConnectionT]):
 
     def _end(self, conn: ConnectionT) -> None:
         """Make the last upcall of a connection that is not open any more."""
+        # Once, though a turn may end a connection that another greenlet's close has queued already
+        # (test_stop_under_load_drops_each_connection_exactly_once).
         if conn._ended:
             return
         conn._ended = True
