@@ -29,10 +29,12 @@ from greensock.http.errors import (
     SendTimeout,
     TotalTimeout,
 )
+from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTPConnection, HTTPServer
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
+from greensock.http.server.stream import ResponseStream
 from greensock.http.wire.events import (
     END_OF_INPUT,
     NEED_DATA,
@@ -67,6 +69,7 @@ __all__ = [
     "BadMessage",
     "BadRequest",
     "BadResponse",
+    "BodyFilter",
     "BodyTimeout",
     "ClientResponse",
     "ConnectTimeout",
@@ -94,6 +97,7 @@ __all__ = [
     "Response",
     "ResponseHead",
     "ResponseParser",
+    "ResponseStream",
     "SendTimeout",
     "Signal",
     "Timeouts",

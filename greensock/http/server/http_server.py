@@ -41,11 +41,13 @@ from greensock import (
     let_others_run,
 )
 from greensock.http.errors import BadRequest
+from greensock.http.server.filters import BodyFilter, apply_filter
 from greensock.http.server.head_watch import HeadWatch
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.request import NO_BODY, Request, RequestBody
 from greensock.http.server.response import HTTPError, Response
-from greensock.http.server.response_writer import CLOSE, AnsweringServer
+from greensock.http.server.response_writer import BODILESS, CLOSE, AnsweringServer
+from greensock.http.server.stream import ResponseStream
 from greensock.http.wire.events import SWITCHED, RequestHead
 from greensock.http.wire.limits import Limits
 from greensock.http.wire.request_parser import RequestParser
@@ -124,6 +126,7 @@ class HTTPServerKeywords(HTTPServerSettings, total=False):
     """Those and the upcalls, as functions that get the arguments without the server."""
 
     handle_request: Callable[[Request], Response]
+    filter_for: Callable[[Request, Response], BodyFilter | None]
     request_done: Callable[[Request, Response, int], object]
     request_refused: Callable[[Any, BadRequest | HTTPError], Response]
 
@@ -157,6 +160,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
         "handle_request": Rule.function(),
+        "filter_for": Rule.function(),
         "request_done": Rule.function(),
         "request_refused": Rule.function(),
     }
@@ -170,6 +174,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         self._spare: list[RequestParser] = []
         self.head_watch = HeadWatch(self._refuse_late_head)
         self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
+        #: ``filter_for`` if the program has one.
+        self.on_filter = self.filter_for if self.overrides_upcall("filter_for", HTTPServer) else None
 
     # -- what to override
 
@@ -180,6 +186,14 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         413. Any other exception is logged with its traceback and becomes 500.
         """
         raise HTTPError(404)
+
+    def filter_for(self, request: Request, response: Response) -> BodyFilter | None:
+        """Return what changes the body of an answer on its way out; None: nothing does.
+
+        It may change the fields of ``response`` (Content-Encoding, Vary, ETag). Content-Length is written anew. Not
+        called for answers that have no body by their status.
+        """
+        return None
 
     def request_done(self, request: Request, response: Response, sent: int) -> None:
         """An answer is out, or was cut short; ``sent`` are the bytes that were given to the kernel. For access logs."""
@@ -386,6 +400,10 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
 
     def send_answer(self, request: Request, response: Response, keep: bool) -> bool:
         """Send the answer; True if the connection goes on."""
+        if self.on_filter is not None and response.status not in BODILESS:
+            self._filter(request, response)
+        if request.stream is not None:
+            return self._send_to_stream(request, response, request.stream)
         conn, body = request.connection, request.body
         if body is not NO_BODY and not body.is_ended:
             keep = keep and self.can_discard_body(request)
@@ -399,6 +417,30 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             if self.on_request_done is not None or type(response.body) is not bytes:
                 self._finish(request, response, conn.bytes_sent - before)
         return self.end_exchange(request, keep)
+
+    def _filter(self, request: Request, response: Response) -> None:
+        assert self.on_filter is not None
+        change = self.on_filter(request, response)
+        if change is not None:
+            apply_filter(response, change)
+
+    def _send_to_stream(self, request: Request, response: Response, stream: ResponseStream) -> bool:
+        """Send the answer to a stream; True, as the connection is not this request's alone."""
+        sent = 0
+        try:
+            for size in self._stream_answer(request, response, stream):
+                sent += size
+        except BaseException as error:
+            if request.is_answered:
+                stream.reset()
+                raise
+            failed, response = response, self.error_response(request, error)
+            self._close_body(request, failed)
+            for size in self._stream_answer(request, response, stream):
+                sent += size
+        finally:
+            self._finish(request, response, sent)
+        return True
 
     def end_exchange(self, request: Request, keep: bool) -> bool:
         """Drop what is left of the body, or close; True if the connection goes on."""

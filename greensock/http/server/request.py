@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from greensock import Connection, OperationTimeout, let_others_run
 from greensock.http.errors import BadRequest, Reason
+from greensock.http.server.stream import ResponseStream
 from greensock.http.wire.events import Data, EndOfMessage, RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.request_parser import RequestParser
@@ -244,6 +245,9 @@ class Request:
         "target",
         "version",
     )
+
+    #: Where its answer goes if that is not the connection itself, as HTTP/1.1; None: that.
+    stream: ResponseStream | None = None
 
     def __init__(self, conn: Connection, head: RequestHead, body: RequestBody, scheme: str = "http") -> None:
         #: As the parser gave it, :class:`RequestHead`.

@@ -13,13 +13,15 @@ from time import monotonic, time
 from typing import Any, BinaryIO
 
 from greensock import Connection, ConnectionT, Server, let_others_run
+from greensock.http.server.filters import pieces_of
 from greensock.http.server.request import Request
 from greensock.http.server.response import FileBody, Response
+from greensock.http.server.stream import ResponseStream
 from greensock.http.wire.body_length import declared_length
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.writer import LAST_CHUNK, format_date, write_chunk, write_response_head
 
-__all__ = ["CLOSE", "JOINED", "KEEP_ALIVE", "AnsweringServer"]
+__all__ = ["BODILESS", "CLOSE", "JOINED", "KEEP_ALIVE", "AnsweringServer"]
 
 #: Up to so many bytes a body, or a piece of it, is joined with what goes around it: one copy is cheaper than gathering.
 JOINED = 16384
@@ -74,6 +76,36 @@ class AnsweringServer(Server[ConnectionT]):
         else:
             self._send_piece(request, head, body)
         return keep
+
+    def _stream_answer(self, request: Request, response: Response, stream: ResponseStream) -> Iterator[int]:
+        """Write an answer to a stream; go through the bytes of body that each step has sent."""
+        body, status = response.body, response.status
+        bodiless = request.method == "HEAD" or status in BODILESS
+        length: int | None
+        if isinstance(body, bytes):
+            length = len(body) if body or not bodiless else declared_length(response.headers)
+            pieces = iter([body] if body else [])
+        else:
+            length = body.count if isinstance(body, FileBody) else declared_length(response.headers)
+            pieces = iter(()) if bodiless else _pieces(pieces_of(body), length)
+        first = next(pieces, None)  # if this fails it is not too late for another answer
+        fields = [pair for pair in response.headers.raw if pair[0].lower() not in OWN_FIELDS]
+        if response.headers.get_raw(b"date") is None:
+            fields.append((b"Date", self.date_line()[6:-2]))
+        if length is not None and status not in (204, 304):
+            fields.append((b"Content-Length", b"%d" % length))
+        self.answers_by_status[status] += 1
+        request.is_answered = True
+        stream.begin(status, fields, length)
+        if first is not None and not bodiless:
+            stream.write(first)
+            yield len(first)
+            began = monotonic()
+            for piece in pieces:
+                stream.write(piece)
+                yield len(piece)
+                began = let_others_run(began)
+        stream.end()
 
     def _send_file(self, request: Request, response: Response, keep: bool, bodiless: bool) -> bool:
         """Write a file."""

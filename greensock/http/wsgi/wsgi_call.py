@@ -12,7 +12,8 @@ settled: its framing, and whether the connection goes on.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from greensock import let_others_run
@@ -25,7 +26,7 @@ from greensock.http.wire.writer import LAST_CHUNK, phrase_of
 from greensock.http.wsgi.wsgi_input import FileWrapper, RawInput, plain_file
 from greensock.http.wsgi.wsgi_socket import ConnectionSocket
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "GatheredAnswer"]
 
 #: Fields that PEP 3333 leaves to the server ("Other HTTP Features"); Connection is looked at.
 HOP_BY_HOP = frozenset(
@@ -253,6 +254,59 @@ class Answer:
         request.body.stop_awaiting()
         server.answers_by_status[code] += 1
         return b"".join(lines)
+
+
+class GatheredAnswer(Answer):
+    """The answer of an application that is not written as it comes, but made into a :class:`Response`."""
+
+    __slots__ = ("_early", "_result")
+
+    def __init__(self, server: HTTPServer, request: Request, keep: bool) -> None:
+        super().__init__(server, request, keep)
+        self._early: list[bytes] = []
+        self._result: Any = ()
+
+    def gather(self, result: Any) -> Response:
+        """Return the answer; its first piece is there, as an application may call ``start_response`` only then."""
+        self._result = result
+        pieces = iter(result)
+        first = next(pieces, b"")
+        if self.lines is None:
+            raise AssertionError("the application did not call start_response")
+        response = self.as_response()
+        if self.length is not None:
+            response.headers.set(b"Content-Length", b"%d" % self.length)
+        elif isinstance(result, list | tuple) and len(result) < 2 and not self._early:
+            response.body = first
+            return response
+        response.body = _Gathered(self, chain(self._early, [first], pieces))
+        return response
+
+    def close(self) -> None:
+        """Let go of what the application returned."""
+        result, self._result = self._result, ()
+        close = getattr(result, "close", None)
+        if close is not None:
+            close()
+
+    def _send_piece(self, data: bytes) -> None:
+        self._early.append(bytes(data))  # by ``write``: before all that is returned
+
+
+class _Gathered:
+    """The pieces of an application's answer, closed as PEP 3333 wants it."""
+
+    __slots__ = ("_answer", "_pieces")
+
+    def __init__(self, answer: GatheredAnswer, pieces: Iterator[bytes]) -> None:
+        self._answer = answer
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def close(self) -> None:
+        self._answer.close()
 
 
 # What a field says of the server's own affairs.

@@ -34,10 +34,11 @@ from gevent.pywsgi import LoggingLogAdapter
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, State, __version__
 from greensock.http.errors import BadRequest
+from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPServer, HTTPServerSettings
 from greensock.http.server.request import NO_BODY, Request
 from greensock.http.server.response import HTTPError, Response
-from greensock.http.wsgi.wsgi_call import Answer
+from greensock.http.wsgi.wsgi_call import Answer, GatheredAnswer
 from greensock.http.wsgi.wsgi_input import FileWrapper, InputError, RawInput, environ_key
 from greensock.http.wsgi.wsgi_socket import ConnectionSocket
 
@@ -63,6 +64,7 @@ SPAWNS = (None, "default", "raw", gevent.spawn, gevent.spawn_raw)
 class WSGIServerKeywords(HTTPServerSettings, total=False):
     """What ``WSGIServer`` may be told beside pywsgi's arguments, as a type checker is to know it."""
 
+    filter_for: Callable[[Request, Response], BodyFilter | None]
     request_done: Callable[[Request, Response, int], object]
     request_refused: Callable[[Any, BadRequest | HTTPError], Response]
 
@@ -96,6 +98,7 @@ class WSGIServer(HTTPServer):
     }
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
+        "filter_for": Rule.function(),
         "request_done": Rule.function(),
         "request_refused": Rule.function(),
     }
@@ -299,6 +302,8 @@ class WSGIServer(HTTPServer):
     def serve_request(self, request: Request, keep: bool) -> bool:
         conn = request.connection
         started, before = time(), conn.bytes_sent
+        if request.stream is not None or self.on_filter is not None:
+            return self._serve_apart(request, keep, started)
         answer = Answer(self, request, keep)
         result: Any = None
         try:
@@ -338,6 +343,23 @@ class WSGIServer(HTTPServer):
         if type(self.log) is not _NoLog:
             line = self.format_request(request, answer.code, conn.bytes_sent - before, time() - started)
             self._write(self.log, line + "\n")
+        return keep
+
+    def _serve_apart(self, request: Request, keep: bool, started: float) -> bool:
+        """Have the application answer a stream, or through a filter: its answer becomes a Response like any other."""
+        answer, before = GatheredAnswer(self, request, keep), request.connection.bytes_sent
+        try:
+            response = answer.gather(self.application(self._environ_of(answer), answer.start_response))
+        except BaseException as error:
+            answer.close()
+            failed = self._on_failure(answer, error) if isinstance(error, Exception | gevent.Timeout) else None
+            if failed is None:
+                raise
+            response, keep = failed, False
+        keep = self.send_answer(request, response, keep)
+        if type(self.log) is not _NoLog:
+            sent = request.connection.bytes_sent - before
+            self._write(self.log, self.format_request(request, response.status, sent, time() - started) + "\n")
         return keep
 
     def _hand_over(self, answer: Answer, sock: ConnectionSocket) -> None:
