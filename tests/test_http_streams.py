@@ -5,6 +5,7 @@ from __future__ import annotations
 import gevent
 import pytest
 from conftest import read_all, read_exactly, wait_until
+from proxies import Origin, Recorded, gateway_to, scripted
 
 from greensock import Lines
 from greensock.http import HTTPError, HTTPServer, RequestParser, Response, WSGIServer
@@ -296,3 +297,89 @@ def test_a_filter_before_a_stream(site, connect):
     sock = connect(site(http=many(Site), wsgi=many(WSGIServer), filter_for=upper))
     sock.sendall(b"1 /\n")
     assert [read_until(sock) for _ in range(3)] == [b"1 begin 200 12", b"1 write 12", b"1 end"]
+
+
+# -- the same through the proxy
+
+
+@pytest.fixture
+def proxied(serve):
+    """Start a proxy of a kind before an origin: ``proxied(kind, **options)``."""
+    gateways = []
+
+    def start(kind=Recorded, urls=(), **options):
+        gateways.append(gateway_to(*(urls or [serve(Origin).url])))
+        return serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **options)
+
+    yield start
+    for gateway in gateways:
+        for upstream in gateway.upstreams.values():
+            upstream.close()
+            assert all(not server.used for server in upstream.all), "a request was not counted out"
+
+
+def test_a_filter_of_the_proxy(proxied, connect):
+    seen = []
+    proxy = proxied(filter_for=upper, watch_response_body=lambda relay, piece: seen.append(piece))
+    sock = connect(proxy)
+    for path, body in (("/x", b"GET /x "), ("/chunked", b"onetwothree"), ("/large/400000", b"x" * 400_000)):
+        seen.clear()
+        status, fields, answer = ask(sock, path)
+        assert status == 200
+        assert answer == body.upper() + b"."
+        assert fields["Vary"] == "Accept-Encoding"
+        assert b"".join(seen) == body, "the program sees what the server said"
+    assert ask(sock, "/plain")[2] == b"GET /plain "
+    assert ask(sock, "/x", "HEAD")[0] == 200
+    assert ask(sock, "/status/204")[0] == 204
+    wait_until(lambda: len(proxy.records) == 6)
+    assert {record.reason for record in proxy.records} == {""}
+    assert proxy.gateway.upstreams["site"].all[0].pool.state.statistics().idle == 1
+
+
+def test_a_filtered_answer_whose_server_breaks_off(proxied, connect):
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this much")
+
+    with scripted(script) as server:
+        proxy = proxied(urls=[server.url], filter_for=upper)
+        sock = connect(proxy)
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert not read_all(sock).endswith(b"0\r\n\r\n")
+        wait_until(lambda: proxy.records)
+        assert proxy.records[0].reason == "body-incomplete"
+
+
+def test_a_filter_before_a_server_that_says_nothing(proxied, connect):
+    def script(server, sock, number):
+        server.head(sock)
+
+    with scripted(script) as server:
+        proxy = proxied(urls=[server.url], filter_for=upper)
+        status, _, _ = ask(connect(proxy), "/plain")
+        assert status == 502
+        assert proxy.failures["no-response"] == 1
+
+
+def test_many_answers_of_servers_on_one_connection(proxied, connect):
+    proxy = proxied(many(Recorded))
+    sock = connect(proxy)
+    paths = ["/x", "/chunked", "/large/400000", "/status/204", "/status/500"]
+    for number, path in enumerate(paths):
+        sock.sendall(f"{number} {path}\n".encode())
+    said = {number: [] for number in range(len(paths))}
+    while not all(steps and steps[-1] in ("end", "reset") for steps in said.values()):
+        number, _, step = read_until(sock).decode().partition(" ")
+        said[int(number)].append(step)
+    assert [steps[0] for steps in said.values()] == [
+        "begin 200 7",
+        "begin 200 11",
+        "begin 200 400000",
+        "begin 204 ?",
+        "begin 500 0",
+    ]
+    sizes = [sum(int(step.split()[1]) for step in steps if "write" in step) for steps in said.values()]
+    assert sizes == [7, 11, 400_000, 0, 0]
+    assert {steps[-1] for steps in said.values()} == {"end"}
+    wait_until(lambda: len(proxy.records) == len(paths))

@@ -29,6 +29,7 @@ from greensock import (
     Verdict,
 )
 from greensock.http.errors import BadRequest
+from greensock.http.server.filters import BodyFilter
 from greensock.http.server.head_watch import HeadWatch
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPConnection, HTTPServer, HTTPServerSettings
 from greensock.http.server.request import Request
@@ -97,6 +98,7 @@ class ReverseProxyKeywords(HTTPServerSettings, total=False):
     edit_response: Callable[[Relay, int, Headers], object]
     watch_request_body: Callable[[Relay, bytes], object]
     watch_response_body: Callable[[Relay, bytes], object]
+    filter_for: Callable[[Request, Response], BodyFilter | None]
     request_recorded: Callable[[Record], object]
 
 
@@ -123,6 +125,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         "edit_response": Rule.function(),
         "watch_request_body": Rule.function(),
         "watch_response_body": Rule.function(),
+        "filter_for": Rule.function(),
         "request_recorded": Rule.function(),
     }
 

@@ -7,7 +7,7 @@ is passed on in ``response_relay``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from math import inf
 from time import monotonic, time
 from typing import Any, Protocol
@@ -91,6 +91,8 @@ class ProxySeam(Protocol):
 
     @property
     def draining(self) -> bool: ...
+    @property
+    def on_filter(self) -> Callable[[Request, Response], object] | None: ...
     @property
     def allowed_methods(self) -> str: ...
 

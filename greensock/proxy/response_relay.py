@@ -10,6 +10,8 @@ behind what came if Content-Length or chunks show that it was cut, else it is re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import gevent
@@ -18,6 +20,7 @@ from greensock import OperationTimeout, let_others_run
 from greensock.http.client.connection_pool import ClientConnection
 from greensock.http.errors import BadResponse, BodyTimeout, Reason, SendTimeout, TotalTimeout
 from greensock.http.server.request import NO_BODY
+from greensock.http.server.response import Response
 from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.hop_by_hop import end_to_end_trailers
@@ -61,6 +64,8 @@ def pass_answer(relay: Relay) -> bool:
     relay.note_head(head.status)
     if head.is_switch:
         return _switch(relay, head)
+    if relay.proxy.on_filter is not None or relay.request.stream is not None:
+        return _pass_as_response(relay, head, conn)
     body = conn.parser.take_whole_body()
     if body is not None:
         relay.finish()
@@ -69,6 +74,24 @@ def pass_answer(relay: Relay) -> bool:
     if passage.is_whole:
         relay.finish()
     return passage.run()
+
+
+def _pass_as_response(relay: Relay, head: ResponseHead, conn: ClientConnection) -> bool:
+    """Pass on an answer as one of the program's own: to a stream, or through a filter."""
+    passage = _Passage(relay, head, conn)
+    headers = _edited_headers(relay, head, False)
+    for name in OWN_FIELDS:
+        headers.remove(name)
+    if head.content_length is not None:
+        headers.set(b"Content-Length", b"%d" % head.content_length)
+    pieces = passage.pieces()
+    first = next(pieces, b"")  # what goes wrong before is answered
+    if passage.is_whole:
+        next(pieces, None)
+        response = Response(first, head.status, headers)
+    else:
+        response = Response(chain([first], pieces), head.status, headers)
+    return relay.proxy.send_answer(relay.request, response, relay.keep)
 
 
 def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
@@ -161,14 +184,19 @@ def _written_head(relay: Relay, head: ResponseHead, keep: bool, trailers: bool =
 
 def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
     """Return the lines of an answer with the changes of its route and of the program."""
+    headers = _edited_headers(relay, head, trailers)
+    own = OWN_FIELDS_OF_SWITCH if head.is_switch else OWN_FIELDS
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in own])
+
+
+def _edited_headers(relay: Relay, head: ResponseHead, trailers: bool) -> Headers:
     headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers))
     relay.add_cookie(headers)
     if relay.route is not None and relay.route.response_fields:
         edits = relay.route.response_fields
         edits.apply(headers, relay.variables(edits.variables))
     relay.proxy.edit_response(relay, head.status, headers)
-    own = OWN_FIELDS_OF_SWITCH if head.is_switch else OWN_FIELDS
-    return b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if pair[0].lower() not in own])
+    return headers
 
 
 class _Passage:
@@ -250,10 +278,8 @@ class _Passage:
 
     def _pass_body(self) -> None:
         relay, conn, client = self._relay, self._conn, self._client
-        deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.body
-        next_event, feed = conn.parser.next_event, conn.parser.feed
-        left = self._left
-        exchange, silence = relay.exchange, seconds
+        next_event, silence = conn.parser.next_event, relay.deadlines.timeouts.body
+        left, exchange = self._left, relay.exchange
         assert exchange is not None
         may_splice = exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
         if left is not None and left >= SPLICED and may_splice:
@@ -269,17 +295,48 @@ class _Passage:
                     client.send(self._last_chunk(event.trailers))
                 return
             else:
-                try:
-                    data = conn.hear(deadlines.within(silence, BodyTimeout, conn))
-                except OperationTimeout:
-                    silence = self._further_silence(exchange, seconds)
-                    continue
-                silence = seconds
-                if data:
-                    feed(data)
-                    data = b""  # nor while the server is silent
+                silence = self._hear(silence)
+
+    def _hear(self, silence: float | None) -> float | None:
+        """Take what comes of the body within so many seconds; return how long the server may be silent then."""
+        conn, deadlines = self._conn, self._relay.deadlines
+        seconds, exchange = deadlines.timeouts.body, self._relay.exchange
+        assert exchange is not None
+        try:
+            data = conn.hear(deadlines.within(silence, BodyTimeout, conn))
+        except OperationTimeout:
+            return self._further_silence(exchange, seconds)
+        if data:
+            conn.parser.feed(data)
+        else:
+            conn.parser.feed_eof()
+        return seconds
+
+    def pieces(self) -> Iterator[bytes]:
+        """Go through the body as it comes, and let go of the server behind it."""
+        relay, next_event = self._relay, self._conn.parser.next_event
+        silence = relay.deadlines.timeouts.body
+        try:
+            if self.is_whole:
+                relay.finish()
+            if piece := bytes(self._take_first()):
+                self._watch(piece)
+                yield piece
+            while not self.is_whole:
+                event = next_event()
+                if type(event) is Data:
+                    piece = bytes(event.data)
+                    self._watch(piece)
+                    yield piece
+                elif type(event) is EndOfMessage:
+                    relay.finish()
+                    return
                 else:
-                    conn.parser.feed_eof()
+                    silence = self._hear(silence)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            raise self._broken(error) from None
 
     def _further_silence(self, exchange: Exchange, seconds: float | None) -> float:
         """Return how much longer the server may be silent: its time begins when it has the whole request."""
@@ -308,13 +365,16 @@ class _Passage:
 
     def _watched(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         """Return a piece as it goes out, after the program had a look at it."""
+        self._watch(piece)
+        return self._framed(piece)
+
+    def _watch(self, piece: bytes | memoryview) -> None:
         relay = self._relay
         if relay.proxy.watches_responses and len(piece):
             try:
                 relay.proxy.watch_response_body(relay, bytes(piece))
             except Exception as error:
                 raise UpcallFailed(error) from error
-        return self._framed(piece)
 
     def _framed(self, piece: bytes | memoryview) -> list[bytes | memoryview]:
         if not self._chunked:
