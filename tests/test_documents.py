@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
 import re
@@ -81,6 +82,19 @@ def test_the_proxy_of_the_readme_runs(serve):
     seen = [seen for origin in origins for seen in origin.seen]
     assert len(seen) == 2
     assert all(re.fullmatch(r"[0-9a-f]{32}", fields_of(fields)["x-request-id"]) for _, _, fields, _ in seen)
+
+
+def test_the_filter_of_the_readme_runs():
+    text = b"a long text " * 1000
+    with running(PROGRAMS[5]) as (host, port), HTTPClient() as client:
+        with client.get(f"http://{host}:{port}/", headers={"Accept-Encoding": "gzip"}) as answer:
+            body = answer.read_all()
+            assert answer.headers["content-encoding"] == "gzip"
+            assert len(body) < 1000
+            assert gzip.decompress(body) == text
+        with client.get(f"http://{host}:{port}/", headers={"Accept-Encoding": "identity"}) as answer:
+            assert answer.read_all() == text
+            assert answer.headers["vary"] == "Accept-Encoding"
 
 
 def test_the_configuration_in_the_readme_is_true(serve, tmp_path, monkeypatch):
