@@ -37,6 +37,7 @@ def serve(server=None, run=True):
     return server
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and what nohup starts with this one
 """
 
 
