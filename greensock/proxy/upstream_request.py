@@ -15,6 +15,7 @@ from greensock.http.client.payload import Payload, payload_in_memory, payload_in
 from greensock.http.errors import SendTimeout
 from greensock.http.wire.events import ResponseHead
 from greensock.http.wire.headers import Headers
+from greensock.http.wire.target import origin_form
 from greensock.http.wire.writer import write_response_head
 from greensock.proxy.failure import UpcallFailed
 from greensock.proxy.forwarded import protocols_offered
@@ -64,7 +65,7 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     else:
         framing = b""
     if not target.startswith(b"/"):
-        target = _origin_form(method, target)
+        target = origin_form(method, target)
     if route is not None and route.strip_prefix:
         target = route.target_for(target)
     written = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target, lines, framing)
@@ -144,16 +145,3 @@ def _pass_interim(relay: Relay, head: ResponseHead) -> None:
         return
     fields = relay.proxy.gateway.forwarder.response_pairs(head, trailers=False)
     relay.conn.send(write_response_head(head.status, Headers.of_raw(fields)))
-
-
-def _origin_form(method: str, target: bytes) -> bytes:
-    """Return path and query of a target that names its host, too (RFC 9112 sections 3.2.1 and 3.2.4)."""
-    _, colon, rest = target.partition(b"://")
-    if not colon:
-        return target  # *
-    slash, mark = rest.find(b"/"), rest.find(b"?")
-    if slash < 0 or -1 < mark < slash:
-        if mark < 0 and method == "OPTIONS":
-            return b"*"
-        return b"/" + (rest[mark:] if mark >= 0 else b"")
-    return rest[slash:]

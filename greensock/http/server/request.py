@@ -19,6 +19,7 @@ from greensock.http.server.stream import ResponseStream
 from greensock.http.wire.events import Data, EndOfMessage, RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.request_parser import RequestParser
+from greensock.http.wire.target import origin_form
 from greensock.http.wire.writer import write_response_head
 
 __all__ = ["NO_BODY", "Request", "RequestBody"]
@@ -274,11 +275,12 @@ class Request:
     @property
     def raw_path(self) -> bytes:
         """The target's path, not decoded; ``*`` if OPTIONS asks about the whole server, empty for CONNECT."""
-        path = self.target.partition(b"?")[0]
-        if path.startswith((b"/", b"*")):
-            return path
-        _, colon, rest = path.partition(b"://")  # an absolute URI
-        return b"/" + rest.partition(b"/")[2] if colon else b""
+        target = self.target
+        if not target.startswith((b"/", b"*")):
+            if self.method == "CONNECT":
+                return b""
+            target = origin_form(self.method, target)
+        return target.partition(b"?")[0]
 
     @property
     def path(self) -> str:

@@ -8,7 +8,7 @@ import re
 from greensock.http.errors import BadMessage, Reason
 from greensock.http.wire.syntax import is_authority
 
-__all__ = ["authority_of", "check_host", "is_sound"]
+__all__ = ["authority_of", "check_host", "is_sound", "origin_form"]
 
 _absolute = re.compile(rb"(https?)://([^/?]*)(?:[/?].*)?", re.IGNORECASE).fullmatch
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
@@ -42,6 +42,19 @@ def authority_of(method: bytes, target: bytes, host: bytes | None) -> bytes:
     if host is not None and _canonical(scheme, host) != _canonical(scheme, authority):
         raise BadMessage(f"the target is at {authority[:80]!r}, Host says {host[:80]!r}", Reason.HOST_MISMATCH)
     return authority
+
+
+def origin_form(method: str, target: bytes) -> bytes:
+    """Return path and query of a target that names its host, too (RFC 9112 sections 3.2.1 and 3.2.4)."""
+    _, colon, rest = target.partition(b"://")
+    if not colon:
+        return target  # *
+    slash, mark = rest.find(b"/"), rest.find(b"?")
+    if slash < 0 or -1 < mark < slash:
+        if mark < 0 and method == "OPTIONS":
+            return b"*"
+        return b"/" + (rest[mark:] if mark >= 0 else b"")
+    return rest[slash:]
 
 
 def check_host(host: bytes) -> None:
