@@ -331,7 +331,12 @@ def _in_order(names: list[str], seconds: dict[str, float]) -> list[str]:
 
 
 def judge(
-    name: str, copies: list[Copy], count: int, seed: int, explored: dict[tuple[str, ...], Coverage]
+    name: str,
+    copies: list[Copy],
+    count: int,
+    seed: int,
+    explored: dict[tuple[str, ...], Coverage],
+    most: int | None = None,
 ) -> dict[str, object]:
     """Run a sample of a module's mutants, and return what came of it."""
     file, tests = MODULES[name]
@@ -348,7 +353,7 @@ def judge(
     for mutant in sample:
         todo.put(mutant)
     survivors: list[Mutant] = []
-    common = (path, source, coverage.tests_of(path), coverage.seconds, todo, survivors)
+    common = (path, source, coverage.tests_of(path), coverage.seconds, todo, survivors, most)
     jobs = [threading.Thread(target=_work, args=(copy, *common)) for copy in copies]
     for job in jobs:
         job.start()
@@ -369,11 +374,12 @@ def _work(
     seconds: dict[str, float],
     todo: SimpleQueue[Mutant],
     survivors: list[Mutant],
+    most: int | None,
 ) -> None:
     for mutant in _taken(todo):
         (copy.place / path).write_text(broken(source, mutant))
         try:
-            survives = _survives(copy, lines.get(mutant.line), seconds)
+            survives = _survives(copy, lines.get(mutant.line), seconds, most)
         finally:
             (copy.place / path).write_text(source)
         if survives:
@@ -381,10 +387,10 @@ def _work(
             print(f"  survives: {path}:{mutant}", flush=True)
 
 
-def _survives(copy: Copy, tests: list[str] | None, seconds: dict[str, float]) -> bool:
+def _survives(copy: Copy, tests: list[str] | None, seconds: dict[str, float], most: int | None) -> bool:
     if not tests:  # another process runs it, or nobody
         tests = sorted(seconds, key=lambda each: seconds[each])
-    for some in (tests[:FEW], tests[FEW:]):
+    for some in (tests[:FEW], tests[FEW:most]):
         if some and not copy.run(some, 3 * sum(seconds[test] for test in some) + 60):
             return False
     return True
@@ -403,6 +409,9 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"{', '.join(MODULES)}; default: all")
     parser.add_argument("--count", type=int, default=100, help="mutants of each; default: %(default)s")
     parser.add_argument("--seed", type=int, default=1, help="of the sample; default: %(default)s")
+    parser.add_argument(
+        "--tests", type=int, help="so many tests for a mutant at the most; default: all that run its line"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="at a time; default: %(default)s")
     parser.add_argument("--output", type=Path, help="a file for the results, as JSON")
     options = parser.parse_args()
@@ -414,7 +423,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         copies = [Copy(Path(place) / str(number)) for number in range(options.jobs)]
         explored: dict[tuple[str, ...], Coverage] = {}
-        results = [judge(name, copies, options.count, options.seed, explored) for name in options.modules or MODULES]
+        results = [
+            judge(name, copies, options.count, options.seed, explored, options.tests)
+            for name in options.modules or MODULES
+        ]
     if options.output is not None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
     return 0
