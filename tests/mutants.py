@@ -294,7 +294,9 @@ class Copy:
         data.read()
         seconds = {}
         for case in ElementTree.parse(self.place / "times.xml").iter("testcase"):
-            name = f"{case.get('file')}::{case.get('name')}"
+            file = case.get("file", "")
+            group = case.get("classname", "").removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
+            name = "::".join([file, *([group] if group else []), case.get("name", "")])
             if case.find("failure") is not None or case.find("error") is not None:
                 print(f"  left out, as it fails with nothing broken: {name}", flush=True)
             else:

@@ -100,6 +100,35 @@ def test_the_one_that_is_idle_the_longest():
     assert (mine.idle_since(), mine.drop_oldest(), mine.origins) == (6, 2, 0)
 
 
+def test_in_place_of_a_stale_one_comes_the_newest_and_what_is_too_old_goes():
+    mine = pool(max_connections=4, max_idle=4)
+    for name in "abcd":
+        mine.ask("o", name, 0)
+    for number, now in ((1, 0), (2, 11), (3, 12)):
+        mine.give_back("o", number, now)
+    decision = mine.replace("o", 15)  # the fourth request's was stale
+    assert (decision.close, decision.action, decision.connection) == ([1], Action.REUSE, 3)
+    assert mine.replace("o", 15).connection == 2
+    assert mine.replace("o", 15).action is Action.CONNECT
+    assert mine.slots == mine.statistics().used == 1
+
+
+def test_slots_are_what_is_used_and_what_is_idle():
+    mine = pool(max_connections=3, max_idle=3)
+    for name in "abc":
+        mine.ask("o", name, 0)
+    mine.give_back("o", 1, 0)
+    assert (mine.slots, mine.statistics().used, mine.statistics().idle) == (3, 2, 1)
+
+
+def test_one_more_than_may_be_idle_in_all_is_not_put_back():
+    mine = pool(max_connections=3, max_idle=3, max_idle_total=1)
+    for origin in "one", "other":
+        mine.ask(origin, "a", 0)
+    assert mine.put("one", 1, 0)
+    assert not mine.put("other", 2, 0)
+
+
 @pytest.mark.parametrize("most", [0, 1, 2, 3])
 def test_idle_ones_are_bounded_and_the_oldest_goes(most):
     mine = pool(max_connections=9, max_idle=most)
