@@ -376,6 +376,14 @@ def test_the_tests_that_comments_name_are_there():
     assert not missing
 
 
+def test_the_seam_of_the_http_server_is_as_it_is_described():
+    doc = ast.get_docstring(tree(MODULES["greensock.http.server"])) or ""
+    named = re.findall(r"``(\w+)``", doc.partition("need none of these")[2])
+    server = greensock.http.HTTPServer(0)
+    assert len(named) > 12
+    assert not [name for name in named if not hasattr(server, name)]
+
+
 # -- what importing does not do
 
 

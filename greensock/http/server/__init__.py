@@ -12,4 +12,19 @@ head_watch       until when heads must be whole
 response_writer  how an answer goes out
 http_server      one request after the other, each answered
 ===============  =====================================================================================================
+
+The seam for what is built on ``HTTPServer`` (the WSGI server, the proxy, and what is to come), in the order of a
+request's life. Programs override the upcalls (``handle_request``, ``filter_for``, ``request_done``,
+``request_refused``) and need none of these:
+
+- ``take_awaited_body``: bytes came of a body that is waited for without a worker;
+- ``take_requests``: answer the requests that a parser holds;
+- ``refusal_of``: a sound request that is not for the program; ``refuse_request``: one that never became a request;
+- ``serve_request``: have the program answer a request, whatever its interface is;
+- ``error_response``: the answer to what the program raised;
+- ``send_answer``: send a :class:`Response`, to the connection or to ``request.stream``, through the filter there is;
+- ``date_line``, ``answers_by_status``: for who writes an answer without it;
+- ``can_discard_body``, ``end_exchange``: whether the connection goes on behind an answer, and that it does;
+- ``cut_off_answer``: end an answer that cannot be finished, so that it is seen;
+- ``tell_request_done``, ``log_program_failure``: tell the program, and tell of the program.
 """
