@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import pytest
 from conftest import PATIENCE
 from gevent.pool import Group
 from http_messages import plain_fields
 from pairs import drain
 
 from greensock.http import (
+    HTTPClient,
     HTTPError,
     HTTPServer,
     PoolStatistics,
@@ -146,3 +148,42 @@ def endless(sent):
     while True:
         sent.append(1)
         yield LONG[:65536]
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[..., HTTPClient]]:
+    """Make clients, closed after the test."""
+    clients: list[HTTPClient] = []
+
+    def make(**options: Any) -> HTTPClient:
+        clients.append(HTTPClient(**options))
+        return clients[-1]
+
+    yield make
+    for each in clients:
+        each.close()
+        assert each.statistics() == NOTHING, "a slot was lost"
+
+
+@pytest.fixture
+def raw() -> Iterator[Callable[..., Raw]]:
+    servers: list[Raw] = []
+
+    def start(script: Callable[..., Any]) -> Raw:
+        def run(sock: socket.socket, number: int) -> Any:
+            return script(server, sock, number)
+
+        server = Raw(run)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def site(serve):
+    server = serve(Site)
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    return server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from conftest import read_all
 
 from greensock.http import HTTPError, HTTPServer, Response
@@ -68,3 +69,21 @@ class Any(HTTPServer):
 
 
 LARGE = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def site(serve, connect):
+    server = serve(Site)
+    return server, connect(server)
+
+
+@pytest.fixture
+def answering(serve, connect):
+    """Serve what a function answers: ``answering(function, **options)`` gives the server and a client."""
+
+    def start(answer, **options):
+        server = serve(Any, **options)
+        server.answer = answer
+        return server, connect(server)
+
+    return start

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
-from conftest import wait_until
+import pytest
+from conftest import PATIENCE, wait_until
+from proxies import Origin, Recorded, gateway_to
 
 CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 
@@ -81,3 +84,39 @@ GET = b"GET / HTTP/1.1\r\n" + CLOSE
 
 
 LONG_POST = b"POST / HTTP/1.1\r\nContent-Length: 100000000\r\n" + CLOSE
+
+
+@pytest.fixture
+def proxied(serve):
+    """Start a proxy before servers; see ``gateway_to``."""
+    gateways = []
+
+    def start(*urls, server_options=None, **options):
+        gateways.append(gateway_to(*urls, **options))
+        return serve(Recorded, gateway=gateways[-1], **(server_options or {}))
+
+    yield start
+    for gateway in gateways:
+        servers = gateway.upstreams["site"].all
+        wait_until(lambda servers=servers: not any(held_bytes(each) for each in servers), 5)
+        gateway.upstreams["site"].close()
+        assert not any(each.pool.state.origins for each in servers)
+
+
+@pytest.fixture
+def origin(serve):
+    return serve(Origin)
+
+
+@pytest.fixture
+def dial():
+    """Connect to a proxy: ``dial(proxy, data)`` gives a socket."""
+    with contextlib.ExitStack() as stack:
+
+        def make(proxy, data=b""):
+            sock = stack.enter_context(socket.create_connection(proxy.address))
+            sock.settimeout(PATIENCE)
+            sock.sendall(data)
+            return sock
+
+        yield make

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -16,6 +17,8 @@ import gevent.socket
 import gevent.ssl
 import pytest
 from conftest import PATIENCE
+
+from greensock.stream_server import StreamServer
 
 RESET = struct.pack("ii", 1, 0)
 
@@ -107,3 +110,27 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 def trusting(certificate: tuple[str, str]) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=certificate[0])
+
+
+@pytest.fixture(params=[gevent.server.StreamServer, StreamServer], ids=["gevent", "greensock"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    runner = Run(request.param)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture
+def ours() -> Iterator[Run]:
+    runner = Run(StreamServer)
+    yield runner
+    runner.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("certificate")
+    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert]
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key

@@ -16,8 +16,12 @@ import warnings
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import connected, read_all_fast, read_exactly_fast, tcp_pair, wrap
-from toys import Echo, nothing
+from pairs import read_all_fast, read_exactly_fast, tcp_pair, wrap
+from toys import (
+    Echo,
+    nothing,
+    pair,  # noqa: F401  # fixtures
+)
 
 from greensock import (
     Server,
@@ -27,12 +31,6 @@ from greensock.core.acceptor import Acceptor
 from greensock.core.poller import get_poller
 from greensock.core.socket_connection import SocketConnection
 from greensock.core.syscalls import has_input
-
-
-@pytest.fixture(params=["unix", "tcp"])
-def pair(request):
-    yield from connected(request.param)
-
 
 # -- forks
 

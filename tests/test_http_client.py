@@ -9,17 +9,14 @@ import os
 import random
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, wait_until
-from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, endless, pieces
+from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, endless, pieces, raw, site  # noqa: F401  # fixtures
 from http_messages import plain_fields
 from pairs import drain
 
@@ -31,46 +28,6 @@ from greensock.http import (
     HTTPServer,
     Response,
 )
-
-
-@pytest.fixture
-def client() -> Iterator[Callable[..., HTTPClient]]:
-    """Make clients, closed after the test."""
-    clients: list[HTTPClient] = []
-
-    def make(**options: Any) -> HTTPClient:
-        clients.append(HTTPClient(**options))
-        return clients[-1]
-
-    yield make
-    for each in clients:
-        each.close()
-        assert each.statistics() == NOTHING, "a slot was lost"
-
-
-@pytest.fixture
-def raw() -> Iterator[Callable[..., Raw]]:
-    servers: list[Raw] = []
-
-    def start(script: Callable[..., Any]) -> Raw:
-        def run(sock: socket.socket, number: int) -> Any:
-            return script(server, sock, number)
-
-        server = Raw(run)
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
-def site(serve):
-    server = serve(Site)
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    return server
-
 
 # -- what one asks for
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -14,7 +13,7 @@ import pytest
 from conftest import PATIENCE, read_exactly, wait_until
 from gevent.event import Event
 from gevent.monkey import get_original
-from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, endless
+from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, endless, raw, site  # noqa: F401  # fixtures
 from http_messages import cases, plain_fields
 from pairs import drain
 
@@ -23,7 +22,6 @@ from greensock.http import (
     BadResponse,
     BodyTimeout,
     HeadTimeout,
-    HTTPClient,
     Reason,
     Timeouts,
 )
@@ -34,45 +32,6 @@ allocate_lock, start_new_thread = (get_original("_thread", name) for name in ("a
 
 
 native_socket = get_original("socket", "socket")
-
-
-@pytest.fixture
-def client() -> Iterator[Callable[..., HTTPClient]]:
-    """Make clients, closed after the test."""
-    clients: list[HTTPClient] = []
-
-    def make(**options: Any) -> HTTPClient:
-        clients.append(HTTPClient(**options))
-        return clients[-1]
-
-    yield make
-    for each in clients:
-        each.close()
-        assert each.statistics() == NOTHING, "a slot was lost"
-
-
-@pytest.fixture
-def raw() -> Iterator[Callable[..., Raw]]:
-    servers: list[Raw] = []
-
-    def start(script: Callable[..., Any]) -> Raw:
-        def run(sock: socket.socket, number: int) -> Any:
-            return script(server, sock, number)
-
-        server = Raw(run)
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
-def site(serve):
-    server = serve(Site)
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    return server
 
 
 # -- the corpus

@@ -8,14 +8,12 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import gevent
 import pytest
 from conftest import PATIENCE, read_exactly, wait_until
 from gevent.event import Event
-from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering
+from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, raw, site  # noqa: F401  # fixtures
 from pairs import drain, reset
 
 from greensock import ConnectFailed, ConnectionClosed, ConnectionLost, GreensockError
@@ -36,46 +34,6 @@ from greensock.http import (
     Timeouts,
     TotalTimeout,
 )
-
-
-@pytest.fixture
-def client() -> Iterator[Callable[..., HTTPClient]]:
-    """Make clients, closed after the test."""
-    clients: list[HTTPClient] = []
-
-    def make(**options: Any) -> HTTPClient:
-        clients.append(HTTPClient(**options))
-        return clients[-1]
-
-    yield make
-    for each in clients:
-        each.close()
-        assert each.statistics() == NOTHING, "a slot was lost"
-
-
-@pytest.fixture
-def raw() -> Iterator[Callable[..., Raw]]:
-    servers: list[Raw] = []
-
-    def start(script: Callable[..., Any]) -> Raw:
-        def run(sock: socket.socket, number: int) -> Any:
-            return script(server, sock, number)
-
-        server = Raw(run)
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-@pytest.fixture
-def site(serve):
-    server = serve(Site)
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    return server
-
 
 # -- stale connections, and the one free retry
 

@@ -11,18 +11,12 @@ from itertools import count
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
-from http_serving import CLOSE, GET, LARGE, LAST, Any, Site, ask, statuses
+from http_serving import CLOSE, GET, LARGE, LAST, Any, Site, answering, ask, site, statuses  # noqa: F401  # fixtures
 from pairs import reset
 
 from greensock import ConnectionLost
 from greensock.http import HTTPError, HTTPServer, Response
 from greensock.http.server import response_writer
-
-
-@pytest.fixture
-def site(serve, connect):
-    server = serve(Site)
-    return server, connect(server)
 
 
 def test_a_request_and_its_answer(site):
@@ -151,18 +145,6 @@ def test_a_slow_head_is_408_and_others_go_on(serve, connect):
 
 
 # -- who may go on
-
-
-@pytest.fixture
-def answering(serve, connect):
-    """Serve what a function answers: ``answering(function, **options)`` gives the server and a client."""
-
-    def start(answer, **options):
-        server = serve(Any, **options)
-        server.answer = answer
-        return server, connect(server)
-
-    return start
 
 
 @pytest.mark.parametrize("close", ["close", "Close", "foo, close", "close, keep-alive"])

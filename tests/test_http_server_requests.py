@@ -13,31 +13,12 @@ import gevent
 import pytest
 from conftest import PATIENCE, greenlets, read_all, read_exactly, wait_until
 from gevent.event import Event
-from http_serving import CLOSE, GET, LARGE, LAST, Any, Site, ask, statuses
+from http_serving import CLOSE, GET, LARGE, LAST, Any, Site, answering, ask, site, statuses  # noqa: F401  # fixtures
 from pairs import reset
 
 from greensock import ConnectionLost
 from greensock.http import HTTPServer, HTTPStatistics, Limits, RequestParser, Response
 from greensock.http.server import http_server
-
-
-@pytest.fixture
-def site(serve, connect):
-    server = serve(Site)
-    return server, connect(server)
-
-
-@pytest.fixture
-def answering(serve, connect):
-    """Serve what a function answers: ``answering(function, **options)`` gives the server and a client."""
-
-    def start(answer, **options):
-        server = serve(Any, **options)
-        server.answer = answer
-        return server, connect(server)
-
-    return start
-
 
 # -- bodies of requests
 

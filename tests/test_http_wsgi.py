@@ -10,22 +10,15 @@ import sys
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent import pywsgi
-from wsgi_serving import TEXT, Answer, Site, answers, chunked
+from wsgi_serving import (
+    TEXT,
+    Answer,
+    answers,
+    chunked,
+    site,  # noqa: F401  # fixtures
+)
 
 from greensock.http import Limits, WSGIServer
-
-
-@pytest.fixture
-def site(serve, connect):
-    """``site(application, **options)`` serves it; what it logs is in ``errors``."""
-
-    def make(application=None, kind=WSGIServer, **options):
-        errors = io.StringIO()
-        options = {"log": None, "error_log": errors, **options}
-        return Site(serve(kind, application=application, **options), connect, errors)
-
-    return make
-
 
 # -- the environ
 

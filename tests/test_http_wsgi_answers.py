@@ -14,9 +14,9 @@ import gevent
 import gevent.event
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
-from wsgi_serving import DATA, TEXT, Answer, Site, answers
+from wsgi_serving import DATA, TEXT, Answer, Site, answers, sent_files, site  # noqa: F401  # fixtures
 
-from greensock import Connection, ConnectionLost
+from greensock import ConnectionLost
 from greensock.http import HTTPServer, WSGIServer
 from greensock.http.server import response_writer
 
@@ -27,18 +27,6 @@ def head_of(sock):
     while not data.endswith(b"\r\n\r\n"):
         data += read_exactly(sock, 1)
     return Answer(data)
-
-
-@pytest.fixture
-def site(serve, connect):
-    """``site(application, **options)`` serves it; what it logs is in ``errors``."""
-
-    def make(application=None, kind=WSGIServer, **options):
-        errors = io.StringIO()
-        options = {"log": None, "error_log": errors, **options}
-        return Site(serve(kind, application=application, **options), connect, errors)
-
-    return make
 
 
 class Closing:
@@ -182,20 +170,6 @@ def test_refused_methods_do_not_reach_it(site):
 
 
 # -- files
-
-
-@pytest.fixture
-def sent_files(monkeypatch):
-    """The calls of ``send_file``."""
-    calls = []
-    real = Connection.send_file
-
-    def spy(self, *arguments, **options):
-        calls.append(arguments[1:])
-        return real(self, *arguments, **options)
-
-    monkeypatch.setattr(Connection, "send_file", spy)
-    return calls
 
 
 @pytest.mark.parametrize("kind", ["plain", "unbuffered", "temporary", "memory", "declared", "moved"])

@@ -16,37 +16,9 @@ import pytest
 from conftest import PATIENCE, read_all, wait_until
 from gevent import pywsgi
 from gevent.pool import Pool
-from wsgi_serving import DATA, TEXT, Answer, Site, answers, chunked
+from wsgi_serving import DATA, TEXT, Answer, Site, answers, chunked, sent_files, site  # noqa: F401  # fixtures
 
-from greensock import Connection
 from greensock.http import HTTPServer, WSGIServer
-
-
-@pytest.fixture
-def site(serve, connect):
-    """``site(application, **options)`` serves it; what it logs is in ``errors``."""
-
-    def make(application=None, kind=WSGIServer, **options):
-        errors = io.StringIO()
-        options = {"log": None, "error_log": errors, **options}
-        return Site(serve(kind, application=application, **options), connect, errors)
-
-    return make
-
-
-@pytest.fixture
-def sent_files(monkeypatch):
-    """The calls of ``send_file``."""
-    calls = []
-    real = Connection.send_file
-
-    def spy(self, *arguments, **options):
-        calls.append(arguments[1:])
-        return real(self, *arguments, **options)
-
-    monkeypatch.setattr(Connection, "send_file", spy)
-    return calls
-
 
 # -- logs
 

@@ -10,15 +10,18 @@ import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import reset
-from proxies import OK, Origin, Recorded, gateway_to, scripted
-from proxy_peers import (
+from proxies import OK, scripted
+from proxy_peers import (  # noqa: F401  # fixtures
     CHUNKED,
     CLOSE,
     KEEP,
     SPLICED,
     closed_port,
+    dial,
     health_of,
     held_bytes,
+    origin,
+    proxied,
     record_of,
     server_of,
     status_of,
@@ -28,43 +31,6 @@ from proxy_peers import (
 from greensock.core.poller import get_poller
 from greensock.http.client import connection_pool
 from greensock.proxy import ServerOptions
-
-
-@pytest.fixture
-def proxied(serve):
-    """Start a proxy before servers; see ``gateway_to``."""
-    gateways = []
-
-    def start(*urls, server_options=None, **options):
-        gateways.append(gateway_to(*urls, **options))
-        return serve(Recorded, gateway=gateways[-1], **(server_options or {}))
-
-    yield start
-    for gateway in gateways:
-        servers = gateway.upstreams["site"].all
-        wait_until(lambda servers=servers: not any(held_bytes(each) for each in servers), 5)
-        gateway.upstreams["site"].close()
-        assert not any(each.pool.state.origins for each in servers)
-
-
-@pytest.fixture
-def origin(serve):
-    return serve(Origin)
-
-
-@pytest.fixture
-def dial():
-    """Connect to a proxy: ``dial(proxy, data)`` gives a socket."""
-    with contextlib.ExitStack() as stack:
-
-        def make(proxy, data=b""):
-            sock = stack.enter_context(socket.create_connection(proxy.address))
-            sock.settimeout(PATIENCE)
-            sock.sendall(data)
-            return sock
-
-        yield make
-
 
 # -- clients that leave
 

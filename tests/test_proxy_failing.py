@@ -9,37 +9,14 @@ import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import reset
-from proxies import OK, Origin, Recorded, gateway_to, scripted
-from proxy_requests import CLOSE, ask, closed_port
+from proxies import OK, scripted
+from proxy_requests import CLOSE, ask, closed_port, origin, proxied  # noqa: F401  # fixtures
 
 from greensock.proxy import (
     ProxyTimeouts,
     ServerOptions,
     combined_line,
 )
-
-
-@pytest.fixture
-def proxied(serve, connect):
-    """Start a proxy before servers: ``proxied(url, ...)`` gives it and a socket to it."""
-    gateways = []
-
-    def start(*urls, kind=Recorded, gateway=None, server_options=None, **options):
-        gateways.append(gateway or gateway_to(*urls, **options))
-        proxy = serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
-        return proxy, connect(proxy)
-
-    yield start
-    for gateway in gateways:
-        for upstream in gateway.upstreams.values():
-            upstream.close()
-            assert all(not server.used for server in upstream.all), "a request was not counted out"
-
-
-@pytest.fixture
-def origin(serve):
-    return serve(Origin)
-
 
 # -- what goes wrong
 

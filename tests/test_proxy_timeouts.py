@@ -11,8 +11,8 @@ import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import drain, reset
-from proxies import OK, Origin, Recorded, gateway_to, scripted
-from proxy_peers import (
+from proxies import OK, scripted
+from proxy_peers import (  # noqa: F401  # fixtures
     CHUNKED,
     CLOSE,
     GET,
@@ -21,8 +21,11 @@ from proxy_peers import (
     LENGTH,
     LONG_POST,
     SPLICED,
+    dial,
     health_of,
     held_bytes,
+    origin,
+    proxied,
     record_of,
     request,
     says,
@@ -34,43 +37,6 @@ import greensock.proxy.relay
 import greensock.proxy.response_relay
 from greensock.core import connector
 from greensock.proxy import ProxyTimeouts, ServerOptions
-
-
-@pytest.fixture
-def proxied(serve):
-    """Start a proxy before servers; see ``gateway_to``."""
-    gateways = []
-
-    def start(*urls, server_options=None, **options):
-        gateways.append(gateway_to(*urls, **options))
-        return serve(Recorded, gateway=gateways[-1], **(server_options or {}))
-
-    yield start
-    for gateway in gateways:
-        servers = gateway.upstreams["site"].all
-        wait_until(lambda servers=servers: not any(held_bytes(each) for each in servers), 5)
-        gateway.upstreams["site"].close()
-        assert not any(each.pool.state.origins for each in servers)
-
-
-@pytest.fixture
-def origin(serve):
-    return serve(Origin)
-
-
-@pytest.fixture
-def dial():
-    """Connect to a proxy: ``dial(proxy, data)`` gives a socket."""
-    with contextlib.ExitStack() as stack:
-
-        def make(proxy, data=b""):
-            sock = stack.enter_context(socket.create_connection(proxy.address))
-            sock.settimeout(PATIENCE)
-            sock.sendall(data)
-            return sock
-
-        yield make
-
 
 # -- timeouts, each by its name
 

@@ -6,8 +6,7 @@ import errno
 import os
 import socket
 import ssl
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -19,25 +18,10 @@ import gevent.ssl
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import Flood, longest_between_ticks
-from streams import RESET, Run, error_of, fill, outcome, trusting
+from streams import RESET, Run, certificate, error_of, fill, ours, outcome, run, trusting  # noqa: F401  # fixtures
 
 from greensock.core import socket_connection
 from greensock.stream_server import StreamServer
-
-
-@pytest.fixture(params=[gevent.server.StreamServer, StreamServer], ids=["gevent", "greensock"])
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    runner = Run(request.param)
-    yield runner
-    runner.close()
-
-
-@pytest.fixture
-def ours() -> Iterator[Run]:
-    runner = Run(StreamServer)
-    yield runner
-    runner.close()
-
 
 # -- the end
 
@@ -417,13 +401,3 @@ def test_the_methods_of_a_connection_are_there_too(ours: Run) -> None:
     client.shutdown(socket.SHUT_WR)
     assert outcome(result) == [b"line", b"r", b"res", b"t", 2, b"12", b"last", b"back", None]
     assert read_all(client) == b"answer"
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("certificate")
-    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key

@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -18,24 +17,7 @@ import gevent.socket
 import gevent.ssl
 import pytest
 from conftest import PATIENCE, read_all, read_exactly
-from streams import CALLS, Run, error_of, fill, outcome
-
-from greensock.stream_server import StreamServer
-
-
-@pytest.fixture(params=[gevent.server.StreamServer, StreamServer], ids=["gevent", "greensock"])
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    runner = Run(request.param)
-    yield runner
-    runner.close()
-
-
-@pytest.fixture
-def ours() -> Iterator[Run]:
-    runner = Run(StreamServer)
-    yield runner
-    runner.close()
-
+from streams import CALLS, Run, error_of, fill, ours, outcome, run  # noqa: F401  # fixtures
 
 # -- files
 

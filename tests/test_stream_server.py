@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -33,27 +33,12 @@ import gevent.ssl
 import pytest
 from conftest import PATIENCE, read_all, wait_until
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
-from streams import CALLS, RESET, Run, error_of, fill, outcome, trusting
+from streams import CALLS, RESET, Run, certificate, error_of, fill, ours, outcome, run, trusting  # noqa: F401  # fixtures
 
 from greensock.core.connection import Connection
 from greensock.core.poller import get_poller
 from greensock.core.socket_connection import SocketConnection
 from greensock.stream_server import StreamServer
-
-
-@pytest.fixture(params=[gevent.server.StreamServer, StreamServer], ids=["gevent", "greensock"])
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    runner = Run(request.param)
-    yield runner
-    runner.close()
-
-
-@pytest.fixture
-def ours() -> Iterator[Run]:
-    runner = Run(StreamServer)
-    yield runner
-    runner.close()
-
 
 # -- what the handler gets
 
@@ -771,16 +756,6 @@ def test_many_come_and_go() -> None:
 
 
 # -- SSL
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("certificate")
-    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
 
 
 @pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS is deprecated")  # gevent's, when it is given files

@@ -12,8 +12,12 @@ import gevent
 import pytest
 from conftest import PATIENCE, descriptors, read_all, read_exactly, wait_until
 from gevent.monkey import get_original
-from pairs import connected, read_all_fast, read_exactly_fast, tcp_pair, wrap
-from toys import Echo, nothing
+from pairs import read_all_fast, read_exactly_fast, tcp_pair, wrap
+from toys import (
+    Echo,
+    nothing,
+    pair,  # noqa: F401  # fixtures
+)
 
 from greensock import (
     Connection,
@@ -83,11 +87,6 @@ def turned(kind, data):
 
 
 KINDS = pytest.mark.parametrize("kind", [nothing, as_shared, with_toy])
-
-
-@pytest.fixture(params=["unix", "tcp"])
-def pair(request):
-    yield from connected(request.param)
 
 
 # -- every downcall, over each

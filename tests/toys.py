@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+from pairs import connected
+
 from greensock import (
     POSTPONE,
     Server,
@@ -27,3 +30,8 @@ class Echo(Server):
             return POSTPONE
         conn.send(data)
         return None
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def pair(request):
+    yield from connected(request.param)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
+import pytest
 from conftest import read_all
+
+from greensock import Connection
+from greensock.http import WSGIServer
 
 TEXT = [("Content-Type", "text/plain")]
 
@@ -56,3 +62,29 @@ def chunked(body, size):
 
 
 DATA = bytes(range(256)) * 1000
+
+
+@pytest.fixture
+def site(serve, connect):
+    """``site(application, **options)`` serves it; what it logs is in ``errors``."""
+
+    def make(application=None, kind=WSGIServer, **options):
+        errors = io.StringIO()
+        options = {"log": None, "error_log": errors, **options}
+        return Site(serve(kind, application=application, **options), connect, errors)
+
+    return make
+
+
+@pytest.fixture
+def sent_files(monkeypatch):
+    """The calls of ``send_file``."""
+    calls = []
+    real = Connection.send_file
+
+    def spy(self, *arguments, **options):
+        calls.append(arguments[1:])
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Connection, "send_file", spy)
+    return calls
