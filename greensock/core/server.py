@@ -520,7 +520,7 @@ class Server(Turns[ConnectionT]):
             self.welcome_connections()
 
     def welcome_connections(self) -> None:
-        """Have the acceptors ask ``permits`` again."""
+        """Have the acceptors ask ``accept_permits`` again."""
         for acceptor in self._acceptors():
             acceptor.more_welcome()
 
