@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from socket import create_connection
 from time import perf_counter
 from typing import Any
@@ -20,6 +20,7 @@ from uuid import uuid4
 import gevent
 from locust import User, between, events, task
 from locust.env import Environment
+from locust.exception import StopUser
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
 __all__ = ["LinesUser", "WrongReply"]
@@ -44,7 +45,12 @@ class LinesUser(User):
     settled = False
 
     def on_start(self) -> None:
-        self.connect()
+        """Connect; one that is stopped before that has succeeded is ended by Locust, when it would begin a task.
+
+        What it would be ended by here, ``StopUser`` from a wait, Locust logs as an error of the locustfile's.
+        """
+        with suppress(StopUser):
+            self.connect()
 
     def on_stop(self) -> None:
         """Take leave, unless it is stopped within an exchange.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import importlib.util
 import re
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,22 @@ def test_a_server_that_is_down_is_a_failure(tmp_path):
         found = {row["Name"]: row for row in csv.DictReader(lines)}
     assert set(found) == {"connect", "Aggregated"}
     assert int(found["connect"]["Failure Count"]) == int(found["connect"]["Request Count"]) > 2
+
+
+def test_users_that_are_stopped_while_they_connect(tmp_path):
+    """The server takes none in and says nothing: the run ends within the first try, and there is no traceback."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = full.getsockname()[1]
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile_tcp.py", "--headless", "--only-summary"]
+        command += ["-H", f"127.0.0.1:{port}", "-u", "2", "-r", "2", "-t", "1s", "-s", "20"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "2 lines connect: TimeoutError(" in " ".join(done.stdout.split() + done.stderr.split())
+    assert 'locustfile_tcp.py", line' not in done.stdout + done.stderr, "a traceback of ours"
 
 
 def test_a_server_that_does_not_start(tmp_path):
