@@ -1,6 +1,6 @@
-# make run: the reverse proxy before a site of its own. make test: all checks. make bench: every experiment, under 30
-# minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the seed's workload. make mutants: whether the
-# tests notice what is broken, hours. All make .venv first.
+# make run: the reverse proxy before a site of its own. make test: all checks (ARGS=tests/test_x.py: of that file alone).
+# make bench: every experiment, under 30 minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the
+# seed's workload. make mutants: whether the tests notice what is broken, hours. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ seed: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(BIN)/python tests/side_by_side.py)
 
 mutants: $(VENV)/installed-test
 	$(BIN)/python tests/mutants.py $(ARGS)

@@ -58,6 +58,8 @@ MODULES = {
 }
 #: Seconds that one test may take, and those from which on it is asked last; how many tests are asked at first.
 TEST_TIMEOUT, SLOW, FEW = 30, 1.0, 60
+#: Seconds that all tests of a module may take, with nothing broken.
+EXPLORING = 1800
 #: What the copies have.
 COPIED = ("greensock", "tests", "examples", "loadtests", "pyproject.toml", "setup.py", "README.md")
 
@@ -259,49 +261,87 @@ class Copy:
             else:
                 shutil.copy(source, place / name)
 
-    def run(self, tests: list[str], seconds: float, *more: str) -> bool:
-        """Return whether the tests, files or single ones, pass within so many seconds; the first that fails ends it."""
-        options = ["-x", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT}", "-o", "addopts="]
-        command = [sys.executable, "-m", "pytest", *options, "-p", "no:anyio", "--strict-markers", *more, *tests]
-        environment = {**os.environ, "PYTHONPATH": str(self.place), "PYTHONDONTWRITEBYTECODE": "1"}
-        with subprocess.Popen(
+    def run(self, tests: list[str], seconds: float) -> str | None:
+        """Run tests until one fails, and return its name; None if all pass.
+
+        The name is empty if the time is over, or nothing could be run at all.
+        """
+        report = self.place / "report.xml"
+        report.unlink(missing_ok=True)
+        with self.start(["-x", f"--junitxml={report}", *tests]) as process:
+            status = _ended(process, seconds)
+        if status == 0:
+            return None
+        failed = [name for name, _, failed in _cases(report) if failed] if status == 1 else []
+        return failed[0] if failed else ""
+
+    def start(self, more: list[str], **environment: str) -> subprocess.Popen[bytes]:
+        options = ["-q", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT}", "-o", "addopts=", "-p", "no:anyio"]
+        command = [sys.executable, "-m", "pytest", *options, "--strict-markers", "-o", "junit_family=xunit1", *more]
+        return subprocess.Popen(
             command,
             cwd=self.place,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": str(self.place), "PYTHONDONTWRITEBYTECODE": "1", **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-        ) as process:
-            try:
-                return process.wait(seconds) == 0
-            except subprocess.TimeoutExpired:
-                return False
-            finally:
-                try:
-                    os.killpg(process.pid, signal.SIGKILL)  # what a test had started goes with it
-                except ProcessLookupError:
-                    pass
+        )
 
-    def explore(self, files: list[str]) -> Coverage:
-        """Run the test files with nothing broken, and return which of their tests run what.
+    def explore(self, files: list[str], processes: int) -> Coverage:
+        """Run the test files with nothing broken, some side by side, and return which of their tests run what.
 
         A test that fails then, most likely as it is slowed down, is left out.
         """
         (self.place / "coverage.ini").write_text("[run]\nconcurrency = gevent,thread\n")
+        claims = self.place / "claims"
+        claims.mkdir()
         cover = ["--cov=greensock", "--cov-context=test", "--cov-config=coverage.ini", "--cov-report="]
-        self.run(files, 1800, *cover, "--maxfail=1000", "--junitxml=times.xml", "-o", "junit_family=xunit1")
-        data = CoverageData(str(self.place / ".coverage"))
-        data.read()
-        seconds = {}
-        for case in ElementTree.parse(self.place / "times.xml").iter("testcase"):
-            file = case.get("file", "")
-            group = case.get("classname", "").removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
-            name = "::".join([file, *([group] if group else []), case.get("name", "")])
-            if case.find("failure") is not None or case.find("error") is not None:
-                print(f"  left out, as it fails with nothing broken: {name}", flush=True)
-            else:
-                seconds[name] = float(case.get("time", 0))
+        running = [
+            self.start(
+                [*cover, f"--claims={claims}", f"--junitxml=times-{number}.xml", *files],
+                COVERAGE_FILE=str(self.place / f"lines-{number}"),
+            )
+            for number in range(processes)
+        ]
+        for process in running:
+            with process:
+                _ended(process, EXPLORING)
+        shutil.rmtree(claims)
+        data, seconds = CoverageData(no_disk=True), {}
+        for number in range(processes):
+            share = CoverageData(str(self.place / f"lines-{number}"))
+            share.read()
+            data.update(share)
+            for name, took, failed in _cases(self.place / f"times-{number}.xml"):
+                if failed:
+                    print(f"  left out, as it fails with nothing broken: {name}", flush=True)
+                else:
+                    seconds[name] = took
         return Coverage(self.place, data, seconds)
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Return the status of a process; None if it did not end in time. What it had started is ended with it."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def _cases(report: Path) -> Iterator[tuple[str, float, bool]]:
+    """Yield the name of each test in a report, its seconds, and whether it failed."""
+    if not report.exists():
+        return
+    for case in ElementTree.parse(report).iter("testcase"):
+        file = case.get("file", "")
+        group = case.get("classname", "").removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
+        name = "::".join([file, *([group] if group else []), case.get("name", "")])
+        yield name, float(case.get("time", 0)), case.find("failure") is not None or case.find("error") is not None
 
 
 @dataclass(frozen=True)
@@ -348,7 +388,7 @@ def judge(
     sample = random.Random(f"{seed} {name}").sample(everything, min(count, len(everything)))
     files = [f"tests/test_{test}.py" for test in tests]
     if tests not in explored:
-        explored[tests] = copies[0].explore(files)
+        explored[tests] = copies[0].explore(files, len(copies))
     coverage = explored[tests]
     print(f"{name}: {len(sample)} of {len(everything)} mutants", flush=True)
     todo: SimpleQueue[Mutant] = SimpleQueue()
@@ -390,11 +430,18 @@ def _work(
 
 
 def _survives(copy: Copy, tests: list[str] | None, seconds: dict[str, float], most: int | None) -> bool:
+    """Return whether no test notices; one that fails must do so again, alone, as most of them have deadlines."""
     if not tests:  # another process runs it, or nobody
         tests = sorted(seconds, key=lambda each: seconds[each])
     for some in (tests[:FEW], tests[FEW:most]):
-        if some and not copy.run(some, 3 * sum(seconds[test] for test in some) + 60):
-            return False
+        left = some
+        while left:
+            failed = copy.run(left, 3 * sum(seconds[test] for test in left) + 60)
+            if failed is None:
+                break
+            if failed not in left or copy.run([failed], 3 * seconds[failed] + 60) is not None:
+                return False
+            left = left[left.index(failed) + 1 :]
     return True
 
 

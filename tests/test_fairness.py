@@ -22,6 +22,8 @@ from greensock.core.poller import SLICE_SECONDS, get_poller
 from greensock.http import HTTPClient, HTTPServer, Response, WSGIServer
 from greensock.proxy import ReverseProxy
 
+pytestmark = pytest.mark.alone
+
 #: How many peers flood at once. Before there was one slice for all, each of them had one of its own, or no bound.
 COUNT = 50
 #: Seconds of CPU time that may pass before a timer of a millisecond is looked at.

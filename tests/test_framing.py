@@ -298,6 +298,7 @@ def seconds(framer: Framer, stream: bytes, size: int) -> float:
 BIG = 1 << 30
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("framer", "unit", "size"),
     [

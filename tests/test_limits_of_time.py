@@ -29,6 +29,8 @@ from greensock.core.pace import Pace, unsent
 from greensock.core.poller import get_poller
 from greensock.http import HTTPServer, Response, WSGIServer
 
+pytestmark = pytest.mark.alone
+
 
 class Recording(Server):
     def __init__(self, *arguments, **options):

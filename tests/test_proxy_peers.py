@@ -316,12 +316,14 @@ def test_files_of_nginx(nginx):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "part"), [("0-0", LARGE[:1]), ("100-199999", LARGE[100:200_000]), ("-5", LARGE[-5:]), ("5-", LARGE[5:])]
+    ("wanted", "part"),
+    [("0-0", slice(1)), ("100-199999", slice(100, 200_000)), ("-5", slice(-5, None)), ("5-", slice(5, None))],
 )
 def test_ranges_of_nginx(nginx, wanted, part):
     heads, body = heads_and_body(curl("-i", "-r", wanted, f"{nginx.url}/large.bin"))
     fields = fields_of(heads[0])
-    assert (heads[0].split()[1], digest(body), fields["content-length"]) == (b"206", digest(part), str(len(part)))
+    right = LARGE[part]
+    assert (heads[0].split()[1], digest(body), fields["content-length"]) == (b"206", digest(right), str(len(right)))
     assert fields["content-range"].endswith(f"/{len(LARGE)}")
 
 

@@ -39,7 +39,7 @@ def echo(conn, data):
 
 
 def server_of(**options):
-    server = Server(("127.0.0.1", 0), **options)
+    server = Server(("127.0.0.1", 0), **{"stop_timeout": 0.2, **options})
     server.start()
     return server
 
