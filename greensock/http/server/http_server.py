@@ -170,7 +170,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
         self.refused: Counter[str] = Counter()
         self._refusals_logged = LogLimit()
-        self._requests = 0
+        #: How many requests came so far.
+        self.requests_taken = 0
         self._spare: list[RequestParser] = []
         self.head_watch = HeadWatch(self._refuse_late_head)
         self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
@@ -212,7 +213,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         base = super().statistics()
         return HTTPStatistics(
             **{field.name: getattr(base, field.name) for field in fields(ServerStatistics)},
-            requests=self._requests,
+            requests=self.requests_taken,
             refused=dict(self.refused),
             statuses=dict(self.answers_by_status),
         )
@@ -336,7 +337,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
     def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
         """Answer one request; True if the connection goes on."""
         conn.requests += 1
-        self._requests += 1
+        self.requests_taken += 1
         keep = head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:
             keep = False
