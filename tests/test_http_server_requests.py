@@ -443,7 +443,7 @@ def test_a_server_that_drains_says_good_bye_and_cuts_nobody_off(answering, conne
     idle, half = connect(server), connect(server)
     busy.sendall(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\nGET /busy HTTP/1.1\r\nHost: a\r\n\r\n")
     half.sendall(b"GET /half HTTP/1.1\r\nHo")
-    wait_until(lambda: server.statistics().accepted == 3 and server.head_watch and server._requests)
+    wait_until(lambda: server.statistics().accepted == 3 and server.head_watch and server.requests_taken)
     stopping = gevent.spawn(server.stop, PATIENCE)
     assert read_all(idle) == b""
     half.sendall(b"st: a\r\n\r\n")

@@ -20,9 +20,10 @@ from time import monotonic, time
 from typing import Any, Protocol
 
 from greensock.http.client.connection_pool import ClientConnection, Lease
-from greensock.http.client.exchange import JOINED, WITH_BODY
+from greensock.http.client.exchange import WITH_BODY
 from greensock.http.client.payload import NOTHING, payload_in_memory
 from greensock.http.server.request import NO_BODY, ReadBody, Request
+from greensock.http.server.response_writer import JOINED
 from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
