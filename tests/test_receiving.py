@@ -14,8 +14,10 @@ import pytest
 from conftest import PATIENCE, wait_until
 from gevent.monkey import get_original
 from pairs import Flood, connected, let_engine_look, longest_between_ticks, read_all_fast
+from served import Calls
 
 from greensock import (
+    Connection,
     ConnectionBusy,
     ConnectionClosed,
     DropReason,
@@ -120,6 +122,26 @@ def test_read_until_and_limits(pair):
     with pytest.raises(IncompleteMessage):
         conn.read_until(b"--")
     assert conn.read_until(b"--") is None
+
+
+def test_what_is_awaited_may_begin_with_its_end(pair):
+    conn, peer = pair
+    reading = gevent.spawn(conn.read_line)
+    wait_until(lambda: conn._reader is not None)
+    peer.sendall(b"\nrest\n")
+    assert reading.get(timeout=PATIENCE) == b""
+    assert conn.read_line() == b"rest"
+
+
+def test_a_line_may_be_as_long_as_is_allowed_and_come_in_two_pieces(pair):
+    conn, peer = pair
+    for separator, first in ((b"\n", b"1234"), (b"--", b"1234-")):
+        reading = gevent.spawn(conn.read_until, separator, 4)
+        wait_until(lambda: conn._reader is not None)
+        peer.sendall(first)
+        wait_until(lambda first=first: conn._stash == first)
+        peer.sendall(separator[-1:])
+        assert reading.get(timeout=PATIENCE) == b"1234"
 
 
 def test_lines(pair):
@@ -271,6 +293,26 @@ def test_a_read_that_stops_at_urgent_data_goes_on_after_it(tcp, reader, blocked)
     assert reading.get(timeout=PATIENCE) == b"abcdef"
     peer.close()
     assert conn.recv() == b""
+
+
+@pytest.mark.parametrize("reader", [Connection.recv, into])
+@pytest.mark.parametrize("urgent", [False, True])
+def test_one_read_for_each_short_message_and_one_more_after_urgent_data(tcp, monkeypatch, reader, urgent):
+    """Rule 2, in the blocking style: a short read means empty; where it may not, it does so again once one was."""
+    conn, peer = tcp
+    if urgent:
+        peer.send(b"X", socket.MSG_OOB)
+        wait_until(lambda: conn._thorough)
+    reads = Calls(receiving.read), Calls(receiving.readv)
+    monkeypatch.setattr(receiving, "read", reads[0])
+    monkeypatch.setattr(receiving, "readv", reads[1])
+    for _ in range(10):
+        reading = gevent.spawn(reader, conn)
+        wait_until(lambda: conn._reader is not None)
+        peer.sendall(b"abc")
+        assert reading.get(timeout=PATIENCE) == b"abc"
+    assert sum(each.count for each in reads) == 10 + urgent
+    assert sum(each.failed for each in reads) == urgent
 
 
 def test_urgent_data_that_comes_later_stops_nobody(tcp):
@@ -455,6 +497,38 @@ def test_a_peer_that_floods_a_loop_of_reads_does_not_hold_up_timers(pair, monkey
     monkeypatch.setattr(receiving, "read", flood)
     monkeypatch.setattr(receiving, "readv", read_into_flood(flood))
     monkeypatch.setattr(sending, "write", lambda fd, data: len(data))
+    looping = gevent.spawn(loop, conn)
+    assert longest_between_ticks(looping.ready) < 0.1
+    looping.get()
+
+
+def take_few(conn):
+    while conn.recv(1):
+        pass
+
+
+def take_into(conn):
+    buffer = bytearray(1)
+    while conn.recv_into(buffer):
+        pass
+
+
+def take_exactly(conn):
+    while conn.read_exactly(1):
+        pass
+
+
+def take_lines(conn):
+    while conn.read_line() is not None:
+        pass
+
+
+@pytest.mark.parametrize("loop", [take_few, take_into, take_exactly, take_lines])
+def test_a_loop_that_takes_what_is_there_does_not_hold_up_timers(pair, loop):
+    """The same where nothing is read from the socket: all of it was read before."""
+    conn, peer = pair
+    conn.unread(b"\n" * 150_000)
+    peer.shutdown(socket.SHUT_WR)
     looping = gevent.spawn(loop, conn)
     assert longest_between_ticks(looping.ready) < 0.1
     looping.get()

@@ -578,6 +578,10 @@ def test_bad_options(options, text):
 # -- POSTPONE and raw reads
 
 
+class Open(Connection):
+    """A connection with room for what a test notes."""
+
+
 class Halves(Echo):
     """Reads a line raw when told to, and postpones what does not end with a full stop."""
 
@@ -608,6 +612,51 @@ def test_postpone_does_not_hold_back_what_a_raw_read_left(serve, connect):
     wait_until(lambda: server.connections[0]._reader is not None)
     sock.sendall(b"d\n")
     assert read_exactly(sock, 9) == b"<line\nc.>"
+
+
+class Announced(Server):
+    """Each line says in which way the raw bytes behind it are to be read."""
+
+    connection_class = Open
+    framer = Lines()
+
+    def connection_new(self, conn):
+        conn.raw = []
+
+    def connection_recv(self, conn, line):
+        match line:
+            case b"recv":
+                conn.raw.append(conn.recv())
+            case b"few":
+                conn.raw.append(conn.recv(3))
+            case b"into":
+                buffer = bytearray(4)
+                conn.raw.append(bytes(buffer[: conn.recv_into(buffer)]))
+            case b"exactly":
+                conn.raw.append(conn.read_exactly(4))
+            case b"until":
+                conn.raw.append(conn.read_until(b"."))
+            case _:
+                conn.raw.append([line])
+
+
+@pytest.mark.parametrize(
+    ("way", "raw", "then"),
+    [
+        (b"recv", b"abc.\nd\n", []),
+        (b"few", b"abc", [[b"."], [b"d"]]),
+        (b"into", b"abc.", [[b""], [b"d"]]),
+        (b"exactly", b"abc.", [[b""], [b"d"]]),
+        (b"until", b"abc", [[b""], [b"d"]]),
+    ],
+)
+def test_a_raw_read_begins_where_the_last_message_ended(serve, connect, way, raw, then):
+    """What the framer holds already comes first."""
+    server = serve(Announced)
+    sock = connect(server)
+    sock.sendall(way + b"\nabc.\nd\n")
+    wait_until(lambda: server.connections and len(server.connections[0].raw) == 1 + len(then))
+    assert server.connections[0].raw == [raw, *then]
 
 
 def test_postpone_without_a_raw_read_waits_for_more(serve, connect):

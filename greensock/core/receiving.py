@@ -219,7 +219,6 @@ class Receiving(Sending):
             data = bytes(view[:count])
         del stash[:count]
         self._fresh = True
-        self._plain = False
         return data
 
     def _let_others_run(self) -> None:
