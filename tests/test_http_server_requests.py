@@ -515,8 +515,12 @@ def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
 
     server = serve(Blocking)
     socks = [connect(server) for _ in range(100)]
+    request = GET.replace("\n", "\r\n").encode()
     for sock in socks:
-        sock.sendall(GET.replace("\n", "\r\n").encode())
+        sock.sendall(request[:-1])  # what comes at once needs none
+    wait_until(lambda: sum(conn.head_parser is not None for conn in server.connections) == 100)
+    for sock in socks:
+        sock.sendall(request[-1:])
     wait_until(lambda: server.statistics().workers_busy >= 100)
     barrier.set()
     for sock in socks:
@@ -524,6 +528,18 @@ def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
     wait_until(lambda: server.statistics().workers_busy == 0)
     assert all(conn.head_parser is conn.parser_in_use is None for conn in server.connections)
     assert parsers() - before == len(server._spare) == http_server.MAX_SPARE
+
+
+def test_a_request_that_comes_at_once_needs_no_parser(serve, connect):
+    class Counting(HTTPServer):
+        def handle_request(self, request):
+            return Response(b"%d" % (parsers() - before))
+
+    before = parsers()
+    sock = connect(serve(Counting))
+    for end in ("", "Connection: close\n"):
+        sock.sendall(GET.replace("\n\n", f"\n{end}\n").replace("\n", "\r\n").encode())
+        assert sock.recv(1000).endswith(b"\r\n\r\n0")
 
 
 @pytest.mark.parametrize("ending", ["refused", "answered", "failed"])

@@ -54,8 +54,8 @@ class Scene:
     request_cut: int = 0
     #: What the server does behind its answer, or in its place: ``keeps``, ``closes``, ``resets``.
     server: str = "keeps"
-    #: What the client does when the server has the request: ``stays``, ``leaves``, ``ends`` (its half). ``stopped``: the
-    #: proxy is stopped then.
+    #: What the client does when the server has the request: ``stays``, ``leaves``, ``ends`` (its half). ``stopped``:
+    #: the proxy is stopped then.
     client: str = "stays"
     #: Whether the kept connection is gone when the request comes.
     stale: bool = False

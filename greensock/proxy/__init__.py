@@ -21,7 +21,6 @@ tunnel             bytes both ways, after 101
 response_relay     the answer's way back
 upstream_request   the request as it goes to a server
 request_relay      the way of one request: who answers it, who is asked, who else
-ordinary_lines     the lines of a head, each judged once
 ordinary_exchange  the ordinary request and its answer, in one function
 proxy_server       the reverse proxy: listeners, upcalls, bodies that come slowly
 config_tables      tables of a configuration, each made into an object

@@ -27,10 +27,18 @@ from greensock.http.server.response_writer import JOINED
 from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
-from greensock.http.wire.plain_heads import lex_plain_fields, plain_methods, plain_target
+from greensock.http.wire.ordinary_heads import (
+    CLOSE,
+    DATE,
+    LENGTH,
+    for_answers,
+    for_requests,
+    read_request,
+    status_of,
+)
+from greensock.http.wire.plain_heads import lex_plain_fields
 from greensock.proxy.forwarded import new_id
 from greensock.proxy.log.record import Record
-from greensock.proxy.ordinary_lines import CLOSE, DATE, HOST, LENGTH, for_answers, for_requests, status_of
 from greensock.proxy.proxy_connection import ProxyConnection
 from greensock.proxy.relay import CHALLENGES, ProxySeam
 from greensock.proxy.request_relay import RequestRelay
@@ -39,8 +47,6 @@ from greensock.proxy.rules import NO_EDITS
 
 __all__ = ["OrdinaryExchange"]
 
-#: Methods of ordinary requests. (OPTIONS may be a question to the proxy itself.)
-_methods = {name: method for name, method in plain_methods.items() if method != "OPTIONS"}
 #: Statuses of answers that get a closer look: a challenge binds the connection, and 426 names protocols.
 _LOOKED_AT = frozenset({*CHALLENGES, 426})
 
@@ -77,39 +83,11 @@ class OrdinaryExchange:
             return self._otherwise(conn, data)
 
         # Is it ordinary? Until that is known nothing is changed.
-        gateway, limits = proxy.gateway, proxy.limits
-        end = data.find(b"\r\n\r\n") + 4
-        if not 4 < end <= limits.max_head:
+        gateway = proxy.gateway
+        found = read_request(data, proxy.limits, self._request_lines)
+        if found is None or found[0] in proxy.refused_methods:
             return self._otherwise(conn, data)
-        lines = data[: end - 4].split(b"\r\n")
-        words = lines[0].split(b" ")
-        if len(words) != 3 or words[2] != b"HTTP/1.1" or len(lines) - 1 > limits.max_fields:
-            return self._otherwise(conn, data)
-        method, target = _methods.get(words[0]), words[1]
-        if method is None or len(target) > limits.max_target or not plain_target(target):
-            return self._otherwise(conn, data)
-        del lines[0]
-        host, length, keep, judged = b"", 0, True, self._request_lines
-        pieces: list[bytes] = []
-        for line in lines:
-            piece = judged[line]
-            if type(piece) is bytes:
-                pieces.append(piece)
-                continue
-            if piece is None:
-                return self._otherwise(conn, data)
-            kind: int = piece[0]
-            value: Any = piece[1]
-            if kind == HOST and not host:
-                host = value
-            elif kind == LENGTH and not length and value:
-                length = value
-            elif kind == CLOSE:
-                keep = False
-            else:  # Host twice, Content-Length twice, or a length of 0
-                return self._otherwise(conn, data)
-        if not host or len(data) - end != length or method in proxy.refused_methods:
-            return self._otherwise(conn, data)
+        method, target, host, lines, pieces, begin, length, keep = found
         route = gateway.routes.only or self._route(method, host, target, lines)
         if (
             route is None
@@ -121,11 +99,7 @@ class OrdinaryExchange:
         upstream, deadlines = gateway.upstreams[route.action], gateway.deadlines_of(route)
         if deadlines.total is not None or not upstream.is_simple:
             return self._otherwise(conn, data)
-        if length and (
-            length > JOINED
-            or length > upstream.options.max_replay
-            or (limits.max_body is not None and length > limits.max_body)
-        ):
+        if length > JOINED or length > upstream.options.max_replay:
             return self._otherwise(conn, data)
 
         # It is, and from here on it is this request that is served.
@@ -163,17 +137,14 @@ class OrdinaryExchange:
                 head = gateway.forwarder.ordinary_request_lines(
                     b"".join(pieces), peer, conn.scheme, host, server.authority
                 )
-                if route.strip_prefix:
-                    target = route.target_for(target)
+                verb, path = method.encode(), route.target_for(target) if route.strip_prefix else target
                 if length:
-                    head = b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (
-                        *(words[0], target, head, length),
-                        data[end:],
-                    )
+                    body = data[begin:]
+                    head = b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (verb, path, head, length, body)
                 elif method in WITH_BODY:
-                    head = b"%b %b HTTP/1.1\r\n%bContent-Length: 0\r\n\r\n" % (words[0], target, head)
+                    head = b"%b %b HTTP/1.1\r\n%bContent-Length: 0\r\n\r\n" % (verb, path, head)
                 else:
-                    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (words[0], target, head)
+                    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (verb, path, head)
                 kept.send(head, False, deadlines.timeouts.send)
                 sent_at = monotonic()
                 heard = kept.recv(None, deadlines.timeouts.head)
@@ -202,7 +173,7 @@ class OrdinaryExchange:
                 try:
                     conn.send(out)
                 except BaseException as error:
-                    relay = self._relay(conn, method, words[1], lines, host, length, keep, route, record, asked)
+                    relay = self._relay(conn, method, target, lines, host, length, keep, route, record, asked)
                     relay.note_asked(upstream, deadlines, server, spell, asked)
                     relay.run(partial(relay.fail_while_answering, status, heard_at, error), before)
                     return None
@@ -219,9 +190,9 @@ class OrdinaryExchange:
                     proxy.record_done(record)
                 return None
 
-        relay = self._relay(conn, method, words[1], lines, host, length, keep, route, record, asked)
+        relay = self._relay(conn, method, target, lines, host, length, keep, route, record, asked)
         relay.note_asked(upstream, deadlines, server, spell, asked, conn.has_left)
-        payload = payload_in_memory(data[end:]) if length else NOTHING
+        payload = payload_in_memory(data[begin:]) if length else NOTHING
         lease = Lease(pool, server.origin, kept) if kept is not None else None
         relay.run(partial(relay.go_on_asking, payload, lease, sent_at, heard))
         return None
