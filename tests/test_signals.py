@@ -179,9 +179,7 @@ os.kill(os.getpid(), signal.SIGHUP)
     assert (code, output) == (-signal.SIGHUP, "interrupted\n")
 
 
-@pytest.mark.parametrize(
-    "set_own", ["signal.signal(15, lambda *a: tell())", "gevent.signal_handler(15, tell)"]
-)
+@pytest.mark.parametrize("set_own", ["signal.signal(15, lambda *a: tell())", "gevent.signal_handler(15, tell)"])
 def test_a_handler_that_is_set_meanwhile_stays(set_own):
     text = f"""
 server = serve(run=False)
