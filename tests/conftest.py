@@ -25,6 +25,8 @@ from greensock.core.poller import get_poller
 
 #: Seconds that a condition may take to come true.
 PATIENCE = 10.0
+#: Seconds between two looks.
+PAUSE = 0.001
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("greensock", deadline=None)
@@ -37,8 +39,14 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds} s in vain")
-        gevent.sleep(0.001)
+        gevent.sleep(PAUSE)
     return value
+
+
+def blocked(job: gevent.Greenlet) -> gevent.Greenlet:
+    """Return the greenlet as soon as it has begun: then it waits for something, for only there another one runs."""
+    wait_until(lambda: greenlet.__bool__(job) or job.dead)
+    return job
 
 
 def descriptors() -> dict[str, str]:

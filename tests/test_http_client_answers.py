@@ -15,7 +15,7 @@ from gevent.event import Event
 from gevent.monkey import get_original
 from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, endless, raw, site  # noqa: F401  # fixtures
 from http_messages import cases, plain_fields
-from pairs import drain
+from pairs import drain, let_engine_look
 
 from greensock import ConnectionLost
 from greensock.http import (
@@ -172,16 +172,18 @@ def test_a_flood_of_interim_answers_is_refused(raw, client):
 
 
 def test_interim_answers_do_not_prolong_the_wait(raw, client):
+    limit = 0.2
+
     def trickle(server, sock, number):
         server.head(sock)
         for _ in range(9):
             sock.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
-            gevent.sleep(0.05)
+            gevent.sleep(limit / 4)
         drain(sock)
 
     began = time.monotonic()
     with pytest.raises(HeadTimeout):
-        client(timeouts=Timeouts(head=0.2)).get(raw(trickle).url)
+        client(timeouts=Timeouts(head=limit)).get(raw(trickle).url)
     assert time.monotonic() - began < 0.6  # each of them anew: at least 0.65
 
 
@@ -464,9 +466,9 @@ def test_a_whole_answer_ends_the_sending(raw, client):
     assert answer.read_all() == b"ok"
     assert answer.is_ended
     wait_until(lambda: mine.statistics() == NOTHING)
-    gevent.sleep(0.01)
+    let_engine_look()
     count = len(sent)
-    gevent.sleep(0.01)
+    let_engine_look()
     assert len(sent) == count
 
 

@@ -428,7 +428,7 @@ def test_stopping_ends_an_application_that_does_not(site):
 
     def application(environ, start_response):
         start_response("200 OK", TEXT)
-        results.append(Closing(iter(lambda: gevent.sleep(60), 0)))
+        results.append(Closing(iter(lambda: gevent.event.Event().wait(), True)))
         return results[-1]
 
     here = site(application, stop_timeout=0.01)

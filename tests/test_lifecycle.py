@@ -11,8 +11,8 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import connected, read_all_fast, reset, tcp_pair, wrap
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
+from pairs import connected, let_engine_look, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State
 from greensock.core.lifecycle import LINGER_BYTES, TRANSITIONS
@@ -119,7 +119,7 @@ def test_notify_disconnect(pair, end):
     assert conn.notify_disconnect(lambda: told.append("first"))
     assert conn.notify_disconnect(lambda: told.append(end))  # takes the place of the first
     peer.sendall(b"unread")
-    gevent.sleep(0.01)
+    let_engine_look()
     assert not told
     if end == "peer closes":
         peer.close()
@@ -129,7 +129,7 @@ def test_notify_disconnect(pair, end):
         getattr(conn, end)()
     wait_until(lambda: told)
     conn.abort()
-    gevent.sleep(0.01)
+    let_engine_look()
     assert told == [end]  # once
     assert not conn.notify_disconnect(lambda: told.append("late"))
 
@@ -151,7 +151,7 @@ def test_notify_disconnect_can_be_taken_back(pair):
     conn.notify_disconnect(lambda: told.append(1))
     conn.notify_disconnect(None)
     conn.abort()
-    gevent.sleep(0.01)
+    let_engine_look()
     assert not told
 
 
@@ -244,7 +244,7 @@ def test_a_peer_that_drips_does_not_hold_a_closing_connection(pair):
     def drip():
         while True:
             peer.sendall(b"x")
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
 
     dripping = gevent.spawn(drip)
     conn.close()
@@ -265,11 +265,12 @@ def test_a_peer_that_reads_nothing_is_reset_after_linger_timeout():
 def test_a_peer_that_reads_slowly_gets_all_of_it(pair):
     conn, peer = pair
     conn.linger_timeout = 0.5
+    pause = 0.16 * conn.linger_timeout
     conn.send(b"x" * 8_000_000, close=True)
     started = time.monotonic()
     for _ in range(8):
         read_exactly(peer, 1_000_000)
-        gevent.sleep(0.08)  # each step is progress, all of them take longer than linger_timeout
+        gevent.sleep(pause)  # each step is progress, all of them take longer than linger_timeout
     assert time.monotonic() - started > conn.linger_timeout
     assert peer.recv(1) == b""
     peer.close()
@@ -285,7 +286,7 @@ def test_what_comes_while_closing_does_not_keep_the_engine_busy(pair, flushing):
         conn.send_nowait(b"x" * 8_000_000)
     conn.close()
     peer.sendall(b"late")
-    poller = get_poller()
+    poller, watched = get_poller(), 0.02
     passes = 0
     run_calls = poller._run_calls
 
@@ -295,7 +296,7 @@ def test_what_comes_while_closing_does_not_keep_the_engine_busy(pair, flushing):
         run_calls()
 
     poller._run_calls = count
-    gevent.sleep(0.02)
+    gevent.sleep(watched)
     del poller._run_calls
     assert passes < 10
     read_all_fast(peer)

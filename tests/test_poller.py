@@ -123,6 +123,7 @@ class Echo(Server):
         conn.send(data)
 
 ready, done, pollers = threading.Barrier(3), threading.Event(), []
+PAUSE = 0.001
 
 def serve():
     server = Echo(("127.0.0.1", 0))
@@ -131,7 +132,7 @@ def serve():
     ports.append(server.server_port)
     ready.wait()
     while not done.is_set():
-        gevent.sleep(0.001)
+        gevent.sleep(PAUSE)
     server.stop()
     get_poller().close()
     gevent.get_hub().destroy(destroy_loop=True)

@@ -403,9 +403,9 @@ def test_a_slow_client_before_a_fast_server(proxied, dial, framing):
         assert {record.reason for record in proxy.records} == {""}
 
 
-def _is_stopped(server):
+def _is_stopped(server, a_while=0.1):
     before = server.sent
-    gevent.sleep(0.1)
+    gevent.sleep(a_while)
     return before and server.sent == before
 
 

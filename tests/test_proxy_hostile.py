@@ -649,7 +649,7 @@ def test_answers_1xx_without_end(before, status, timeout):
             while True:
                 sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
                 sent.append(1)
-                gevent.sleep(0.03 if status == 504 else 0)
+                gevent.sleep(timeout / 3 if status == 504 else 0)
 
     proxy, _ = before(script, timeouts=ProxyTimeouts(upstream_head=timeout))
     heard = heard_of(proxy, ASK)

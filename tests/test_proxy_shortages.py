@@ -302,9 +302,10 @@ def test_what_slow_clients_take_beyond_two_descriptors(kind):
         for _ in range(int(most) - 20):
             dial().sendall(slow)
         wait_until(lambda: server.accepted == int(most) - 20)
+        every = 0.01
         while len(counts) < 30 or counts[-30] != counts[-1]:  # until all are stuck
             counts.append(count())
-            gevent.sleep(0.01)
+            gevent.sleep(every)
         jobs = [gevent.spawn(ask_as, sock) for sock in others]
         assert [job.get(timeout=PATIENCE) for job in jobs] == [200] * 20
         assert counts[-1] <= 300 - KEPT_BACK

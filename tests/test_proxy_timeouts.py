@@ -366,7 +366,7 @@ def drips(head):
         with contextlib.suppress(ConnectionError):
             while True:
                 sock.sendall(b"1\r\nx\r\n")
-                gevent.sleep(0.01)
+                gevent.sleep(SHORT / 10)
 
     return script
 

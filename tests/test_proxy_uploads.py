@@ -178,7 +178,7 @@ def test_all_of_the_request_may_take_only_so_long(start, dial, of):
     while waiting(proxy):
         with contextlib.suppress(ConnectionError):
             sock.sendall(b"x")
-        gevent.sleep(0.01)
+        gevent.sleep(total.total / 30)
     answer = read_all(sock)
     assert (status_of(answer), b"\r\nConnection: close\r\n" in answer) == (504, True)
     assert b"\r\nProxy-Status: greensock; error=http_response_timeout\r\n" in answer
