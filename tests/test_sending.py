@@ -72,6 +72,20 @@ def test_send_and_close(pair):
     assert conn.drop_reason is DropReason.CLOSED
 
 
+@pytest.mark.parametrize("how", ["send and close", "send_nowait"])
+def test_a_buffer_that_changes_after_the_call_was_sent_as_it_was(pair, how):
+    """Neither call waits until the data is out, and then the buffer is the caller's again."""
+    conn, peer = pair
+    conn.max_send_queue = 1 << 24
+    data = bytearray(b"x" * 8_000_000)
+    if how == "send_nowait":
+        conn.send_nowait(data)
+    else:
+        conn.send(data, close=True)
+    data[:] = b"y" * len(data)
+    assert read_exactly_fast(peer, len(data)) == b"x" * len(data)
+
+
 def test_send_timeout_withdraws_or_completes(pair):
     conn, peer = pair
     first = b"a" * 10_000_000

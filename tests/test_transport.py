@@ -362,6 +362,15 @@ def test_close_of_a_shared_one_leaves_the_connection_to_others(pair):
     assert read_all(peer) == b""
 
 
+def test_an_abort_of_a_shared_one_resets_nothing_for_the_others(pair):
+    conn, peer = pair
+    theirs = socket.socket(fileno=os.dup(conn.fileno()))
+    conn.abort()
+    theirs.sendall(b"bye")
+    theirs.close()
+    assert read_all(peer) == b"bye"
+
+
 @pytest.mark.parametrize("end", ["close", "abort", "lost"])
 def test_the_engine_hears_no_more_of_what_others_go_on_with(pair, end):
     """Each of their messages would wake this process, and the connection that got the number next."""

@@ -97,6 +97,7 @@ def _resolve(target: tuple[str, int], address: Any, timeout: float | None, deadl
         return [(family, (*target, *address[2:]) if isinstance(address, tuple) else target)]
     late = OperationTimeout(f"{host!r} was not resolved within {timeout} s", None, "connect", timeout or 0.0)
     try:
+        # gevent's own timeout, as the resolver is gevent's: it knows nothing of deadlines (test_a_slow_resolver).
         with gevent.Timeout(None if deadline == inf else max(0.0, deadline - monotonic()), late):
             found = getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
     except OperationTimeout:
@@ -128,9 +129,12 @@ def _attempt(
         raise _failed(address, sockaddr, error) from error
     entry = _Established(family)
     try:
+        # A socket that connects can be written to as soon as it stands or has failed: that event brings the turn of the
+        # entry, which asks the kernel what became of it. Until then nothing else gets in front of it.
         conn._writable = False  # until the kernel says that it stands
         conn._submit(entry)
         conn.await_sent(entry, None if deadline == inf else max(0.0, deadline - monotonic()))
+    # Its text says ``send``; the caller asked for a connection.
     except OperationTimeout:
         conn.abort()
         raise late from None
@@ -152,6 +156,8 @@ def _begin(
         sock.setblocking(False)
         if family != _socket.AF_UNIX:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
+        # A Unix socket whose backlog is full does not connect in the background, and no event says when there is room
+        # (test_a_full_unix_backlog).
         while (said := sock.connect_ex(sockaddr)) == errno.EAGAIN and family == _socket.AF_UNIX:
             if monotonic() >= deadline:
                 raise late
@@ -161,6 +167,7 @@ def _begin(
     except BaseException:
         sock.close()
         raise
+    # The descriptor is nobody's for these few lines, so each of them that fails closes it.
     fd = sock.detach()
     try:
         conn = kind(get_poller(), fd, family, sockaddr)
@@ -193,6 +200,8 @@ class _Established(Outgoing):
     def push(self, fd: int, transport: Transport | None = None) -> int:
         with borrow_socket(fd, self._family) as sock:
             error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+            # SO_ERROR is 0 for a socket that still connects, too: only one that stands has a peer
+            # (test_an_event_of_whoever_had_the_descriptor_before_connects_nothing).
             if error:
                 raise OSError(error, os.strerror(error))
             try:

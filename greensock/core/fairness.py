@@ -19,6 +19,7 @@ def let_others_run(since: float) -> float:
     Cheap while it is too early. Whoever pauses goes on after a pass of the loop, in turn with all others who did.
     """
     now = monotonic()
+    # Before the poller is looked up: most calls end here.
     if not since or now - since < LEAST_SECONDS:
         return since or now
     poller = get_poller()

@@ -136,6 +136,8 @@ class Endpoint:
 
     def _wait_readable(self) -> None:
         """Block the calling greenlet until the endpoint may be readable. It may return early."""
+        # Whatever is thrown into the wait leaves through ``finally``: an event that is still to come finds no reader,
+        # and only sets the flag.
         self._reader = getcurrent()
         try:
             self._poller.hub.switch()
@@ -171,6 +173,7 @@ class Poller:
         self.until = 0.0
         self._epoll = new_epoll()
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
+        # One timer for good: making one costs more than a pass.
         self._next_pass: Any = hub.loop.timer(0.0)
         self._calls: deque[Callable[[], object]] = deque()
         #: Whether it is a parent's, in the child of a fork.
@@ -194,7 +197,10 @@ class Poller:
         Raises:
             OSError: the kernel refused (``ENOSPC``: fs.epoll.max_user_watches is reached).
         """
+        # The kernel first: if it refuses, nothing here has changed. It tells of what is there already as if it came
+        # now, so that no edge is missed between accept and this.
         self._epoll.register(endpoint._fd, interest)
+        # A watcher that runs keeps the program alive (test_events_need_an_endpoint_to_keep_the_loop_alive).
         if not self.endpoints:
             self._watcher.start(self._on_events)
         self.endpoints[endpoint._fd] = endpoint
@@ -204,6 +210,7 @@ class Poller:
 
         Not if it is ``still_open``, here or in a child: what it tells would come as long as anybody holds it.
         """
+        # The number may be another endpoint's by now, or it never was registered.
         if self.endpoints.get(endpoint._fd) is endpoint:
             del self.endpoints[endpoint._fd]
             if still_open:
@@ -244,17 +251,22 @@ class Poller:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have ``call()`` made in the hub, in the next pass of the poller. It must not raise."""
+        # A queue of our own: one callback of the hub for all calls of a pass, where each ``run_callback`` costs 0.55
+        # us.
         self._calls.append(call)
         self.schedule()
 
     def queue(self, endpoint: Endpoint) -> None:
         """Put the endpoint on its ready queue now, and see to it that the queue is looked at."""
+        # Not idle from the moment when it is queued: an event that comes before its turn must not queue it a second
+        # time (test_flags).
         endpoint._idle = False
         endpoint._ready.append(endpoint)
         self.schedule()
 
     def requeue(self, endpoint: Endpoint) -> None:
         """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
+        # It is not idle meanwhile, as if it were queued: events that come set its flags and nothing else.
         self._go_on_later(partial(endpoint._ready.append, endpoint))
 
     def pause(self) -> None:
@@ -263,6 +275,8 @@ class Poller:
         self._go_on_later(pause)
         try:
             self.hub.switch()
+        # A pause that was left by a kill or a timeout is void, though its place in the queue is kept
+        # (test_a_pause_can_be_left).
         finally:
             pause.waiter = None
 
@@ -272,24 +286,30 @@ class Poller:
         Called by the greenlet that reads.
         """
         if monotonic() > self.until:
+            # The flag alone makes the reader wait: its next read finds it cleared, and no path of reading looks at
+            # anything else. What is in the socket was told by an edge that is gone, so ``_resume`` has to tell it again
+            # (test_a_peer_that_floods_a_loop_of_reads_does_not_hold_up_timers).
             endpoint._readable = False
-            if endpoint not in self._paused:  # it may have been told by an event that came first
+            if endpoint not in self._paused:  # else an event came first, and it is still to be resumed
                 self._paused.add(endpoint)
                 self._go_on_later(partial(self._resume, endpoint))
 
     def _resume(self, endpoint: Endpoint) -> None:
+        # It may have been closed while it was put off, and its number be another's.
         self._paused.discard(endpoint)
         if self.endpoints.get(endpoint._fd) is endpoint:
             self._tell(endpoint, EVENT_INPUT)
 
     def _go_on_later(self, call: Callable[[], object]) -> None:
+        # While a pass is active nothing is scheduled: its end looks at what is left.
         self._put_off.append(call)
         if not self._active and not self._scheduled:
             self._schedule_next_pass()
 
     def _schedule_next_pass(self) -> None:
         self._scheduled = True
-        # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors.
+        # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors
+        # (test_a_turn_that_spent_its_budget_goes_through_the_loop).
         self._next_pass.start(self._on_events, update=False)
 
     def schedule(self) -> None:
@@ -299,9 +319,11 @@ class Poller:
             self.hub.loop.run_callback(self._on_events)
 
     def _on_events(self) -> None:
+        # This pass may have been scheduled before the hub was destroyed, or by the parent of a fork.
         if self.is_abandoned or self._epoll.closed:
             return
         self._active = True
+        # Cleared at the beginning: what is queued from here on is found by the end of this pass.
         self._scheduled = False
         self.until = monotonic() + SLICE_SECONDS
         # First who was to be woken by the last pass, then what the kernel has to tell, then the turns that came of
@@ -323,12 +345,16 @@ class Poller:
             self._schedule_next_pass()
 
     def _run_calls(self) -> None:
+        # As many as there are now: one that orders the next (a flush in steps, a sweep in slices) goes on in the next
+        # pass (test_the_sweep_goes_in_slices).
         calls = self._calls
         for _ in range(len(calls)):
             calls.popleft()()
 
     def _harvest(self) -> None:
         """Fetch the events and hand each to whom it concerns."""
+        # 0: the hub is woken because something is there, and must not block here. What exceeds ``MAX_EVENTS`` stays in
+        # the kernel's list, and the nested set stays readable for the watcher, which is level-triggered.
         lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
         for fd, events in self._epoll.poll(0, MAX_EVENTS):
             endpoint = lookup(fd)
@@ -373,16 +399,21 @@ class Poller:
                 endpoint._ready.append(endpoint)
 
     def _run_crews(self) -> None:
+        # Whoever blocks in an upcall switches to the hub and comes out here, in ``run``, which then hands on the rest.
         for crew in self.crews:
             if crew.ready:
                 crew.run()
 
     def _run_put_off(self) -> None:
         """Have those go on who were put off before, one after the other, until the time for that is over."""
+        # As many as there are now, each for its share, and all together for a slice: who is put off again is behind all
+        # others (test_those_who_are_put_off_go_on_in_turn).
         put_off, now = self._put_off, monotonic()
         end = now + SLICE_SECONDS
         for _ in range(len(put_off)):
             self.until = now + SHARE_SECONDS
+            # A connection that was put off is only back in its ready queue by this: its turn belongs into the share,
+            # too.
             put_off.popleft()()
             self._run_crews()
             now = monotonic()
@@ -398,6 +429,7 @@ class Poller:
     def _look_again(self, suspects: list[Endpoint]) -> None:
         for endpoint in suspects:
             if self.endpoints.get(endpoint._fd) is endpoint:
+                # As if all had happened to each: whoever is woken in vain looks, finds nothing, and waits on.
                 endpoint._on_hangup()
                 self._tell(endpoint, EVENT_READ | EVENT_WRITE)
 
@@ -409,9 +441,12 @@ class Poller:
         An endpoint has one valid entry on the heap, the one whose time is ``endpoint._armed``. A deadline that moves
         back leaves its entry where it is: the endpoint looks at its own deadlines when the entry comes due.
         """
+        # An older entry of the endpoint stays on the heap and is void by its time: to find it there would take a search
+        # (test_deadlines_that_move_cost_no_timer). How many are valid is counted, so that void ones do not pile up.
         if endpoint._armed == inf:
             self._armed_count += 1
         endpoint._armed = when
+        # The serial number: endpoints cannot be compared, which the heap would do at equal times.
         heapq.heappush(self._deadlines, (when, next(self._serial), endpoint))
         self._forget_void()
         if when < self._timer_due:
@@ -433,7 +468,10 @@ class Poller:
     def _set_timer(self, when: float) -> None:
         self._disarm()
         self._timer_due = when
+        # It keeps no program alive, which may wait for nothing else.
         self._timer = self.hub.loop.timer(max(0.0, when - monotonic()), ref=False)
+        # The loop's own time may be as old as its pass: the timer would fire early by so much, find nothing due, and
+        # again.
         self._timer.start(self._on_timer, update=True)
 
     def _disarm(self) -> None:
@@ -449,6 +487,7 @@ class Poller:
             self._run_deadlines(monotonic())
         except BaseException as error:
             self.hub.handle_error(self, type(error), error, error.__traceback__)
+        # Also when an endpoint has raised: without a timer no deadline of this hub would ever come due again.
         finally:
             if self._deadlines and self._deadlines[0][0] < self._timer_due:
                 self._set_timer(self._deadlines[0][0])
@@ -458,12 +497,15 @@ class Poller:
             when, _, endpoint = heapq.heappop(self._deadlines)
             if endpoint._armed != when:
                 continue  # moved or disarmed since
+            # Before the call, which may arm it anew, or close it.
             self.disarm(endpoint)
             try:
                 again = endpoint._on_deadline(now)
             except BaseException:
                 self.arm(endpoint, now + RETRY_SECONDS)  # not lost: it may have others
                 raise
+            # What it returns takes nothing back: the call may have switched to a greenlet that armed it for an earlier
+            # time.
             if again < endpoint._armed:
                 self.arm(endpoint, again)
 
@@ -488,6 +530,8 @@ def _end_with_hub(hub: Hub, poller: Poller) -> None:
             poller.close()
         destroy(destroy_loop)
 
+    # Two ways to an end: the hub is destroyed, or its thread ends and with it what is local to the thread
+    # (test_a_thread_that_destroys_its_hub_leaves_no_descriptor, test_one_poller_a_thread).
     hub.destroy = destroy_both  # type: ignore[method-assign]
     _of_this_thread.closer = _Closer(poller)
 
@@ -538,6 +582,7 @@ _EXECUTING = {("subprocess", "_execute_child"), ("gevent.subprocess", "_execute_
 
 def _is_to_execute() -> bool:
     """Whether the fork that calls the hooks is one of those. (One within a ``preexec_fn`` is not.)"""
+    # The second one up is who forked: it called the hook, which called this.
     frame = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == "gevent.os":
         frame = frame.f_back  # type: ignore[assignment]
@@ -549,6 +594,8 @@ def _before_fork() -> None:
     if _is_to_execute():
         return
     _survivors[:] = [endpoint for endpoint in _connections_of_this_turn() if endpoint.survives_fork]
+    # Before the fork, so that both processes treat it as shared: afterwards either could send a FIN or a reset, which
+    # would be for both (test_a_process_for_each_connection).
     for endpoint in _survivors:
         endpoint._share()
 
@@ -584,6 +631,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     if _is_to_execute():
         return
+    # The pollers of other threads are copied too, though their threads are not: each holds descriptors of the parent's.
     failures = []
     for poller in list(_all_pollers):
         poller.hub.__dict__.pop("greensock_poller", None)
@@ -592,6 +640,7 @@ def _after_fork_in_child() -> None:
             _abandon(poller)
         except Exception as error:
             failures.append(error)  # the others are to be abandoned all the same
+    # After the parent's poller is abandoned: it still has the endpoint in its books until then.
     for endpoint in _survivors:
         endpoint._survive_fork()
     _survivors.clear()
@@ -604,6 +653,8 @@ def _abandon(poller: Poller) -> None:
     _of_the_parent.append(poller)
     poller.is_abandoned = True
     poller._watcher.ref = False  # in memory only: the child's program may end though it is active
+    # What the parent had queued would switch to copies of its greenlets, which do here what they do there, twice
+    # (test_after_a_fork_the_child_has_a_poller_of_its_own).
     poller._deadlines.clear()
     poller._calls.clear()
     poller._put_off.clear()
@@ -617,6 +668,8 @@ def _abandon(poller: Poller) -> None:
     poller.endpoints.clear()
     poller.pipes.close()
     _replace_by_silence(poller._epoll.fileno())
+    # An object of the program's will close this number: something has to be there until then, or it would close
+    # another's file (test_a_listener_that_is_collected_is_closed_once).
     for fd in left_open:
         if fd >= 0:
             os.dup2(poller._epoll.fileno(), fd, inheritable=False)

@@ -269,11 +269,14 @@ class Server(Turns[ConnectionT]):
         self._begin_draining()
         if not self.started:
             return True
+        # The workers stand for one life of the server: another greenlet may stop it while this one waits, and start it
+        # again (test_a_stop_that_still_waits_leaves_the_next_life_alone).
         life = self._crew
         deadline = inf if timeout is None else monotonic() + timeout
         heard: dict[Connection, tuple[int, float]] = {}
         pause, look_at = SHORTEST_LOOK, 0.0
         while self._crew is life and self.started:  # somebody else may stop it meanwhile, and start it again
+            # Cleared before the looks, so that a connection that ends during them is not waited for in vain.
             self._changed.clear()
             if monotonic() >= look_at:
                 self.end_resting(heard)
@@ -310,10 +313,14 @@ class Server(Turns[ConnectionT]):
         if not self.started:
             return
         self._begin_draining()
+        # Connections first, upcalls second: an upcall that is hit finds its connection closed, and cannot begin
+        # anything anew.
         for conn in self._mine():
             conn._abort(DropReason.STOPPED)
         poller, crew = get_poller(), self._crew
         deadline = monotonic() + KILL_SECONDS
+        # In the hub, where greenlets are thrown into: this may be a worker itself, which is spared and ends when it
+        # returns (test_abort_from_inside_an_upcall_with_others_alive).
         poller.call_soon(partial(crew.kill, GreenletExit("the server was aborted"), getcurrent()))
         try:
             while self._alive > self._own() and (left := deadline - monotonic()) > 0:
@@ -335,6 +342,7 @@ class Server(Turns[ConnectionT]):
         SIGUSR2 are logged and ignored. Only signals at their default are taken, in the main thread, and given back. If
         no ``serve_forever`` ran in the main greenlet, a signal that ended them then does what it would without us.
         """
+        # Signals are taken once it is started: before, a signal that comes does what it always did.
         self.start()
         serving.enter(self)
         try:
@@ -372,6 +380,8 @@ class Server(Turns[ConnectionT]):
             raise ValueError(f"adopt({sock!r}): a connected socket expected: {error.strerror}") from error
         if sock.type != _socket.SOCK_STREAM:
             raise ValueError(f"adopt({sock!r}): a stream socket expected")
+        # All checks are made: from ``detach`` on ``_serve`` closes it if anything fails
+        # (test_adopt_that_is_refused_leaves_nothing).
         sock.setblocking(False)
         family = sock.family
         return self._serve(sock.detach(), family, peer)
@@ -390,6 +400,7 @@ class Server(Turns[ConnectionT]):
             try:
                 conn.send_nowait(data)
             except WouldBlock:
+                # No peer is at fault for what no queue could hold (test_what_no_queue_could_hold_drops_no_reader).
                 if as_views(data)[1] > conn.max_send_queue:
                     raise
                 conn._abort(DropReason.SLOW_READER)
@@ -456,6 +467,7 @@ class Server(Turns[ConnectionT]):
                 elif not place.listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
                     place.listener.listen(self.backlog)
                 self._tune(place.listener)
+        # All or none, so that a failed start can be tried again (test_all_or_none_bind).
         except BaseException:
             for place in made:
                 _close_listener(place)
@@ -513,6 +525,7 @@ class Server(Turns[ConnectionT]):
 
     def connection_ended(self) -> None:
         self._alive -= 1
+        # An event is set only for who may wait for it: this runs once for each connection.
         if self._draining:
             self._changed.set()
         if self._is_full:
