@@ -9,10 +9,11 @@ import time
 import gevent
 import pytest
 from conftest import PATIENCE, greenlets, read_exactly, wait_until
-from pairs import longest_between_ticks
+from pairs import connected, longest_between_ticks
 
 from greensock import Server
 from greensock.core.poller import Poller, get_poller
+from greensock.core.syscalls import EVENT_READ
 
 
 class Echo(Server):
@@ -46,6 +47,20 @@ def test_callback_that_is_cut_short_loses_no_event(serve, connect, monkeypatch, 
     assert times
     assert "out of nowhere" in capsys.readouterr().err
     assert poller is get_poller()
+
+
+def test_what_is_queued_for_a_turn_is_queued_once(serve, connect):
+    """An event that comes before the turn only sets flags."""
+    server = serve(Echo)
+    sock = connect(server)
+    (conn,) = wait_until(lambda: server.connections)
+    assert conn._idle
+    poller = get_poller()
+    poller.queue(conn)
+    poller._tell(conn, EVENT_READ)
+    assert list(conn._ready) == [conn]
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
 
 
 def test_a_raw_greenlet_that_dies_in_a_wake_up_stops_nobody(serve, connect, capsys):
@@ -245,6 +260,12 @@ def test_unpatched_program_is_told_once():
 
 
 def test_events_need_an_endpoint_to_keep_the_loop_alive():
+    """Neither the watcher nor a deadline that has become void keeps a program from its end."""
+    poller = get_poller()
+    for conn, _ in connected("tcp"):
+        conn.set_deadline(60)
+        assert poller._watcher.active
+    assert not poller._watcher.active
     with pytest.raises(gevent.exceptions.LoopExit):
         gevent.event.Event().wait()
 

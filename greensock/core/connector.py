@@ -141,6 +141,7 @@ def _attempt(
     except OSError as error:  # ConnectionLost, or what a SocketConnection raises in its place
         cause = error.__cause__ or error
         raise _failed(address, sockaddr, cause) from cause
+    # Killed, or out of the caller's own time: nobody else has the connection (test_killed_while_it_connects).
     except BaseException:
         conn.abort()
         raise

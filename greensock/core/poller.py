@@ -259,7 +259,7 @@ class Poller:
     def queue(self, endpoint: Endpoint) -> None:
         """Put the endpoint on its ready queue now, and see to it that the queue is looked at."""
         # Not idle from the moment when it is queued: an event that comes before its turn must not queue it a second
-        # time (test_flags).
+        # time (test_what_is_queued_for_a_turn_is_queued_once).
         endpoint._idle = False
         endpoint._ready.append(endpoint)
         self.schedule()
@@ -309,7 +309,7 @@ class Poller:
     def _schedule_next_pass(self) -> None:
         self._scheduled = True
         # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors
-        # (test_a_turn_that_spent_its_budget_goes_through_the_loop).
+        # (test_timers_fire_in_time_beside_a_flood_of_work).
         self._next_pass.start(self._on_events, update=False)
 
     def schedule(self) -> None:
@@ -468,7 +468,8 @@ class Poller:
     def _set_timer(self, when: float) -> None:
         self._disarm()
         self._timer_due = when
-        # It keeps no program alive, which may wait for nothing else.
+        # Without a reference: it keeps no program alive that waits for nothing else
+        # (test_events_need_an_endpoint_to_keep_the_loop_alive).
         self._timer = self.hub.loop.timer(max(0.0, when - monotonic()), ref=False)
         # The loop's own time may be as old as its pass: the timer would fire early by so much, find nothing due, and
         # again.
