@@ -171,7 +171,7 @@ class Relay:
         self.spell: int
         #: The head of the answer, once it is there.
         self.head: ResponseHead | None = None
-        #: What the access log will say; None if nobody wants to know.
+        #: What the access log will say; None if there is no log.
         self.record: Record | None = None
         #: The fields behind the answer's body, if that came whole with its head.
         self.answer_trailers: Headers | None = None
@@ -208,7 +208,7 @@ class Relay:
     # -- what it asks for, and who asks
 
     def look_at_credentials(self, headers: Headers) -> None:
-        """Note whether the connection on which these fields go to a server may remember the client by them."""
+        """Note whether these fields may authenticate the connection to the server, and not only the request."""
         if any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS):
             self._is_tied = True
 
@@ -274,7 +274,7 @@ class Relay:
     # -- to the server
 
     def end_upload(self) -> None:
-        """Note that nobody waits for the body any more."""
+        """Note that the body is no longer waited for."""
         if self._upload is not NO_UPLOAD:
             self._end_upload()
 
@@ -420,7 +420,7 @@ class Relay:
         return lease.is_quiet() and (lease.is_reused or not self.server.send_proxy_protocol)
 
     def _leave_unjudged(self) -> None:
-        """Let go of a server of which this request tells nothing, if it was not left before."""
+        """Let go of a server without a verdict on it, if it was not left before."""
         if not self._left:
             self._leave()
             assert self.server is not None

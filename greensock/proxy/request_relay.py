@@ -7,9 +7,9 @@ What holds for every request:
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
 - A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
-  client's connection from then on: it is used for what else this client asks there, and for nobody else, and ends with
-  it. Of the clients of a trusted peer, which may share a connection, each is known by its address. Before that it ends
-  when it is spent or checks found its server to be down, but not within a handshake; the client is asked anew then.
+  client's connection from then on: it is used for further requests of this client alone, and ends with its connection.
+  Of the clients of a trusted peer, which may share a connection, each is known by its address. Before that it ends when
+  it is spent or checks found its server to be down, but not within a handshake; the client is asked anew then.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is known of one request when it is over: the source of the access log, and of whoever counts."""
+"""What is known of one request when it is over: the source of the access log, and of metrics."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ Of the servers these are looked at, in this order; the first that are there are 
 1. those that are up and were not tried for this request;
 2. backups that are up and were not tried;
 3. those that are up, though they were tried;
-4. if ``panic`` is on: the ejected ones, not yet tried if there are such. When nobody is left, a server that failed a
-   few requests is a better guess than an answer 503 for certain. What a check found to be down is never chosen.
+4. if ``panic`` is on: the ejected ones, not yet tried if there are such. When no other is left, a server that failed a
+   few requests is a better guess than a certain 503. What a check found to be down is never chosen.
 
 Among these a server with a free slot goes before one that is full; if all are full, the best of them is chosen: it has
 a queue. So a request rather queues than goes to a backup. During its slow start a server counts with a part of its
