@@ -52,7 +52,7 @@ def test_one_read_for_each_short_message_and_none_in_vain(serve, connect, monkey
     for name, module in list(sys.modules.items()):
         if name.startswith("greensock.") and getattr(module, "read", None) is syscalls.read and module is not syscalls:
             monkeypatch.setattr(module, "read", reads)
-    server._crew._parked.clear()  # a worker that has begun keeps the name it had; the next one is new
+    server._workers._parked.clear()  # a worker that has begun keeps the name it had; the next one is new
     for _ in range(10):
         sock.sendall(b"ping")
         assert read_exactly(sock, 4) == b"ping"

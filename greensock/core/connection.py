@@ -184,22 +184,23 @@ class Connection(Receiving):
     def fileno(self) -> int:
         """Return the descriptor, which stays ours; -1 once it is closed.
 
-        From then on somebody else may hold the connection, too, so it is treated with care: no call relies on
-        O_NONBLOCK, which belongs to the open file, and ``close()`` sends no FIN and waits for none: that is left to who
-        closes last. The number stays open in the child of a fork, too.
+        From then on others may hold the connection, too, so it is treated with care: no call relies on O_NONBLOCK,
+        which belongs to the open file, and ``close()`` sends no FIN and waits for none: that is left to the last
+        holder. The number stays open in the child of a fork, too.
         """
-        # From here on somebody may make it a blocking one, or hold a duplicate
+        # From here on others may make it a blocking one, or hold a duplicate
         # (test_who_clears_o_nonblock_blocks_nobody).
         if self._fd >= 0:
             self._share()
             if isinstance(self._transport, SharedDescriptor):
-                self._transport.was_shown = True
+                self._transport.was_exposed = True
         return self._fd
 
     def duplicate(self) -> int:
         """Return a second descriptor of the connection, which is the caller's to close.
 
-        For classes that say ``is_duplicated``; it does not count as shown, as ``fileno()`` does.
+        For classes that say ``is_duplicated``; unlike ``fileno()`` it does not expose the number of the connection's
+        own.
 
         Raises:
             OSError: no descriptor is to be had.

@@ -2,7 +2,7 @@
 
 A name is resolved by gevent's resolver, which does not stop the hub. Its addresses are tried one after the other, in
 the order of the resolver; each but the last for its share of the time, so that one that is silent leaves some to the
-others. A connection belongs to whoever made it: close it.
+others. A connection belongs to the caller, who has to close it.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _attempt(
     except OSError as error:  # ConnectionLost, or what a SocketConnection raises in its place
         cause = error.__cause__ or error
         raise _failed(address, sockaddr, cause) from cause
-    # Killed, or out of the caller's own time: nobody else has the connection (test_killed_while_it_connects).
+    # Killed, or a timeout of the caller's: no one else would close the connection (test_killed_while_it_connects).
     except BaseException:
         conn.abort()
         raise
@@ -168,7 +168,7 @@ def _begin(
     except BaseException:
         sock.close()
         raise
-    # The descriptor is nobody's for these few lines, so each of them that fails closes it.
+    # No object owns the descriptor for these few lines, so whichever fails closes it.
     fd = sock.detach()
     try:
         conn = kind(get_poller(), fd, family, sockaddr)
@@ -207,7 +207,7 @@ class _Established(Outgoing):
                 raise OSError(error, os.strerror(error))
             try:
                 sock.getpeername()
-            except OSError:  # ENOTCONN: woken by an event of whoever had the descriptor before
+            except OSError:  # ENOTCONN: the event was for the previous owner of the descriptor
                 raise BlockingIOError from None
         self.left = 0
         return 0

@@ -14,14 +14,14 @@ flag              set means                                   only while
 ================  ==========================================  ==========================================================
 ``_plain``        a turn is one read and one upcall           OPEN, begun; no framer, stash, ``_eof`` or transport
 ``_clear``        a send may go straight to the kernel        OPEN, ``_writable``; no queue, ``_fin`` or transport
-``_readable``     a read may find something                   (always; what a closed one says is of no matter)
-``_writable``     a write may find room                       (always; what a closed one says is of no matter)
+``_readable``     a read may find something                   (always; ignored once it is closed)
+``_writable``     a write may find room                       (always; ignored once it is closed)
 ``_thorough``     a short read does not mean empty            (always)
 ``_idle``         it waits for its next turn                  it has a server
 ``_eof``          the peer's FIN was read                     not ``_plain``
 ``_fin``          our FIN is sent, or is in the queue         not ``_clear``
-``_fresh``        no upcall was given what is in the stash    OPEN, with a stash
-``_stash``        bytes were read that nobody was given       OPEN, not ``_plain``
+``_fresh``        the stash holds what no upcall has seen     OPEN, with a stash
+``_stash``        bytes were read and not yet given out       OPEN, not ``_plain``
 ``_out``          something waits to be sent                  not CLOSED, not ``_clear``; then ``_queued`` counts it
 ``_kept``         ``send_nowait`` left some of that           ``_out``, and no more than ``_queued``
 ``_reader``       a greenlet receives, or the engine drains   a greenlet: until it has left; the engine: CLOSING
@@ -326,7 +326,7 @@ class Lifecycle(Endpoint):
             self._poller.arm(self, self._due)
 
     def shutdown_read(self) -> None:
-        """Take no more input: whoever receives finds its end, behind what came before."""
+        """Take no more input: a receiving call gets what came before, and then the end."""
         self._check_open()
         with borrow_socket(self._fd, self._family) as sock:
             sock.shutdown(_socket.SHUT_RD)
@@ -334,8 +334,8 @@ class Lifecycle(Endpoint):
     def notify_disconnect(self, callback: Callable[[], object] | None) -> bool:
         """Have ``callback`` called once when the peer closes its side or the connection ends; None: no more.
 
-        False if that has happened before: nothing is called then. It is called in the hub or by whoever closes, and
-        must neither block nor raise. It costs next to nothing, where ``wait_disconnect`` takes a greenlet.
+        False if that has happened before: nothing is called then. It is called in the hub or by the greenlet that
+        closes, and must neither block nor raise. It costs next to nothing, where ``wait_disconnect`` takes a greenlet.
         """
         if callback is not None and (self._state is not OPEN or self._eof or self._has_left()):
             return False
@@ -370,9 +370,9 @@ class Lifecycle(Endpoint):
         return self._events.setdefault(name, Event())
 
     def _on_hangup(self) -> None:
-        # The event may be a stranger's, of whoever had the number before, or made up by the poller after a failure: the
-        # kernel is asked before anybody is told (test_an_end_that_is_a_strangers_is_told_to_nobody). It is asked only
-        # if somebody wants to know, which is rare.
+        # The event may be meant for the previous owner of the descriptor, or made up by the poller after a failure, so
+        # the kernel is asked before anything is reported (test_an_end_that_is_a_strangers_is_told_to_nobody). It is
+        # asked only if the program wants to know, which is rare.
         if self._events is not None and "hangup" in self._events and peer_has_hung_up(self._fd):
             self._events["hangup"].set()
         if self._on_leave is not None and peer_has_hung_up(self._fd):
@@ -383,7 +383,7 @@ class Lifecycle(Endpoint):
             self._out[0].nudge()
 
     def _close(self, reason: DropReason) -> None:
-        # The first reason stays: whatever happens to a connection that is closing already is told nobody
+        # The first reason stays: what happens to a connection that is closing already is not reported
         # (test_states_change_as_the_table_says).
         if self._state is not OPEN:
             return
@@ -398,7 +398,7 @@ class Lifecycle(Endpoint):
             return
         now = monotonic()
         if self._out:
-            # ``linger_timeout = 0`` says that nobody waits for the peer's FIN. What was sent is flushed all the same
+            # ``linger_timeout = 0`` means that the peer's FIN is not waited for. What was sent is flushed all the same
             # (test_close_flushes_what_is_queued), but not for ever (test_a_flush_that_goes_nowhere_ends).
             seconds = self.linger_timeout or self.send_timeout or FLUSH_SECONDS
             is_exact = self._family != _socket.AF_UNIX
@@ -429,7 +429,7 @@ class Lifecycle(Endpoint):
     def _fail(self, error: Exception) -> None:
         """Reset a connection that broke, or on which the engine cannot go on sending."""
         if self._state is OPEN:
-            # Without its traceback: that holds the frames of whoever failed, and through them this connection.
+            # Without its traceback, which holds the frames that it passed, and through them this connection.
             self._failure = error.with_traceback(None)
         self._abort(DropReason.LOST)
 
@@ -450,9 +450,9 @@ class Lifecycle(Endpoint):
             self._events["hangup"].set()
         if self._on_leave is not None:
             self._call_on_leave()
-        # Whoever is blocked is woken by the hub, later, and never switched to from here: it would go on in the middle
-        # of the greenlet that closes (test_close_wakes_blocked_downcalls). A splice into this connection waits on
-        # another one; it is woken by ``nudge`` (test_splice_ends_with_a_target_that_the_program_closes).
+        # A blocked greenlet is woken later, by the hub, and never switched to from here: it would run in the middle of
+        # the greenlet that closes (test_close_wakes_blocked_downcalls). A splice into this connection waits on another
+        # one; it is woken by ``nudge`` (test_splice_ends_with_a_target_that_the_program_closes).
         if self._reader is not None:
             self._wake_reader()
         if self._out is not None:
@@ -478,7 +478,7 @@ class Lifecycle(Endpoint):
             return
         # A close with unread input sends a reset, which destroys what is on its way to the peer. So: FIN first, then
         # read and drop until the peer's own FIN (test_drop_after_an_answer_with_unread_input). No linger where that FIN
-        # has come, none is wanted, or the connection is somebody else's, too.
+        # has come, where no linger is wanted, or where another process holds the connection, too.
         if self._eof or not self.linger_timeout or self._is_shared():
             self._release()
             return
@@ -514,7 +514,7 @@ class Lifecycle(Endpoint):
         self._release()
 
     def _linger(self, due: float) -> None:
-        """Have the time of closing looked at when it is ``due``."""
+        """See to it that the close is looked at when it is ``due``."""
         self._linger_due = due
         # An entry that comes due earlier looks at ``_linger_due`` by itself.
         if due < self._armed:
@@ -535,7 +535,7 @@ class Lifecycle(Endpoint):
         return again
 
     def _release(self) -> None:
-        """Give the descriptor back. What waits is woken by whoever changed the state."""
+        """Close the descriptor. Readers are woken by ``_leave_open``, which comes before."""
         if self._fd < 0:
             return
         # Out of the epoll set and out of our books before the number is given back: from ``close`` on it may be another
@@ -584,7 +584,7 @@ class Lifecycle(Endpoint):
     survives_fork: ClassVar[bool] = True
 
     def _share(self) -> None:
-        """Treat the descriptor as one that somebody else may hold, too."""
+        """Treat the descriptor as one that others may hold, too."""
         if self._transport is None:
             self._transport = SharedDescriptor(self._fd, self._family)
             self._plain = self._clear = False
@@ -610,12 +610,12 @@ class Lifecycle(Endpoint):
         self._poller = cast(Any, ChildsPoller(self))
 
     def _leave_to_parent(self) -> int:
-        """In the child of a fork in which it does not live on: close it, or leave it to who was shown the number."""
-        was_shown = isinstance(self._transport, SharedDescriptor) and self._transport.was_shown
+        """In the child of a fork in which it does not live on: close it, unless ``fileno()`` has exposed it."""
+        was_exposed = isinstance(self._transport, SharedDescriptor) and self._transport.was_exposed
         fd = self._give_up_descriptor()
         # The program may hold the number in an object of its own, which closes it: a second close could hit another
         # file (test_whose_number_was_shown_is_open_in_the_child).
-        if not was_shown:
+        if not was_exposed:
             close(fd)
         return -1
 
@@ -655,7 +655,7 @@ class Lifecycle(Endpoint):
             raise self._closed_error()
 
     def _check_connected(self) -> None:
-        """Raise if the connection is closed, or is broken and nobody was told so far."""
+        """Raise if the connection is closed, or is broken and that was not noticed so far."""
         self._check_open()
         # An epoll event says that something ended, not what. The kernel knows, and most often need not be asked
         # (test_splice_ends_with_a_target_that_its_peer_resets).
@@ -711,7 +711,7 @@ class _Engine:
 
 
 class _Wake:
-    """A wake-up of whoever waits for an entry, void if it has left by then."""
+    """A wake-up of the greenlet that waits for an entry, void if it has left by then."""
 
     __slots__ = ("_entry",)
 

@@ -28,7 +28,7 @@ def unsent(fd: int) -> int:
 
 
 class Pace:
-    """What a peer takes while somebody waits for it: ``timeout`` seconds without a byte, or less than ``rate`` bytes a
+    """What a peer takes while it is waited for: ``timeout`` seconds without a byte, or less than ``rate`` bytes a
     second once that time is over, are too slow."""
 
     __slots__ = ("_began", "_held", "_is_exact", "_rate", "_since", "_taken", "_timeout", "_written")

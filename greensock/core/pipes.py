@@ -4,9 +4,9 @@ A splice has a pipe only while there are bytes in it, which is most often no lon
 few pipes do for any number of connections, and one that is silent holds none. Invariants:
 
 - A pipe that is given back is empty.
-- Spare pipes are kept only while somebody splices, and at most ``MAX_SPARE`` of them.
+- Spare pipes are kept only while there is a splice, and at most ``MAX_SPARE`` of them.
 - There are at most as many as a share of the descriptors: each peer that reads nothing may hold one, which is two.
-- That none can be had is no error: whoever asked copies.
+- If no pipe can be had, that is no error: the bytes are copied.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Pipes:
             self.close()
 
     def take(self) -> Ends | None:
-        """Return an empty pipe; None: there is none to be had."""
+        """Return an empty pipe; None if no pipe can be had."""
         # The one that was given back last: its pages are the warmest.
         if self._spare:
             return self._spare.pop()

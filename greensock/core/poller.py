@@ -14,7 +14,7 @@ Invariants:
   harvest it nor change it.)
 - All waking happens in the hub, in the poller's callbacks. They never raise: libev would stop the watcher.
 - Between ``epoll_wait`` and the handling of an event user code may run, and may close the descriptor or have it reused.
-  So an event is looked up when its time has come, and a spurious one is harmless: whoever it wakes looks again.
+  So an event is looked up when its time has come, and a spurious one is harmless: a greenlet that it wakes looks again.
 - A greenlet that always finds input never has to wait, so it would hold the hub. It looks at the clock instead, and
   is put off to the next pass once that is later than ``until``. All greenlets that were put off share one slice of a
   pass, however many they are: so a pass is short, and timers are hardly late.
@@ -60,7 +60,8 @@ __all__ = ["TIMED_OUT", "ChildsPoller", "Endpoint", "Poller", "Waiter", "get_pol
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
 
-#: Seconds after which whoever never has to wait is put off. What was put off has so many seconds of each pass.
+#: Seconds after which a greenlet that never has to wait is put off. All that were put off share so many seconds of a
+#: pass.
 SLICE_SECONDS = 0.005
 #: Seconds that each of those may go on, in turn: with a slice each, a hundred of them would hold a pass for ever.
 SHARE_SECONDS = 0.001
@@ -116,7 +117,7 @@ class Endpoint:
     survives_fork: ClassVar[bool] = False
 
     def _share(self) -> None:
-        """Be told that somebody else may hold the descriptor from now on, too."""
+        """Be told that others may hold the descriptor from now on, too."""
 
     def _survive_fork(self) -> None:
         """Live on in the child of a fork that happened in its turn."""
@@ -166,10 +167,10 @@ class Poller:
         #: Every registered endpoint by its descriptor.
         self.endpoints: dict[int, Endpoint] = {}
         #: The workers of each server of this hub.
-        self.crews: list[Workers] = []
-        #: For what goes from socket to socket.
+        self.worker_pools: list[Workers] = []
+        #: The pipes of splices.
         self.pipes = Pipes()
-        #: When whoever runs, and need not wait, is to let others run.
+        #: The time from which on a greenlet that does not have to wait lets others run.
         self.until = 0.0
         self._epoll = new_epoll()
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
@@ -219,10 +220,10 @@ class Poller:
             if not self.endpoints:
                 self._watcher.stop()
 
-    def discard_crew(self, crew: Workers) -> None:
+    def discard_workers(self, pool: Workers) -> None:
         """Forget the workers of a server that has stopped."""
-        if crew in self.crews:
-            self.crews.remove(crew)
+        if pool in self.worker_pools:
+            self.worker_pools.remove(pool)
 
     @property
     def closed(self) -> bool:
@@ -326,13 +327,13 @@ class Poller:
         # Cleared at the beginning: what is queued from here on is found by the end of this pass.
         self._scheduled = False
         self.until = monotonic() + SLICE_SECONDS
-        # First who was to be woken by the last pass, then what the kernel has to tell, then the turns that came of
-        # both, and at last who was put off: so one that floods never comes before one that waits
+        # First the wake-ups that the last pass ordered, then the kernel's events, then the turns that came of both, and
+        # last the greenlets that were put off: so one that floods never runs before one that waits
         # (test_timers_fire_in_time_beside_a_flood_of_work, test_a_flood_does_not_starve_a_whisper_nor_timers).
         try:
             self._run_calls()
             self._harvest()
-            self._run_crews()
+            self._run_workers()
             if self._put_off:
                 self._run_put_off()
         except BaseException as error:  # a signal's exception can come up anywhere
@@ -341,18 +342,18 @@ class Poller:
             self._active = False
         # What is left was made while this ran; it must not wait for an event that may never come
         # (test_a_turn_that_spent_its_budget_goes_through_the_loop).
-        if self._calls or self._put_off or any(crew.ready and crew.can_run for crew in self.crews):
+        if self._calls or self._put_off or any(pool.ready and pool.can_run for pool in self.worker_pools):
             self._schedule_next_pass()
 
     def _run_calls(self) -> None:
-        # As many as there are now: one that orders the next (a flush in steps, a sweep in slices) goes on in the next
-        # pass (test_the_sweep_goes_in_slices).
+        # As many as there are now: a call that orders the next one (a flush in steps, a sweep in slices) goes on in
+        # the next pass (test_a_call_that_orders_the_next_goes_on_in_the_next_pass).
         calls = self._calls
         for _ in range(len(calls)):
             calls.popleft()()
 
     def _harvest(self) -> None:
-        """Fetch the events and hand each to whom it concerns."""
+        """Fetch the events and hand each to its endpoint."""
         # 0: the hub is woken because something is there, and must not block here. What exceeds ``MAX_EVENTS`` stays in
         # the kernel's list, and the nested set stays readable for the watcher, which is level-triggered.
         lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
@@ -365,8 +366,7 @@ class Poller:
                 continue  # closed since
             # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
             # Nothing else can be meant: a peer that hung up, urgent data, or room for what waits to be sent has
-            # another mask, or a connection that is not ``_writable``
-            # (test_one_read_for_each_short_message_and_none_in_vain).
+            # another mask, or a connection that is not ``_writable`` (test_room_and_data_that_come_in_one_event).
             if events == data and endpoint._writable:
                 endpoint._readable = True
                 if endpoint._reader is not None:
@@ -378,14 +378,14 @@ class Poller:
                 tell(endpoint, events)
 
     def _tell(self, endpoint: Endpoint, events: int) -> None:
-        # Edge-triggered: this is told once. What is not acted on now must be kept in the flags, or nobody will ever
-        # look again (test_the_end_right_behind_the_data_is_seen).
+        # Edge-triggered: this is told once. What is not acted on now must be kept in the flags, or it is lost for ever
+        # (test_the_end_right_behind_the_data_is_seen).
         if events & EVENT_UNSURE:
             endpoint._thorough = True
             if events & EVENT_HANGUP:
                 endpoint._on_hangup()
         # Writers before readers: a greenlet that is woken to read may close the connection, and what waited to be sent
-        # has its chance before (test_close_wakes_blocked_downcalls).
+        # has its chance before (test_room_and_data_that_come_in_one_event).
         if not endpoint._writable and events & EVENT_WRITE:
             endpoint._writable = True
             endpoint._on_writable()
@@ -398,16 +398,17 @@ class Poller:
                 endpoint._idle = False
                 endpoint._ready.append(endpoint)
 
-    def _run_crews(self) -> None:
-        # Whoever blocks in an upcall switches to the hub and comes out here, in ``run``, which then hands on the rest.
-        for crew in self.crews:
-            if crew.ready:
-                crew.run()
+    def _run_workers(self) -> None:
+        # A worker that blocks in an upcall switches to the hub, that is, back into ``run``, which hands on the rest.
+        for pool in self.worker_pools:
+            if pool.ready:
+                pool.run()
 
     def _run_put_off(self) -> None:
-        """Have those go on who were put off before, one after the other, until the time for that is over."""
-        # As many as there are now, each for its share, and all together for a slice: who is put off again is behind all
-        # others (test_those_who_are_put_off_go_on_in_turn).
+        """Let the greenlets go on that were put off before, one after the other, until the time for that is over."""
+        # As many as there are now, each for its share, and all together for a slice. One that is put off again waits
+        # behind all others (test_a_turn_that_spent_its_budget_goes_through_the_loop,
+        # test_a_flood_leaves_others_their_turn).
         put_off, now = self._put_off, monotonic()
         end = now + SLICE_SECONDS
         for _ in range(len(put_off)):
@@ -415,7 +416,7 @@ class Poller:
             # A connection that was put off is only back in its ready queue by this: its turn belongs into the share,
             # too.
             put_off.popleft()()
-            self._run_crews()
+            self._run_workers()
             now = monotonic()
             if now > end:
                 return
@@ -429,7 +430,8 @@ class Poller:
     def _look_again(self, suspects: list[Endpoint]) -> None:
         for endpoint in suspects:
             if self.endpoints.get(endpoint._fd) is endpoint:
-                # As if all had happened to each: whoever is woken in vain looks, finds nothing, and waits on.
+                # As if everything had happened to each: a greenlet that is woken in vain looks, finds nothing, and
+                # waits on.
                 endpoint._on_hangup()
                 self._tell(endpoint, EVENT_READ | EVENT_WRITE)
 
@@ -576,8 +578,8 @@ _survivors: list[Endpoint] = []
 
 
 #: The functions, and their modules, that fork only to become another program. ``exec`` closes there what was not handed
-#: over, and until then nobody runs the parent's loop. (gevent's ``Popen`` forks in Python; the standard library's calls
-#: the hooks where it has a ``preexec_fn``.)
+#: over, and until then the parent's loop does not run there. (gevent's ``Popen`` forks in Python; the standard
+#: library's calls the hooks where it has a ``preexec_fn``.)
 _EXECUTING = {("subprocess", "_execute_child"), ("gevent.subprocess", "_execute_child"), ("os", "_spawnvef")}
 
 
@@ -659,7 +661,7 @@ def _abandon(poller: Poller) -> None:
     poller._deadlines.clear()
     poller._calls.clear()
     poller._put_off.clear()
-    poller.crews.clear()
+    poller.worker_pools.clear()
     # What takes descriptors comes last: there may be none but those that are given back here.
     left_open = []
     for endpoint in poller.endpoints.values():
@@ -677,7 +679,7 @@ def _abandon(poller: Poller) -> None:
 
 
 def _replace_by_silence(fd: int) -> None:
-    """Put what is never ready where the loop watches the parent's epoll set: it must be what can be watched."""
+    """Put a descriptor that is never ready, and can be watched, where the loop watches the parent's epoll set."""
     try:
         silence = os.eventfd(0)
     except OSError as error:

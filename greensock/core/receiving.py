@@ -56,8 +56,9 @@ class Receiving(Sending):
             data = self._take(len(view))
             view[: len(data)] = data
             return len(data)
-        # Looked at by flag, without EAGAIN: a read is made only if an event said so. And only if nobody else reads: a
-        # greenlet that waits would be robbed of its bytes, so ``_await_input`` refuses (test_two_readers_collide).
+        # A read is made only if the flag says that an event came, so that no system call hears EAGAIN. And only if no
+        # other greenlet waits, as it would be robbed of its bytes: ``_await_input`` refuses then
+        # (test_two_readers_collide).
         deadline = inf
         while True:
             if self._readable and self._reader is None:
@@ -236,7 +237,7 @@ class Receiving(Sending):
         with memoryview(stash) as view:
             data = bytes(view[:count])
         del stash[:count]
-        # What stays was given to nobody yet: in a turn the upcall gets it
+        # What stays was not given out yet: in a turn the upcall gets it
         # (test_postpone_does_not_hold_back_what_a_raw_read_left).
         self._fresh = True
         self._plain = False
@@ -244,7 +245,7 @@ class Receiving(Sending):
 
     def _let_others_run(self) -> None:
         """Pause if it is time to: who takes what is there, message by message, never waits by itself."""
-        # In the hub nobody can pause (test_what_is_there_can_be_read_in_the_hub).
+        # The hub itself cannot pause (test_what_is_there_can_be_read_in_the_hub).
         if monotonic() > self._poller.until and getcurrent() is not self._poller.hub:
             self._poller.pause()
 
@@ -309,7 +310,7 @@ class Receiving(Sending):
                 self._close_further()
         if self._state is not OPEN:
             raise self._closed_error()
-        # Any other answer is a wake-up, whoever made it: the caller's loop looks and comes back if it was in vain.
+        # Any other answer is a wake-up: the caller's loop looks, and comes back if it was in vain.
         if answer is TIMED_OUT:
             raise OperationTimeout(f"nothing came for {timeout} s", self, "recv", timeout or 0.0)
         return deadline

@@ -80,7 +80,7 @@ class Outgoing:
         """Come to an end, if the entry is one that waits for more: its connection closes."""
 
     def nudge(self) -> None:
-        """Have whoever feeds the entry look at the connection again, if it is one that is fed."""
+        """Have the greenlet that feeds the entry, if there is one, look at the connection again."""
 
     def detach(self) -> None:
         """Stop depending on what belongs to the caller, who leaves before the end.
@@ -294,7 +294,7 @@ class Passage(Outgoing):
         ends, self._ends, self._copied = self._ends, None, None
         if ends is None:
             return
-        # A pipe with bytes in it must not be used again: they would come out in somebody else's stream
+        # A pipe with bytes in it must not be used again: they would come out in another stream
         # (test_a_splice_that_is_broken_off_gives_no_bytes_to_the_next).
         if self.left:
             self._pipes.discard(ends)  # with what is in it

@@ -226,7 +226,7 @@ class Sending(Lifecycle):
         entry.waiter = getcurrent()
         try:
             # A wake-up says only that something may have changed, so it looks again. A connection that closed ends the
-            # wait, even if the engine still flushes this entry: whoever waits is told now
+            # wait, even if the engine still flushes this entry: its sender is told now
             # (test_close_wakes_blocked_downcalls).
             while entry.left and self._state is OPEN:
                 if self._poller.hub.switch() is TIMED_OUT:
@@ -265,7 +265,7 @@ class Sending(Lifecycle):
             self._poller.arm(self, entry.deadline)
 
     def _leave_to_engine(self, entry: Outgoing) -> None:
-        """Bound the time of an entry that nobody waits for."""
+        """Bound the time of an entry that no greenlet waits for."""
         if entry.left and self.send_timeout is not None and self._state is OPEN:
             self._limit(entry, self.send_timeout, True)
 

@@ -271,11 +271,11 @@ class Server(Turns[ConnectionT]):
             return True
         # The workers stand for one life of the server: another greenlet may stop it while this one waits, and start it
         # again (test_a_stop_that_still_waits_leaves_the_next_life_alone).
-        life = self._crew
+        life = self._workers
         deadline = inf if timeout is None else monotonic() + timeout
         heard: dict[Connection, tuple[int, float]] = {}
         pause, look_at = SHORTEST_LOOK, 0.0
-        while self._crew is life and self.started:  # somebody else may stop it meanwhile, and start it again
+        while self._workers is life and self.started:  # another greenlet may stop it meanwhile, and start it again
             # Cleared before the looks, so that a connection that ends during them is not waited for in vain.
             self._changed.clear()
             if monotonic() >= look_at:
@@ -287,7 +287,7 @@ class Server(Turns[ConnectionT]):
             now = monotonic()
             if now >= deadline:
                 return False
-            # Woken by each connection that ends. The looks are for what nobody tells us: the peer has what was sent.
+            # Woken by each connection that ends. The looks are for what no event tells: the peer has what was sent.
             self._changed.wait(max(0.0, min(deadline, look_at) - now))
         return True
 
@@ -297,9 +297,9 @@ class Server(Turns[ConnectionT]):
         Returns as soon as the last connection has ended. Every connection gets its ``connection_drop``.
         """
         if self.started:
-            life = self._crew
+            life = self._workers
             self.drain(self.stop_timeout if timeout is None else timeout)
-            if self._crew is not life:
+            if self._workers is not life:
                 return  # it was stopped meanwhile, and lives anew
         self.abort()
 
@@ -317,22 +317,22 @@ class Server(Turns[ConnectionT]):
         # anything anew.
         for conn in self._mine():
             conn._abort(DropReason.STOPPED)
-        poller, crew = get_poller(), self._crew
+        poller, workers = get_poller(), self._workers
         deadline = monotonic() + KILL_SECONDS
         # In the hub, where greenlets are thrown into: this may be a worker itself, which is spared and ends when it
         # returns (test_abort_from_inside_an_upcall_with_others_alive).
-        poller.call_soon(partial(crew.kill, GreenletExit("the server was aborted"), getcurrent()))
+        poller.call_soon(partial(workers.kill, GreenletExit("the server was aborted"), getcurrent()))
         try:
             while self._alive > self._own() and (left := deadline - monotonic()) > 0:
                 self._changed.clear()
                 self._changed.wait(min(left, 0.1))
             if self._alive > self._own():
                 log.error("%d upcalls did not end when they were killed", self._alive - self._own())
-        finally:  # whoever waits may be killed: two upcalls that abort at once kill each other
+        finally:  # this greenlet may be killed in its wait: two upcalls that abort at once kill each other
             if self._sweep is not None:
                 self._sweep.stop()
                 self._sweep = None
-            poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
+            poller.call_soon(partial(workers.dismiss, partial(poller.discard_workers, workers)))
             self._stopped.set()
 
     def serve_forever(self) -> None:
@@ -426,7 +426,7 @@ class Server(Turns[ConnectionT]):
     def statistics(self) -> ServerStatistics:
         """Return a snapshot of the counters."""
         mine = self._mine()
-        crew = getattr(self, "_crew", None)
+        workers = getattr(self, "_workers", None)
         return ServerStatistics(
             accepted=self._accepted,
             active=self._alive,
@@ -436,8 +436,8 @@ class Server(Turns[ConnectionT]):
             bytes_received=self._gone_received + sum(conn.bytes_received for conn in mine),
             bytes_sent=self._gone_sent + sum(conn.bytes_sent for conn in mine),
             messages=self._messages,
-            workers=crew.count if crew is not None else 0,
-            workers_busy=crew.busy if crew is not None else 0,
+            workers=workers.count if workers is not None else 0,
+            workers_busy=workers.busy if workers is not None else 0,
         )
 
     # -- starting and stopping, in detail
@@ -499,7 +499,7 @@ class Server(Turns[ConnectionT]):
 
     def _own(self) -> int:
         """1 if this is called in one of our own upcalls, whose connection cannot end before."""
-        return 1 if self.started and getcurrent() in self._crew else 0
+        return 1 if self.started and getcurrent() in self._workers else 0
 
     # -- connections come and go
 

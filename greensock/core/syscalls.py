@@ -53,7 +53,7 @@ RawSocket = get_original("_socket", "socket")
 
 
 class BorrowedSocket(RawSocket):  # type: ignore[misc, valid-type]  # a variable, to mypy
-    """A socket object on a descriptor that somebody else closes.
+    """A socket object on a descriptor that it does not own.
 
     When it is collected it leaves the number alone, as a RawSocket would not: that may be another file's by then. Its
     calls raise BlockingIOError at once, whatever ``socket.setdefaulttimeout`` says: with the timeout that a new socket

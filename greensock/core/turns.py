@@ -89,8 +89,8 @@ class Turns(Upcalls[ConnectionT]):
         handle = self.given_upcall("handle")
         # Chosen here, once for all turns: the two styles share no loop, so neither pays for the other.
         drain = self._drain_upcalls if handle is None else self._drain_handles
-        self._crew = Workers(poller.hub, drain, max_workers)
-        poller.crews.append(self._crew)
+        self._workers = Workers(poller.hub, drain, max_workers)
+        poller.worker_pools.append(self._workers)
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
         self._on_new = self.given_upcall("connection_new")
@@ -100,7 +100,7 @@ class Turns(Upcalls[ConnectionT]):
         self._on_drop = self.given_upcall("connection_drop")
 
     def given_upcall(self, name: str) -> Callable[..., Any] | None:
-        """Return an upcall that the program gave; None if it gave none, so that nothing is called in vain."""
+        """Return an upcall that the program gave; None if it gave none, so that no empty method is called."""
         upcall: Callable[..., Any] = getattr(self, name)
         return upcall if self.overrides_upcall(name, Upcalls) else None
 
@@ -117,10 +117,9 @@ class Turns(Upcalls[ConnectionT]):
     def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
         conn: ConnectionT | None = None
         try:
-            # Whoever has the descriptor closes it: until the object stands that is this function, from then on the
-            # connection.
+            # The owner of the descriptor closes it: this function until the object stands, from then on the connection.
             conn = self.connection_class(self._poller, fd, family, address, self)
-            conn._ready = self._crew.ready
+            conn._ready = self._workers.ready
             if self.framer is not None:
                 conn._decoder = self.framer.decoder()
             if self._on_transport is not None and (transport := self._on_transport(conn, fd)) is not None:
@@ -217,8 +216,8 @@ class Turns(Upcalls[ConnectionT]):
 
     def _full_turn(self, conn: ConnectionT) -> bool:
         """Give a turn to a connection that is new, framed, has a stash, or has ended; True if there is more to read."""
-        # It may have been closed while it was queued, even before it began: then no upcall but the last is due, and
-        # that only if there was a first.
+        # It was closed while it was queued. No upcall is due but ``connection_drop``, which ``_end`` makes if
+        # ``connection_new`` was called.
         if conn._state is not OPEN:
             return False
         if conn._stage == _NEW:
@@ -298,10 +297,10 @@ class Turns(Upcalls[ConnectionT]):
     def _end_rest(self, conn: Connection, was_heard: bool = False) -> None:
         """Close a connection that waits for its peer while the server drains, unless part of a message came.
 
-        What it needs no linger for, it does not get: nothing came that is not read, and all that was sent is with the
-        peer. What came is given a last turn; one that ``was_heard`` gets more of them for a second, as a client that
-        pipelines has several messages on their way. What is on its way to the peer gets as long to arrive as it would
-        in a linger, and is looked at again.
+        No linger is needed once all input was read and the peer has all that was sent. Input that has come gets a last
+        turn; one that ``was_heard`` gets more turns for a second, as a client that pipelines has several messages on
+        their way. What is on its way to the peer gets as long to arrive as it would in a linger, and is looked at
+        again.
         """
         # So that its next turn is no short one, which would end without a look at the draining.
         conn._plain = False
@@ -504,7 +503,7 @@ class Turns(Upcalls[ConnectionT]):
         if conn._eof and conn._state is OPEN and not more:
             self._peer_is_done(conn)
             return False
-        # Nothing is behind what is ``_fresh``, so the event that would bring its turn never comes.
+        # What is ``_fresh`` has been read already, so no event would bring its turn.
         return more or conn._readable or conn._fresh
 
     def _peer_is_done(self, conn: ConnectionT) -> None:
@@ -524,7 +523,7 @@ class Turns(Upcalls[ConnectionT]):
             if self._obey(conn, verdict, "connection_eof"):
                 conn._close(DropReason.VERDICT)
                 return
-        # The connection stays open until the error is told: ``_failed`` closes it, with the reason that this error has.
+        # It is not closed here: ``_failed`` does that, with the drop reason that this error stands for.
         if conn.held_bytes():
             partial = conn._postponed + bytes(conn._stash)
             partial += conn._decoder.take() if conn._decoder is not None else b""
@@ -550,7 +549,7 @@ class Turns(Upcalls[ConnectionT]):
             if upcall == "connection_eof":
                 allowed = "HALF_OPEN, " + allowed
             raise TypeError(f"{upcall} returned {verdict!r}: {allowed} expected")
-        # POSTPONE of an upcall that has closed: there is nothing to come that the bytes could wait for.
+        # An upcall that closed and returned POSTPONE: no more data will come for the bytes to wait for.
         if conn._state is not OPEN:
             return False
         if len(data) > self.max_postponed:
@@ -588,7 +587,7 @@ class Turns(Upcalls[ConnectionT]):
 
     def _end(self, conn: ConnectionT) -> None:
         """Make the last upcall of a connection that is not open any more."""
-        # Once, though a turn may end a connection that another greenlet's close has queued already
+        # Once: a turn may end a connection that another greenlet's close has queued for a last turn
         # (test_stop_under_load_drops_each_connection_exactly_once).
         if conn._ended:
             return
@@ -624,7 +623,7 @@ class Turns(Upcalls[ConnectionT]):
             log.error(text, *about, exc_info=error)
 
     def _tell_error(self, conn: ConnectionT, error: BaseException) -> None:
-        # At most once, and to nobody who was not told of the connection.
+        # At most once, and not if ``connection_new`` was never called.
         if conn._stage not in (_NEW, _ERROR_TOLD):
             conn._stage = _ERROR_TOLD
             self._tell(self.connection_error, conn, error)

@@ -1,6 +1,6 @@
 """The pool of parked greenlets in which a server's upcalls run.
 
-A crew owns the ready queue of one server and the greenlets that drain it. The hub hands the queue to the greenlet that
+A pool owns the ready queue of one server and the greenlets that drain it. The hub hands the queue to the greenlet that
 parked last (its stack is the warmest); that greenlet gives one turn to each ready connection, one after the other, and
 parks when none is left. If an upcall blocks, the greenlet switches to the hub, and the hub hands what is left of the
 queue to the next one: leader and followers, with one switch a batch as long as nobody blocks.
@@ -84,14 +84,14 @@ class Workers:
                 worker = greenlet(self._work, self._hub)
                 self._all.add(worker)
                 worker.switch()
-            # All are blocked. The queue waits until one parks, or rather goes on draining instead; what they wait for
-            # still wakes them, since that happens in the hub (test_downcalls_wake_while_every_worker_is_blocked).
+            # All are blocked. The queue waits until one of them is through with its upcall; waking them needs no
+            # worker, since it happens in the hub (test_downcalls_wake_while_every_worker_is_blocked).
             else:
                 return
 
     def dismiss(self, ended: Callable[[], None]) -> None:
         """Let the parked workers end now, and the others instead of parking; then call ``ended``. In the hub."""
-        # First the bound, so that nobody parks behind the loop; those that are blocked end when their upcall has
+        # First the bound, so that no worker parks behind the loop; those that are blocked end when their upcall has
         # (test_workers_are_reused_and_let_go).
         self._max_parked = 0
         while self._parked:
@@ -102,8 +102,8 @@ class Workers:
 
     def kill(self, error: BaseException, spare: greenlet) -> None:
         """Throw ``error`` into every worker that is blocked in an upcall, but for ``spare``. Call it in the hub."""
-        # A set of its own: who is hit may end, and leaves ``_all``. A parked one is not hit, for nothing runs in it.
-        # ``spare`` is who has ordered this (test_abort_from_inside_an_upcall_with_others_alive).
+        # A new set, as a worker that is hit may end and leave ``_all``. Parked ones are left out: no upcall runs in
+        # them. ``spare`` is the worker that ordered the kill (test_abort_from_inside_an_upcall_with_others_alive).
         for worker in self._all.difference(self._parked):
             if worker is not spare:
                 worker.throw(error)
@@ -137,9 +137,9 @@ class Workers:
         except BaseException as late:  # a kill or a timeout meant for an upcall that has ended
             log.warning("an exception came too late for its upcall: %r", late)
             order = None
-        # ``run`` and ``dismiss`` take it off the list before they switch. Anybody else does not: a late kill, or a
-        # stranger that held on to this greenlet. It must not be found there while it runs
+        # ``run`` and ``dismiss`` take it off the list before they switch. Any other switch does not: a late kill, or
+        # code that held on to this greenlet. It must not be found there while it runs
         # (test_an_exception_that_comes_too_late_for_its_upcall).
         if order is not _GO and order is not _END:
-            self._parked.remove(me)  # woken by a stranger
+            self._parked.remove(me)  # not by run or dismiss
         return order

@@ -354,8 +354,7 @@ class Forwarder:
         return from_trusted and lower not in self._appended
 
     def request_trailers(self, head: RequestHead, trailers: Headers) -> Headers:
-        """Return the trailers of a request to pass on, without claims of who the client is: the upstream may merge
-        them."""
+        """Return the trailers of a request to pass on: none that say who the client is, as they may be merged."""
         passes = self._passes_from_others
         kept = end_to_end_trailers(trailers, head.headers).raw
         return Headers.of_raw([pair for pair in kept if passes[pair[0]]])

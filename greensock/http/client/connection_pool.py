@@ -336,8 +336,7 @@ class ConnectionPool:
             _wake(waiter)
 
     def forget(self) -> None:
-        """Let go of a parent's connections in the child of a fork: their descriptors are gone, and the loop is the
-        parent's."""
+        """Let go of a parent's connections in the child of a fork: the descriptors and the loop are the parent's."""
         self.state.reset()
         timer, self._timer = self._timer, None
         if timer is not None:
