@@ -522,10 +522,18 @@ def test_a_thread_that_destroys_its_hub_leaves_no_descriptor():
     assert sum("eventpoll" in what for what in descriptors().values()) <= before
 
 
+def test_a_thread_that_ends_without_a_word_closes_its_poller():
+    found = []
+    in_a_thread(lambda: found.append(get_poller()))
+    assert found[0].closed
+    found[0].hub.destroy(destroy_loop=True)
+
+
 def test_a_hub_that_is_made_anew_gets_a_poller_of_its_own():
     def work():
         first = get_poller()
         gevent.get_hub().destroy()
+        assert first.closed
         found.append((first, get_poller()))
         gevent.get_hub().destroy()
 

@@ -82,6 +82,26 @@ def test_what_an_upcall_has_not_read_does_not_keep_the_engine_busy(serve, connec
     wait_until(lambda: len(server.received()) == 2000)
 
 
+def test_what_comes_while_an_upcall_is_blocked_gets_the_next_one(serve, connect):
+    """Its event found a busy connection and only set a flag: no other one will come."""
+    got, gate = [], gevent.event.Event()
+
+    class Blocking(Server):
+        def connection_recv(self, conn, data):
+            got.append(data)
+            gate.wait()
+
+    server = serve(Blocking)
+    sock = connect(server)
+    sock.sendall(b"first")
+    wait_until(lambda: got)
+    (conn,) = server.connections
+    sock.sendall(b"second")
+    wait_until(lambda: conn._readable)
+    gate.set()
+    wait_until(lambda: got == [b"first", b"second"])
+
+
 def test_back_pressure_holds_the_peer_of_a_busy_connection(serve, connect):
     """Rule 4."""
     go = gevent.event.Event()

@@ -533,8 +533,8 @@ def _end_with_hub(hub: Hub, poller: Poller) -> None:
             poller.close()
         destroy(destroy_loop)
 
-    # Two ways to an end: the hub is destroyed, or its thread ends and with it what is local to the thread
-    # (test_a_thread_that_destroys_its_hub_leaves_no_descriptor, test_one_poller_a_thread).
+    # Two ways to an end: the hub is destroyed (test_a_hub_that_is_made_anew_gets_a_poller_of_its_own), or its thread
+    # ends, and with it what is local to the thread (test_a_thread_that_ends_without_a_word_closes_its_poller).
     hub.destroy = destroy_both  # type: ignore[method-assign]
     _of_this_thread.closer = _Closer(poller)
 

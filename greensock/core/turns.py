@@ -186,7 +186,8 @@ class Turns(Upcalls[ConnectionT]):
                         conn.bytes_received += count
                         verdict = on_recv(conn, data)
                         # Looked at anew, as the upcall may have blocked, closed, or put bytes back, and more may have
-                        # come meanwhile: that event found a busy connection and only set ``_readable`` (test_flags).
+                        # come meanwhile: that event found a busy connection and only set ``_readable``
+                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
                         if verdict is None and conn._plain and not conn._readable and on_finish is None:
                             conn._idle = True
                             if worker.gr_context is not None:
