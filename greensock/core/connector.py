@@ -61,6 +61,8 @@ def connect(
     failure: ConnectFailed | None = None
     found = _resolve(target, address, timeout, deadline)
     for others, (family, sockaddr) in zip(reversed(range(len(found))), found, strict=True):
+        # A share of what is left: what one address did not use, the next ones have
+        # (test_silent_addresses_leave_time_for_the_next).
         due = _share(deadline, others)
         try:
             return _attempt(connection_class, family, sockaddr, address, timeout, due, no_delay)

@@ -54,6 +54,7 @@ class Outgoing:
         self.failure: Exception | None = None  # what was wrong with what was to be sent, told to the sender
 
     @property
+    # ``finished`` and ``stalled`` are what a passage overrides: every other entry ends with its last byte.
     def finished(self) -> bool:
         """Whether nothing is left to be sent."""
         return not self.left
@@ -63,6 +64,8 @@ class Outgoing:
         """Whether there is nothing to push now although the entry is not finished."""
         return False
 
+    # Called in the hub or by the sender, always on the head of the queue, and never on a closed connection. The
+    # transport is an argument and not a field, as a connection may get one while the entry waits.
     def push(self, fd: int, transport: Transport | None = None) -> int:
         """Make one system call, or have the transport make one if there is one; return how many bytes it moved.
 
@@ -155,6 +158,7 @@ class FileSegment(Outgoing):
         return moved
 
     def blames(self, error: Exception) -> bool:
+        # sendfile gives one error for two descriptors. Those of the socket (EPIPE, ECONNRESET) are none of these.
         return isinstance(error, OSError) and error.errno in OF_FILES
 
     # The number is the caller's to close, and then another file's
@@ -178,6 +182,7 @@ class Fin(Outgoing):
         self._shutdown = shutdown
 
     def push(self, fd: int, transport: Transport | None = None) -> int:
+        # One byte left, though nothing is sent: an entry with nothing left would count as finished before its turn.
         self._shutdown()
         self.left = 0
         return 0
@@ -196,6 +201,8 @@ class Passage(Outgoing):
         super().__init__(0)
         self._pipes = pipes
         self._wake = wake
+        # Where the bytes are: in a pipe (``_ends``) or in memory (``_copied``), never in both; in neither while
+        # ``left`` is 0.
         self._ends: Ends | None = None
         self._copied: memoryview | None = None
         self._open = True
@@ -206,6 +213,7 @@ class Passage(Outgoing):
 
     @property
     def stalled(self) -> bool:
+        # It waits for its source, so the queue behind it waits, too: their order would be lost otherwise.
         return self._open and not self.left
 
     def pull(self, fd: int, count: int, thorough: bool, transport: Transport | None = None) -> int:
@@ -230,6 +238,7 @@ class Passage(Outgoing):
             if not thorough:
                 raise
             return self._copy(fd, count, None)
+        # The source is broken; nothing was moved.
         except OSError:
             self._pipes.give_back(ends)
             raise
@@ -259,6 +268,7 @@ class Passage(Outgoing):
         if transport is not None:
             moved = transport.write(self._in_memory())
             self._copied = self._in_memory()[moved:]
+        # At most what is in the pipe: a longer splice would wait for more, and say EAGAIN though all of it went out.
         elif self._ends is not None:
             moved = os.splice(self._ends[0], fd, self.left, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
         else:
@@ -291,6 +301,8 @@ class Passage(Outgoing):
         self._let_go()
 
     def _let_go(self) -> None:
+        # Taken first: it is called both by the last push and by ``discard``, and a pipe that is given back twice would
+        # be used by two passages.
         ends, self._ends, self._copied = self._ends, None, None
         if ends is None:
             return
@@ -313,6 +325,8 @@ def as_views(data: Any) -> tuple[list[memoryview], int]:
     for buffer in buffers:
         if isinstance(buffer, str):
             raise TypeError("cannot send str: encode it, or send bytes")
+        # Views of single bytes, so that ``len`` counts bytes. Empty ones are left out, as a write of nothing makes no
+        # progress; ``cast`` raises for a view with gaps (test_a_view_with_gaps_is_refused_and_nothing_else_happens).
         view = memoryview(buffer)
         if view.nbytes:
             views.append(view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B"))
@@ -322,6 +336,7 @@ def as_views(data: Any) -> tuple[list[memoryview], int]:
 def skip(views: list[memoryview], count: int) -> list[memoryview]:
     """Return the views without their first ``count`` bytes."""
     for index, view in enumerate(views):
+        # A slice of the first view that is left, and the others as they are: nothing is copied.
         if count < len(view):
             return [view[count:], *views[index + 1 :]]
         count -= len(view)

@@ -327,6 +327,8 @@ class SocketConnection(Connection):
                 return sent
         elif not waits:
             raise _would_block()
+        # In the queue like everything else, so that it neither overtakes a send that waits nor lands in the middle of
+        # one (test_a_send_waits_for_the_sends_before_it).
         entry = _Once(call)
         self._pass(entry)
         return entry.sent
@@ -340,6 +342,7 @@ class SocketConnection(Connection):
             raise TimeoutError("timed out") from None
         except ConnectionClosed:  # shutdown_write() was called, and waits in the queue
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+        # Raised by the sender and not where it came up: that was in the hub.
         error, entry.error = entry.error, None
         if error is not None:
             try:
@@ -512,6 +515,7 @@ class SocketConnection(Connection):
     # -- the engine's side
 
     def _survive_fork(self) -> None:
+        # The child watches it anew, with an engine of its own, from its first wait on.
         super()._survive_fork()
         self._watched = False
 
@@ -563,6 +567,8 @@ class _Told(Outgoing):
             return self._push(fd, transport)
         except BlockingIOError:
             raise
+        # It ends the entry and not the connection: a socket stays open after a failed send
+        # (test_a_wrong_argument_behind_other_sends_is_told).
         except Exception as error:  # a TypeError too: this may be the first to look at the arguments
             self.error = error.with_traceback(None)
             self.left = 0

@@ -60,6 +60,7 @@ class SharedDescriptor:
     __slots__ = ("_sock", "is_shared", "was_exposed")
 
     def __init__(self, fd: int, family: int) -> None:
+        # Borrowed: the descriptor stays the connection's to close, and a collected socket object must not close it.
         self._sock = BorrowedSocket(family, _socket.SOCK_STREAM, 0, fd)
         self.is_shared = True
         #: Whether ``fileno()`` has exposed the number: then it is not closed behind the program's back, in a forked
