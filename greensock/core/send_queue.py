@@ -53,8 +53,8 @@ class Outgoing:
         self.kept = False  # by send_nowait
         self.failure: Exception | None = None  # what was wrong with what was to be sent, told to the sender
 
-    @property
     # ``finished`` and ``stalled`` are what a passage overrides: every other entry ends with its last byte.
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to be sent."""
         return not self.left
@@ -64,8 +64,9 @@ class Outgoing:
         """Whether there is nothing to push now although the entry is not finished."""
         return False
 
-    # Called in the hub or by the sender, always on the head of the queue, and never on a closed connection. The
-    # transport is an argument and not a field, as a connection may get one while the entry waits.
+    # Called in the hub or by the sender, for the head of the queue or where there is none, and never once the
+    # connection is closed. The transport is an argument and not a field, as a connection may get one while the entry
+    # waits.
     def push(self, fd: int, transport: Transport | None = None) -> int:
         """Make one system call, or have the transport make one if there is one; return how many bytes it moved.
 
@@ -106,7 +107,7 @@ class Buffers(Outgoing):
         self._views = views
 
     def push(self, fd: int, transport: Transport | None = None) -> int:
-        # One buffer without ``writev``, which costs 0.3 us more.
+        # One buffer, the common case, needs no ``writev`` and no slice of the list.
         views = self._views
         if transport is None:
             moved = write(fd, views[0]) if len(views) == 1 else writev(fd, views[:MAX_BUFFERS])
@@ -150,6 +151,7 @@ class FileSegment(Outgoing):
         else:
             data = os.pread(self._file, min(self.left, MAX_COPIED), self._offset)
             moved = transport.write(data) if data else 0
+        # The offset is our own: the file's position is neither used nor moved, so several sends may share one file.
         self._offset += moved
         self.sent += moved
         # 0 is the end of the file, which has got shorter since it was measured: the entry ends with fewer bytes, as the
@@ -268,7 +270,6 @@ class Passage(Outgoing):
         if transport is not None:
             moved = transport.write(self._in_memory())
             self._copied = self._in_memory()[moved:]
-        # At most what is in the pipe: a longer splice would wait for more, and say EAGAIN though all of it went out.
         elif self._ends is not None:
             moved = os.splice(self._ends[0], fd, self.left, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
         else:

@@ -181,7 +181,8 @@ class Turns(Upcalls[ConnectionT]):
                     # urgent data or passed descriptors may have cut it short: ``_thorough``
                     # (test_one_read_for_each_short_message_and_none_in_vain, test_urgent_data_stops_no_upcall).
                     if 0 < count < size and not conn._thorough:
-                        # Before the upcall: what comes while that runs is told by an event, which sets it again.
+                        # Before the upcall: what comes while that runs is told by an event, which sets it again
+                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
                         conn._readable = False
                         conn.bytes_received += count
                         verdict = on_recv(conn, data)
@@ -592,6 +593,7 @@ class Turns(Upcalls[ConnectionT]):
         # (test_stop_under_load_drops_each_connection_exactly_once).
         if conn._ended:
             return
+        # Set before the upcalls below, each of which may block and let another turn come here.
         conn._ended = True
         # Nobody may have been told: a loss that a downcall raised can have been caught by the upcall, and one that the
         # engine found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
