@@ -283,7 +283,7 @@ class Lifecycle(Endpoint):
         Raises:
             OperationTimeout: ``timeout`` seconds passed first.
         """
-        # The events are made only when somebody waits, and all are set where the state changes: so the state comes
+        # An event is made only for a greenlet that waits, and is set where the state changes: so the state is looked at
         # first.
         if self._state is not CLOSED and not self._event("closed").wait(timeout):
             raise OperationTimeout(f"not closed within {timeout} s", self, "wait_closed", timeout or 0.0)
@@ -296,7 +296,7 @@ class Lifecycle(Endpoint):
         Raises:
             OperationTimeout: ``timeout`` seconds passed first.
         """
-        # What the peer did before is told by no further edge: it is looked at before the wait
+        # No further edge tells what the peer did before, so that is looked at before the wait
         # (test_notify_disconnect_tells_what_has_happened_before).
         if self._state is not OPEN or self._eof or self._has_left():
             return
@@ -387,7 +387,7 @@ class Lifecycle(Endpoint):
         # (test_states_change_as_the_table_says).
         if self._state is not OPEN:
             return
-        # The state first, the queue second: what is thrown out of the queue is woken, and has to find the connection
+        # The state first, the queue second: a sender whose entry is withdrawn is woken, and has to find the connection
         # closing. Each step may be the last one, in ``_release``: a flush that fails resets. So ``_fd`` is looked at
         # after them.
         self._leave_open(CLOSING, reason)
@@ -467,7 +467,7 @@ class Lifecycle(Endpoint):
     def _close_further(self) -> None:
         """Take the next step of closing, if its time has come: flush, FIN, drain, close."""
         # Called by each event that may have made the next step due: the close, the last byte flushed, the reader that
-        # left. The place of the reader is one: a greenlet leaves it first, and calls this again as it goes.
+        # left. There is one place for a reader: a greenlet in it leaves first, and calls this again as it goes.
         reader = self._reader
         if self._fd < 0 or (reader is not None and not isinstance(reader, _Engine)):
             return  # a greenlet still has to leave its downcall
@@ -677,9 +677,8 @@ class Lifecycle(Endpoint):
 
     def _lost(self, error: OSError) -> ConnectionClosed | ConnectionLost:
         """Translate what a system call said, and let go of a connection that is of no more use."""
-        # Called by the greenlet that made the call, so in no wait of its own. Another one that waits here is woken and
-        # raises the same (test_reset_while_an_upcall_is_blocked). If the connection has closed meanwhile, why it did is
-        # said, not what the call met then.
+        # The greenlet that met the error does not wait here; another one that does is woken and raises the same. If the
+        # connection was closed before, the error says why it was closed, and not what this call met.
         if self._state is OPEN:
             self._failure = error.with_traceback(None)
             self._leave_open(CLOSED, DropReason.LOST)

@@ -354,8 +354,9 @@ class Poller:
 
     def _harvest(self) -> None:
         """Fetch the events and hand each to its endpoint."""
-        # 0: the hub is woken because something is there, and must not block here. What exceeds ``MAX_EVENTS`` stays in
-        # the kernel's list, and the nested set stays readable for the watcher, which is level-triggered.
+        # With a timeout of 0: the watcher fired because something is there, and the hub must not block here. What
+        # exceeds ``MAX_EVENTS`` stays in the kernel's list, and the nested set stays readable for the watcher, which is
+        # level-triggered.
         lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
         for fd, events in self._epoll.poll(0, MAX_EVENTS):
             endpoint = lookup(fd)
@@ -413,8 +414,7 @@ class Poller:
         end = now + SLICE_SECONDS
         for _ in range(len(put_off)):
             self.until = now + SHARE_SECONDS
-            # A connection that was put off is only back in its ready queue by this: its turn belongs into the share,
-            # too.
+            # This only puts a connection back in its ready queue: its turn belongs to the same share.
             put_off.popleft()()
             self._run_workers()
             now = monotonic()
@@ -507,8 +507,7 @@ class Poller:
             except BaseException:
                 self.arm(endpoint, now + RETRY_SECONDS)  # not lost: it may have others
                 raise
-            # What it returns takes nothing back: the call may have switched to a greenlet that armed it for an earlier
-            # time.
+            # The call may have switched to a greenlet that armed the endpoint for an earlier time: that stands.
             if again < endpoint._armed:
                 self.arm(endpoint, again)
 
@@ -585,7 +584,7 @@ _EXECUTING = {("subprocess", "_execute_child"), ("gevent.subprocess", "_execute_
 
 def _is_to_execute() -> bool:
     """Whether the fork that calls the hooks is one of those. (One within a ``preexec_fn`` is not.)"""
-    # The second one up is who forked: it called the hook, which called this.
+    # Frame 0 is this function, 1 the hook, 2 the code that forks.
     frame = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == "gevent.os":
         frame = frame.f_back  # type: ignore[assignment]

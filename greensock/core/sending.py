@@ -65,7 +65,7 @@ class Sending(Lifecycle):
                     self.close()
                 return sent  # type: ignore[no-any-return]
             # A short write means that the kernel is full, as EAGAIN does: the edge that says otherwise is still to
-            # come. The entry begins with some of it sent, so a timeout can no longer withdraw it
+            # come. If a part went out, the entry begins as one that was sent in part, which a timeout cannot withdraw
             # (test_send_says_how_much_it_sent).
             size = len(data)
             views = [memoryview(data)[sent:]]

@@ -268,7 +268,7 @@ class Turns(Upcalls[ConnectionT]):
             try:
                 data = read(conn._fd, size)
             except OSError as error:
-                # The last read was full, and the socket was empty behind it all the same.
+                # The last read was full, and nothing was left behind it.
                 self._nothing_read(conn, error)
                 return self._finish_turn(conn, True)
         if conn._received(len(data), size):
@@ -277,12 +277,11 @@ class Turns(Upcalls[ConnectionT]):
 
     def _rest(self, conn: ConnectionT, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
-        # The one place where ``_plain`` is set: whatever else makes it false need not think of when it is true again
+        # The one place where ``_plain`` gets true again: what makes it false need not think of when that ends
         # (test_flags).
         conn._plain = conn._decoder is None and not conn._stash and not conn._eof and conn._transport is None
-        # ``_readable`` once more, though the turn ended without: an event may have come while its last upcall was
-        # blocked, and it will not come again (test_half_open_that_is_reset_while_its_upcall_runs). Behind the end of
-        # input the flag stays set for ever, and would keep the engine busy.
+        # ``_readable`` once more: an event that came while the last upcall was blocked does not come again. Behind the
+        # end of input the flag stays set for ever, and would keep the engine busy.
         if again or (conn._readable and not conn._eof):
             if self._draining and monotonic() >= self._draining_since + PIPELINE_SECONDS:
                 # A peer that never stops is served for a second of the drain, and no longer
@@ -333,7 +332,7 @@ class Turns(Upcalls[ConnectionT]):
             if not self._waits_in_vain(conn):
                 heard.pop(conn, None)
                 continue
-            # A number that grows with each byte that comes, given out or dropped.
+            # It grows with each byte that comes, whether that is given out or dropped.
             mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
             before, since = heard.setdefault(conn, (mark, now))
             if mark != before:
@@ -376,7 +375,7 @@ class Turns(Upcalls[ConnectionT]):
                 conn._stage = SERVED
                 if conn._state is OPEN and self._on_handle is not None:
                     self._on_handle(conn)
-                # In vain if ``handle`` closed it itself: the first reason stays.
+                # No effect if ``handle`` closed it itself: the first reason stays.
                 conn._close(DropReason.PEER_CLOSED if conn._eof else DropReason.CLOSED)
         except BaseException as error:
             self._failed(conn, error)
@@ -384,7 +383,7 @@ class Turns(Upcalls[ConnectionT]):
 
     def _begin(self, conn: ConnectionT) -> None:
         # Before the upcall: if that raises, or is killed, ``connection_drop`` is due all the same
-        # (test_any_upcall_that_raises_leaves_the_server_alive).
+        # (test_drop_in_connection_new).
         conn._stage = SERVED
         if self._on_new is not None and self._obey(conn, self._on_new(conn), "connection_new"):
             conn._close(DropReason.REFUSED)
@@ -417,7 +416,7 @@ class Turns(Upcalls[ConnectionT]):
             elif not conn._readable or budget <= 0 or not (is_first or monotonic() <= self._poller.until):
                 break
             else:
-                # One read is made however late it is: a turn that comes too late every time would never get on.
+                # One read is made however late it is, so that each turn gets on.
                 is_first = False
                 try:
                     data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
@@ -595,8 +594,8 @@ class Turns(Upcalls[ConnectionT]):
             return
         # Set before the upcalls below, each of which may block and let another turn come here.
         conn._ended = True
-        # Nobody may have been told: a loss that a downcall raised can have been caught by the upcall, and one that the
-        # engine found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
+        # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
+        # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
         reason = conn._drop_reason or DropReason.CLOSED
         if reason is _LOST:
             self._tell_error(conn, conn._closed_error())

@@ -129,8 +129,8 @@ class Workers:
                 self._ended()
 
     def _park(self, me: greenlet) -> object:
-        # The last in is the first out: its stack is the warmest, and those beneath can be let go. Not hub.switch(),
-        # which looks for an attribute of the greenlet first: 0.15 us.
+        # The last in is the first out: its stack is the warmest. Not hub.switch(), which looks for an attribute of the
+        # greenlet first: 0.15 us.
         self._parked.append(me)
         try:
             order: object = _switch(self._hub)
@@ -141,5 +141,5 @@ class Workers:
         # code that held on to this greenlet. It must not be found there while it runs
         # (test_an_exception_that_comes_too_late_for_its_upcall).
         if order is not _GO and order is not _END:
-            self._parked.remove(me)  # not by run or dismiss
+            self._parked.remove(me)
         return order
