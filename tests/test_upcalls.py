@@ -255,6 +255,34 @@ def test_long_framed_turn_goes_on_later_and_finishes(serve, connect):
     assert error.partial == b"half"
 
 
+def test_messages_that_are_there_come_before_the_end(serve, connect):
+    """A raw read has found the end, and put back more messages than one turn has time for."""
+    got = []
+
+    class Slow(Server):
+        framer = Lines()
+
+        def connection_recv(self, conn, data):
+            got.append(data)
+            if len(got) == 1:
+                rest = b""
+                while more := conn.recv():
+                    rest += more
+                conn.unread(rest)
+            end = time.monotonic() + 0.002
+            while time.monotonic() < end:
+                pass
+
+        def connection_eof(self, conn):
+            got.append("eof")
+
+    sock = connect(serve(Slow))
+    sock.sendall(b"x\n" * 50)
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == b""
+    assert got == [b"x"] * 50 + ["eof"]
+
+
 def test_raw_read_inside_a_framed_stream(serve, connect):
     class HeadAndBody(Recorder):
         framer = Lines()
@@ -333,6 +361,7 @@ def test_half_close_kept_open_by_half_open(serve, connect):
 def test_half_open_survives_the_events_of_its_own_sending(serve, connect):
     class Late(Recorder):
         def connection_eof(self, conn):
+            self.calls.append(("eof", conn))
             gevent.spawn(self.answer, conn)
             return HALF_OPEN
 
@@ -348,6 +377,7 @@ def test_half_open_survives_the_events_of_its_own_sending(serve, connect):
     assert len(read_all(sock)) == 3_000_000
     wait_until(server.drops)
     assert server.drops() == [DropReason.CLOSED]
+    assert server.names().count("eof") == 1
 
 
 def test_half_open_that_is_reset(serve, connect):

@@ -442,7 +442,7 @@ class Turns(Upcalls[ConnectionT]):
             heard = heard or given > 0
             # ``more`` says that the decoder may hold whole messages. They are given first, in another turn if need be:
             # neither a read nor the end of input may come before them
-            # (test_long_framed_turn_goes_on_later_and_finishes).
+            # (test_messages_that_are_there_come_before_the_end).
             late = monotonic() > self._poller.until
             more = given == most and conn._state is OPEN
             if more and not late:
@@ -588,8 +588,8 @@ class Turns(Upcalls[ConnectionT]):
 
     def _end(self, conn: ConnectionT) -> None:
         """Make the last upcall of a connection that is not open any more."""
-        # Once: a turn may end a connection that another greenlet's close has queued for a last turn
-        # (test_stop_under_load_drops_each_connection_exactly_once).
+        # A guard. Whatever leads here twice, ``connection_drop`` is made once
+        # (test_stop_under_load_drops_each_connection_exactly_once counts).
         if conn._ended:
             return
         # Set before the upcalls below, each of which may block and let another turn come here.
