@@ -199,11 +199,10 @@ class Sending(Lifecycle):
             raise self._no_more()
         if self._out is None:
             self._out = deque()
-        # Only an entry at the head is pushed. Behind another one it would overtake it
-        # (test_two_splices_to_one_target_go_one_after_the_other).
         self._out.append(entry)
         self._queued += entry.left
         self._clear = False
+        # With others in front there is nothing to do: they are being pushed, or the first of them waits for its source.
         if self._writable and len(self._out) == 1:
             self._flush()
 
@@ -364,7 +363,7 @@ class Sending(Lifecycle):
             self._out = None
             self._queued = self._kept = 0
             if self._state is OPEN:
-                # Here and in ``_on_writable`` the way gets clear again, and nowhere else (test_flags).
+                # Here and in ``_on_writable`` the way gets clear again, and nowhere else.
                 self._clear = self._writable and not self._fin and self._transport is None
             elif self._state is CLOSING:
                 self._close_further()

@@ -351,8 +351,7 @@ class Turns(Upcalls[ConnectionT]):
     def _give_up(self, conn: Connection) -> None:
         """Close a connection that waited in vain; without a linger if nothing is on its way."""
         if not has_input(conn._fd) and not (conn._family != AF_UNIX and has_unacknowledged(conn._fd)):
-            # Nothing is on its way in either direction, so the linger has nothing to protect
-            # (test_who_was_told_that_it_is_over_and_stays_holds_nothing_up_for_long).
+            # Nothing is on its way in either direction, so the linger has nothing to protect.
             conn.linger_timeout = 0.0
             if conn._state is not OPEN:
                 conn._release()
@@ -403,8 +402,7 @@ class Turns(Upcalls[ConnectionT]):
                 if verdict is not None and self._obey(conn, verdict, "connection_recv", data):
                     conn._close(DropReason.VERDICT)
                     return False
-                # Only what an upcall has seen and left counts. Fresh bytes are given to the next one in this very turn
-                # (test_max_postponed_whichever_way).
+                # Only what an upcall has seen and left counts. Fresh bytes are given to the next one in this very turn.
                 if len(conn._stash) > self.max_postponed and not conn._fresh:
                     raise _postponed_too_much(conn, self.max_postponed)
             if conn._state is not OPEN or conn._eof:

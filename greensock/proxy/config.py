@@ -39,7 +39,7 @@ TABLES = (
     *("listen", "proxy_protocol", "abort_on_eof", "server", "log", "limits", "answer_limits", "timeouts"),
     *("forwarding", "guard", "error_pages", "upstreams", "routes"),
 )
-#: What people look for, and what is there in its place.
+#: Keys that people know from other proxies, and what they are told.
 NOT_YET = {
     "tls": "not there yet: put HAProxy or stunnel in front, and let them say who the client is (proxy_protocol)",
     "metrics": "not there yet: the access log has what there is",

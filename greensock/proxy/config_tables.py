@@ -19,8 +19,8 @@ Kind = TypeVar("Kind")
 
 #: Characters of a value that are quoted.
 MAX_SHOWN = 80
-#: What stands for None: for what a key is by default, too, as a table may have its values from another (``base``). Only
-#: where None is the default of a text it is a text like any other.
+#: What stands for None. Also where None is the default, as a table may inherit another value (``base``); but where the
+#: default of a text is None, it is a text like any other.
 NONE = "none"
 
 _what = re.compile(r"(\w+)(?:=|: )").match

@@ -145,7 +145,7 @@ class Gateway:
         return self.most_clients - sum(listener.connections_alive for listener in self._listeners)
 
     def connection_ended(self) -> None:
-        """Have the listeners know that a client's connection has ended."""
+        """Tell the listeners that a client's connection has ended."""
         if self.most_clients != inf:
             for listener in self._listeners:
                 listener.welcome_connections()
@@ -188,7 +188,7 @@ class Gateway:
         return drop_oldest(server for upstream in self.upstreams.values() for server in upstream.all)
 
     def _is_full(self) -> bool:
-        """Return whether idle connections to servers would take what clients are to have, or what is kept back."""
+        """Return whether idle connections to servers would take descriptors that clients need, or are kept back."""
         if self.most_links == inf:
             return False
         held = sum(server.pool.state.slots for upstream in self.upstreams.values() for server in upstream.all)

@@ -462,7 +462,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             self.record_done(record)
 
     def _is_trusted(self, conn: ProxyConnection) -> bool:
-        """Whether a connection is a trusted peer's: it brings what many clients ask, and pays for none of them."""
+        """Whether a connection is a trusted peer's: it carries many clients, so no limit of one client is for it."""
         return self.gateway.trusts_somebody and conn.peer in self.gateway.forwarder.trusted
 
     def serve_request(self, request: Request, keep: bool) -> bool:

@@ -41,9 +41,10 @@ from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 
 __all__ = ["CHALLENGES", "COUNTED", "NO_UPLOAD", "PARKED", "STREAMED", "BodyWait", "ProxySeam", "Relay"]
 
-# Whether the body is waited for, by nobody or by a worker: an enum's members are slow to look up before Python 3.12.
+# How the body is waited for: not at all, counted only, without a worker (parked), or by one that relays it; an enum's
+# members are slow to look up before Python 3.12.
 NO_UPLOAD, COUNTED, PARKED, STREAMED = range(4)
-#: Where a server, or a proxy, asks who the client is, and by which fields.
+#: The statuses and fields of a challenge, by a server or by a proxy.
 CHALLENGES = (401, 407)
 CHALLENGE_FIELDS = (b"www-authenticate", b"proxy-authenticate")
 
@@ -175,7 +176,7 @@ class Relay:
         self.record: Record | None = None
         #: The fields behind the answer's body, if that came whole with its head.
         self.answer_trailers: Headers | None = None
-        #: That the client's body will not become whole, if that was seen while nobody read it.
+        #: Why the client's body will not become whole, if that was seen while it was not being read.
         self.cut: BadRequest | None = None
         #: What was answered; 0: nothing so far.
         self.status = 0

@@ -216,7 +216,7 @@ class AccessLog:
         self._is_closed = False
         self._reported = float("-inf")
         self._refused = 0
-        self._told = 0  # of how many lost lines
+        self._told = 0  # how many lost lines have been reported
         self._writer = _Writer(self._target, form)
         _watch_forks()
         _logs.add(self)

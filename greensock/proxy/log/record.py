@@ -54,7 +54,7 @@ class Record:
         self.client = client
         #: The address that connected to the proxy.
         self.peer = peer
-        #: Who the client says it is, if anybody asked.
+        #: The user name that the client gave; None if it gave none.
         self.user: str | None = None
         #: ``GET``, ``POST``, ...; empty if the request was refused before it was known.
         self.method = method

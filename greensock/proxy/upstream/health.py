@@ -20,8 +20,7 @@ DOWN     ``rise`` checks passed            UP
 - When a whole group was out and its first server comes back, the ejections of the others are over: each gets its
   request on trial, so that the first does not carry the load of all alone.
 - A server comes back slowly: for ``slow_start`` seconds its share grows from 0.1 to 1. The first start is not slow.
-- A passed check does not end an ejection: requests had failed there, whatever the check says. It has a say only in
-  what checks had decided.
+- A passed check does not end an ejection, which failed requests had caused: checks undo only what checks have done.
 - A server starts as up, on probation: if its very first check fails it is down at once, as with HAProxy.
 - Reports of requests that were sent before the server was last taken out change nothing: not while it is out, not while
   another request is on trial, nor when it is back (their timeouts may come sixty seconds later). Each request notes the
