@@ -86,8 +86,8 @@ class Acceptor:
 
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
-        # Taken first: the kill blocks, and meanwhile ``start()`` may make a new one, which is not to be lost. It may be
-        # called in an upcall that the acceptor's own greenlet runs: who kills itself cannot wait for it.
+        # Taken first: the kill blocks, and meanwhile ``start()`` may make a new one, which is not to be lost. The
+        # acceptor's own greenlet may call this, and cannot wait for its own end.
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.kill(block=greenlet is not gevent.getcurrent())
@@ -115,7 +115,7 @@ class Acceptor:
                 while not endpoint._readable:
                     endpoint._wait_readable()
                 # Cleared before the question and not after it: a connection that ends in between sets it, and the wait
-                # returns at once (test_max_connections_is_for_all_listeners).
+                # returns at once.
                 self._welcome.clear()
                 if (permits := self._may_accept()) < 1:
                     self._welcome.wait()

@@ -66,7 +66,7 @@ class Sending(Lifecycle):
                 return sent  # type: ignore[no-any-return]
             # A short write means that the kernel is full, as EAGAIN does: the edge that says otherwise is still to
             # come. If a part went out, the entry begins as one that was sent in part, which a timeout cannot withdraw
-            # (test_send_says_how_much_it_sent).
+            # (test_the_rest_of_a_short_write_cannot_be_withdrawn).
             size = len(data)
             views = [memoryview(data)[sent:]]
             self._stop_clear()
