@@ -45,6 +45,19 @@ def test_close_wakes_blocked_downcalls(pair):
         conn.recv()
 
 
+def test_a_close_goes_on_when_the_reader_has_left(pair):
+    conn, peer = pair
+    conn.linger_timeout = 60
+    reading = gevent.spawn(conn.recv)
+    gevent.sleep(0)
+    conn.close()
+    with pytest.raises(ConnectionClosed):
+        reading.get(timeout=PATIENCE)
+    assert peer.recv(1) == b""
+    peer.close()
+    conn.wait_closed(PATIENCE)
+
+
 def test_a_wake_up_that_comes_too_late_reaches_nobody(pair, capsys):
     """Between the order and the wake-up the greenlet was killed."""
     conn, _ = pair

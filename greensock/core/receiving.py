@@ -56,9 +56,9 @@ class Receiving(Sending):
             data = self._take(len(view))
             view[: len(data)] = data
             return len(data)
-        # A read is made only if the flag says that an event came, so that no system call hears EAGAIN. And only if no
-        # other greenlet waits, as it would be robbed of its bytes: ``_await_input`` refuses then
-        # (test_two_readers_collide).
+        # A read is made only if the flag says that an event came, so that no system call hears EAGAIN. And only if the
+        # reader's place is free: in a closing connection the engine has it, and what comes is dropped
+        # (test_what_comes_while_a_closing_connection_flushes_is_dropped).
         deadline = inf
         while True:
             if self._readable and self._reader is None:
@@ -199,7 +199,7 @@ class Receiving(Sending):
 
     def _end_of_input(self) -> None:
         # The end can be read again and again, and no further event tells of it: the flag stays set, or the next read
-        # would wait for ever (test_recv).
+        # would wait for ever.
         self._eof = self._readable = True
         self._plain = False
 
@@ -237,8 +237,7 @@ class Receiving(Sending):
         with memoryview(stash) as view:
             data = bytes(view[:count])
         del stash[:count]
-        # What stays was not given out yet: in a turn the upcall gets it
-        # (test_postpone_does_not_hold_back_what_a_raw_read_left).
+        # What stays was not given out yet: in a turn the upcall gets it.
         self._fresh = True
         self._plain = False
         return data
@@ -257,7 +256,7 @@ class Receiving(Sending):
     def _found_empty(self) -> None:
         """Note that a read found nothing: EAGAIN."""
         # EAGAIN is the one sure sign of an empty socket: whatever end or urgent data was announced has been read past,
-        # and short reads mean empty again (test_urgent_data_that_comes_later_stops_nobody). Never so on a Unix socket,
+        # and short reads mean empty again, which saves the read that hears EAGAIN. Never so on a Unix socket,
         # which announces nothing of descriptors that are passed.
         self._readable = False
         self._thorough = self._family == _socket.AF_UNIX
@@ -276,8 +275,7 @@ class Receiving(Sending):
             now = monotonic()
             if deadline == inf:
                 deadline = now + timeout
-            # A peer that floods, or another reader that took what woke us, must not carry the call past its time
-            # (test_a_call_ends_in_time_whatever_comes, test_what_another_took_does_not_put_off_the_deadline).
+            # A peer that floods, or another reader that took what woke us, must not carry the call past its time.
             elif deadline <= now and timeout > 0:
                 raise OperationTimeout(f"not done in {timeout} s", self, "recv", timeout)
             if timeout <= 0:
@@ -303,9 +301,8 @@ class Receiving(Sending):
         finally:
             self._reader = None
             self._read_deadline = inf
-            # The engine takes the reader's place in a connection that closes, but only once the reader has left: its
-            # descriptor must not be another file's while a read of it may still be made
-            # (test_close_wakes_blocked_downcalls).
+            # The engine takes the reader's place in a connection that closes, but only once the reader has left: so
+            # the close goes on here (test_a_close_goes_on_when_the_reader_has_left).
             if self._state is not OPEN:
                 self._close_further()
         if self._state is not OPEN:
