@@ -109,7 +109,7 @@ class Receiving(Sending):
         searched = 0
         while (end := self._stash.find(separator, searched)) < 0 or end > max_bytes:
             # What was searched is not searched again but for its tail, which may be the beginning of a separator
-            # (test_read_until_and_limits).
+            # (test_a_separator_that_comes_in_two_pieces).
             searched = max(0, len(self._stash) - len(separator) + 1)
             if end >= 0 or searched > max_bytes:
                 text = f"no {separator!r} within max_bytes={max_bytes}"
@@ -216,7 +216,7 @@ class Receiving(Sending):
             self._stash = data
         else:
             # Bytes while one piece is all there is, which is given out as it is; a bytearray as soon as it grows or
-            # shrinks, so that neither copies the whole (test_many_lines_do_not_take_quadratic_time).
+            # shrinks, so that neither copies the whole.
             if isinstance(self._stash, bytes):
                 self._stash = bytearray(self._stash)
             self._stash += data
