@@ -172,7 +172,7 @@ class Sending(Lifecycle):
         if self._fin:
             return
         # FIN takes its place in the queue, behind what was sent before. ``_fin`` is set right behind it, so that no
-        # send gets in (test_nothing_can_be_sent_behind_a_fin).
+        # send gets in (test_shutdown_write).
         entry = Fin(self._shutdown)
         self._submit(entry)
         self._fin = True
