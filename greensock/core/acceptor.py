@@ -156,8 +156,7 @@ class Acceptor:
         return True
 
     def _wait_for_descriptors(self, error: OSError) -> None:
-        # The reserve is what the log line, or an answer that opens a file, can be made with
-        # (test_a_descriptor_is_held_in_reserve_while_connections_are_accepted).
+        # The reserve is what the log line, or an answer that opens a file, can be made with.
         self._give_up_reserve()
         now = monotonic()
         if now - self._logged >= LOG_EVERY:

@@ -85,7 +85,7 @@ class Connection(Receiving):
         finally:
             # However it ends: the place in the queue is given up, and the flush lets the next send have it. If bytes
             # are still on their way, the passage stays for them, with its pipe; if it has left the queue, or never got
-            # in, the pipe is ours to give back (test_a_splice_that_is_broken_off_gives_no_bytes_to_the_next).
+            # in, the pipe is ours to give back.
             passage.finish()
             other._flush()
             if not other._out or passage not in other._out:
@@ -140,7 +140,7 @@ class Connection(Receiving):
 
     def _on_deadline(self, now: float) -> float:
         # The program's own deadline before all others, as it ends even a close that takes too long: it comes due twice,
-        # first to close and then to reset (test_a_deadline_ends_a_close_that_takes_too_long).
+        # first to close and then to reset.
         if self._due <= now:
             if self._state is OPEN:
                 self._due = now + (self.linger_timeout or FLUSH_SECONDS)

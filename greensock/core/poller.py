@@ -655,8 +655,7 @@ def _abandon(poller: Poller) -> None:
     _of_the_parent.append(poller)
     poller.is_abandoned = True
     poller._watcher.ref = False  # in memory only: the child's program may end though it is active
-    # What the parent had queued would switch to copies of its greenlets, which do here what they do there, twice
-    # (test_after_a_fork_the_child_has_a_poller_of_its_own).
+    # What the parent had queued would switch to copies of its greenlets, which do here what they do there, twice.
     poller._deadlines.clear()
     poller._calls.clear()
     poller._put_off.clear()
@@ -671,7 +670,7 @@ def _abandon(poller: Poller) -> None:
     poller.pipes.close()
     _replace_by_silence(poller._epoll.fileno())
     # An object of the program's will close this number: something has to be there until then, or it would close
-    # another's file (test_a_listener_that_is_collected_is_closed_once).
+    # another's file.
     for fd in left_open:
         if fd >= 0:
             os.dup2(poller._epoll.fileno(), fd, inheritable=False)

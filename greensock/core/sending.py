@@ -289,8 +289,7 @@ class Sending(Lifecycle):
         if not entry.left or entry.withdrawn or self._out is None or entry not in self._out:
             return
         # Begun: the rest must follow, or the peer takes the next send for it. FIN was promised to the program by
-        # ``_fin``, and a passage may have bytes in its pipe that are lost to their source
-        # (test_splice_that_times_out_on_a_stalled_target_keeps_the_stream_whole).
+        # ``_fin``, and a passage may have bytes in its pipe that are lost to their source.
         if entry.sent or isinstance(entry, Passage | Fin):
             try:
                 entry.detach()
