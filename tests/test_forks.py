@@ -541,13 +541,15 @@ def test_what_was_queued_is_the_parents_to_send(serve, connect):
             pid = os.fork()
             if not pid:
                 conn.close()
+                conn.wait_closed(PATIENCE)
                 os._exit(0)
             os.waitpid(pid, 0)
+            conn.send(b"the parent's")
 
     server = serve(Queueing)
     sock = connect(server)
     sock.sendall(b"x")
-    assert read_exactly_fast(sock, 8_000_000) == bytes(8_000_000)
+    assert read_exactly_fast(sock, 8_000_012) == bytes(8_000_000) + b"the parent's"
     assert server.statistics().active == 1
 
 

@@ -17,6 +17,7 @@ from pairs import connected, let_engine_look, read_all_fast, reset, tcp_pair, wr
 from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State
 from greensock.core.lifecycle import LINGER_BYTES, TRANSITIONS
 from greensock.core.poller import get_poller
+from greensock.core.syscalls import EVENT_HANGUP
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -42,6 +43,34 @@ def test_close_wakes_blocked_downcalls(pair):
     conn.wait_closed(PATIENCE)
     with pytest.raises(ConnectionClosed):
         conn.recv()
+
+
+def test_a_close_goes_on_when_the_reader_has_left(pair):
+    conn, peer = pair
+    conn.linger_timeout = 60
+    reading = gevent.spawn(conn.recv)
+    gevent.sleep(0)
+    conn.close()
+    with pytest.raises(ConnectionClosed):
+        reading.get(timeout=PATIENCE)
+    assert peer.recv(1) == b""
+    peer.close()
+    conn.wait_closed(PATIENCE)
+
+
+def test_a_wake_up_that_comes_too_late_reaches_nobody(pair, capsys):
+    """Between the order and the wake-up the greenlet was killed."""
+    conn, _ = pair
+    sending, reading = gevent.spawn(conn.send, b"x" * 10_000_000), gevent.spawn(conn.recv)
+    gevent.sleep(0)
+    for greenlet in (sending, reading):
+        greenlet.kill(block=False)
+    conn._wake_sender(conn._out[0])
+    conn._wake_reader()
+    gevent.sleep(0.01)
+    assert sending.ready()
+    assert reading.ready()
+    assert capsys.readouterr().err == ""
 
 
 def test_close_lingers_no_longer_than_linger_timeout(pair):
@@ -184,6 +213,22 @@ def test_states_change_as_the_table_says(end, linger):
     assert conn.state is State.CLOSED
 
 
+def test_an_end_that_is_a_strangers_is_told_to_nobody(pair):
+    """The event was about whoever had the descriptor before."""
+    conn, peer = pair
+    told = []
+    conn.notify_disconnect(lambda: told.append(1))
+    waiting = gevent.spawn(conn.wait_disconnect, PATIENCE)
+    gevent.sleep(0)
+    get_poller()._tell(conn, EVENT_HANGUP)
+    gevent.sleep(0.01)
+    assert not told
+    assert not waiting.ready()
+    peer.close()
+    waiting.get(timeout=PATIENCE)
+    assert told
+
+
 def test_a_stranger_with_the_same_descriptor_gets_a_harmless_event(pair):
     """Rule 3: an event for a descriptor that was closed and reused."""
     conn, peer = pair
@@ -214,6 +259,17 @@ def test_after_a_fork_the_child_has_a_poller_of_its_own(pair):
 def free_input(conn):
     """Return how many bytes wait to be read."""
     return struct.unpack("i", fcntl.ioctl(conn.fileno(), termios.FIONREAD, b"\0" * 4))[0]
+
+
+def test_an_end_that_came_before_the_close_is_found_by_it(pair):
+    """No further event tells of it: a close that waits for one lingers in vain."""
+    conn, peer = pair
+    conn.linger_timeout = 60
+    peer.sendall(b"unread")
+    peer.shutdown(socket.SHUT_WR)
+    wait_until(lambda: conn._thorough and conn._readable)
+    conn.close()
+    assert conn.state is State.CLOSED
 
 
 @pytest.mark.parametrize(("short", "ends"), [(1, False), (0, True)])

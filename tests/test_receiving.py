@@ -144,6 +144,15 @@ def test_a_line_may_be_as_long_as_is_allowed_and_come_in_two_pieces(pair):
         assert reading.get(timeout=PATIENCE) == b"1234"
 
 
+def test_a_separator_that_comes_in_two_pieces(pair):
+    conn, peer = pair
+    reading = gevent.spawn(conn.read_until, b"\r\n")
+    peer.sendall(b"line\r")
+    wait_until(lambda: conn.bytes_received == 5)
+    peer.sendall(b"\nrest")
+    assert reading.get(timeout=PATIENCE) == b"line"
+
+
 def test_lines(pair):
     conn, peer = pair
     peer.sendall(b"one\r\ntwo\n\nfour\n")

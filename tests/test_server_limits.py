@@ -115,7 +115,7 @@ def test_max_workers_queues_turns_but_still_wakes_downcalls(serve, connect):
     second.sendall(b"block")
     wait_until(lambda: server.received() == b"blockblock")
     third.sendall(b"third")
-    wait_until(lambda: len(server._crew.ready) == 1)  # it was noticed
+    wait_until(lambda: len(server._workers.ready) == 1)  # it was noticed
     assert b"third" not in server.received()
     first.sendall(b"wake")
     assert read_exactly(first, 4) == b"wake"

@@ -52,7 +52,7 @@ def test_one_read_for_each_short_message_and_none_in_vain(serve, connect, monkey
     for name, module in list(sys.modules.items()):
         if name.startswith("greensock.") and getattr(module, "read", None) is syscalls.read and module is not syscalls:
             monkeypatch.setattr(module, "read", reads)
-    server._crew._parked.clear()  # a worker that has begun keeps the name it had; the next one is new
+    server._workers._parked.clear()  # a worker that has begun keeps the name it had; the next one is new
     for _ in range(10):
         sock.sendall(b"ping")
         assert read_exactly(sock, 4) == b"ping"
@@ -80,6 +80,27 @@ def test_what_an_upcall_has_not_read_does_not_keep_the_engine_busy(serve, connec
     assert server.connections[0].statistics().bytes_received == 10
     go.set()
     wait_until(lambda: len(server.received()) == 2000)
+
+
+def test_what_comes_while_an_upcall_is_blocked_gets_the_next_one(serve, connect):
+    """Its event found a busy connection and only set a flag: no other one will come."""
+    got, gate = [], gevent.event.Event()
+
+    class Blocking(Server):
+        def connection_recv(self, conn, data):
+            got.append(data)
+            gate.wait()
+
+    server = serve(Blocking)
+    sock = connect(server)
+    sock.sendall(b"first")
+    wait_until(lambda: got)
+    (conn,) = server.connections
+    sock.sendall(b"second")
+    wait_until(lambda: conn._readable and syscalls.has_input(conn._fd))
+    gevent.sleep(0.01)  # its event is fetched by then
+    gate.set()
+    wait_until(lambda: got == [b"first", b"second"])
 
 
 def test_back_pressure_holds_the_peer_of_a_busy_connection(serve, connect):

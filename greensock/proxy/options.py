@@ -186,7 +186,7 @@ class UpstreamOptions:
     max_replay: int = 65536
     #: The PROXY protocol's version that is spoken to its servers; 0 for none.
     send_proxy_protocol: int = 0
-    #: Connections to each server that are kept while nobody needs them.
+    #: Idle connections that are kept to each server.
     max_idle: int = 64
     #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known. (One that is a
     #: client's alone, as NTLM wants it, is kept as long as the client's.)

@@ -5,9 +5,9 @@ suffix before a shorter one, any of them before a route without hosts. Among the
 the one that was named first. A route whose methods or fields don't fit is passed over, for a less exact one, too.
 
 Paths are compared as a server behind may read them: percent-decoded once, ``.`` and ``..`` resolved, slashes that
-follow each other as one, without the query, segment by segment. The request itself keeps its target as it came. So
-whoever must not reach ``/admin`` does not reach it as ``//%61dmin/``. What servers read in different ways is refused
-(``BadPath``) where paths decide at all, that is, if any route that fits the host has a path other than ``/``:
+follow each other as one, without the query, segment by segment. The request itself keeps its target as it came. So a
+rule for ``/admin`` holds for ``//%61dmin/``, too. What servers read in different ways is refused (``BadPath``) where
+paths decide at all, that is, if any route that fits the host has a path other than ``/``:
 
 - ``%00``, a backslash as it is or as ``%5C``, ``%`` without two hexadecimal digits;
 - ``..`` above the root, and ``..`` in a path that has an empty segment, or with a ``;`` behind it;

@@ -138,7 +138,8 @@ class ClientResponse:
         """Return all of the body.
 
         Raises:
-            LimitExceeded: it is longer than ``max_bytes``, which is nobody's fault. If its length says so, nothing is
+            LimitExceeded: it is longer than ``max_bytes``: a limit of the caller's, and no fault of the server. If its
+            length says so, nothing is
                 read. The answer is closed.
         """
         length = self.head.content_length
@@ -261,10 +262,10 @@ class ClientResponse:
 
 
 class HTTPClient:
-    """Makes requests, and keeps connections, which are one user's.
+    """Makes requests over kept connections, for one user.
 
-    Some servers know the user by the connection, once NTLM or Negotiate took place on it (RFC 4559 section 6): whoever
-    shares a client shares what its connections may do. One client for each user where that is not wanted.
+    Some servers authenticate the connection and not each request (NTLM, Negotiate: RFC 4559 section 6): all who share a
+    client share that identity. Use one client for each user where that is not wanted.
 
     Every option is a class attribute and a keyword. ``close()`` it, or use it with ``with``.
 
@@ -361,7 +362,7 @@ class HTTPClient:
         Raises:
             PhaseTimeout: one of its kinds; the phase and the seconds are in it.
             QueueFull: too many wait for a connection.
-            ConnectFailed: nobody answers there.
+            ConnectFailed: no server listens there, or it could not be reached.
             ConnectionLost: the server reset the connection.
             BadResponse: the server broke the protocol, or closed without an answer.
             ConnectionClosed: the client is closed.

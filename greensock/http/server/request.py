@@ -1,9 +1,9 @@
 """A request as the program sees it: the head, and a body that streams.
 
 A body is read from the connection only when the program reads it. Its sender is held to two bounds: ``timeout`` seconds
-without a byte, and a rate. The rate is kept as credit in seconds: waiting uses it up, bytes earn it, and nobody has
-more of it than ``timeout``, so that a fast beginning does not pay for an endless end. Only waiting counts, not what
-the program does between two reads.
+without a byte, and a rate. The rate is kept as credit in seconds: waiting uses it up, bytes earn it, and it never
+exceeds ``timeout``, so that a fast beginning does not pay for an endless end. Only waiting counts, not what the program
+does between two reads.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class RequestBody:
                 self._conn.send(CONTINUE)
 
     def came(self, count: int, waited: float) -> None:
-        """Hold the sender to its rate: so many bytes came while nobody read, after so many seconds.
+        """Hold the sender to its rate: so many bytes came while none were read, after so many seconds.
 
         Raises:
             OperationTimeout: it is too slow.

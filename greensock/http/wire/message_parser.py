@@ -75,7 +75,7 @@ class MessageParser:
         self._record = Record()
         self._state = HEAD
         self._body = _NO_BODY
-        # The words and not the error: its traceback would hold whoever caught it, and be held by it.
+        # The words and not the error: its traceback would hold the frames that it passed, which hold the parser.
         self._broken: tuple[str, Reason] | None = None
 
     @property
