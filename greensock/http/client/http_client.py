@@ -259,7 +259,7 @@ class HTTPClient:
             max_age=self.max_age,
             max_requests=self.max_requests,
         )
-        self._pool = ConnectionPool(state, self.limits, self.max_waiting)
+        self._pool = ConnectionPool(state, self.limits)
 
     def request(
         self,
@@ -371,9 +371,7 @@ class HTTPClient:
             if name not in self.option_rules:
                 raise TypeError(f"unknown option {name!r}: {', '.join(self.option_rules)} exist")
         for name, rule in self.option_rules.items():
-            value = given[name] if name in given else getattr(self, name)
-            if not rule.fits(value):
-                raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+            rule.check(name, given[name] if name in given else getattr(self, name))
         vars(self).update(given)
 
     def _fields(self, headers: Headers, authority: bytes, expect_continue: bool) -> Headers:
