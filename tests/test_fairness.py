@@ -15,7 +15,8 @@ import pytest
 from conftest import PATIENCE, PAUSE, wait_until
 from gevent.pool import Group
 from pairs import wrap
-from proxies import gateway_to, scripted
+from proxies import gateway_to
+from scripts import scripted
 
 from greensock import Lines, Server
 from greensock.core.poller import SLICE_SECONDS, get_poller

@@ -13,8 +13,9 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_exactly, wait_until
 from gevent.event import Event
-from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, raw, site  # noqa: F401  # fixtures
+from http_clients import IDLE_ONE, LONG, NOTHING, Site, answering, client, raw, site  # noqa: F401  # fixtures
 from pairs import drain, let_engine_look, reset
+from scripts import OK
 
 from greensock import ConnectFailed, ConnectionClosed, ConnectionLost, GreensockError
 from greensock.core.poller import get_poller

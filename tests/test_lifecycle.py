@@ -67,7 +67,7 @@ def test_a_wake_up_that_comes_too_late_reaches_nobody(pair, capsys):
         greenlet.kill(block=False)
     conn._wake_sender(conn._out[0])
     conn._wake_reader()
-    gevent.sleep(0.01)
+    let_engine_look()
     assert sending.ready()
     assert reading.ready()
     assert capsys.readouterr().err == ""
@@ -221,7 +221,7 @@ def test_an_end_that_is_a_strangers_is_told_to_nobody(pair):
     waiting = gevent.spawn(conn.wait_disconnect, PATIENCE)
     gevent.sleep(0)
     get_poller()._tell(conn, EVENT_HANGUP)
-    gevent.sleep(0.01)
+    let_engine_look()
     assert not told
     assert not waiting.ready()
     peer.close()

@@ -14,7 +14,8 @@ import gevent
 import pytest
 from conftest import PATIENCE, descriptors, read_exactly, wait_until
 from pairs import read_all_fast, read_exactly_fast, tcp_pair, wrap
-from proxies import Origin, Recorded, gateway_to, scripted
+from proxies import Origin, Recorded, gateway_to
+from scripts import scripted
 
 import greensock.core.pipes
 from greensock import ConnectionLost, OperationTimeout

@@ -253,7 +253,8 @@ def test_downcall_in_the_hub_is_refused(serve, connect):
     assert read_exactly(sock, 1) == b"x"
 
 
-def test_workers_are_reused_and_let_go(serve, connect):
+def burst(serve, connect):
+    """Have 20 upcalls block at once, and then answer; return the server and the sockets of the clients."""
     go = gevent.event.Event()
 
     class Slow(Server):
@@ -269,6 +270,11 @@ def test_workers_are_reused_and_let_go(serve, connect):
     go.set()
     for sock in socks:
         assert read_exactly(sock, 1) == b"x"
+    return server, socks
+
+
+def test_workers_are_reused_and_let_go(serve, connect):
+    server, socks = burst(serve, connect)
     assert (server.statistics().workers, server.statistics().workers_busy) == (20, 0)
     for _ in range(3):
         for sock in socks:
@@ -278,6 +284,13 @@ def test_workers_are_reused_and_let_go(serve, connect):
     before = len(greenlets())
     server.stop()
     wait_until(lambda: len(greenlets()) <= before - 20)
+
+
+def test_only_so_many_workers_are_kept(serve, connect, monkeypatch):
+    """What a burst of upcalls that block has needed is let go again."""
+    monkeypatch.setattr("greensock.core.workers.MAX_PARKED", 3)
+    server, _ = burst(serve, connect)
+    wait_until(lambda: server.statistics().workers == 3)
 
 
 def test_an_exception_that_comes_too_late_for_its_upcall(serve, connect, caplog):

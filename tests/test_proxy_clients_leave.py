@@ -10,13 +10,12 @@ import pytest
 from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import reset
-from proxies import OK, scripted
+from proxies import closed_port
 from proxy_peers import (  # noqa: F401  # fixtures
     CHUNKED,
     CLOSE,
     KEEP,
     SPLICED,
-    closed_port,
     dial,
     health_of,
     held_bytes,
@@ -27,6 +26,7 @@ from proxy_peers import (  # noqa: F401  # fixtures
     status_of,
     wait_gone,
 )
+from scripts import OK, scripted
 
 from greensock.core.poller import get_poller
 from greensock.http.client import connection_pool

@@ -18,7 +18,8 @@ from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
 from http_messages import cases
 from pairs import reset
-from proxies import OK, Recorded, gateway_to, scripted
+from proxies import Recorded, gateway_to
+from scripts import OK, scripted
 from wire import Message, body_so_far, finals_by_h11, take_finals, take_request
 
 from greensock.proxy import HealthOptions, ProxyTimeouts

@@ -17,8 +17,9 @@ import pytest
 from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import let_engine_look, reset
-from proxies import OK, Recorded, fields_of, gateway_to, scripted
-from proxy_requests import CLOSE, ask, closed_port, origin, proxied  # noqa: F401  # fixtures
+from proxies import Recorded, closed_port, fields_of, gateway_to
+from proxy_requests import CLOSE, ask, origin, proxied  # noqa: F401  # fixtures
+from scripts import OK, scripted
 
 from greensock import Connection, OperationTimeout
 from greensock.core.poller import get_poller

@@ -11,7 +11,8 @@ import pytest
 from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import connected, drain, read_all_fast, reset
-from proxies import Recorded, gateway_to, scripted
+from proxies import Recorded, gateway_to
+from scripts import scripted
 
 from greensock import Connection, State
 from greensock.proxy import ProxyTimeouts

@@ -9,7 +9,8 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
-from proxies import Origin, Recorded, gateway_to, scripted
+from proxies import Origin, Recorded, gateway_to
+from scripts import scripted
 
 from greensock import Lines, Server
 from greensock.core import turns

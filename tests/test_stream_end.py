@@ -18,7 +18,7 @@ import gevent.ssl
 import pytest
 from conftest import PATIENCE, PAUSE, blocked, read_all, read_exactly, wait_until
 from pairs import Flood, let_engine_look, longest_between_ticks
-from streams import RESET, Run, certificate, error_of, fill, ours, outcome, run, trusting  # noqa: F401  # fixtures
+from streams import CALLS, RESET, Run, certificate, error_of, fill, ours, outcome, run, trusting  # noqa: F401  # fixtures
 
 from greensock.core import socket_connection
 from greensock.stream_server import StreamServer
@@ -184,14 +184,7 @@ def test_what_came_before_the_broken_pipe_can_be_read(run: Run) -> None:
 
 
 AFTER: dict[str, Callable[[Any], Any]] = {
-    "recv": lambda conn: conn.recv(1),
-    "recv_into": lambda conn: conn.recv_into(bytearray(1)),
-    "recv_peek": lambda conn: conn.recv(1, socket.MSG_PEEK),
-    "recvfrom": lambda conn: conn.recvfrom(1),
-    "recvmsg": lambda conn: conn.recvmsg(1),
-    "send": lambda conn: conn.send(b"x"),
-    "sendall": lambda conn: conn.sendall(b"x"),
-    "sendmsg": lambda conn: conn.sendmsg([b"x"]),
+    **CALLS,
     "sendto": lambda conn: conn.sendto(b"x", ("127.0.0.1", 1)),
     "shutdown": lambda conn: conn.shutdown(socket.SHUT_WR),
     "getpeername": lambda conn: conn.getpeername(),

@@ -14,6 +14,7 @@ import gevent
 import gevent.event
 import pytest
 from conftest import PAUSE, read_all, read_exactly, wait_until
+from pairs import let_engine_look
 from served import Calls, Echo, Recorder, passes, refuse, reset
 
 from greensock import (
@@ -98,7 +99,7 @@ def test_what_comes_while_an_upcall_is_blocked_gets_the_next_one(serve, connect)
     (conn,) = server.connections
     sock.sendall(b"second")
     wait_until(lambda: conn._readable and syscalls.has_input(conn._fd))
-    gevent.sleep(0.01)  # its event is fetched by then
+    let_engine_look()  # its event is fetched by then
     gate.set()
     wait_until(lambda: got == [b"first", b"second"])
 

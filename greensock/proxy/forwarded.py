@@ -116,9 +116,7 @@ class Forwarding:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, rule = getattr(self, field.name), RULES[field.name]
-            if not rule.fits(value):
-                raise ValueError(f"{field.name}={value!r}: {rule.allowed} expected")
+            RULES[field.name].check(field.name, getattr(self, field.name))
 
 
 class _Names(dict[bytes, bool]):

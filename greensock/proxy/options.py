@@ -34,9 +34,7 @@ def _number(value: Any) -> bool:
 
 def _check(owner: object, rules: Mapping[str, Rule]) -> None:
     for name, rule in rules.items():
-        value = getattr(owner, name)
-        if not rule.fits(value):
-            raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+        rule.check(name, getattr(owner, name))
 
 
 _seconds = Rule.seconds(zero=False).or_none()

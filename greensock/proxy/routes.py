@@ -95,9 +95,7 @@ class Route:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value, rule = getattr(self, each.name), _RULES[each.name]
-            if not rule.fits(value):
-                raise ValueError(f"{each.name}={value!r}: {rule.allowed} expected")
+            _RULES[each.name].check(each.name, getattr(self, each.name))
 
     def target_for(self, target: bytes) -> bytes:
         """Return the target to ask the upstream for, given the request's: a path and perhaps a query.

@@ -214,7 +214,6 @@ class ConnectionPool:
         self,
         state: PoolState[ClientConnection, Waiter],
         limits: Limits,
-        max_waiting: int,
         make_room: Callable[[], bool] | None = None,
         is_full: Callable[[], bool] | None = None,
     ) -> None:
@@ -227,7 +226,6 @@ class ConnectionPool:
         self._is_full = is_full
         self.closed = False
         self._limits = limits
-        self._max_waiting = max_waiting
         self._hub: Any = None
         self._timer: Any = None
         _all_pools.add(self)
@@ -258,8 +256,9 @@ class ConnectionPool:
         self._carry_out(decision)
         conn = decision.connection
         if decision.action is Action.REFUSE:
-            text = f"{self._max_waiting} requests wait for {origin} already: at most max_waiting allowed"
-            raise QueueFull(text, None, "max_waiting", self._max_waiting)
+            most = self.state.max_waiting
+            text = f"{most} requests wait for {origin} already: at most max_waiting allowed"
+            raise QueueFull(text, None, "max_waiting", most)
         if decision.action is Action.WAIT:
             conn = self._wait(origin, waiter, deadlines, patient)
         lease = Lease(self, origin)

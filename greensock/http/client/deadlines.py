@@ -42,9 +42,7 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _allowed.fits(value):
-                raise ValueError(f"{field.name}={value!r}: {_allowed.allowed} expected")
+            _allowed.check(field.name, getattr(self, field.name))
 
 
 class Deadlines:

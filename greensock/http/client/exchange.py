@@ -217,7 +217,10 @@ class Exchange:
         return self._run_long(call.head)
 
     def _run_short(self, data: bytes) -> ResponseHead:
-        """Send what goes out in one write, and take what comes first; most often that is the head."""
+        """Send what goes out in one write, and take what comes first; most often that is the head.
+
+        It is ``_hear`` and ``_take`` for that case, without their calls: no second descriptor, nobody to be told.
+        """
         self._send_short(data)
         conn, deadlines = self._conn, self._deadlines
         seconds = deadlines.timeouts.head
@@ -227,12 +230,10 @@ class Exchange:
             data = conn.recv(None, seconds)
         except OperationTimeout:
             raise deadlines.late(HeadTimeout, seconds, conn) from None
-        parser = conn.parser
         if data:
             self.is_heard = True
-            parser.feed(data)
-        else:
-            parser.feed_eof()
+        parser = conn.parser
+        parser.feed_or_end(data)
         head = parser.next_event()
         if type(head) is ResponseHead:
             if head.status >= 200 or head.is_switch:
@@ -310,9 +311,7 @@ class Exchange:
         data = conn.hear(timeout)
         if data:
             self.is_heard = True
-            conn.parser.feed(data)
-        else:
-            conn.parser.feed_eof()
+        conn.parser.feed_or_end(data)
         self._take()
 
     def _take(self) -> None:

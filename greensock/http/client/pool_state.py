@@ -112,7 +112,8 @@ class PoolState(Generic[C, W]):
         self._max_connections = max_connections
         self._max_idle = max_idle
         self._max_idle_total = max_idle_total
-        self._max_waiting = max_waiting
+        #: How many may wait for a connection to one origin.
+        self.max_waiting = max_waiting
         # No connection waits longer than it may live: so none is older than twice that, without a look at each.
         self._idle_timeout = min(inf if idle_timeout is None else idle_timeout, inf if max_age is None else max_age)
         self._max_age = inf if max_age is None else max_age
@@ -169,7 +170,7 @@ class PoolState(Generic[C, W]):
             decision.action, decision.connection = Action.REUSE, self._take_idle(site, -1)
         elif site.used < self._max_connections:
             site.used += 1
-        elif len(site.waiters) < self._max_waiting:
+        elif len(site.waiters) < self.max_waiting:
             site.waiters.append(waiter)
             decision.action = Action.WAIT
         else:

@@ -81,7 +81,8 @@ class MessageParser:
     @property
     def pending(self) -> int:
         """How many bytes are held that no event has been made of. Feed no more while that is much."""
-        return self._inbox.pending
+        inbox = self._inbox
+        return len(inbox.data) - inbox.start
 
     def feed(self, data: bytes) -> None:
         """Add bytes that came; they are held, not copied."""
@@ -90,6 +91,13 @@ class MessageParser:
     def feed_eof(self) -> None:
         """Tell that no more bytes will come."""
         self._inbox.ended = True
+
+    def feed_or_end(self, data: bytes) -> None:
+        """Add what a connection's ``recv`` returned: bytes that came, or none at the end of input."""
+        if data:
+            self._inbox.feed(data)
+        else:
+            self._inbox.ended = True
 
     def head_start(self, most: int) -> bytes:
         """Return up to ``most`` bytes of the head that is being read, or that was refused: for a log."""

@@ -149,9 +149,7 @@ class HealthOptions:
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
-            value = getattr(self, name)
-            if not rule.fits(value):
-                raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+            rule.check(name, getattr(self, name))
         if self.max_ejection < self.ejection_time:
             allowed = f"at least ejection_time, which is {self.ejection_time!r},"
             raise ValueError(f"max_ejection={self.max_ejection!r}: {allowed} expected")

@@ -123,7 +123,7 @@ class UpstreamServer:
             max_requests=group.max_requests,
         )
         #: The connections to it.
-        self.pool = ConnectionPool(state, limits, options.max_waiting, upstream.make_room, upstream.is_full)
+        self.pool = ConnectionPool(state, limits, upstream.make_room, upstream.is_full)
 
     def share(self, now: float) -> float:
         """Return how much of its weight counts: see :class:`Health`."""
