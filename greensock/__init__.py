@@ -8,8 +8,8 @@ framing         framers: cut a stream into messages (no I/O)
 address         how addresses are written, and sockets that listen
 server_options  what a server can be told
 stats           what servers and connections counted
-log_limit       a bound on the log lines that strangers can cause
-descriptors     a bound on the descriptors that go to what can be done without
+log_limit       a bound on the log lines that peers can cause
+descriptors     a bound on the descriptors that optional things may take
 core            the engine: connections, turns, the server
 stream_server   takes the place of ``gevent.server.StreamServer``
 http            HTTP/1.1: server, WSGI server, client

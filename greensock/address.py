@@ -112,7 +112,7 @@ def listen(
     """Make a listening socket of the standard library's real kind. Before you close it, ``remove_file``.
 
     ``unix_mode`` and ``unix_owner`` (see ``owner_ids``) are what the file of a Unix socket gets before anybody can
-    connect: until then the kernel refuses, whoever asks.
+    connect: until then the kernel refuses every connection.
 
     Raises:
         OSError: the system said no; the address is named in it.
@@ -154,7 +154,7 @@ def remove_file(sock: _socket.socket) -> None:
         try:
             os.unlink(file.path)
         except OSError:
-            pass  # somebody else has removed it, or its folder may not be written any more
+            pass  # it was removed meanwhile, or its folder may not be written any more
 
 
 @dataclass(frozen=True, slots=True)

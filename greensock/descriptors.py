@@ -1,4 +1,4 @@
-"""How many descriptors may go to what can be done without, so that there are some left for what can not."""
+"""How many descriptors optional things (pipes, duplicates) may take, so that some are left for what needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bound on the log lines that strangers can cause. Pure."""
+"""A bound on the log lines that peers can cause. Pure."""
 
 from __future__ import annotations
 

@@ -27,6 +27,15 @@ class Rule:
         """Return the rule of an upcall."""
         return cls(callable, "a function")
 
+    def check(self, name: str, value: Any) -> None:
+        """Check the value that an option of that name is given.
+
+        Raises:
+            ValueError: it is not allowed; the text says its name, the value, and what is allowed.
+        """
+        if not self.fits(value):
+            raise ValueError(f"{name}={value!r}: {self.allowed} expected")
+
     def or_none(self) -> Rule:
         """Return the rule that allows None too."""
         return Rule(lambda value: value is None or self.fits(value), f"{self.allowed}, or None")
@@ -147,7 +156,5 @@ def checked(owner: object, given: Mapping[str, Any], rules: Mapping[str, Rule] =
         if name not in rules:
             raise TypeError(f"unknown option {name!r}: {', '.join(rules)} exist")
     for name, rule in rules.items():
-        value = given[name] if name in given else getattr(owner, name)
-        if not rule.fits(value):
-            raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+        rule.check(name, given[name] if name in given else getattr(owner, name))
     return dict(given)

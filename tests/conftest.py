@@ -25,6 +25,8 @@ from greensock.core.poller import get_poller
 
 #: Seconds that a condition may take to come true.
 PATIENCE = 10.0
+#: Seconds between two looks.
+PAUSE = 0.001
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("greensock", deadline=None)
@@ -37,8 +39,14 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds} s in vain")
-        gevent.sleep(0.001)
+        gevent.sleep(PAUSE)
     return value
+
+
+def blocked(job: gevent.Greenlet) -> gevent.Greenlet:
+    """Return the greenlet as soon as it has begun: then it waits for something, for only there another one runs."""
+    wait_until(lambda: greenlet.__bool__(job) or job.dead)
+    return job
 
 
 def descriptors() -> dict[str, str]:
@@ -125,10 +133,10 @@ def no_leak() -> Iterator[None]:
         leaked = {fd: what for fd, what in descriptors().items() if before.get(fd) != what}
         green = [found for found in greenlets() if id(found) not in green_before]
         more = loop.activecnt - watchers
-        if not (leaked or green or more > 0 or poller.endpoints or poller.crews or poller._armed_count):
+        if not (leaked or green or more > 0 or poller.endpoints or poller.worker_pools or poller._armed_count):
             return
-    armed = poller._armed_count
-    pytest.fail(f"left behind: {leaked} {green} {more} watchers {poller.endpoints} {poller.crews} {armed} deadlines")
+    armed, pools = poller._armed_count, poller.worker_pools
+    pytest.fail(f"left behind: {leaked} {green} {more} watchers {poller.endpoints} {pools} {armed} deadlines")
 
 
 @pytest.fixture

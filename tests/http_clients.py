@@ -10,10 +10,9 @@ from typing import Any
 
 import gevent
 import pytest
-from conftest import PATIENCE
-from gevent.pool import Group
 from http_messages import plain_fields
 from pairs import drain
+from scripts import Script, scripted
 
 from greensock.http import (
     HTTPClient,
@@ -26,64 +25,16 @@ from greensock.http import (
 LONG = b"0123456789abcdef" * 65536  # 1 MiB
 
 
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-
-
 IDLE_ONE = PoolStatistics(used=0, idle=1, waiting=0)
 
 
 NOTHING = PoolStatistics(used=0, idle=0, waiting=0)
 
 
-class Raw:
-    """A server of bytes: each connection goes through ``script(sock, number)`` in a greenlet of its own."""
-
-    def __init__(self, script: Callable[[socket.socket, int], Any]) -> None:
-        self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.address = self._listener.getsockname()
-        self.url = "http://{}:{}/".format(*self.address)
-        self.accepted = 0
-        #: The heads of the requests that came.
-        self.heads: list[bytes] = []
-        self.group = Group()
-        self.group.spawn(self._accept)
-
-    def _accept(self) -> None:
-        while True:
-            sock, _ = self._listener.accept()
-            self.accepted += 1
-            sock.settimeout(PATIENCE)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.group.spawn(self._serve, sock, self.accepted)
-
-    def _serve(self, sock: socket.socket, number: int) -> None:
-        try:
-            with contextlib.suppress(ConnectionError):
-                self._script(sock, number)
-        finally:
-            sock.close()
-
-    def head(self, sock: socket.socket) -> bytes:
-        """Read the head of a request, byte by byte; empty at the end of input."""
-        data = b""
-        while not data.endswith(b"\r\n\r\n"):
-            piece = sock.recv(1)
-            if not piece:
-                return b""
-            data += piece
-        self.heads.append(data)
-        return data
-
-    def close(self) -> None:
-        self._listener.close()
-        self.group.kill()
-
-
 def answering(*answers: bytes, then: Callable[[socket.socket], Any] = drain) -> Callable[..., Any]:
     """A script that reads a head before each answer, and does ``then`` at the end."""
 
-    def script(server: Raw, sock: socket.socket, number: int) -> None:
+    def script(server: Script, sock: socket.socket, number: int) -> None:
         for answer in answers:
             if not server.head(sock):
                 return
@@ -166,20 +117,10 @@ def client() -> Iterator[Callable[..., HTTPClient]]:
 
 
 @pytest.fixture
-def raw() -> Iterator[Callable[..., Raw]]:
-    servers: list[Raw] = []
-
-    def start(script: Callable[..., Any]) -> Raw:
-        def run(sock: socket.socket, number: int) -> Any:
-            return script(server, sock, number)
-
-        server = Raw(run)
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.close()
+def raw() -> Iterator[Callable[..., Script]]:
+    """Serve with ``script(server, sock, number)``."""
+    with contextlib.ExitStack() as stack:
+        yield lambda script: stack.enter_context(scripted(script))
 
 
 @pytest.fixture

@@ -42,6 +42,24 @@ def ask(sock, text, *, close=True):
 CLOSE = "Host: a\nConnection: close\n\n"
 
 
+def record_sizes(monkeypatch, kind):
+    """Return a list to which a class of connections will add how much each call sends."""
+    sizes = []
+    send, send_file = kind.send, kind.send_file
+
+    def recording_send(self, data, *more):
+        sizes.append(sum(map(len, data)) if isinstance(data, list) else len(data))
+        return send(self, data, *more)
+
+    def recording_send_file(self, file, offset, count):
+        sizes.append(count)
+        return send_file(self, file, offset, count)
+
+    monkeypatch.setattr(kind, "send", recording_send)
+    monkeypatch.setattr(kind, "send_file", recording_send_file)
+    return sizes
+
+
 def statuses(answer):
     return [int(status) for status in re.findall(r"HTTP/1\.1 (\d{3})", answer)]
 

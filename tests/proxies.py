@@ -7,13 +7,8 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from conftest import PATIENCE
-from gevent.pool import Group
-
 from greensock.http import HTTPServer, Response
 from greensock.proxy import Gateway, HealthOptions, Record, ReverseProxy, Route, ServerOptions, UpstreamOptions
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Recorded(ReverseProxy):
@@ -50,58 +45,10 @@ class Origin(HTTPServer):
         return Response(b"%b %b %b" % (request.method.encode(), request.target, body))
 
 
-class Script:
-    """A server of bytes: each connection goes through ``script(sock, number)`` in a greenlet of its own."""
-
-    def __init__(self, script: Callable[[socket.socket, int], Any]) -> None:
-        self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.address = self._listener.getsockname()
-        self.url = "http://{}:{}".format(*self.address)
-        self.accepted = 0
-        self.heads: list[bytes] = []
-        self.group = Group()
-        self.accepting = self.group.spawn(self._accept)
-
-    def _accept(self) -> None:
-        while True:
-            sock, _ = self._listener.accept()
-            self.accepted += 1
-            sock.settimeout(PATIENCE)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.group.spawn(self._serve, sock, self.accepted)
-
-    def _serve(self, sock: socket.socket, number: int) -> None:
-        try:
-            with contextlib.suppress(ConnectionError):
-                self._script(sock, number)
-        finally:
-            sock.close()
-
-    def head(self, sock: socket.socket) -> bytes:
-        """Read the head of a request, byte by byte; empty at the end of input."""
-        data = b""
-        while not data.endswith(b"\r\n\r\n"):
-            piece = sock.recv(1)
-            if not piece:
-                return b""
-            data += piece
-        self.heads.append(data)
-        return data
-
-    def close(self) -> None:
-        self.group.kill()
-        self._listener.close()
-
-
-@contextlib.contextmanager
-def scripted(script: Callable[..., Any]) -> Iterator[Script]:
-    """Serve with ``script(server, sock, number)``."""
-    server = Script(lambda sock, number: script(server, sock, number))
-    try:
-        yield server
-    finally:
-        server.close()
+def closed_port() -> int:
+    """Return a port at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def gateway_to(*urls: str | ServerOptions, health: HealthOptions | None = None, **options: Any) -> Gateway:
@@ -111,6 +58,22 @@ def gateway_to(*urls: str | ServerOptions, health: HealthOptions | None = None, 
     group = UpstreamOptions("site", servers, **own)
     routes = options.pop("routes", [Route("site")])
     return Gateway([(group, health or HealthOptions(), options.pop("sticky", None))], routes, **options)
+
+
+@contextlib.contextmanager
+def gateways() -> Iterator[Callable[..., Gateway]]:
+    """Make gateways as ``gateway_to`` does; at the end they are closed, and no request may be counted in."""
+    made: list[Gateway] = []
+
+    def make(*urls: str | ServerOptions, **options: Any) -> Gateway:
+        made.append(gateway_to(*urls, **options))
+        return made[-1]
+
+    yield make
+    for gateway in made:
+        for upstream in gateway.upstreams.values():
+            upstream.close()
+            assert all(not server.used for server in upstream.all), "a request was not counted out"
 
 
 def fields_of(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -43,11 +43,6 @@ def health_of(proxy, place=0):
     return found.succeeded, found.failed
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def wait_gone(sock):
     """Wait until the other side has left; return what came before, and whether it ended with a reset."""
     pieces = []
@@ -116,6 +111,7 @@ def dial():
         def make(proxy, data=b""):
             sock = stack.enter_context(socket.create_connection(proxy.address))
             sock.settimeout(PATIENCE)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(data)
             return sock
 

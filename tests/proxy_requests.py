@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 from conftest import read_all
-from proxies import Origin, Recorded, gateway_to
+from proxies import Origin, Recorded, gateways
 
 
 def ask(sock, text, body=b""):
@@ -19,26 +17,16 @@ def ask(sock, text, body=b""):
 CLOSE = "Host: a\nConnection: close\n\n"
 
 
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 @pytest.fixture
 def proxied(serve, connect):
     """Start a proxy before servers: ``proxied(url, ...)`` gives it and a socket to it."""
-    gateways = []
+    with gateways() as gateway:
 
-    def start(*urls, kind=Recorded, gateway=None, server_options=None, **options):
-        gateways.append(gateway or gateway_to(*urls, **options))
-        proxy = serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
-        return proxy, connect(proxy)
+        def start(*urls, kind=Recorded, server_options=None, **options):
+            proxy = serve(kind, gateway=gateway(*urls, **options), **(server_options or {}))
+            return proxy, connect(proxy)
 
-    yield start
-    for gateway in gateways:
-        for upstream in gateway.upstreams.values():
-            upstream.close()
-            assert all(not server.used for server in upstream.all), "a request was not counted out"
+        yield start
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ import zlib
 from collections import Counter
 from typing import NamedTuple
 
-import gevent
+import gevent.event
 from gevent.pool import Group
 
 __all__ = ["BLOB", "BYE", "EVIL", "FAULTS", "MIRROR", "MORTAL", "SIGHT", "Answer", "answer_to"]
@@ -40,6 +40,9 @@ MIRROR = bytes(byte ^ 0x5A for byte in range(256))
 BYE = b"<bye>"
 #: An answer that nobody asked for, as of a request that does not exist.
 EVIL = b"HTTP/1.1 200 OK\r\nX-Id: 4000000000\r\nX-Sum: 0\r\nContent-Length: 4\r\n\r\nevil"
+
+#: Seconds of a pause at the most: before an answer, and between an answer and what ends the connection.
+LONG_PAUSE, SHORT_PAUSE = 0.03, 0.001
 
 #: What a server does, and how often out of 1000.
 WEIGHTS = {
@@ -187,7 +190,7 @@ class Server:
             return self._break_off(wire, fault)  # with the request's body unread
         digest = wire.body_sum(length)
         if fault == "pauses":
-            gevent.sleep(0.03 * draw())
+            gevent.sleep(LONG_PAUSE * draw())
         elif "before its head" in fault or fault == "says something else":
             return self._break_off(wire, fault)
         elif "within its head" in fault:
@@ -223,7 +226,7 @@ class Server:
         if answer.framing == "close" and method != b"HEAD":
             return False
         if "behind its answer" in fault:
-            gevent.sleep(0.001 * draw())
+            gevent.sleep(SHORT_PAUSE * draw())
             return self._break_off(wire, fault)
         return True
 
@@ -317,7 +320,7 @@ def main(seed: str, log: str, *servers: str) -> None:
         host, port, index = each.split(":")
         Server(int(seed), fd, (host, int(port)), int(index)).listen()
     print("ready", flush=True)
-    gevent.sleep(1e6)
+    gevent.event.Event().wait()
 
 
 if __name__ == "__main__":

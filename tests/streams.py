@@ -16,11 +16,13 @@ import gevent.server
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, wait_until
 
 from greensock.stream_server import StreamServer
 
 RESET = struct.pack("ii", 1, 0)
+#: Seconds in which the kernel has moved to the peer what it can.
+SETTLED = 0.02
 
 
 class Run:
@@ -59,6 +61,10 @@ class Run:
         self.server(handle, **options)
         return self.client(), self.outcome
 
+    def wait_begun(self) -> None:
+        """Wait until a handler has begun; it runs to where it blocks before anybody else does."""
+        wait_until(lambda: self.conns)
+
     def close(self) -> None:
         for client in self.clients:
             client.close()
@@ -93,7 +99,7 @@ def fill(conn: Any) -> int:
             conn.settimeout(timeout)
             return total
         before = total
-        gevent.sleep(0.02)
+        gevent.sleep(SETTLED)
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {

@@ -285,27 +285,6 @@ def test_a_descriptor_is_held_in_reserve_while_connections_are_accepted(serve):
     wait_until(lambda: [what for what in descriptors().values() if what == "/dev/null"] == held)
 
 
-def test_only_so_many_workers_are_kept(serve, connect, monkeypatch):
-    """What a burst of upcalls that block has needed is let go again."""
-    monkeypatch.setattr("greensock.core.workers.MAX_PARKED", 3)
-    go = gevent.event.Event()
-
-    class Waiting(Recorder):
-        def connection_recv(self, conn, data):
-            go.wait()
-            conn.send(data)
-
-    server = serve(Waiting)
-    socks = [connect(server) for _ in range(20)]
-    for sock in socks:
-        sock.sendall(b"x")
-    wait_until(lambda: server.statistics().workers_busy == 20)
-    go.set()
-    for sock in socks:
-        assert read_exactly(sock, 1) == b"x"
-    wait_until(lambda: server.statistics().workers == 3)
-
-
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_bytes_that_came_after_another_greenlet_read_all_have_their_upcall(serve, kind):
     """A turn is due, somebody empties the connection, and then more comes: all the turn asked for, maybe."""

@@ -7,7 +7,8 @@ import io
 import gevent
 import pytest
 from conftest import read_all, read_exactly, wait_until
-from proxies import Recorded, gateway_to, scripted
+from proxies import Recorded, gateway_to
+from scripts import scripted
 
 from greensock import (
     ConnectFailed,

@@ -12,7 +12,7 @@ from math import inf
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, wait_until
+from conftest import PATIENCE, PAUSE, read_all, wait_until
 from pairs import let_engine_look
 
 from greensock import ConnectFailed, Connection, OperationTimeout, Server, SocketConnection, State, connect
@@ -177,7 +177,7 @@ def test_a_full_unix_backlog(tmp_path):
         while not waits.ready():
             accepted, _ = listener.accept()
             accepted.close()
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
         waits.get().abort()
 
 

@@ -239,8 +239,9 @@ def test_splice_that_times_out_for_want_of_input(splice):
 
 
 def test_splice_waits_for_its_target_as_long_as_it_is_told(splice):
-    content = splice.stall(8_000_000, timeout=0.02, send_timeout=PATIENCE)
-    gevent.sleep(0.1)  # longer than for input
+    limit = 0.02
+    content = splice.stall(8_000_000, timeout=limit, send_timeout=PATIENCE)
+    gevent.sleep(3 * limit)  # longer than for input
     assert read_exactly_fast(splice.right, len(content)) == content
     assert splice.moving.get(timeout=PATIENCE) == len(content)
 

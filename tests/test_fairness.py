@@ -12,10 +12,11 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, PAUSE, wait_until
 from gevent.pool import Group
 from pairs import wrap
-from proxies import gateway_to, scripted
+from proxies import gateway_to
+from scripts import scripted
 
 from greensock import Lines, Server
 from greensock.core.poller import SLICE_SECONDS, get_poller
@@ -108,11 +109,11 @@ def work(seconds):
 
 
 def lateness(is_over):
-    """Return how late a timer of a millisecond was at worst until it was over, in seconds of this thread's CPU time."""
+    """Return how late a short timer was at worst until it was over, in seconds of this thread's CPU time."""
     worst, deadline = 0.0, time.monotonic() + 3 * PATIENCE
     while not is_over() and time.monotonic() < deadline:
         began = time.thread_time()
-        gevent.sleep(0.001)
+        gevent.sleep(PAUSE)
         worst = max(worst, time.thread_time() - began)
     assert is_over()
     return worst
@@ -225,7 +226,7 @@ def test_a_pause_can_be_left():
             poller.pause()
             went_on.append("in its turn")
         finally:
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
             went_on.append("slept")
 
     greenlet = gevent.spawn(pause)

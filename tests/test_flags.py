@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import gevent
 import pytest
+from conftest import PAUSE
 from greenlet import greenlet
 from pairs import reset, tcp_pair
 
@@ -137,7 +138,7 @@ class Walked(Server):
                 case "l":
                     conn.set_deadline(0.02)
                 case "m":
-                    gevent.sleep(0.002)
+                    gevent.sleep(PAUSE)
                 case "n":
                     conn.send_nowait(bytes(12_000_000))
                     conn.close()

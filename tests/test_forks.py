@@ -146,10 +146,12 @@ from gevent import monkey; monkey.patch_all()
 import os, time
 from greensock.http import WSGIServer
 
+PATIENCE = 30
+
 def application(environ, start_response):
     pid = os.fork()
     if not pid:
-        time.sleep(30)
+        time.sleep(PATIENCE)
         os._exit(0)
     start_response("200 OK", [])
     return [b"%d" % pid, b"!"]
@@ -469,6 +471,8 @@ import gevent, os, sys
 from greensock import Server, connect
 from greensock.http import HTTPServer, HTTPClient, Response
 
+A_WHILE = 0.05
+
 class Site(HTTPServer):
     def handle_request(self, request): return Response(b"x")
 
@@ -477,12 +481,12 @@ class Forking(Server):
         pid = os.fork()
         if not pid:
             try:
-                gevent.sleep(0.05)
+                gevent.sleep(A_WHILE)
                 with Site(("127.0.0.1", 0)) as site, HTTPClient() as client:
                     with client.get(f"http://127.0.0.1:{site.server_port}/") as answer:
                         assert answer.read_all() == b"x"
                 conn.send(b"a server of its own answered the child")
-                gevent.sleep(0.05)
+                gevent.sleep(A_WHILE)
                 os._exit(7)
             except BaseException:
                 import traceback; traceback.print_exc()
@@ -537,13 +541,15 @@ def test_what_was_queued_is_the_parents_to_send(serve, connect):
             pid = os.fork()
             if not pid:
                 conn.close()
+                conn.wait_closed(PATIENCE)
                 os._exit(0)
             os.waitpid(pid, 0)
+            conn.send(b"the parent's")
 
     server = serve(Queueing)
     sock = connect(server)
     sock.sendall(b"x")
-    assert read_exactly_fast(sock, 8_000_000) == bytes(8_000_000)
+    assert read_exactly_fast(sock, 8_000_012) == bytes(8_000_000) + b"the parent's"
     assert server.statistics().active == 1
 
 
@@ -555,11 +561,16 @@ from greensock.http import HTTPClient, HTTPServer, Response
 {server}
 print(server.server_port, flush=True)
 client = HTTPClient(idle_timeout=0.2)
+reader, writer = os.pipe()
+A_MOMENT, PATIENCE = 0.001, 20
 pid = os.fork()
 if not pid:
-    time.sleep(20)
+    time.sleep(A_MOMENT)
+    os.write(writer, b"x")  # its loop has turned
+    time.sleep(PATIENCE)
     os._exit(0)
-gevent.sleep(0.1)
+os.close(writer)
+assert os.read(reader, 1) == b"x"
 for _ in range(3):
     with client.get(f"http://127.0.0.1:{{server.server_port}}/") as answer: assert answer.status == 200
     pid2 = os.fork()

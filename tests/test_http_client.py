@@ -16,9 +16,10 @@ import warnings
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, wait_until
-from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, endless, pieces, raw, site  # noqa: F401  # fixtures
+from http_clients import IDLE_ONE, LONG, NOTHING, Site, answering, client, endless, pieces, raw, site  # noqa: F401  # fixtures
 from http_messages import plain_fields
 from pairs import drain
+from scripts import OK
 
 from greensock import LimitExceeded, ProtocolError
 from greensock.http import (
@@ -220,7 +221,7 @@ def test_an_answer_that_is_forgotten_warns_and_gives_the_connection_up(site, cli
 def test_the_fields_that_go_out(raw, client):
     server = raw(answering(OK, OK, OK, OK))
     mine = client(user_agent="me")
-    mine.get(server.url + "a?b")
+    mine.get(server.url + "/a?b")
     host = f"Host: 127.0.0.1:{server.address[1]}\r\n"
     assert server.heads[-1].decode() == f"GET /a?b HTTP/1.1\r\n{host}User-Agent: me\r\n\r\n"
     given = Headers([("Host", "other"), ("User-Agent", "you"), ("X", "1"), ("Connection", "X, keep-alive")])

@@ -13,9 +13,10 @@ import pytest
 from conftest import PATIENCE, read_exactly, wait_until
 from gevent.event import Event
 from gevent.monkey import get_original
-from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, endless, raw, site  # noqa: F401  # fixtures
+from http_clients import IDLE_ONE, LONG, NOTHING, Site, answering, client, endless, raw, site  # noqa: F401  # fixtures
 from http_messages import cases, plain_fields
-from pairs import drain
+from pairs import drain, let_engine_look
+from scripts import OK
 
 from greensock import ConnectionLost
 from greensock.http import (
@@ -172,16 +173,18 @@ def test_a_flood_of_interim_answers_is_refused(raw, client):
 
 
 def test_interim_answers_do_not_prolong_the_wait(raw, client):
+    limit = 0.2
+
     def trickle(server, sock, number):
         server.head(sock)
         for _ in range(9):
             sock.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
-            gevent.sleep(0.05)
+            gevent.sleep(limit / 4)
         drain(sock)
 
     began = time.monotonic()
     with pytest.raises(HeadTimeout):
-        client(timeouts=Timeouts(head=0.2)).get(raw(trickle).url)
+        client(timeouts=Timeouts(head=limit)).get(raw(trickle).url)
     assert time.monotonic() - began < 0.6  # each of them anew: at least 0.65
 
 
@@ -414,19 +417,20 @@ def test_an_answer_made_of_the_request_while_it_goes_out(site, client):
     assert mine.statistics() == IDLE_ONE
 
 
+def never_whole(piece, closed):
+    """A body of which only one piece comes in time; ``closed`` is set when it is closed."""
+    try:
+        yield piece
+        gevent.sleep(PATIENCE)
+    finally:
+        closed.set()
+
+
 @pytest.mark.parametrize("how", ["close", "forget", "read"])
 def test_giving_up_an_answer_ends_the_sending(site, client, how):
     mine = client()
     closed = Event()
-
-    def body():
-        try:
-            yield b"x" * 100_000
-            gevent.sleep(PATIENCE)
-        finally:
-            closed.set()
-
-    answer = mine.post(site.url + "/mirror", body(), timeouts=Timeouts(body=0.05))
+    answer = mine.post(site.url + "/mirror", never_whole(b"x" * 100_000, closed), timeouts=Timeouts(body=0.05))
     if how == "close":
         answer.close()
     elif how == "read":
@@ -464,9 +468,9 @@ def test_a_whole_answer_ends_the_sending(raw, client):
     assert answer.read_all() == b"ok"
     assert answer.is_ended
     wait_until(lambda: mine.statistics() == NOTHING)
-    gevent.sleep(0.01)
+    let_engine_look()
     count = len(sent)
-    gevent.sleep(0.01)
+    let_engine_look()
     assert len(sent) == count
 
 
@@ -476,15 +480,7 @@ def test_a_whole_answer_ends_the_sending(raw, client):
 def test_a_refusal_ends_the_sending_before_its_own_end(raw, client, head):
     mine = client()
     closed = Event()
-
-    def body():
-        try:
-            yield b"x"
-            gevent.sleep(PATIENCE)
-        finally:
-            closed.set()
-
-    answer = mine.put(raw(early_with(head)).url, body())
+    answer = mine.put(raw(early_with(head)).url, never_whole(b"x", closed))
     assert closed.is_set()
     assert not answer.is_ended
     answer.close()
@@ -493,15 +489,7 @@ def test_a_refusal_ends_the_sending_before_its_own_end(raw, client, head):
 def test_a_whole_answer_does_not_wait_for_the_body(raw, client):
     mine = client()
     closed = Event()
-
-    def body():
-        try:
-            yield b"x"
-            gevent.sleep(PATIENCE)
-        finally:
-            closed.set()
-
-    assert mine.put(raw(early_with(OK)).url, body()).read_all() == b"ok"
+    assert mine.put(raw(early_with(OK)).url, never_whole(b"x", closed)).read_all() == b"ok"
     assert closed.wait(1)
     assert mine.statistics() == NOTHING
 

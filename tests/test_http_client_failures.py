@@ -13,10 +13,12 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_exactly, wait_until
 from gevent.event import Event
-from http_clients import IDLE_ONE, LONG, NOTHING, OK, Raw, Site, answering, client, raw, site  # noqa: F401  # fixtures
-from pairs import drain, reset
+from http_clients import IDLE_ONE, LONG, NOTHING, Site, answering, client, raw, site  # noqa: F401  # fixtures
+from pairs import drain, let_engine_look, reset
+from scripts import OK
 
 from greensock import ConnectFailed, ConnectionClosed, ConnectionLost, GreensockError
+from greensock.core.poller import get_poller
 from greensock.http import (
     BadResponse,
     BodyTimeout,
@@ -34,6 +36,7 @@ from greensock.http import (
     Timeouts,
     TotalTimeout,
 )
+from greensock.http.client.connection_pool import ClientConnection
 
 # -- stale connections, and the one free retry
 
@@ -331,7 +334,7 @@ def test_waiting_for_a_connection(site, client):
 )
 def test_half_an_answer_is_never_a_whole_one(raw, client, data, then, kinds):
     def slowly(sock):
-        gevent.sleep(0.01)  # lets what was sent arrive before a reset overtakes it
+        let_engine_look()  # at what was sent, before a reset overtakes it
         then(sock)
 
     mine = client()
@@ -352,15 +355,15 @@ def test_an_answer_larger_than_the_limits(raw, client):
 
 @pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout(1), KeyError("x")])
 @pytest.mark.parametrize(
-    ("script", "body"),
+    ("script", "body", "has_come_so_far"),
     [
-        (stalls(), None),
-        (stalls(OK[:-1]), None),
-        (lambda server, sock, number: server.stop.wait(), bytes(1 << 26)),
-        (lambda server, sock, number: server.stop.wait(), [bytes(1 << 26)]),
+        (stalls(), None, lambda conn: conn.bytes_sent),
+        (stalls(OK[:-1]), None, lambda conn: conn.bytes_received),
+        (lambda server, sock, number: server.stop.wait(), bytes(1 << 26), lambda conn: conn.bytes_queued),
+        (lambda server, sock, number: server.stop.wait(), [bytes(1 << 26)], lambda conn: conn.bytes_queued),
     ],
 )
-def test_what_is_thrown_into_a_wait_leaks_nothing(raw, client, script, body, error):
+def test_what_is_thrown_into_a_wait_leaks_nothing(raw, client, script, body, has_come_so_far, error):
     server = raw(script)
     server.stop = Event()
     mine = client()
@@ -373,8 +376,10 @@ def test_what_is_thrown_into_a_wait_leaks_nothing(raw, client, script, body, err
             caught.append(thrown)
 
     asking = gevent.spawn(ask)
+    conns = get_poller().endpoints.values()
     wait_until(lambda: server.accepted)
-    gevent.sleep(0.02)
+    wait_until(lambda: any(has_come_so_far(conn.statistics()) for conn in conns if isinstance(conn, ClientConnection)))
+    assert not asking.ready()
     asking.kill(error)
     assert isinstance(caught[0], error if isinstance(error, type) else type(error))
     assert mine.statistics() == NOTHING
@@ -425,10 +430,11 @@ def test_idle_connections_grow_old_without_anybody_asking(site, client):
 
 
 def test_the_younger_ones_grow_old_after_the_older(site, client):
-    mine = client(idle_timeout=0.1)
+    limit = 0.1
+    mine = client(idle_timeout=limit)
     first = mine.get(site.url + "/stream?3")
     mine.get(site.url + "/")
-    gevent.sleep(0.05)
+    gevent.sleep(limit / 2)
     first.read_all()
     assert mine.statistics().idle == 2
     wait_until(lambda: mine.statistics().idle == 1)

@@ -311,6 +311,17 @@ def test_the_exchange_of_a_reused_connection():
     assert parser.next_event() is END_OF_INPUT
 
 
+def test_what_recv_returned_is_fed_and_nothing_is_the_end():
+    parser = RequestParser()
+    parser.feed_or_end(b"GET / HTTP/1.1\r\nHost: a\r\n")
+    assert parser.next_event() is NEED_DATA
+    parser.feed_or_end(b"\r\n")
+    assert isinstance(parser.next_event(), RequestHead)
+    assert isinstance(parser.next_event(), EndOfMessage)
+    parser.feed_or_end(b"")
+    assert parser.next_event() is END_OF_INPUT
+
+
 def test_bytes_before_the_request_poison_the_connection():
     parser = ResponseParser()
     parser.feed(OK)

@@ -108,6 +108,23 @@ def test_no_more_than_was_asked_for_and_all_of_it(take):
     assert b"".join(request.body) == b"56789"
     assert request.body.is_ended
     assert request.body.read() == b""
+
+
+def test_pieces_as_they_came_behind_what_was_read_of_one(take):
+    request, _ = take(SIZED % 10 + "01", b"2345678", b"9")
+    assert request.body.read(1) == b"0"
+    assert [bytes(piece) for piece in iter(request.body.next_piece, b"")] == [b"1", b"2345678", b"9"]
+    assert request.body.is_ended
+
+
+def test_a_body_that_has_begun_is_not_awaited(take):
+    request, peer = take(AWAITED + "a", b"bc")
+    assert request.body.is_awaited
+    assert request.body.read() == b"a"
+    assert not request.body.is_awaited
+    request.body.invite()
+    assert request.body.read() == b"bc"
+    assert not peer.sent
     with pytest.raises(ValueError, match="max_bytes=0"):
         request.body.read(0)
 

@@ -11,7 +11,7 @@ from itertools import count
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
-from http_serving import CLOSE, GET, LARGE, LAST, Any, Site, answering, ask, site, statuses  # noqa: F401  # fixtures
+from http_serving import CLOSE, GET, LARGE, LAST, Any, Site, answering, ask, record_sizes, site, statuses  # noqa: F401  # fixtures
 from pairs import reset
 
 from greensock import ConnectionLost
@@ -412,20 +412,7 @@ def test_a_body_is_closed_if_its_client_does_not_read(answering):
 def test_what_is_long_is_sent_in_slices(answering, tmp_path, monkeypatch, path):
     """``send_timeout`` is for each, or a long download would have to be over within it."""
     (tmp_path / "file").write_bytes(LARGE)
-    sizes = []
-    kind = HTTPServer.connection_class
-    send, send_file = kind.send, kind.send_file
-
-    def recording_send(self, data, *more):
-        sizes.append(sum(map(len, data)) if isinstance(data, list) else len(data))
-        return send(self, data, *more)
-
-    def recording_send_file(self, file, offset, count):
-        sizes.append(count)
-        return send_file(self, file, offset, count)
-
-    monkeypatch.setattr(kind, "send", recording_send)
-    monkeypatch.setattr(kind, "send_file", recording_send_file)
+    sizes = record_sizes(monkeypatch, HTTPServer.connection_class)
 
     def answer(request):
         if path == "/file":

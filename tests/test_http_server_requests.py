@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import gevent
 import pytest
-from conftest import PATIENCE, greenlets, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, greenlets, read_all, read_exactly, wait_until
 from gevent.event import Event
 from http_serving import CLOSE, GET, LARGE, LAST, Any, Site, answering, ask, site, statuses  # noqa: F401  # fixtures
 from pairs import reset
@@ -303,13 +303,14 @@ def test_a_watch_that_was_killed_begins_anew(serve, connect):
 
 def test_a_head_that_comes_slowly_has_one_deadline(serve, connect):
     """Bytes do not put it off."""
-    server = serve(Site, head_timeout=0.2)
+    limit = 0.2
+    server = serve(Site, head_timeout=limit)
     sock = connect(server)
     started = time.monotonic()
     with suppress(OSError):
         for byte in b"GET /hello HTTP/1.1\r\nHost: " + b"a" * 1000:
             sock.sendall(bytes([byte]))
-            gevent.sleep(0.01)
+            gevent.sleep(limit / 20)
             if server.refused:
                 break
     assert time.monotonic() - started < 2
@@ -317,7 +318,8 @@ def test_a_head_that_comes_slowly_has_one_deadline(serve, connect):
 
 
 def test_a_head_that_became_whole_has_no_deadline(serve, connect):
-    server = serve(Site, head_timeout=0.1)
+    limit = 0.1
+    server = serve(Site, head_timeout=limit)
     sock = connect(server)
     for _ in range(3):
         sock.sendall(b"GET /hello HTTP/1.1\r\n")
@@ -325,7 +327,7 @@ def test_a_head_that_became_whole_has_no_deadline(serve, connect):
         sock.sendall(b"Host: a\r\n\r\n")
         assert sock.recv(1000).startswith(b"HTTP/1.1 200")
         assert not server.head_watch
-    gevent.sleep(0.15)
+    gevent.sleep(1.5 * limit)
     assert statuses(ask(sock, LAST)) == [200]
     assert not server.refused
 
@@ -462,7 +464,7 @@ def test_a_server_that_drains_says_good_bye_and_cuts_nobody_off(answering, conne
 
 def test_stopping_under_load_cuts_nobody_off(answering, connect):
     """Every request whose answer was begun is answered whole; the others see a close, never a part."""
-    server, unused = answering(lambda request: gevent.sleep(0.001) or Response(b"x" * 1000))
+    server, unused = answering(lambda request: gevent.sleep(PAUSE) or Response(b"x" * 1000))
     unused.close()
     torn, whole = [], []
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gevent
 import pytest
 from conftest import read_all, read_exactly, wait_until
-from proxies import Origin, Recorded, gateway_to, scripted
+from proxies import Origin, Recorded, gateways
+from scripts import scripted
 
 from greensock import Lines
 from greensock.http import HTTPError, HTTPServer, RequestParser, Response, WSGIServer
@@ -305,17 +306,10 @@ def test_a_filter_before_a_stream(site, connect):
 @pytest.fixture
 def proxied(serve):
     """Start a proxy of a kind before an origin: ``proxied(kind, **options)``."""
-    gateways = []
-
-    def start(kind=Recorded, urls=(), **options):
-        gateways.append(gateway_to(*(urls or [serve(Origin).url])))
-        return serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **options)
-
-    yield start
-    for gateway in gateways:
-        for upstream in gateway.upstreams.values():
-            upstream.close()
-            assert all(not server.used for server in upstream.all), "a request was not counted out"
+    with gateways() as gateway:
+        yield lambda kind=Recorded, urls=(), **options: serve(
+            kind, gateway=gateway(*(urls or [serve(Origin).url])), **options
+        )
 
 
 def test_a_filter_of_the_proxy(proxied, connect):

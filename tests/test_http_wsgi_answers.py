@@ -14,6 +14,7 @@ import gevent
 import gevent.event
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
+from http_serving import record_sizes
 from wsgi_serving import DATA, TEXT, Answer, Site, answers, sent_files, site  # noqa: F401  # fixtures
 
 from greensock import ConnectionLost
@@ -230,20 +231,7 @@ def test_what_is_long_is_sent_in_slices(site, tmp_path, monkeypatch, way):
     """``send_timeout`` is for each, or a long download would have to be over within it."""
     long = DATA * 4
     (tmp_path / "file").write_bytes(long)
-    sizes = []
-    kind = WSGIServer.connection_class
-    send, send_file = kind.send, kind.send_file
-
-    def recording_send(self, data, *more):
-        sizes.append(sum(map(len, data)) if isinstance(data, list) else len(data))
-        return send(self, data, *more)
-
-    def recording_send_file(self, file, offset, count):
-        sizes.append(count)
-        return send_file(self, file, offset, count)
-
-    monkeypatch.setattr(kind, "send", recording_send)
-    monkeypatch.setattr(kind, "send_file", recording_send_file)
+    sizes = record_sizes(monkeypatch, WSGIServer.connection_class)
 
     def application(environ, start_response):
         write = start_response("200 OK", TEXT if way == "chunks" else [("Content-Length", str(len(long)))])
@@ -428,7 +416,7 @@ def test_stopping_ends_an_application_that_does_not(site):
 
     def application(environ, start_response):
         start_response("200 OK", TEXT)
-        results.append(Closing(iter(lambda: gevent.sleep(60), 0)))
+        results.append(Closing(iter(lambda: gevent.event.Event().wait(), True)))
         return results[-1]
 
     here = site(application, stop_timeout=0.01)

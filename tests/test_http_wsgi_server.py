@@ -16,6 +16,7 @@ import pytest
 from conftest import PATIENCE, read_all, wait_until
 from gevent import pywsgi
 from gevent.pool import Pool
+from pairs import let_engine_look
 from wsgi_serving import DATA, TEXT, Answer, Site, answers, chunked, sent_files, site  # noqa: F401  # fixtures
 
 from greensock.http import HTTPServer, WSGIServer
@@ -146,7 +147,7 @@ def test_no_request_comes_before_the_name_is_known(site, monkeypatch):
         def update_environ(self):
             with socket.create_connection(self.address, PATIENCE) as sock:
                 sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
-                gevent.sleep(0.05)
+                let_engine_look()
                 assert not seen
             super().update_environ()
 

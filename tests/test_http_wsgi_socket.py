@@ -699,7 +699,7 @@ def test_an_application_that_is_killed(site):
     def application(environ, start_response):
         environ["werkzeug.socket"].sendall(b"mine")
         begun.set()
-        gevent.sleep(10 * PATIENCE)
+        Event().wait()
 
     here = site(application)
     with socket.create_connection(("127.0.0.1", here.server.server_port)) as sock:

@@ -11,12 +11,13 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import connected, read_all_fast, reset, tcp_pair, wrap
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
+from pairs import connected, let_engine_look, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State
 from greensock.core.lifecycle import LINGER_BYTES, TRANSITIONS
 from greensock.core.poller import get_poller
+from greensock.core.syscalls import EVENT_HANGUP
 
 
 @pytest.fixture(params=["unix", "tcp"])
@@ -42,6 +43,34 @@ def test_close_wakes_blocked_downcalls(pair):
     conn.wait_closed(PATIENCE)
     with pytest.raises(ConnectionClosed):
         conn.recv()
+
+
+def test_a_close_goes_on_when_the_reader_has_left(pair):
+    conn, peer = pair
+    conn.linger_timeout = 60
+    reading = gevent.spawn(conn.recv)
+    gevent.sleep(0)
+    conn.close()
+    with pytest.raises(ConnectionClosed):
+        reading.get(timeout=PATIENCE)
+    assert peer.recv(1) == b""
+    peer.close()
+    conn.wait_closed(PATIENCE)
+
+
+def test_a_wake_up_that_comes_too_late_reaches_nobody(pair, capsys):
+    """Between the order and the wake-up the greenlet was killed."""
+    conn, _ = pair
+    sending, reading = gevent.spawn(conn.send, b"x" * 10_000_000), gevent.spawn(conn.recv)
+    gevent.sleep(0)
+    for greenlet in (sending, reading):
+        greenlet.kill(block=False)
+    conn._wake_sender(conn._out[0])
+    conn._wake_reader()
+    let_engine_look()
+    assert sending.ready()
+    assert reading.ready()
+    assert capsys.readouterr().err == ""
 
 
 def test_close_lingers_no_longer_than_linger_timeout(pair):
@@ -119,7 +148,7 @@ def test_notify_disconnect(pair, end):
     assert conn.notify_disconnect(lambda: told.append("first"))
     assert conn.notify_disconnect(lambda: told.append(end))  # takes the place of the first
     peer.sendall(b"unread")
-    gevent.sleep(0.01)
+    let_engine_look()
     assert not told
     if end == "peer closes":
         peer.close()
@@ -129,7 +158,7 @@ def test_notify_disconnect(pair, end):
         getattr(conn, end)()
     wait_until(lambda: told)
     conn.abort()
-    gevent.sleep(0.01)
+    let_engine_look()
     assert told == [end]  # once
     assert not conn.notify_disconnect(lambda: told.append("late"))
 
@@ -151,7 +180,7 @@ def test_notify_disconnect_can_be_taken_back(pair):
     conn.notify_disconnect(lambda: told.append(1))
     conn.notify_disconnect(None)
     conn.abort()
-    gevent.sleep(0.01)
+    let_engine_look()
     assert not told
 
 
@@ -182,6 +211,22 @@ def test_states_change_as_the_table_says(end, linger):
     theirs.close()
     conn.wait_closed(PATIENCE)
     assert conn.state is State.CLOSED
+
+
+def test_an_end_that_is_a_strangers_is_told_to_nobody(pair):
+    """The event was about whoever had the descriptor before."""
+    conn, peer = pair
+    told = []
+    conn.notify_disconnect(lambda: told.append(1))
+    waiting = gevent.spawn(conn.wait_disconnect, PATIENCE)
+    gevent.sleep(0)
+    get_poller()._tell(conn, EVENT_HANGUP)
+    let_engine_look()
+    assert not told
+    assert not waiting.ready()
+    peer.close()
+    waiting.get(timeout=PATIENCE)
+    assert told
 
 
 def test_a_stranger_with_the_same_descriptor_gets_a_harmless_event(pair):
@@ -216,6 +261,17 @@ def free_input(conn):
     return struct.unpack("i", fcntl.ioctl(conn.fileno(), termios.FIONREAD, b"\0" * 4))[0]
 
 
+def test_an_end_that_came_before_the_close_is_found_by_it(pair):
+    """No further event tells of it: a close that waits for one lingers in vain."""
+    conn, peer = pair
+    conn.linger_timeout = 60
+    peer.sendall(b"unread")
+    peer.shutdown(socket.SHUT_WR)
+    wait_until(lambda: conn._thorough and conn._readable)
+    conn.close()
+    assert conn.state is State.CLOSED
+
+
 @pytest.mark.parametrize(("short", "ends"), [(1, False), (0, True)])
 def test_a_closing_connection_drops_so_many_bytes_and_no_more(short, ends):
     """Rule 10: at the limit and one below, with a peer that never sends FIN."""
@@ -244,7 +300,7 @@ def test_a_peer_that_drips_does_not_hold_a_closing_connection(pair):
     def drip():
         while True:
             peer.sendall(b"x")
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
 
     dripping = gevent.spawn(drip)
     conn.close()
@@ -265,11 +321,12 @@ def test_a_peer_that_reads_nothing_is_reset_after_linger_timeout():
 def test_a_peer_that_reads_slowly_gets_all_of_it(pair):
     conn, peer = pair
     conn.linger_timeout = 0.5
+    pause = 0.16 * conn.linger_timeout
     conn.send(b"x" * 8_000_000, close=True)
     started = time.monotonic()
     for _ in range(8):
         read_exactly(peer, 1_000_000)
-        gevent.sleep(0.08)  # each step is progress, all of them take longer than linger_timeout
+        gevent.sleep(pause)  # each step is progress, all of them take longer than linger_timeout
     assert time.monotonic() - started > conn.linger_timeout
     assert peer.recv(1) == b""
     peer.close()
@@ -285,7 +342,7 @@ def test_what_comes_while_closing_does_not_keep_the_engine_busy(pair, flushing):
         conn.send_nowait(b"x" * 8_000_000)
     conn.close()
     peer.sendall(b"late")
-    poller = get_poller()
+    poller, watched = get_poller(), 0.02
     passes = 0
     run_calls = poller._run_calls
 
@@ -295,7 +352,7 @@ def test_what_comes_while_closing_does_not_keep_the_engine_busy(pair, flushing):
         run_calls()
 
     poller._run_calls = count
-    gevent.sleep(0.02)
+    gevent.sleep(watched)
     del poller._run_calls
     assert passes < 10
     read_all_fast(peer)

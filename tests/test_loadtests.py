@@ -268,7 +268,7 @@ def test_a_server_that_does_not_start():
     with pytest.raises(StartError, match=r"the thing did not start: .*No module named nosuch"):
         Peer("the thing", command=[sys.executable, "-m", "nosuch"]).__enter__()
     with pytest.raises(StartError, match="the thing did not start: no answer"):
-        Peer("the thing", command=[sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.1).__enter__()
+        Peer("the thing", command=[sys.executable, "-c", "import signal; signal.pause()"], timeout=0.1).__enter__()
 
 
 # -- tables

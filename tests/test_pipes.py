@@ -14,7 +14,8 @@ import gevent
 import pytest
 from conftest import PATIENCE, descriptors, read_exactly, wait_until
 from pairs import read_all_fast, read_exactly_fast, tcp_pair, wrap
-from proxies import Origin, Recorded, gateway_to, scripted
+from proxies import Origin, Recorded, gateway_to
+from scripts import scripted
 
 import greensock.core.pipes
 from greensock import ConnectionLost, OperationTimeout
@@ -229,7 +230,7 @@ print(proxy.server_port, flush=True)
 proxy.serve_forever()
 """
 
-SIZE = 3_000_000
+SIZE = 6_000_000
 
 
 def test_downloads_and_tunnels_where_descriptors_are_short(serve):
@@ -245,7 +246,9 @@ def test_downloads_and_tunnels_where_descriptors_are_short(serve):
                 sock.settimeout(30)
                 sock.sendall(b"GET /large/%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % SIZE)
                 socks.append(sock)
-            gevent.sleep(0.3)  # all of them are stuck: nobody reads
+            for sock in socks:
+                assert sock.recv(1, socket.MSG_PEEK)
+            assert origin.statistics().accepted == 75, "all of them are stuck: nobody reads"
             jobs = [gevent.spawn(read_all_fast, sock) for sock in socks]
             sizes = [len(job.get(timeout=60).partition(b"\r\n\r\n")[2]) for job in jobs]
             assert sizes == [SIZE] * 75

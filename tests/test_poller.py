@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -9,10 +11,11 @@ import time
 import gevent
 import pytest
 from conftest import PATIENCE, greenlets, read_exactly, wait_until
-from pairs import longest_between_ticks
+from pairs import connected, longest_between_ticks
 
 from greensock import Server
 from greensock.core.poller import Poller, get_poller
+from greensock.core.syscalls import EVENT_READ
 
 
 class Echo(Server):
@@ -26,19 +29,19 @@ def test_callback_that_is_cut_short_loses_no_event(serve, connect, monkeypatch, 
     socks = [connect(server) for _ in range(5)]
     wait_until(lambda: server.statistics().active == 5)
     poller = get_poller()
-    run_crews, times = Poller._run_crews, []
+    run_workers, times = Poller._run_workers, []
 
     def cut(self):
         if not times:
             times.append(1)
-            for crew in self.crews:
-                crew.ready.clear()
+            for pool in self.worker_pools:
+                pool.ready.clear()
             for conn in server.connections:
                 conn._idle = True
             raise RuntimeError("out of nowhere")
-        run_crews(self)
+        run_workers(self)
 
-    monkeypatch.setattr(Poller, "_run_crews", cut)
+    monkeypatch.setattr(Poller, "_run_workers", cut)
     for sock in socks:
         sock.sendall(b"x")
     for sock in socks:
@@ -46,6 +49,65 @@ def test_callback_that_is_cut_short_loses_no_event(serve, connect, monkeypatch, 
     assert times
     assert "out of nowhere" in capsys.readouterr().err
     assert poller is get_poller()
+
+
+def test_a_call_that_orders_the_next_goes_on_in_the_next_pass():
+    """So what is done in many small steps leaves timers and events their turn."""
+    poller, steps = get_poller(), []
+
+    def step():
+        steps.append(len(steps))
+        if len(steps) < 3:
+            poller.call_soon(step)
+
+    poller.call_soon(step)
+    poller._run_calls()
+    assert steps == [0]
+    wait_until(lambda: steps == [0, 1, 2])
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_room_and_data_that_come_in_one_event(kind):
+    """What waits to be sent goes first: whoever is woken to read may close the connection."""
+    for conn, peer in connected(kind):
+        conn.max_send_queue, queued = 1 << 24, []
+
+        def read(conn=conn, queued=queued):
+            conn.recv()
+            queued.append(conn._queued)
+
+        conn.send_nowait(bytes(8_000_000))
+        reading, before = gevent.spawn(read), conn._queued
+        gevent.sleep(0)
+        os.write(peer.fileno(), b"x")
+        received = read_what_is_there(peer)  # the hub does not run in between
+        assert conn._queued == before
+        reading.join(PATIENCE)
+        assert queued[0] < before
+        while received < 8_000_000:
+            received += len(peer.recv(1 << 20))
+
+
+def read_what_is_there(peer):
+    received = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            received += len(os.read(peer.fileno(), 1 << 20))
+    return received
+
+
+def test_what_is_queued_for_a_turn_is_queued_once(serve, connect):
+    """An event that comes before the turn only sets flags."""
+    server = serve(Echo)
+    sock = connect(server)
+    (conn,) = wait_until(lambda: server.connections)
+    assert conn._idle
+    poller = get_poller()
+    poller.queue(conn)
+    poller._tell(conn, EVENT_READ)
+    assert list(conn._ready) == [conn]
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
 
 
 def test_a_raw_greenlet_that_dies_in_a_wake_up_stops_nobody(serve, connect, capsys):
@@ -123,6 +185,7 @@ class Echo(Server):
         conn.send(data)
 
 ready, done, pollers = threading.Barrier(3), threading.Event(), []
+PAUSE = 0.001
 
 def serve():
     server = Echo(("127.0.0.1", 0))
@@ -131,7 +194,7 @@ def serve():
     ports.append(server.server_port)
     ready.wait()
     while not done.is_set():
-        gevent.sleep(0.001)
+        gevent.sleep(PAUSE)
     server.stop()
     get_poller().close()
     gevent.get_hub().destroy(destroy_loop=True)
@@ -190,7 +253,8 @@ def test_downcall_in_the_hub_is_refused(serve, connect):
     assert read_exactly(sock, 1) == b"x"
 
 
-def test_workers_are_reused_and_let_go(serve, connect):
+def burst(serve, connect):
+    """Have 20 upcalls block at once, and then answer; return the server and the sockets of the clients."""
     go = gevent.event.Event()
 
     class Slow(Server):
@@ -206,6 +270,11 @@ def test_workers_are_reused_and_let_go(serve, connect):
     go.set()
     for sock in socks:
         assert read_exactly(sock, 1) == b"x"
+    return server, socks
+
+
+def test_workers_are_reused_and_let_go(serve, connect):
+    server, socks = burst(serve, connect)
     assert (server.statistics().workers, server.statistics().workers_busy) == (20, 0)
     for _ in range(3):
         for sock in socks:
@@ -215,6 +284,13 @@ def test_workers_are_reused_and_let_go(serve, connect):
     before = len(greenlets())
     server.stop()
     wait_until(lambda: len(greenlets()) <= before - 20)
+
+
+def test_only_so_many_workers_are_kept(serve, connect, monkeypatch):
+    """What a burst of upcalls that block has needed is let go again."""
+    monkeypatch.setattr("greensock.core.workers.MAX_PARKED", 3)
+    server, _ = burst(serve, connect)
+    wait_until(lambda: server.statistics().workers == 3)
 
 
 def test_an_exception_that_comes_too_late_for_its_upcall(serve, connect, caplog):
@@ -245,6 +321,12 @@ def test_unpatched_program_is_told_once():
 
 
 def test_events_need_an_endpoint_to_keep_the_loop_alive():
+    """Neither the watcher nor a deadline that has become void keeps a program from its end."""
+    poller = get_poller()
+    for conn, _ in connected("tcp"):
+        conn.set_deadline(60)
+        assert poller._watcher.active
+    assert not poller._watcher.active
     with pytest.raises(gevent.exceptions.LoopExit):
         gevent.event.Event().wait()
 

@@ -13,7 +13,7 @@ import time
 from datetime import datetime, timezone
 
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, PAUSE, wait_until
 from gevent import monkey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -362,11 +362,12 @@ def test_a_disk_that_gets_room_again(tmp_path):
     program = """if True:
         import resource, signal, sys
         from greensock.proxy import AccessLog, Record
+        PAUSE = 0.001
         def write(log, first, count):
             for number in range(first, first + count):
                 log.write(Record(0.0, "c", "p", "GET", b"/%d" % number, "1.1"))
             while log.written + log.dropped < first + count:
-                import gevent; gevent.sleep(0.001)
+                import gevent; gevent.sleep(PAUSE)
         log = AccessLog(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         write(log, 0, 100)
@@ -451,7 +452,7 @@ def test_a_slow_reader(logs, tmp_path, is_given):
 def read(fd: int) -> bytes:
     import gevent
 
-    gevent.sleep(0.001)
+    gevent.sleep(PAUSE)
     try:
         return os.read(fd, 65536)
     except BlockingIOError:
@@ -542,13 +543,14 @@ def test_a_fork_has_a_thread_of_its_own(tmp_path):
         from gevent import monkey; monkey.patch_all()
         import os, sys
         from greensock.proxy import AccessLog, Record
+        PAUSE = 0.001
         def write(*numbers):
             for number in numbers:
                 log.write(Record(0.0, "c", "p", "GET", b"/%d" % number, "1.1"))
         log = AccessLog(sys.argv[1])
         write(1, 2)
         while log.written < 2:
-            import gevent; gevent.sleep(0.001)
+            import gevent; gevent.sleep(PAUSE)
         write(3)
         if os.fork() == 0:
             assert (log.pending, log.written) == (0, 0)

@@ -9,7 +9,8 @@ import socket
 import pytest
 from conftest import PATIENCE, read_exactly, wait_until
 from pairs import reset
-from proxies import Recorded, Script, gateway_to
+from proxies import Recorded, gateway_to
+from scripts import Script
 
 from greensock.http import HTTPError
 from greensock.proxy import FieldEdits, Forwarding, HealthOptions, ProxyTimeouts, Route, ServerOptions

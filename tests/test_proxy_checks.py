@@ -168,6 +168,8 @@ def test_what_passes(site, checker, answer, options, reason):
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
+#: Seconds from one piece to the next of what comes slowly.
+PACE = 0.02
 
 
 @pytest.mark.parametrize(
@@ -183,10 +185,10 @@ OK = b"HTTP/1.1 200 OK\r\n"
         (lambda sock: sock.sendall(b"HTTP/1.1 103 Early\r\n\r\n" * 1000), ""),
         (lambda sock: sock.sendall(b"HTTP/1.1 101 No\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"), ""),
         (lambda sock: gevent.sleep(PATIENCE), "0.2 s"),
-        (lambda sock: [sock.sendall(b"HTTP/1.1 103 E\r\n\r\n") or gevent.sleep(0.05) for _ in range(9)], "0.2 s"),
+        (lambda sock: [sock.sendall(b"HTTP/1.1 103 E\r\n\r\n") or gevent.sleep(PACE) for _ in range(99)], "0.2 s"),
         (lambda sock: (sock.sendall(OK + b"Content-Length: 9\r\n\r\n"), gevent.sleep(PATIENCE)), "0.2 s"),
         (
-            lambda sock: sock.sendall(OK + b"\r\n") or [sock.sendall(b"x") or gevent.sleep(0.02) for _ in range(99)],
+            lambda sock: sock.sendall(OK + b"\r\n") or [sock.sendall(b"x") or gevent.sleep(PACE) for _ in range(99)],
             "0.2 s",
         ),
     ],
@@ -251,7 +253,7 @@ def test_a_server_that_is_not_there_at_the_start(checker, serve):
 
 
 def test_one_check_at_a_time(checker):
-    seen, free = [], Event()
+    seen, free, interval = [], Event(), 0.001
 
     def script(sock):
         seen.append(sock)
@@ -259,10 +261,10 @@ def test_one_check_at_a_time(checker):
         sock.sendall(OK + b"Content-Length: 0\r\n\r\n")
 
     with raw_server(script) as address:
-        mine = checker(address, interval=0.001)
+        mine = checker(address, interval=interval)
         mine.start()
         wait_until(lambda: seen)
-        gevent.sleep(0.05)
+        gevent.sleep(50 * interval)
         assert len(seen) == 1
         free.set()
         wait_until(lambda: len(seen) > 3)
@@ -333,14 +335,14 @@ def test_a_client_that_was_closed(site, checker):
 
 
 def test_each_pause_knows_of_the_check_before(site, checker, monkeypatch):
-    asked = []
+    asked, seconds = [], 0.02
 
     def pause(count, interval, took, number):
         asked.append((count, interval, took))
         return 0.0
 
     def answer():
-        gevent.sleep(0.02)
+        gevent.sleep(seconds)
         return Response("x")
 
     monkeypatch.setattr(health_checks, "pause_before", pause)
@@ -354,7 +356,7 @@ def test_each_pause_knows_of_the_check_before(site, checker, monkeypatch):
     assert [count for count, _, _ in asked] == list(range(len(asked)))
     assert {interval for _, interval, _ in asked} == {7.0}
     assert asked[0][2] == 0.0
-    assert all(0.02 <= took < PATIENCE for _, _, took in asked[1:])
+    assert all(seconds <= took < PATIENCE for _, _, took in asked[1:])
 
 
 def test_the_first_is_soon():

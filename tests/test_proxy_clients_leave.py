@@ -7,16 +7,15 @@ import socket
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import reset
-from proxies import OK, scripted
+from proxies import closed_port
 from proxy_peers import (  # noqa: F401  # fixtures
     CHUNKED,
     CLOSE,
     KEEP,
     SPLICED,
-    closed_port,
     dial,
     health_of,
     held_bytes,
@@ -27,6 +26,7 @@ from proxy_peers import (  # noqa: F401  # fixtures
     status_of,
     wait_gone,
 )
+from scripts import OK, scripted
 
 from greensock.core.poller import get_poller
 from greensock.http.client import connection_pool
@@ -158,10 +158,11 @@ def test_a_client_that_has_said_all_while_the_server_does_not_read(proxied, dial
 @pytest.mark.parametrize("second", ["answers", "refuses"])
 def test_the_times_of_the_last_server_alone(proxied, dial, origin, second):
     """What the one before took is none of its time."""
+    seconds = 0.3
 
     def script(server, sock, number):
         server.head(sock)
-        gevent.sleep(0.3)  # and no answer
+        gevent.sleep(seconds)  # and no answer
 
     with scripted(script) as first:
         url = origin.url if second == "answers" else f"http://127.0.0.1:{closed_port()}"
@@ -169,10 +170,10 @@ def test_the_times_of_the_last_server_alone(proxied, dial, origin, second):
         answer = read_all(dial(proxy, b"GET / HTTP/1.1\r\n" + CLOSE))
         record = record_of(proxy)
         assert record.tries == 2
-        assert record.duration >= 0.3
+        assert record.duration >= seconds
         if second == "answers":
             assert status_of(answer) == 200
-            assert record.connect_time <= record.head_time <= record.upstream_time <= record.duration - 0.3
+            assert record.connect_time <= record.head_time <= record.upstream_time <= record.duration - seconds
         else:
             assert status_of(answer) == 502
             assert (record.connect_time, record.head_time, record.upstream_time) == (None, None, None)
@@ -344,7 +345,7 @@ def test_a_client_that_leaves_in_the_answer(proxied, dial, how, framing):
         try:
             while True:
                 sock.sendall(b"3\r\nabc\r\n")
-                gevent.sleep(0.001)
+                gevent.sleep(PAUSE)
         except OSError:
             gone.set()
 

@@ -19,6 +19,8 @@ from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
 from proxies import Origin
 
+from greensock.core.turns import QUIET_SECONDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = [sys.executable, "-W", "error", "-m", "examples.reverse_proxy"]
 
@@ -151,7 +153,7 @@ def test_requests_end_before_it_stops(serve):
         process.terminate()
         wait_until(lambda: not any(map(is_listening, ports)))
         assert process.poll() is None
-        gevent.sleep(1.2)  # longer than a server that is no proxy waits
+        gevent.sleep(1.2 * QUIET_SECONDS)  # longer than a server that is no proxy waits
         go.set()
         assert all(job.get() for job in jobs)
         assert process.wait(PATIENCE) == 0

@@ -9,8 +9,9 @@ import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import reset
-from proxies import OK, scripted
-from proxy_requests import CLOSE, ask, closed_port, origin, proxied  # noqa: F401  # fixtures
+from proxies import closed_port
+from proxy_requests import CLOSE, ask, origin, proxied  # noqa: F401  # fixtures
+from scripts import OK, scripted
 
 from greensock.proxy import (
     ProxyTimeouts,

@@ -18,7 +18,7 @@ import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import drain, reset
-from proxies import OK, scripted
+from proxies import closed_port
 from proxy_peers import (  # noqa: F401  # fixtures
     CHUNKED,
     CLOSE,
@@ -28,7 +28,6 @@ from proxy_peers import (  # noqa: F401  # fixtures
     LENGTH,
     LONG_POST,
     SPLICED,
-    closed_port,
     dial,
     health_of,
     held_bytes,
@@ -41,6 +40,7 @@ from proxy_peers import (  # noqa: F401  # fixtures
     status_of,
     wait_gone,
 )
+from scripts import OK, scripted
 
 from greensock.proxy import HealthOptions, ProxyTimeouts, ServerOptions
 from greensock.proxy.upstream.health import Standing
@@ -403,9 +403,9 @@ def test_a_slow_client_before_a_fast_server(proxied, dial, framing):
         assert {record.reason for record in proxy.records} == {""}
 
 
-def _is_stopped(server):
+def _is_stopped(server, a_while=0.1):
     before = server.sent
-    gevent.sleep(0.1)
+    gevent.sleep(a_while)
     return before and server.sent == before
 
 

@@ -8,7 +8,8 @@ import socket
 
 import pytest
 from conftest import read_all, wait_until
-from proxies import OK, Origin, Recorded, fields_of, gateway_to, scripted
+from proxies import Origin, Recorded, fields_of, gateways
+from scripts import OK, scripted
 
 from greensock.http import HTTPError, HTTPServer, Response
 from greensock.proxy import (
@@ -39,24 +40,19 @@ LOCAL = Forwarding(trusted=("127.0.0.1",))
 @pytest.fixture
 def proxied(serve):
     """Start a proxy before servers: ``proxied(url, ...)`` gives it and what asks it."""
-    gateways = []
+    with gateways() as gateway:
 
-    def start(*urls, kind=Recorded, server_options=None, **options):
-        gateways.append(gateway_to(*urls, **options))
-        proxy = serve(kind, ("127.0.0.1", 0), gateway=gateways[-1], **(server_options or {}))
+        def start(*urls, kind=Recorded, server_options=None, **options):
+            proxy = serve(kind, gateway=gateway(*urls, **options), **(server_options or {}))
 
-        def ask(data=GET):
-            with socket.create_connection(proxy.address) as sock:
-                sock.sendall(data)
-                return read_all(sock)
+            def ask(data=GET):
+                with socket.create_connection(proxy.address) as sock:
+                    sock.sendall(data)
+                    return read_all(sock)
 
-        return proxy, ask
+            return proxy, ask
 
-    yield start
-    for gateway in gateways:
-        for upstream in gateway.upstreams.values():
-            upstream.close()
-            assert all(not server.used for server in upstream.all)
+        yield start
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
 from http_messages import cases
 from pairs import reset
-from proxies import OK, Recorded, gateway_to, scripted
+from proxies import Recorded, gateway_to
+from scripts import OK, scripted
 from wire import Message, body_so_far, finals_by_h11, take_finals, take_request
 
 from greensock.proxy import HealthOptions, ProxyTimeouts
@@ -649,7 +650,7 @@ def test_answers_1xx_without_end(before, status, timeout):
             while True:
                 sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
                 sent.append(1)
-                gevent.sleep(0.03 if status == 504 else 0)
+                gevent.sleep(timeout / 3 if status == 504 else 0)
 
     proxy, _ = before(script, timeouts=ProxyTimeouts(upstream_head=timeout))
     heard = heard_of(proxy, ASK)

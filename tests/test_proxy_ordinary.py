@@ -17,7 +17,8 @@ import pytest
 from conftest import PATIENCE, wait_until
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from proxies import Recorded, Script, gateway_to
+from proxies import Recorded, gateway_to
+from scripts import Script
 
 from greensock.http import Limits
 from greensock.proxy import FieldEdits, Forwarding, GuardOptions, HealthOptions, ProxyTimeouts, Record, Route
@@ -164,7 +165,7 @@ def settle(player: Player) -> None:
             gevent.idle()
         if not player.busy:
             return
-        gevent.sleep(0.001)
+        gevent.sleep(PAUSE)
 
 
 def _act(player: Player, proxy: Recorded, scene: Scene) -> bytes:

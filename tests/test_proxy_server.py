@@ -14,11 +14,12 @@ import tracemalloc
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from gevent.event import Event
-from pairs import reset
-from proxies import OK, Recorded, fields_of, gateway_to, scripted
-from proxy_requests import CLOSE, ask, closed_port, origin, proxied  # noqa: F401  # fixtures
+from pairs import let_engine_look, reset
+from proxies import Recorded, closed_port, fields_of, gateway_to
+from proxy_requests import CLOSE, ask, origin, proxied  # noqa: F401  # fixtures
+from scripts import OK, scripted
 
 from greensock import Connection, OperationTimeout
 from greensock.core.poller import get_poller
@@ -601,7 +602,7 @@ def test_tiny_chunks_do_not_hold_up_the_others(proxied, way):
         job = gevent.spawn(client)
         worst, before, ticks = 0.0, time.thread_time(), 0
         while ticks < 100:  # the longest time, of the processor, for which another greenlet had to wait
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
             now = time.thread_time()
             worst, before, ticks = max(worst, now - before), now, ticks + 1
         sock.shutdown(socket.SHUT_RDWR)
@@ -611,12 +612,14 @@ def test_tiny_chunks_do_not_hold_up_the_others(proxied, way):
 
 
 def test_a_spliced_body_ends_with_the_total_time(proxied):
+    pace = 0.02
+
     def script(server, sock, _):
         server.head(sock)
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
         for _ in range(150):
             sock.sendall(b"x" * 100)
-            gevent.sleep(0.02)
+            gevent.sleep(pace)
 
     with scripted(script) as server:
         proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(total=0.3))
@@ -685,13 +688,14 @@ def test_an_upload_without_a_descriptor_to_spare(proxied, origin, monkeypatch):
 
 
 def test_an_answer_that_comes_while_a_request_is_edited(proxied):
-    editing = Event()
+    editing, poisoned = Event(), Event()
 
     class Slow(Recorded):
         def edit_request(self, relay, headers):
             if relay.request.target == b"/2":
                 editing.set()
-                gevent.sleep(0.1)
+                assert poisoned.wait(PATIENCE)
+                let_engine_look()
 
     def script(server, sock, number):
         server.head(sock)
@@ -699,6 +703,7 @@ def test_an_answer_that_comes_while_a_request_is_edited(proxied):
         if number == 1:
             assert editing.wait(PATIENCE)
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+            poisoned.set()
         if server.head(sock):
             sock.sendall(OK)
 
@@ -737,7 +742,7 @@ def test_a_body_that_begins_late_on_a_kept_connection(proxied, farewell):
         while not answer.endswith(b"ok"):
             answer += read_exactly(sock, 1)
         sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
-        gevent.sleep(0.5)
+        wait_until(lambda: len(server.heads) == 2)
         assert ask(sock, "", b"1\r\nx\r\n0\r\n\r\n")[0] == 200
 
 
@@ -770,7 +775,7 @@ def test_a_second_try_on_a_fresh_connection(proxied, monkeypatch, leaves):
         assert connecting.wait(PATIENCE)
         if leaves:
             sock.close()
-            gevent.sleep(0.05)
+            let_engine_look()
         connected.set()
         wait_until(lambda: len(proxy.records) == 2)
         made.clear()
@@ -815,16 +820,17 @@ def test_who_is_blamed_for_the_total_time(proxied, slow):
         while sock.recv(65536):
             pass
 
+    total = 0.3
     with scripted(script) as server:
-        limits = ProxyTimeouts(total=0.3, send=5)
+        limits = ProxyTimeouts(total=total, send=PATIENCE)
         proxy, sock = proxied(server.url, timeouts=limits, health=HealthOptions(max_fails=1))
         length = {"short body": "10", "long body": "100000"}.get(slow, "0")
         sock.sendall(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n".encode())
         if slow == "short body":
-            gevent.sleep(0.4)
+            wait_until(lambda: proxy.records)
             sock.sendall(b"0123456789")
         if slow == "takes nothing":
-            gevent.sleep(0.5)
+            gevent.sleep(1.5 * total)
         with contextlib.suppress(ConnectionError):
             while not proxy.records and sock.recv(65536):
                 pass
@@ -846,7 +852,8 @@ def test_a_client_that_spoils_the_trial(proxied, connect):
         proxy, sock = proxied(server.url, health=HealthOptions(max_fails=1, ejection_time=0.1), panic=False)
         assert ask(sock, f"POST / HTTP/1.1\nContent-Length: 0\n{CLOSE}")[0] == 502
         works.set()
-        gevent.sleep(0.15)
+        health = proxy.gateway.upstreams["site"].all[0].health
+        wait_until(lambda: health.is_up(time.monotonic()))
         assert ask(connect(proxy), f"POST / HTTP/1.1\nTransfer-Encoding: chunked\n{CLOSE}", b"none\r\n")[0] == 400
         assert ask(connect(proxy), f"GET / HTTP/1.1\n{CLOSE}")[0] == 200, "not only 30 s later"
 
@@ -869,11 +876,12 @@ def test_who_had_most_of_the_total_time(proxied, slow):
         while sock.recv(65536):
             pass
 
+    total = 0.6
     with scripted(script) as server:
-        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(total=0.6), health=HealthOptions(max_fails=1))
+        proxy, sock = proxied(server.url, timeouts=ProxyTimeouts(total=total), health=HealthOptions(max_fails=1))
         sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
         if slow == "client":
-            gevent.sleep(0.4)
+            gevent.sleep(0.7 * total)
         sock.sendall(b"x")
         wait_until(lambda: proxy.records)
     assert proxy.records[0].reason == "total-timeout"

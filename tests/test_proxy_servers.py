@@ -8,7 +8,7 @@ from collections import Counter
 import gevent
 import pytest
 from conftest import wait_until
-from proxies import scripted
+from scripts import scripted
 
 from greensock import ConnectionClosed
 from greensock.http import Limits, QueueFull, QueueTimeout, Timeouts

@@ -14,7 +14,9 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
-from proxies import OK, Origin, Recorded, Script, gateway_to, scripted
+from proxies import Origin, Recorded, gateway_to
+from proxy_peers import health_of, proxied, status_of  # noqa: F401  # fixtures
+from scripts import OK, Script, scripted
 
 import greensock.core.connector
 from greensock.http import Limits
@@ -25,22 +27,6 @@ from greensock.proxy.upstream.health_checks import Checker
 GET = b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
-@pytest.fixture
-def proxied(serve):
-    """Start a proxy before servers; see ``gateway_to``."""
-    gateways = []
-
-    def start(*urls, server_options=None, **options):
-        gateways.append(gateway_to(*urls, **options))
-        return serve(Recorded, gateway=gateways[-1], **(server_options or {}))
-
-    yield start
-    for gateway in gateways:
-        servers = gateway.upstreams["site"].all
-        wait_until(lambda servers=servers: not any(each.used or each.pool.state.statistics().used for each in servers))
-        gateway.upstreams["site"].close()
-
-
 def ask(proxy, target=b"/"):
     with socket.create_connection(proxy.address) as sock:
         sock.settimeout(PATIENCE)
@@ -48,17 +34,8 @@ def ask(proxy, target=b"/"):
         return read_all(sock)
 
 
-def status_of(answer):
-    return int(answer[9:12]) if answer else 0
-
-
 def servers_of(proxy):
     return proxy.gateway.upstreams["site"].all
-
-
-def health_of(proxy, place=0):
-    found = servers_of(proxy)[place].health.statistics()
-    return found.succeeded, found.failed
 
 
 # -- limits
@@ -302,9 +279,10 @@ def test_what_slow_clients_take_beyond_two_descriptors(kind):
         for _ in range(int(most) - 20):
             dial().sendall(slow)
         wait_until(lambda: server.accepted == int(most) - 20)
+        every = 0.01
         while len(counts) < 30 or counts[-30] != counts[-1]:  # until all are stuck
             counts.append(count())
-            gevent.sleep(0.01)
+            gevent.sleep(every)
         jobs = [gevent.spawn(ask_as, sock) for sock in others]
         assert [job.get(timeout=PATIENCE) for job in jobs] == [200] * 20
         assert counts[-1] <= 300 - KEPT_BACK

@@ -41,6 +41,8 @@ REQUESTS = int(os.environ.get("STORM_REQUESTS", "52000"))
 CLIENTS = 32
 #: Seconds in which each single wait of a client must end.
 STUCK = 30
+#: Seconds between the reads of a slow client.
+PACE = 0.002
 MAX_REPLAY = 20_000
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE"}
 #: Reasons of failures after which another server may be asked: whatever the request is, or if it is repeatable.
@@ -140,7 +142,7 @@ class Wire:
     def more(self):
         try:
             if self._slow:
-                gevent.sleep(0.002)
+                gevent.sleep(PACE)
                 data = self.sock.recv(3000)
             else:
                 data = self.sock.recv(65536)

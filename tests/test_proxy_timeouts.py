@@ -11,7 +11,6 @@ import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from pairs import drain, reset
-from proxies import OK, scripted
 from proxy_peers import (  # noqa: F401  # fixtures
     CHUNKED,
     CLOSE,
@@ -32,6 +31,7 @@ from proxy_peers import (  # noqa: F401  # fixtures
     status_of,
     wait_gone,
 )
+from scripts import OK, scripted
 
 import greensock.proxy.relay
 import greensock.proxy.response_relay
@@ -366,7 +366,7 @@ def drips(head):
         with contextlib.suppress(ConnectionError):
             while True:
                 sock.sendall(b"1\r\nx\r\n")
-                gevent.sleep(0.01)
+                gevent.sleep(SHORT / 10)
 
     return script
 

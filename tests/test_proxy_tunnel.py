@@ -8,9 +8,11 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
+from gevent.event import Event
 from pairs import connected, drain, read_all_fast, reset
-from proxies import Recorded, gateway_to, scripted
+from proxies import Recorded, gateway_to
+from scripts import scripted
 
 from greensock import Connection, State
 from greensock.proxy import ProxyTimeouts
@@ -125,7 +127,7 @@ def test_bytes_one_way_keep_it_open(tunnel):
                 last = time.monotonic()
         if tunnel.is_over():
             break
-        gevent.sleep(0.01)
+        gevent.sleep(timeout / 20)
     assert not tunnel.is_over() or time.monotonic() - last > timeout, "unless this machine stood still"
     wait_until(tunnel.is_over)
     assert is_reset(tunnel.there)
@@ -155,7 +157,7 @@ def _talk(sock):
     with contextlib.suppress(ConnectionError):
         while True:
             sock.sendall(b"x")
-            gevent.sleep(0.01)
+            gevent.sleep(PAUSE)
 
 
 def _flood(sock):
@@ -299,7 +301,7 @@ ENDINGS = {
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_log_says_why_it_ended(serve, monkeypatch, caplog, ending):
     """Through the proxy, where connections are of the classes that they are there."""
-    servers = []
+    servers, heard = [], Event()
 
     def script(server, sock, number):
         server.head(sock)
@@ -310,7 +312,7 @@ def test_the_log_says_why_it_ended(serve, monkeypatch, caplog, ending):
             if data == b"half":
                 sock.shutdown(socket.SHUT_WR)
             if data in (b"half", b"reset"):
-                gevent.sleep(0.05)
+                assert heard.wait(PATIENCE)
                 reset(sock)
                 return
 
@@ -334,8 +336,12 @@ def test_the_log_says_why_it_ended(serve, monkeypatch, caplog, ending):
                     reset(sock)
                 case "the server resets":
                     sock.sendall(b"reset")
+                    assert read_exactly(sock, 5) == b"reset"
+                    heard.set()
                 case "the server is done, then resets":
                     sock.sendall(b"half")
+                    assert read_all(sock) == b"half"
+                    heard.set()
                 case "the proxy stops":
                     proxy.stop(0.05)
             record = wait_until(lambda: proxy.records)[0]

@@ -10,13 +10,12 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import reset
-from proxies import Origin, Recorded, gateway_to, scripted
+from proxies import Origin, Recorded, gateway_to
+from proxy_peers import CLOSE, KEEP, dial, status_of  # noqa: F401  # fixtures
+from scripts import scripted
 
 from greensock.proxy import Forwarding, Guard, GuardOptions, ListenOptions, ProxyTimeouts, Route
 from greensock.proxy.proxy_server import MAX_PIECES
-
-KEEP = b"Host: a\r\n\r\n"
-CLOSE = b"Host: a\r\nConnection: close\r\n\r\n"
 
 
 def post(length, rest=KEEP):
@@ -42,25 +41,6 @@ def check(proxy):
     wait_until(lambda: not proxy.gateway.buffered and not proxy.uploads and not proxy._bodies)
     guard = proxy.gateway.guard
     assert guard is None or not any(known.uploads for known in guard._clients.values())
-
-
-@pytest.fixture
-def dial():
-    """Connect to a proxy: ``dial(proxy, data)`` gives a socket."""
-    with contextlib.ExitStack() as stack:
-
-        def make(proxy, data=b""):
-            sock = stack.enter_context(socket.create_connection(proxy.address))
-            sock.settimeout(PATIENCE)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.sendall(data)
-            return sock
-
-        yield make
-
-
-def status_of(answer):
-    return int(answer[9:12]) if answer else 0
 
 
 def waiting(proxy):
@@ -178,7 +158,7 @@ def test_all_of_the_request_may_take_only_so_long(start, dial, of):
     while waiting(proxy):
         with contextlib.suppress(ConnectionError):
             sock.sendall(b"x")
-        gevent.sleep(0.01)
+        gevent.sleep(total.total / 30)
     answer = read_all(sock)
     assert (status_of(answer), b"\r\nConnection: close\r\n" in answer) == (504, True)
     assert b"\r\nProxy-Status: greensock; error=http_response_timeout\r\n" in answer

@@ -144,6 +144,15 @@ def test_a_line_may_be_as_long_as_is_allowed_and_come_in_two_pieces(pair):
         assert reading.get(timeout=PATIENCE) == b"1234"
 
 
+def test_a_separator_that_comes_in_two_pieces(pair):
+    conn, peer = pair
+    reading = gevent.spawn(conn.read_until, b"\r\n")
+    peer.sendall(b"line\r")
+    wait_until(lambda: conn.bytes_received == 5)
+    peer.sendall(b"\nrest")
+    assert reading.get(timeout=PATIENCE) == b"line"
+
+
 def test_lines(pair):
     conn, peer = pair
     peer.sendall(b"one\r\ntwo\n\nfour\n")
@@ -190,15 +199,16 @@ def test_timeouts_leave_the_connection_usable(pair):
 
 def test_timeout_is_for_the_whole_call(pair):
     conn, peer = pair
+    limit = 0.1
 
     def drip():
         while True:
             peer.sendall(b"x")
-            gevent.sleep(0.02)
+            gevent.sleep(limit / 5)
 
     dripping = gevent.spawn(drip)
-    with pytest.raises(OperationTimeout):
-        conn.read_exactly(1_000_000, timeout=0.1)
+    with pytest.raises(OperationTimeout), gevent.Timeout(PATIENCE):
+        conn.read_exactly(1_000_000, timeout=limit)
     dripping.kill()
     assert conn.recv().strip(b"x") == b""
 
@@ -206,6 +216,7 @@ def test_timeout_is_for_the_whole_call(pair):
 def test_what_another_took_does_not_put_off_the_deadline(pair, monkeypatch):
     """An event came, and then there was nothing: another process reads the same socket."""
     conn, peer = pair
+    limit = 0.1
 
     def taken(fd, size):
         os.read(fd, size)
@@ -214,13 +225,13 @@ def test_what_another_took_does_not_put_off_the_deadline(pair, monkeypatch):
     def drip():
         while True:
             peer.sendall(b"x")
-            gevent.sleep(0.005)
+            gevent.sleep(limit / 20)
 
     dripping = gevent.spawn(drip)
     with monkeypatch.context() as patch:
         patch.setattr(receiving, "read", taken)
         with pytest.raises(OperationTimeout), gevent.Timeout(PATIENCE):
-            conn.recv(timeout=0.1)
+            conn.recv(timeout=limit)
     dripping.kill()
     peer.sendall(b"x")
     assert conn.recv(timeout=PATIENCE).strip(b"x") == b""
@@ -444,18 +455,18 @@ def test_a_closed_connection_is_no_end_of_input(pair, receive):
 
 def test_a_read_that_is_refused_in_the_hub_leaves_no_deadline(pair):
     conn, peer = pair
-    caught = []
+    caught, limit = [], 0.05
 
     def in_the_hub():
         try:
-            conn.recv(timeout=0.1)
+            conn.recv(timeout=limit)
         except gevent.exceptions.BlockingSwitchOutError as error:
             caught.append(error)
 
     gevent.get_hub().loop.run_callback(in_the_hub)
     wait_until(lambda: caught)
     assert conn._on_deadline(time.monotonic() + PATIENCE) == inf  # or the hub would look at it for ever
-    gevent.sleep(0.11)
+    gevent.sleep(2 * limit)  # and it passes
     peer.sendall(b"x")
     assert conn.recv() == b"x"
 

@@ -30,8 +30,10 @@ if __name__ == "__main__":
 """
 
 TAKES_ITS_TIME = """
+    seconds = 1.5
+
     def connection_eof(self, conn):
-        import gevent; gevent.sleep(1.5)
+        import gevent; gevent.sleep(self.seconds)
 """
 LOSES_A_MESSAGE = """
     def connection_recv(self, conn, data):

@@ -72,6 +72,31 @@ def test_send_and_close(pair):
     assert conn.drop_reason is DropReason.CLOSED
 
 
+@pytest.mark.parametrize("how", ["send and close", "send_nowait"])
+def test_a_buffer_that_changes_after_the_call_was_sent_as_it_was(pair, how):
+    """Neither call waits until the data is out, and then the buffer is the caller's again."""
+    conn, peer = pair
+    conn.max_send_queue = 1 << 24
+    data = bytearray(b"x" * 8_000_000)
+    if how == "send_nowait":
+        conn.send_nowait(data)
+    else:
+        conn.send(data, close=True)
+    data[:] = b"y" * len(data)
+    assert read_exactly_fast(peer, len(data)) == b"x" * len(data)
+
+
+def test_the_rest_of_a_short_write_cannot_be_withdrawn(pair):
+    """Its beginning is with the kernel: without the rest the peer would take the next send for it."""
+    conn, peer = pair
+    sending = gevent.spawn(conn.send, b"x" * 10_000_000)
+    gevent.sleep(0)
+    sending.kill()  # before the engine could push any more of it
+    conn.send_nowait(b"y")
+    received = read_exactly_fast(peer, 10_000_001)
+    assert received == b"x" * 10_000_000 + b"y"
+
+
 def test_send_timeout_withdraws_or_completes(pair):
     conn, peer = pair
     first = b"a" * 10_000_000

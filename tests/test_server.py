@@ -11,7 +11,7 @@ from contextlib import suppress
 import gevent
 import gevent.event
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from gevent.monkey import get_original
 from served import Echo, Recorder, reset, silent
 
@@ -170,8 +170,7 @@ def test_close_and_abort_after_a_timeout_do_not_spin(serve, connect):
     server = serve(Impatient)
     connect(server)
     wait_until(server.drops)
-    gevent.sleep(0.1)
-    assert server.statistics().active == 0
+    wait_until(lambda: server.statistics().active == 0)
 
 
 def test_stop_under_load_drops_each_connection_exactly_once(serve, connect):
@@ -246,7 +245,7 @@ def test_reused_descriptor_while_the_upcall_is_blocked_under_load(serve):
     class Slow(Recorder):
         def connection_recv(self, conn, data):
             conn.mine = data
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
             try:
                 conn.send(conn.mine)
             except (ConnectionLost, ConnectionClosed):
@@ -291,8 +290,8 @@ for _ in range(3):
     os.close(taken.pop())
 for client in clients:
     client.connect(server.address)
-before = time.process_time()
-gevent.sleep(0.3)
+watched, before = 0.3, time.process_time()
+gevent.sleep(watched)
 used = time.process_time() - before
 assert server.statistics().accept_pauses > 1, server.statistics()
 assert used < 0.1, used
@@ -317,13 +316,13 @@ def test_descriptors_used_up_and_back():
 
 SIGNALLED = """
 from gevent import monkey; monkey.patch_all()
-import gevent, sys
+import gevent.event, sys
 from greensock import Server
 class Slow(Server):
     stop_timeout = float(sys.argv[1])
     def connection_recv(self, conn, data):
         print("upcall", flush=True)
-        gevent.sleep(60)
+        gevent.event.Event().wait()
 server = Slow(("127.0.0.1", 0)); server.start()
 print(server.server_port, flush=True)
 server.serve_forever()
@@ -499,18 +498,17 @@ from gevent import monkey; monkey.patch_all()
 import gevent, os, signal, time
 from greensock import Server
 
-caught = []
+caught, PATIENCE = [], 10
 signal.signal(signal.SIGTERM, lambda *args: caught.append(args[0]))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with SIGINT ignored
 for number in range(2):
     server = Server(("127.0.0.1", 0))
     gevent.spawn(server.stop)
     server.serve_forever()
-    gevent.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
     try:
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(10)
+        time.sleep(PATIENCE)
     except KeyboardInterrupt:
         caught.append(signal.SIGINT)
 assert caught == 2 * [signal.SIGTERM, signal.SIGINT], caught

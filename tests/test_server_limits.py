@@ -6,7 +6,7 @@ import contextvars
 
 import gevent
 import gevent.event
-from conftest import read_all, read_exactly, wait_until
+from conftest import PAUSE, read_all, read_exactly, wait_until
 from served import Echo, Recorder
 
 from greensock import (
@@ -15,12 +15,13 @@ from greensock import (
 
 
 def test_idle_timeout(serve, connect):
-    server = serve(Echo, idle_timeout=0.1)
+    limit = 0.1
+    server = serve(Echo, idle_timeout=limit)
     silent, busy = connect(server), connect(server)
     for _ in range(10):
         busy.sendall(b"x")
         assert read_exactly(busy, 1) == b"x"
-        gevent.sleep(0.03)
+        gevent.sleep(0.3 * limit)
     assert read_all(silent) == b""
     wait_until(lambda: len(server.drops()) == 1)
     assert server.drops() == [DropReason.IDLE_TIMEOUT]
@@ -114,7 +115,7 @@ def test_max_workers_queues_turns_but_still_wakes_downcalls(serve, connect):
     second.sendall(b"block")
     wait_until(lambda: server.received() == b"blockblock")
     third.sendall(b"third")
-    wait_until(lambda: len(server._crew.ready) == 1)  # it was noticed
+    wait_until(lambda: len(server._workers.ready) == 1)  # it was noticed
     assert b"third" not in server.received()
     first.sendall(b"wake")
     assert read_exactly(first, 4) == b"wake"
@@ -145,14 +146,14 @@ def test_upcalls_of_one_connection_never_overlap(serve, connect):
             super().connection_recv(conn, data)
             self.inside += 1
             assert self.inside == 1
-            gevent.sleep(0.005)
+            gevent.sleep(5 * PAUSE)  # so that more comes meanwhile
             self.inside -= 1
 
     server = serve(Slow)
     sock = connect(server)
     for _ in range(20):
         sock.sendall(b"x" * 10)
-        gevent.sleep(0.001)
+        gevent.sleep(PAUSE)
     wait_until(lambda: len(server.received()) == 200)
     assert server.statistics().errors == 0
 

@@ -376,6 +376,38 @@ def test_the_tests_that_comments_name_are_there():
     assert not missing
 
 
+def unnamed_sleeps(path: Path) -> Iterator[str]:
+    """Go through the sleeps of a number that no name explains, those of programs in strings too."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            for call, number in re.findall(r"(sleep[(](\d[\d.e]*)[^)]*)", node.value):
+                if float(number):
+                    yield f"{path.name}:{node.lineno}: {call})"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "sleep":
+            within = [each for argument in node.args for each in ast.walk(argument)]
+            called = [each.func for each in within if isinstance(each, ast.Call)]
+            named = [each for each in within if isinstance(each, ast.Name | ast.Attribute) and each not in called]
+            numbers = [each for each in within if isinstance(each, ast.Constant) and each.value]
+            if numbers and not named:
+                yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_no_test_sleeps_for_luck(tmp_path):
+    """It waits for a condition; where a pause is what is tested, a name says so."""
+    sample = tmp_path / "sample.py"
+    sample.write_text(
+        "sleep(0), time.sleep(PAUSE), gevent.sleep(2 * limit), gevent.sleep(job.seconds / 3)\n"
+        "sleep(1)\ngevent.sleep(0.5 * draw())\n'x; sleep(0); sleep(0.1)'\n"
+    )
+    assert [found.split(": ")[1] for found in unnamed_sleeps(sample)] == [
+        "sleep(1)",
+        "gevent.sleep(0.5 * draw())",
+        "sleep(0.1)",
+    ]
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert not [found for path in tests if path.name != "test_shape.py" for found in unnamed_sleeps(path)]
+
+
 def test_the_seam_of_the_http_server_is_as_it_is_described():
     doc = ast.get_docstring(tree(MODULES["greensock.http.server"])) or ""
     named = re.findall(r"``(\w+)``", doc.partition("need none of these")[2])

@@ -14,14 +14,16 @@ from conftest import PATIENCE, wait_until
 
 PROGRAM = """
 from gevent import monkey; monkey.patch_all()
-import faulthandler, gevent, os, signal, sys
+import faulthandler, gevent.event, os, signal, sys
 from greensock import Server
 from greensock.http import WSGIServer
+
+PATIENCE = 30
 
 class Slow(Server):
     def connection_recv(self, conn, data):
         say("upcall")
-        gevent.sleep(60)
+        gevent.event.Event().wait()
 
 def say(*words):
     print(*words, flush=True)
@@ -78,7 +80,7 @@ MAIN = "serve()\nsay('goes on')"
 BACKGROUND = """
 gevent.spawn(serve)
 try:
-    for _ in range(600): gevent.sleep(0.05)
+    gevent.sleep(PATIENCE)
 except KeyboardInterrupt:
     say("interrupted")
 """
@@ -166,7 +168,7 @@ for _ in range(2):
     assert addresses == [signal.getsignal(number) for number in range(1, 32)]
 try:
     os.kill(os.getpid(), signal.SIGINT)
-    gevent.sleep(10)
+    gevent.sleep(PATIENCE)
 except KeyboardInterrupt:
     say("interrupted")
 os.kill(os.getpid(), signal.SIGHUP)
@@ -177,12 +179,14 @@ os.kill(os.getpid(), signal.SIGHUP)
     assert (code, output) == (-signal.SIGHUP, "interrupted\n")
 
 
-@pytest.mark.parametrize(
-    "set_own", ["signal.signal(15, lambda *a: say('own'))", "gevent.signal_handler(15, say, 'own')"]
-)
+@pytest.mark.parametrize("set_own", ["signal.signal(15, lambda *a: tell())", "gevent.signal_handler(15, tell)"])
 def test_a_handler_that_is_set_meanwhile_stays(set_own):
     text = f"""
 server = serve(run=False)
+told = gevent.event.Event()
+def tell():
+    say("own")
+    told.set()
 def job():
     global own
     own = {set_own}
@@ -190,7 +194,7 @@ def job():
 gevent.spawn(job)
 server.serve_forever()
 os.kill(os.getpid(), 15)
-gevent.sleep(0.01)
+told.wait(PATIENCE)
 say("ended")
 """
     with running(text) as program:
@@ -235,7 +239,7 @@ def test_of_two_servers_a_busy_one_is_waited_for_though_the_other_is_gone():
 def test_a_server_in_another_thread_takes_no_signals():
     text = """
 job = gevent.get_hub().threadpool.spawn(serve)
-gevent.sleep(60)
+job.get()
 """
     with running(text) as program:
         program.get_ready()

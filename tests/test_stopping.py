@@ -9,7 +9,8 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
-from proxies import Origin, Recorded, gateway_to, scripted
+from proxies import Origin, Recorded, gateway_to
+from scripts import scripted
 
 from greensock import Lines, Server
 from greensock.core import turns
@@ -122,7 +123,7 @@ def test_who_always_sends_is_closed_after_a_second(serve, connect):
                 pass
 
     server._on_recv = Chatty.connection_recv.__get__(server)
-    server._crew._drain = server._drain_upcalls
+    server._workers._drain = server._drain_upcalls
     sock.sendall(b"b")
     while not has_input(conn._fd):
         pass

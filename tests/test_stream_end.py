@@ -16,9 +16,9 @@ import gevent.server
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import Flood, longest_between_ticks
-from streams import RESET, Run, certificate, error_of, fill, ours, outcome, run, trusting  # noqa: F401  # fixtures
+from conftest import PATIENCE, PAUSE, blocked, read_all, read_exactly, wait_until
+from pairs import Flood, let_engine_look, longest_between_ticks
+from streams import CALLS, RESET, Run, certificate, error_of, fill, ours, outcome, run, trusting  # noqa: F401  # fixtures
 
 from greensock.core import socket_connection
 from greensock.stream_server import StreamServer
@@ -72,8 +72,7 @@ def test_shutdown_of_reading_ends_the_input(run: Run) -> None:
 @pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_RDWR])
 def test_shutdown_wakes_a_reader(ours: Run, how: int) -> None:
     def handle(conn: Any) -> bytes:
-        reader = gevent.spawn(conn.recv, 1)
-        gevent.sleep(0.01)
+        reader = blocked(gevent.spawn(conn.recv, 1))
         conn.shutdown(how)
         data: bytes = reader.get(timeout=PATIENCE)
         return data
@@ -85,8 +84,7 @@ def test_shutdown_wakes_a_sender(ours: Run) -> None:
     def handle(conn: Any) -> None:
         fill(conn)
         conn.settimeout(None)
-        sender = gevent.spawn(conn.sendall, bytes(1 << 20))
-        gevent.sleep(0.01)
+        sender = blocked(gevent.spawn(conn.sendall, bytes(1 << 20)))
         conn.shutdown(socket.SHUT_WR)
         with pytest.raises(BrokenPipeError):
             sender.get(timeout=PATIENCE)
@@ -113,7 +111,7 @@ def test_reset_while_it_receives(run: Run) -> None:
         return error.errno, error.strerror, error.__cause__, fd > 2, conn.recv(1), unnamed.value.errno
 
     client, result = run(handle)
-    gevent.sleep(0.02)
+    run.wait_begun()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     client.close()
     assert outcome(result) == (errno.ECONNRESET, os.strerror(errno.ECONNRESET), None, True, b"", errno.ENOTCONN)
@@ -126,7 +124,7 @@ def test_reset_while_it_reads_a_line(ours: Run) -> None:
         return bool(conn.fileno() > 2)
 
     client, result = ours(handle)
-    gevent.sleep(0.02)
+    ours.wait_begun()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     client.close()
     assert outcome(result) is True
@@ -134,17 +132,21 @@ def test_reset_while_it_reads_a_line(ours: Run) -> None:
 
 def test_a_peer_that_leaves_is_noticed_without_reading(ours: Run) -> None:
     client, result = ours(lambda conn: conn.wait_disconnect(PATIENCE))
-    gevent.sleep(0.02)
+    ours.wait_begun()
+    assert not result.ready()
     client.close()
     assert outcome(result) is None
 
 
 @pytest.mark.parametrize("name", ["send", "sendall", "sendmsg"])
 def test_reset_while_it_sends(run: Run, name: str) -> None:
+    full = gevent.event.Event()
+
     def handle(conn: Any) -> int:
         fill(conn)
         conn.settimeout(PATIENCE)
         data = bytes(1 << 20)
+        full.set()
         with pytest.raises(ConnectionResetError):
             getattr(conn, name)([data] if name == "sendmsg" else data)
         with pytest.raises(BrokenPipeError):
@@ -152,7 +154,7 @@ def test_reset_while_it_sends(run: Run, name: str) -> None:
         return int(conn.fileno())
 
     client, result = run(handle)
-    gevent.sleep(0.2)
+    assert full.wait(PATIENCE)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     client.close()
     assert outcome(result) > 2
@@ -165,7 +167,7 @@ def test_what_came_before_the_broken_pipe_can_be_read(run: Run) -> None:
     def send_on(conn: Any) -> None:
         while True:
             conn.sendall(b"x" * 1000)
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
 
     def handle(conn: Any) -> bytes:
         gone.wait()
@@ -182,14 +184,7 @@ def test_what_came_before_the_broken_pipe_can_be_read(run: Run) -> None:
 
 
 AFTER: dict[str, Callable[[Any], Any]] = {
-    "recv": lambda conn: conn.recv(1),
-    "recv_into": lambda conn: conn.recv_into(bytearray(1)),
-    "recv_peek": lambda conn: conn.recv(1, socket.MSG_PEEK),
-    "recvfrom": lambda conn: conn.recvfrom(1),
-    "recvmsg": lambda conn: conn.recvmsg(1),
-    "send": lambda conn: conn.send(b"x"),
-    "sendall": lambda conn: conn.sendall(b"x"),
-    "sendmsg": lambda conn: conn.sendmsg([b"x"]),
+    **CALLS,
     "sendto": lambda conn: conn.sendto(b"x", ("127.0.0.1", 1)),
     "shutdown": lambda conn: conn.shutdown(socket.SHUT_WR),
     "getpeername": lambda conn: conn.getpeername(),
@@ -235,12 +230,11 @@ def test_close_wakes_who_is_blocked(run: Run, name: str) -> None:
         if name == "sendall":
             fill(conn)
             conn.settimeout(None)
-        blocked = gevent.spawn(AFTER[name], conn)
-        gevent.sleep(0.02)
-        assert not blocked.ready()
+        waiting = blocked(gevent.spawn(AFTER[name], conn))
+        assert not waiting.ready()
         conn.close()
         with pytest.raises(OSError) as caught:
-            blocked.get(timeout=PATIENCE)
+            waiting.get(timeout=PATIENCE)
         assert caught.value.errno == errno.EBADF
 
     client, result = run(handle)
@@ -268,7 +262,8 @@ def test_close_with_unread_input_does_not_destroy_the_answer(ours: Run) -> None:
     client, result = ours(handle)
     client.sendall(bytes(500_000))
     outcome(result)
-    gevent.sleep(0.05)
+    wait_until(lambda: ours.conns[0].closed)
+    let_engine_look()
     assert read_all(client) == b"answer"  # gevent's socket resets here
 
 

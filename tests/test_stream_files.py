@@ -16,7 +16,7 @@ import gevent.server
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, read_all, read_exactly
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from streams import CALLS, Run, error_of, fill, ours, outcome, run  # noqa: F401  # fixtures
 
 # -- files
@@ -106,7 +106,7 @@ def test_close_waits_for_the_files(run: Run) -> None:
 def test_a_file_that_outlives_its_handler(run: Run) -> None:
     client, result = run(lambda conn: conn.makefile("rwb"))
     file = outcome(result)
-    gevent.sleep(0.01)
+    wait_until(lambda: run.conns[0].closed)
     file.write(b"still here")
     file.flush()
     assert client.recv(100) == b"still here"
@@ -201,7 +201,7 @@ def test_without_blocking_what_is_there_is_read(run: Run) -> None:
     def handle(conn: Any) -> list[bytes]:
         conn.setblocking(False)
         while not client_sent.is_set():
-            gevent.sleep(0.001)
+            gevent.sleep(PAUSE)
         return [conn.recv(1), conn.recv(9)]
 
     client, result = run(handle)
@@ -241,7 +241,7 @@ def test_gevent_timeout_passes_through(run: Run) -> None:
 
 
 def test_a_sendall_that_was_cut_short_is_finished_by_the_engine(ours: Run) -> None:
-    data = os.urandom(1 << 20) * 12
+    data, cut_short = os.urandom(1 << 20) * 12, gevent.event.Event()
 
     def handle(conn: Any) -> None:
         mutable = bytearray(data)
@@ -249,10 +249,11 @@ def test_a_sendall_that_was_cut_short_is_finished_by_the_engine(ours: Run) -> No
         with pytest.raises(TimeoutError):
             conn.sendall(mutable)
         mutable[:] = bytes(len(mutable))  # the rest is a copy
+        cut_short.set()
         conn.settimeout(None)
         conn.sendall(b"more")
 
     client, result = ours(handle)
-    gevent.sleep(0.1)
+    assert cut_short.wait(PATIENCE)
     assert read_all(client) == data + b"more"
     outcome(result)

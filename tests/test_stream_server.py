@@ -31,7 +31,7 @@ import gevent.server
 import gevent.socket
 import gevent.ssl
 import pytest
-from conftest import PATIENCE, read_all, wait_until
+from conftest import PATIENCE, blocked, read_all, wait_until
 from gevent.exceptions import BlockingSwitchOutError, ConcurrentObjectUseError
 from streams import CALLS, RESET, Run, certificate, error_of, fill, ours, outcome, run, trusting  # noqa: F401  # fixtures
 
@@ -129,7 +129,7 @@ def test_recv(run: Run) -> None:
 
 def test_recv_waits(run: Run) -> None:
     client, result = run(lambda conn: conn.recv(100))
-    gevent.sleep(0.02)
+    run.wait_begun()
     assert not result.ready()
     client.sendall(b"late")
     assert outcome(result) == b"late"
@@ -191,7 +191,7 @@ def test_recvfrom_and_friends(run: Run) -> None:
 
 def test_recvfrom_waits(run: Run) -> None:
     client, result = run(lambda conn: conn.recvfrom(9))
-    gevent.sleep(0.02)
+    run.wait_begun()
     client.sendall(b"late")
     assert outcome(result)[0] == b"late"
 
@@ -221,18 +221,20 @@ def test_descriptors_are_passed(run: Run, tmp_path: Path) -> None:
 
 
 def test_two_readers_collide(run: Run) -> None:
+    tried = gevent.event.Event()
+
     def handle(conn: Any) -> Any:
-        first = gevent.spawn(conn.recv, 1)
-        gevent.sleep(0.01)
+        first = blocked(gevent.spawn(conn.recv, 1))
         try:
             with pytest.raises(ConcurrentObjectUseError):
                 conn.recv(1)
         finally:
+            tried.set()
             first.join()
         return first.get()
 
     client, result = run(handle)
-    gevent.sleep(0.05)
+    assert tried.wait(PATIENCE)
     client.sendall(b"x")
     assert outcome(result) == b"x"
 
@@ -277,13 +279,16 @@ def test_send_returns_what_the_kernel_took(run: Run) -> None:
 
 
 def test_send_waits_for_room(run: Run) -> None:
+    full = gevent.event.Event()
+
     def handle(conn: Any) -> Any:
         filled = fill(conn)
         conn.settimeout(PATIENCE)
+        full.set()
         return filled, conn.send(b"x" * 10)
 
     client, result = run(handle)
-    gevent.sleep(0.2)
+    assert full.wait(PATIENCE)
     assert not result.ready()
     assert len(read_all(client)) == sum(outcome(result))
 
@@ -324,24 +329,23 @@ def test_sendalls_of_many_greenlets_go_out_whole(ours: Run) -> None:
 
 
 def test_a_send_waits_for_the_sends_before_it(ours: Run) -> None:
-    size = 8 << 20
+    size, tried = 8 << 20, gevent.event.Event()
 
     def handle(conn: Any) -> Any:
-        first = gevent.spawn(conn.sendall, bytes(size))
-        gevent.sleep(0.01)
-        second, third = gevent.spawn(conn.send, b"second"), gevent.spawn(conn.sendmsg, [b"third"])
-        gevent.sleep(0.01)
+        first = blocked(gevent.spawn(conn.sendall, bytes(size)))
+        second, third = blocked(gevent.spawn(conn.send, b"second")), blocked(gevent.spawn(conn.sendmsg, [b"third"]))
         conn.setblocking(False)
         for call in (conn.send, conn.sendall):
             with pytest.raises(BlockingIOError):
                 call(b"never")
         for greenlet in (first, second, third):
             assert not greenlet.ready()
+        tried.set()
         gevent.joinall([first, second, third], raise_error=True)
         return second.get(), third.get(), conn.statistics().bytes_sent
 
     client, result = ours(handle)
-    gevent.sleep(0.05)
+    assert tried.wait(PATIENCE)
     assert read_all(client) == bytes(size) + b"secondthird"
     assert outcome(result) == (6, 5, size + 11)
 
@@ -350,8 +354,7 @@ def test_a_send_does_not_overtake_when_there_is_room_again(ours: Run) -> None:
     tried = gevent.event.Event()
 
     def handle(conn: Any) -> None:
-        first = gevent.spawn(conn.sendall, bytes(8 << 20))
-        gevent.sleep(0.05)
+        first = blocked(gevent.spawn(conn.sendall, bytes(8 << 20)))
         assert not first.ready()
         for _ in range(3):  # makes room, and no switch lets the engine use it
             assert client.recv(100_000)
@@ -364,38 +367,43 @@ def test_a_send_does_not_overtake_when_there_is_room_again(ours: Run) -> None:
         first.get()
 
     client, result = ours(handle)
-    tried.wait(PATIENCE)
+    assert tried.wait(PATIENCE)
     read_all(client)
     outcome(result)
 
 
 @pytest.mark.parametrize("call", [lambda conn: conn.send("text"), lambda conn: conn.sendmsg(["text"])])
 def test_a_wrong_argument_behind_other_sends_is_told(ours: Run, call: Callable[[Any], Any]) -> None:
+    trying = gevent.event.Event()
+
     def handle(conn: Any) -> None:
-        first = gevent.spawn(conn.sendall, bytes(8 << 20))
-        gevent.sleep(0.01)
+        first = blocked(gevent.spawn(conn.sendall, bytes(8 << 20)))
+        assert not first.ready()
+        trying.set()
         with pytest.raises(TypeError):
             call(conn)
         first.get()
 
     client, result = ours(handle)
-    gevent.sleep(0.05)
+    assert trying.wait(PATIENCE)
     assert len(read_all(client)) == 8 << 20
     outcome(result)
 
 
 def test_nothing_is_sent_behind_a_fin_that_waits(ours: Run) -> None:
+    tried = gevent.event.Event()
+
     def handle(conn: Any) -> None:
-        first = gevent.spawn(conn.sendall, bytes(8 << 20))
-        gevent.sleep(0.01)
-        fin = gevent.spawn(conn.shutdown_write)
-        gevent.sleep(0.01)
+        first = blocked(gevent.spawn(conn.sendall, bytes(8 << 20)))
+        fin = blocked(gevent.spawn(conn.shutdown_write))
+        assert not fin.ready()
         with pytest.raises(BrokenPipeError):
             conn.sendall(b"too late")
+        tried.set()
         gevent.joinall([first, fin], raise_error=True)
 
     client, result = ours(handle)
-    gevent.sleep(0.05)
+    assert tried.wait(PATIENCE)
     assert len(read_all(client)) == 8 << 20
     outcome(result)
 
@@ -420,17 +428,16 @@ def test_a_failed_send_leaves_no_cycle(ours: Run) -> None:
 
     def handle(conn: Any) -> Any:
         fill(conn)
-        gone.set()
+        full.set()
         with pytest.raises(ConnectionResetError):
             conn.sendall(bytes(1 << 20))
         return weakref.ref(conn)
 
-    gone = gevent.event.Event()
+    full = gevent.event.Event()
     gc.disable()
     try:
         client, result = ours(handle)
-        gone.wait()
-        gevent.sleep(0.01)
+        assert full.wait(PATIENCE)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.close()
         found = outcome(result)
@@ -588,15 +595,22 @@ def test_gevents_portforwarder() -> None:
 
 
 def test_a_pool_bounds_the_handlers(run: Run) -> None:
-    server = run.server(lambda conn: conn.recv(1), spawn=2)
+    at_once = most = 0
+
+    def handle(conn: Any) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        conn.recv(1)
+        at_once -= 1
+
+    server = run.server(handle, spawn=2)
     clients = [run.client(server) for _ in range(5)]
-    wait_until(lambda: len(run.conns) == 2)
-    gevent.sleep(0.02)
-    assert len(run.conns) == 2
     for number, client in enumerate(clients):
+        wait_until(lambda number=number: len(run.conns) >= min(5, number + 2))
         client.sendall(b"x")
         assert client.recv(1) == b""
-        wait_until(lambda number=number: len(run.conns) >= min(5, number + 2))
+    assert (len(run.conns), most) == (5, 2)
 
 
 def test_stop_kills_the_handlers_of_a_pool(run: Run) -> None:
@@ -648,8 +662,10 @@ class TestInTheHub:
         assert client.recv(1) == b""
 
     def test_a_deadline_that_nobody_waits_for(self, ours: Run) -> None:
+        limit = 0.05
+
         def handle(conn: Any) -> Any:
-            conn.settimeout(0.1)
+            conn.settimeout(limit)
             with pytest.raises(BlockingSwitchOutError):
                 conn.recv(1)
             due = conn._on_deadline(time.monotonic() + PATIENCE)
@@ -661,7 +677,7 @@ class TestInTheHub:
         client, result = ours(handle, spawn=None)
         conn, due = outcome(result)
         assert due == inf
-        gevent.sleep(0.11)
+        gevent.sleep(2 * limit)  # and it passes
         client.sendall(b"x")
         assert conn.recv(1) == b"x"
         conn.close()

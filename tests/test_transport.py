@@ -362,6 +362,15 @@ def test_close_of_a_shared_one_leaves_the_connection_to_others(pair):
     assert read_all(peer) == b""
 
 
+def test_an_abort_of_a_shared_one_resets_nothing_for_the_others(pair):
+    conn, peer = pair
+    theirs = socket.socket(fileno=os.dup(conn.fileno()))
+    conn.abort()
+    theirs.sendall(b"bye")
+    theirs.close()
+    assert read_all(peer) == b"bye"
+
+
 @pytest.mark.parametrize("end", ["close", "abort", "lost"])
 def test_the_engine_hears_no_more_of_what_others_go_on_with(pair, end):
     """Each of their messages would wake this process, and the connection that got the number next."""
@@ -513,10 +522,18 @@ def test_a_thread_that_destroys_its_hub_leaves_no_descriptor():
     assert sum("eventpoll" in what for what in descriptors().values()) <= before
 
 
+def test_a_thread_that_ends_without_a_word_closes_its_poller():
+    found = []
+    in_a_thread(lambda: found.append(get_poller()))
+    assert found[0].closed
+    found[0].hub.destroy(destroy_loop=True)
+
+
 def test_a_hub_that_is_made_anew_gets_a_poller_of_its_own():
     def work():
         first = get_poller()
         gevent.get_hub().destroy()
+        assert first.closed
         found.append((first, get_poller()))
         gevent.get_hub().destroy()
 

@@ -12,7 +12,7 @@ import gevent
 import gevent.event
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import let_engine_look
+from pairs import let_engine_look, read_all_fast
 from served import Echo, Recorder, passes, reset
 
 from greensock import (
@@ -255,6 +255,34 @@ def test_long_framed_turn_goes_on_later_and_finishes(serve, connect):
     assert error.partial == b"half"
 
 
+def test_messages_that_are_there_come_before_the_end(serve, connect):
+    """A raw read has found the end, and put back more messages than one turn has time for."""
+    got = []
+
+    class Slow(Server):
+        framer = Lines()
+
+        def connection_recv(self, conn, data):
+            got.append(data)
+            if len(got) == 1:
+                rest = b""
+                while more := conn.recv():
+                    rest += more
+                conn.unread(rest)
+            end = time.monotonic() + 0.002
+            while time.monotonic() < end:
+                pass
+
+        def connection_eof(self, conn):
+            got.append("eof")
+
+    sock = connect(serve(Slow))
+    sock.sendall(b"x\n" * 50)
+    sock.shutdown(socket.SHUT_WR)
+    assert read_all(sock) == b""
+    assert got == [b"x"] * 50 + ["eof"]
+
+
 def test_raw_read_inside_a_framed_stream(serve, connect):
     class HeadAndBody(Recorder):
         framer = Lines()
@@ -333,21 +361,23 @@ def test_half_close_kept_open_by_half_open(serve, connect):
 def test_half_open_survives_the_events_of_its_own_sending(serve, connect):
     class Late(Recorder):
         def connection_eof(self, conn):
+            self.calls.append(("eof", conn))
             gevent.spawn(self.answer, conn)
             return HALF_OPEN
 
         def answer(self, conn):
-            for _ in range(30):
-                conn.send(b"x" * 100_000)
+            for _ in range(3):
+                conn.send(b"x" * 10_000_000)  # it has to wait for room, whose events tell of the peer's FIN, too
                 gevent.sleep(0)
             conn.close()
 
     server = serve(Late)
     sock = connect(server)
     sock.shutdown(socket.SHUT_WR)
-    assert len(read_all(sock)) == 3_000_000
+    assert len(read_all_fast(sock)) == 30_000_000
     wait_until(server.drops)
     assert server.drops() == [DropReason.CLOSED]
+    assert server.names().count("eof") == 1
 
 
 def test_half_open_that_is_reset(serve, connect):

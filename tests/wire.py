@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import h11
-from proxies import Script
+from scripts import Script
 
 #: What a server answers that is asked something else than HEAD.
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

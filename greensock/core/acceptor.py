@@ -72,6 +72,8 @@ class Acceptor:
         self._logged = -LOG_EVERY
         self._greenlet: gevent.Greenlet[[], None] | None = None
         listener.setblocking(False)
+        # The C type's ``_accept`` gives a bare descriptor, where ``socket.accept`` would make an object for each
+        # connection.
         self._raw = BorrowedSocket(listener.family, listener.type, listener.proto, listener.fileno())
 
     def start(self) -> None:
@@ -84,6 +86,8 @@ class Acceptor:
 
     def stop(self) -> None:
         """Stop accepting; the listener stays open."""
+        # Taken first: the kill blocks, and meanwhile ``start()`` may make a new one, which is not to be lost. The
+        # acceptor's own greenlet may call this, and cannot wait for its own end.
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.kill(block=greenlet is not gevent.getcurrent())
@@ -107,8 +111,11 @@ class Acceptor:
         try:
             poller.register(endpoint)
             while True:
+                # Edge-triggered, as everything: the flag stays set until a drain has found the queue empty.
                 while not endpoint._readable:
                     endpoint._wait_readable()
+                # Cleared before the question and not after it: a connection that ends in between sets it, and the wait
+                # returns at once.
                 self._welcome.clear()
                 if (permits := self._may_accept()) < 1:
                     self._welcome.wait()
@@ -117,9 +124,12 @@ class Acceptor:
                     gevent.sleep(0)  # more may be there: after those that are
                 else:
                     endpoint._readable = False
+        # Not BaseException: GreenletExit is how ``stop()`` ends it.
         except Exception:
             log.exception("accepting on %r failed and has stopped", self.listener)
         finally:
+            # The listener stays open and may be accepted on again, by us or by another process that has it: its events
+            # are no longer for this endpoint.
             poller.forget(endpoint, still_open=True)
             if self._greenlet is gevent.getcurrent():
                 self._greenlet = None  # so that start() begins anew
@@ -139,12 +149,14 @@ class Acceptor:
                 if error.errno not in _GONE:
                     raise
                 continue
+            # O_NONBLOCK is not inherited from the listener, as TCP_NODELAY and keep-alive are.
             os.set_blocking(fd, False)
             self._pause = SHORTEST_PAUSE
             self._accepted(fd, address)
         return True
 
     def _wait_for_descriptors(self, error: OSError) -> None:
+        # The reserve is what the log line, or an answer that opens a file, can be made with.
         self._give_up_reserve()
         now = monotonic()
         if now - self._logged >= LOG_EVERY:

@@ -65,6 +65,9 @@ class Connection(Receiving):
         if count is not None and moved >= count:
             return moved
         pipes = self._poller.pipes
+        # The passage stands in the target's queue for the whole splice, so that other sends wait for their turn
+        # (test_two_splices_to_one_target_go_one_after_the_other). It knows how to wake this greenlet, which waits for
+        # the source when the target ends.
         passage = Passage(pipes, self._wake_reader)
         pipes.enter()
         try:
@@ -73,10 +76,16 @@ class Connection(Receiving):
                 pulled = self._pull(passage, other, inf if count is None else count - moved, timeout)
                 if not pulled:
                     break
+                # Counted when it is taken out of the source, for from there on it can only go to the target: an
+                # exception below loses nothing, since the engine finishes what is on its way
+                # (test_splice_that_is_killed_loses_nothing_that_was_taken).
                 moved += pulled
                 other._flush()
                 other.await_sent(passage, send_timeout, True)
         finally:
+            # However it ends: the place in the queue is given up, and the flush lets the next send have it. If bytes
+            # are still on their way, the passage stays for them, with its pipe; if it has left the queue, or never got
+            # in, the pipe is ours to give back.
             passage.finish()
             other._flush()
             if not other._out or passage not in other._out:
@@ -93,6 +102,8 @@ class Connection(Receiving):
             other._submit(entry)
             other.await_sent(entry, timeout, True)
         except BaseException:
+            # All or nothing: what was not begun is put back, as if it had not been taken
+            # (test_splice_that_cannot_send_the_stash_leaves_it).
             if not entry.sent and self._state is OPEN:
                 self._stash = data + self._stash
                 self._fresh, self._plain = fresh, False
@@ -103,6 +114,7 @@ class Connection(Receiving):
         """Take what is there, waiting for the first byte; 0 at the end of input."""
         deadline = inf
         while True:
+            # Looked at before each wait and each read: nothing may be taken out of the source that can go nowhere.
             other._check_connected()  # its end wakes us too
             if self._readable and self._reader is None:
                 size = int(min(count, 1 << 20))
@@ -117,6 +129,8 @@ class Connection(Receiving):
                         self._end_of_input()
                     else:
                         self._poller.pause_if_late(self)
+                    # The entry was submitted empty, so what it holds is counted here; the flush counts it down again
+                    # (test_splice_counts_what_is_queued).
                     self.bytes_received += pulled
                     other._queued += pulled
                     return pulled
@@ -125,6 +139,8 @@ class Connection(Receiving):
     # -- deadlines
 
     def _on_deadline(self, now: float) -> float:
+        # The program's own deadline before all others, as it ends even a close that takes too long: it comes due twice,
+        # first to close and then to reset.
         if self._due <= now:
             if self._state is OPEN:
                 self._due = now + (self.linger_timeout or FLUSH_SECONDS)
@@ -135,6 +151,8 @@ class Connection(Receiving):
         if self._state is CLOSING:
             due = self._linger_due if now < self._linger_due else self._linger_is_over(now)
             return min(due, self._due) if self._state is CLOSING else inf
+        # These switches run the greenlets at once, and come back when they block: each may close this connection. So
+        # the state is looked at again before every further step, and a copy of the queue is gone through.
         if self._read_deadline <= now and self._reader is not None:
             self._reader.switch(TIMED_OUT)
         for entry in list(self._out or ()):
@@ -145,6 +163,7 @@ class Connection(Receiving):
                     self._abort(DropReason.SEND_TIMEOUT)
         if self._state is not OPEN:
             return min(self._linger_due, self._due) if self._state is CLOSING else inf
+        # Asked of all that are left, not remembered: there are few, and those that were woken may have made new ones.
         nearest = min((entry.deadline for entry in self._out or ()), default=inf)
         return min(nearest, self._read_deadline, self._due)
 
@@ -165,20 +184,23 @@ class Connection(Receiving):
     def fileno(self) -> int:
         """Return the descriptor, which stays ours; -1 once it is closed.
 
-        From then on somebody else may hold the connection, too, so it is treated with care: no call relies on
-        O_NONBLOCK, which belongs to the open file, and ``close()`` sends no FIN and waits for none: that is left to who
-        closes last. The number stays open in the child of a fork, too.
+        From then on others may hold the connection, too, so it is treated with care: no call relies on O_NONBLOCK,
+        which belongs to the open file, and ``close()`` sends no FIN and waits for none: that is left to the last
+        holder. The number stays open in the child of a fork, too.
         """
+        # From here on others may make it a blocking one, or hold a duplicate
+        # (test_who_clears_o_nonblock_blocks_nobody).
         if self._fd >= 0:
             self._share()
             if isinstance(self._transport, SharedDescriptor):
-                self._transport.was_shown = True
+                self._transport.was_exposed = True
         return self._fd
 
     def duplicate(self) -> int:
         """Return a second descriptor of the connection, which is the caller's to close.
 
-        For classes that say ``is_duplicated``; it does not count as shown, as ``fileno()`` does.
+        For classes that say ``is_duplicated``; unlike ``fileno()`` it does not expose the number of the connection's
+        own.
 
         Raises:
             OSError: no descriptor is to be had.

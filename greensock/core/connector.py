@@ -2,7 +2,7 @@
 
 A name is resolved by gevent's resolver, which does not stop the hub. Its addresses are tried one after the other, in
 the order of the resolver; each but the last for its share of the time, so that one that is silent leaves some to the
-others. A connection belongs to whoever made it: close it.
+others. A connection belongs to the caller, who has to close it.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def connect(
     failure: ConnectFailed | None = None
     found = _resolve(target, address, timeout, deadline)
     for others, (family, sockaddr) in zip(reversed(range(len(found))), found, strict=True):
+        # A share of what is left: what one address did not use, the next ones have
+        # (test_silent_addresses_leave_time_for_the_next).
         due = _share(deadline, others)
         try:
             return _attempt(connection_class, family, sockaddr, address, timeout, due, no_delay)
@@ -97,6 +99,7 @@ def _resolve(target: tuple[str, int], address: Any, timeout: float | None, deadl
         return [(family, (*target, *address[2:]) if isinstance(address, tuple) else target)]
     late = OperationTimeout(f"{host!r} was not resolved within {timeout} s", None, "connect", timeout or 0.0)
     try:
+        # gevent's own timeout, as the resolver is gevent's: it knows nothing of deadlines (test_a_slow_resolver).
         with gevent.Timeout(None if deadline == inf else max(0.0, deadline - monotonic()), late):
             found = getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
     except OperationTimeout:
@@ -128,15 +131,19 @@ def _attempt(
         raise _failed(address, sockaddr, error) from error
     entry = _Established(family)
     try:
+        # A socket that connects can be written to as soon as it stands or has failed: that event brings the turn of the
+        # entry, which asks the kernel what became of it. Until then nothing else gets in front of it.
         conn._writable = False  # until the kernel says that it stands
         conn._submit(entry)
         conn.await_sent(entry, None if deadline == inf else max(0.0, deadline - monotonic()))
+    # Its text says ``send``; the caller asked for a connection.
     except OperationTimeout:
         conn.abort()
         raise late from None
     except OSError as error:  # ConnectionLost, or what a SocketConnection raises in its place
         cause = error.__cause__ or error
         raise _failed(address, sockaddr, cause) from cause
+    # Killed, or a timeout of the caller's: no one else would close the connection (test_killed_while_it_connects).
     except BaseException:
         conn.abort()
         raise
@@ -152,6 +159,8 @@ def _begin(
         sock.setblocking(False)
         if family != _socket.AF_UNIX:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
+        # A Unix socket whose backlog is full does not connect in the background, and no event says when there is room
+        # (test_a_full_unix_backlog).
         while (said := sock.connect_ex(sockaddr)) == errno.EAGAIN and family == _socket.AF_UNIX:
             if monotonic() >= deadline:
                 raise late
@@ -161,6 +170,7 @@ def _begin(
     except BaseException:
         sock.close()
         raise
+    # No object owns the descriptor for these few lines, so whichever fails closes it.
     fd = sock.detach()
     try:
         conn = kind(get_poller(), fd, family, sockaddr)
@@ -193,11 +203,13 @@ class _Established(Outgoing):
     def push(self, fd: int, transport: Transport | None = None) -> int:
         with borrow_socket(fd, self._family) as sock:
             error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+            # SO_ERROR is 0 for a socket that still connects, too: only one that stands has a peer
+            # (test_an_event_of_whoever_had_the_descriptor_before_connects_nothing).
             if error:
                 raise OSError(error, os.strerror(error))
             try:
                 sock.getpeername()
-            except OSError:  # ENOTCONN: woken by an event of whoever had the descriptor before
+            except OSError:  # ENOTCONN: the event was for the previous owner of the descriptor
                 raise BlockingIOError from None
         self.left = 0
         return 0

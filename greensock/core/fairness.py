@@ -16,9 +16,11 @@ def let_others_run(since: float) -> float:
     """Pause if it is the turn of others; return since when the caller goes on, for the next call.
 
     For loops that may run for long without a wait: ``since = let_others_run(since)`` in each round, beginning with 0.0.
-    Cheap while it is too early. Whoever pauses goes on after a pass of the loop, in turn with all others who did.
+    Cheap while it is too early. A greenlet that pauses goes on after a pass of the loop, in turn with all others that
+    did.
     """
     now = monotonic()
+    # Before the poller is looked up: most calls end here.
     if not since or now - since < LEAST_SECONDS:
         return since or now
     poller = get_poller()

@@ -50,6 +50,7 @@ class IdleSweep:
         self._disarm()
 
     def _arm(self) -> None:
+        # Keeps no program alive (test_a_program_with_nothing_to_do_ends).
         self._timer = self._poller.hub.loop.timer(self._limit / LOOKS, ref=False)
         self._timer.start(self._begin, update=True)
 
@@ -62,6 +63,7 @@ class IdleSweep:
     def _begin(self) -> None:
         """Take note of the connections that are there. In the hub; must not raise."""
         self._disarm()
+        # A snapshot, as closing one changes the dictionary. What comes meanwhile is young, and what goes is not OPEN.
         self._rest = iter(list(self._poller.endpoints.values()))
         self._poller.call_soon(self._sweep)
 
@@ -76,6 +78,9 @@ class IdleSweep:
         except BaseException as error:  # what is told of a close must not raise; if it does, the others are looked at
             failed = True
             self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+        # The next slice comes in the next pass, so that timers and events have theirs in between
+        # (test_the_sweep_goes_in_slices). One that raised has used up its place: the others are looked at
+        # (test_a_sweep_goes_on_when_somebody_raises_in_it).
         if seen == SLICE or failed:
             self._poller.call_soon(self._sweep)
         else:
@@ -95,6 +100,8 @@ class IdleSweep:
                 # The very objects: a count that changed is another one, and none is made for this.
                 conn._idle_received, conn._idle_sent = conn.bytes_received, conn.bytes_sent
                 conn._idle_since = now
+            # The system call comes last, for the few that would be dropped else
+            # (test_who_still_takes_what_was_sent_is_not_idle).
             elif now - conn._idle_since >= limit and not self._still_takes(conn, now):
                 conn._close(DropReason.IDLE_TIMEOUT)
         return seen

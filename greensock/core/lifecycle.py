@@ -14,14 +14,14 @@ flag              set means                                   only while
 ================  ==========================================  ==========================================================
 ``_plain``        a turn is one read and one upcall           OPEN, begun; no framer, stash, ``_eof`` or transport
 ``_clear``        a send may go straight to the kernel        OPEN, ``_writable``; no queue, ``_fin`` or transport
-``_readable``     a read may find something                   (always; what a closed one says is of no matter)
-``_writable``     a write may find room                       (always; what a closed one says is of no matter)
+``_readable``     a read may find something                   (always; ignored once it is closed)
+``_writable``     a write may find room                       (always; ignored once it is closed)
 ``_thorough``     a short read does not mean empty            (always)
 ``_idle``         it waits for its next turn                  it has a server
 ``_eof``          the peer's FIN was read                     not ``_plain``
 ``_fin``          our FIN is sent, or is in the queue         not ``_clear``
-``_fresh``        no upcall was given what is in the stash    OPEN, with a stash
-``_stash``        bytes were read that nobody was given       OPEN, not ``_plain``
+``_fresh``        the stash holds what no upcall has seen     OPEN, with a stash
+``_stash``        bytes were read and not yet given out       OPEN, not ``_plain``
 ``_out``          something waits to be sent                  not CLOSED, not ``_clear``; then ``_queued`` counts it
 ``_kept``         ``send_nowait`` left some of that           ``_out``, and no more than ``_queued``
 ``_reader``       a greenlet receives, or the engine drains   a greenlet: until it has left; the engine: CLOSING
@@ -176,9 +176,15 @@ class Lifecycle(Endpoint):
         # Endpoint's fields are written out, not left to its __init__: one call less for each connection accepted.
         self._poller = poller
         self._fd = fd
+        # Nothing is known of its input: the registration itself has the kernel tell what is there already. Room to
+        # write is taken for granted instead, so that the first answer goes out without an event; at worst the kernel
+        # says EAGAIN.
         self._readable = False
         self._writable = True
+        # A Unix socket cuts a read short where descriptors were passed, and no event tells of that: there a short read
+        # never means empty (test_passed_descriptors_stop_no_upcall_and_are_closed).
         self._thorough = family == _socket.AF_UNIX
+        # No event makes it ready before the server says that it may have turns; one of the program's own never has any.
         self._idle = False
         self._reader = None
         self._armed = inf
@@ -219,6 +225,8 @@ class Lifecycle(Endpoint):
         #: Bytes received and sent so far.
         self.bytes_received = 0
         self.bytes_sent = 0
+        # Copied, not looked up in the server: each may be changed for one connection, and the hot path saves an
+        # attribute.
         if server is None:
             self.recv_size = 65536
             self.max_send_queue = 1 << 20
@@ -275,6 +283,8 @@ class Lifecycle(Endpoint):
         Raises:
             OperationTimeout: ``timeout`` seconds passed first.
         """
+        # An event is made only for a greenlet that waits, and is set where the state changes: so the state is looked at
+        # first.
         if self._state is not CLOSED and not self._event("closed").wait(timeout):
             raise OperationTimeout(f"not closed within {timeout} s", self, "wait_closed", timeout or 0.0)
 
@@ -286,6 +296,8 @@ class Lifecycle(Endpoint):
         Raises:
             OperationTimeout: ``timeout`` seconds passed first.
         """
+        # No further edge tells what the peer did before, so that is looked at before the wait
+        # (test_notify_disconnect_tells_what_has_happened_before).
         if self._state is not OPEN or self._eof or self._has_left():
             return
         if not self._event("hangup").wait(timeout):
@@ -307,11 +319,14 @@ class Lifecycle(Endpoint):
         if not seconds >= 0:
             raise ValueError(f"seconds={seconds!r}: 0 or more, or None, expected")
         self._due = monotonic() + seconds
+        # One that is closed has no place on the heap, which would hold it until then
+        # (test_a_deadline_on_what_is_closed_is_harmless). One that is armed for an earlier time looks at ``_due`` when
+        # that comes.
         if self._state is not CLOSED and self._due < self._armed:
             self._poller.arm(self, self._due)
 
     def shutdown_read(self) -> None:
-        """Take no more input: whoever receives finds its end, behind what came before."""
+        """Take no more input: a receiving call gets what came before, and then the end."""
         self._check_open()
         with borrow_socket(self._fd, self._family) as sock:
             sock.shutdown(_socket.SHUT_RD)
@@ -319,8 +334,8 @@ class Lifecycle(Endpoint):
     def notify_disconnect(self, callback: Callable[[], object] | None) -> bool:
         """Have ``callback`` called once when the peer closes its side or the connection ends; None: no more.
 
-        False if that has happened before: nothing is called then. It is called in the hub or by whoever closes, and
-        must neither block nor raise. It costs next to nothing, where ``wait_disconnect`` takes a greenlet.
+        False if that has happened before: nothing is called then. It is called in the hub or by the greenlet that
+        closes, and must neither block nor raise. It costs next to nothing, where ``wait_disconnect`` takes a greenlet.
         """
         if callback is not None and (self._state is not OPEN or self._eof or self._has_left()):
             return False
@@ -328,9 +343,12 @@ class Lifecycle(Endpoint):
         return True
 
     def _has_left(self) -> bool:
+        # An end is announced by an event that sets ``_thorough``: where none came, the system call is saved.
         return self._thorough and peer_has_hung_up(self._fd)
 
     def _call_on_leave(self) -> None:
+        # Taken out before it is called: it may close the connection, which would call it once more
+        # (test_notify_disconnect).
         callback, self._on_leave = self._on_leave, None
         if callback is not None:
             try:
@@ -352,18 +370,26 @@ class Lifecycle(Endpoint):
         return self._events.setdefault(name, Event())
 
     def _on_hangup(self) -> None:
+        # The event may be meant for the previous owner of the descriptor, or made up by the poller after a failure, so
+        # the kernel is asked before anything is reported (test_an_end_that_is_a_strangers_is_told_to_nobody). It is
+        # asked only if the program wants to know, which is rare.
         if self._events is not None and "hangup" in self._events and peer_has_hung_up(self._fd):
             self._events["hangup"].set()
         if self._on_leave is not None and peer_has_hung_up(self._fd):
             self._call_on_leave()
+        # A splice waits for its source, and would not hear that its target is gone
+        # (test_splice_ends_with_a_target_that_its_peer_resets).
         if self._out:
             self._out[0].nudge()
 
     def _close(self, reason: DropReason) -> None:
-        # The first reason stays: whatever happens to a connection that is closing already is told nobody
+        # The first reason stays: what happens to a connection that is closing already is not reported
         # (test_states_change_as_the_table_says).
         if self._state is not OPEN:
             return
+        # The state first, the queue second: a sender whose entry is withdrawn is woken, and has to find the connection
+        # closing. Each step may be the last one, in ``_release``: a flush that fails resets. So ``_fd`` is looked at
+        # after them.
         self._leave_open(CLOSING, reason)
         if self._out:
             self._wind_up()
@@ -372,6 +398,8 @@ class Lifecycle(Endpoint):
             return
         now = monotonic()
         if self._out:
+            # ``linger_timeout = 0`` means that the peer's FIN is not waited for. What was sent is flushed all the same
+            # (test_close_flushes_what_is_queued), but not for ever (test_a_flush_that_goes_nowhere_ends).
             seconds = self.linger_timeout or self.send_timeout or FLUSH_SECONDS
             is_exact = self._family != _socket.AF_UNIX
             self._flushing = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now, is_exact)
@@ -387,7 +415,9 @@ class Lifecycle(Endpoint):
     def _abort(self, reason: DropReason) -> None:
         if self._state is CLOSED:
             return
-        if not self._is_shared():  # else the connection is somebody else's, too
+        # SO_LINGER belongs to the connection and not to our descriptor: the last holder's close would send RST
+        # (test_an_abort_of_a_shared_one_resets_nothing_for_the_others).
+        if not self._is_shared():
             try:
                 reset_on_close(self._fd, self._family)
             except OSError:
@@ -399,13 +429,20 @@ class Lifecycle(Endpoint):
     def _fail(self, error: Exception) -> None:
         """Reset a connection that broke, or on which the engine cannot go on sending."""
         if self._state is OPEN:
+            # Without its traceback, which holds the frames that it passed, and through them this connection.
             self._failure = error.with_traceback(None)
         self._abort(DropReason.LOST)
 
     def _leave_open(self, state: State, reason: DropReason) -> None:
+        # The state before all else: the callbacks below may come back with ``close()`` or ``abort()``, which then do
+        # nothing or end what is left (test_states_change_as_the_table_says).
         self._state = state
         self._drop_reason = reason
+        # The fast paths look at one flag each and not at the state. With these cleared they come to the slow ones,
+        # which look and raise (test_flags).
         self._readable = self._clear = self._plain = self._fresh = False
+        # The program may keep the connection for long: what came and was not read is not kept with it
+        # (test_an_upcall_that_closed_gets_nothing_more).
         self._stash = b""
         self._decoder = None
         self._read_deadline = inf
@@ -413,26 +450,35 @@ class Lifecycle(Endpoint):
             self._events["hangup"].set()
         if self._on_leave is not None:
             self._call_on_leave()
+        # A blocked greenlet is woken later, by the hub, and never switched to from here: it would run in the middle of
+        # the greenlet that closes (test_close_wakes_blocked_downcalls). A splice into this connection waits on another
+        # one; it is woken by ``nudge`` (test_splice_ends_with_a_target_that_the_program_closes).
         if self._reader is not None:
             self._wake_reader()
         if self._out is not None:
             for entry in self._out:
                 self._wake_sender(entry)
                 entry.nudge()
+        # One at rest gets a last turn, for ``connection_drop`` is an upcall: it may block, so it runs in a worker
+        # (test_idle_timeout). One that is queued or in its turn comes to its end there.
         if self._idle:
             self._poller.queue(self)
 
     def _close_further(self) -> None:
         """Take the next step of closing, if its time has come: flush, FIN, drain, close."""
+        # Called by each event that may have made the next step due: the close, the last byte flushed, the reader that
+        # left. There is one place for a reader: a greenlet in it leaves first, and calls this again as it goes.
         reader = self._reader
         if self._fd < 0 or (reader is not None and not isinstance(reader, _Engine)):
             return  # a greenlet still has to leave its downcall
         if self._out:
+            # The engine sits in the reader's place already while it flushes, so that a late read is refused and cannot
+            # take what comes now (test_what_comes_while_a_closing_connection_flushes_is_dropped).
             self._reader = reader or _Engine(self)
             return
         # A close with unread input sends a reset, which destroys what is on its way to the peer. So: FIN first, then
         # read and drop until the peer's own FIN (test_drop_after_an_answer_with_unread_input). No linger where that FIN
-        # has come, none is wanted, or the connection is somebody else's, too.
+        # has come, where no linger is wanted, or where another process holds the connection, too.
         if self._eof or not self.linger_timeout or self._is_shared():
             self._release()
             return
@@ -446,11 +492,16 @@ class Lifecycle(Endpoint):
         if self._flushing is not None:  # all is out now: from here on it is the peer's FIN that is waited for
             self._flushing = None
             self._linger(monotonic() + self.linger_timeout)
+        # At once, not with the next event: what has come was announced before, and edges come once
+        # (test_an_end_that_came_before_the_close_is_found_by_it).
         self._drain()
 
     def _drain(self) -> None:
         """Read and drop until the peer's FIN, the bound, or the lack of input."""
         try:
+            # A bound on what is dropped, and one on the time in ``_linger``: a peer that sends for ever is reset in the
+            # end (test_a_closing_connection_drops_so_many_bytes_and_no_more,
+            # test_a_peer_that_drips_does_not_hold_a_closing_connection).
             while self._linger_left > 0:
                 dropped = len(read(self._fd, 65536) if self._transport is None else self._transport.read(65536))
                 if not dropped:
@@ -463,8 +514,9 @@ class Lifecycle(Endpoint):
         self._release()
 
     def _linger(self, due: float) -> None:
-        """Have the time of closing looked at when it is ``due``."""
+        """See to it that the close is looked at when it is ``due``."""
         self._linger_due = due
+        # An entry that comes due earlier looks at ``_linger_due`` by itself.
         if due < self._armed:
             self._poller.arm(self, due)
 
@@ -473,6 +525,8 @@ class Lifecycle(Endpoint):
         if not self._out or self._flushing is None:
             self._release()  # all is with the kernel, which goes on without us
             return inf
+        # By what the peer took and not by the clock alone: a slow reader gets all of it
+        # (test_a_peer_that_reads_slowly_gets_all_of_it).
         again = self._flushing.next_look(self._fd, self.bytes_sent, now)
         if again is None:
             self._abort(DropReason.CLOSED)  # the peer must see that the answer was cut short
@@ -481,17 +535,22 @@ class Lifecycle(Endpoint):
         return again
 
     def _release(self) -> None:
-        """Give the descriptor back. What waits is woken by whoever changed the state."""
+        """Close the descriptor. Readers are woken by ``_leave_open``, which comes before."""
         if self._fd < 0:
             return
         # Out of the epoll set and out of our books before the number is given back: from ``close`` on it may be another
         # file's, in another thread too (test_reused_descriptor_while_the_upcall_is_blocked_under_load).
         self._state = CLOSED
         self._clear = self._readable = False
+        # ``close`` alone takes no descriptor out of an epoll set while a duplicate is open, here or in a child: its
+        # events would go on coming, under a number that is another file's
+        # (test_the_engine_hears_no_more_of_what_others_go_on_with).
         transport = self._transport
         self._poller.forget(self, self.is_duplicated or (transport is not None and transport.is_shared))
+        # The heap would hold the connection until its deadline (test_deadlines_do_not_pile_up).
         if self._armed != inf:
             self._poller.disarm(self)
+        # Forgotten first, closed second: a double close is impossible, whatever the rest of this runs into.
         fd, self._fd = self._fd, -1
         if transport is not None:
             transport.close()
@@ -499,6 +558,8 @@ class Lifecycle(Endpoint):
         if isinstance(self._reader, _Engine):
             self._reader = None
         if self._out is not None:
+            # Their waiters find ``left`` above 0 and raise. An entry may hold a pipe or a duplicate of a file: it lets
+            # go of them (test_a_splice_that_is_broken_off_gives_no_bytes_to_the_next).
             for entry in self._out:
                 self._wake_sender(entry)
                 entry.discard()
@@ -509,6 +570,7 @@ class Lifecycle(Endpoint):
                 event.set()
         if self.is_duplicated:
             self.descriptor_closed()
+        # Last: it may be the end of what a draining server waits for.
         if self.server is not None:
             self.server._released(self)
 
@@ -522,7 +584,7 @@ class Lifecycle(Endpoint):
     survives_fork: ClassVar[bool] = True
 
     def _share(self) -> None:
-        """Treat the descriptor as one that somebody else may hold, too."""
+        """Treat the descriptor as one that others may hold, too."""
         if self._transport is None:
             self._transport = SharedDescriptor(self._fd, self._family)
             self._plain = self._clear = False
@@ -535,20 +597,25 @@ class Lifecycle(Endpoint):
 
         What waits to be sent is the parent's to send, and so are its other greenlets to wake.
         """
+        # Both processes hold the same open connection: bytes that both sent would arrive twice
+        # (test_what_was_queued_is_the_parents_to_send).
         self._out = None
         self._queued = self._kept = 0
         self._reader = None
         self._events = None
         self._on_leave = None
+        # Its entry is on the heap of the parent's poller.
         self._armed = self._read_deadline = self._due = inf
         self._idle = False
         self._poller = cast(Any, ChildsPoller(self))
 
     def _leave_to_parent(self) -> int:
-        """In the child of a fork in which it does not live on: close it, or leave it to who was shown the number."""
-        was_shown = isinstance(self._transport, SharedDescriptor) and self._transport.was_shown
+        """In the child of a fork in which it does not live on: close it, unless ``fileno()`` has exposed it."""
+        was_exposed = isinstance(self._transport, SharedDescriptor) and self._transport.was_exposed
         fd = self._give_up_descriptor()
-        if not was_shown:
+        # The program may hold the number in an object of its own, which closes it: a second close could hit another
+        # file (test_whose_number_was_shown_is_open_in_the_child).
+        if not was_exposed:
             close(fd)
         return -1
 
@@ -588,8 +655,10 @@ class Lifecycle(Endpoint):
             raise self._closed_error()
 
     def _check_connected(self) -> None:
-        """Raise if the connection is closed, or is broken and nobody was told so far."""
+        """Raise if the connection is closed, or is broken and that was not noticed so far."""
         self._check_open()
+        # An epoll event says that something ended, not what. The kernel knows, and most often need not be asked
+        # (test_splice_ends_with_a_target_that_its_peer_resets).
         if self._thorough and both_sides_are_down(self._fd):
             self._probe()
             raise self._lost(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
@@ -608,6 +677,8 @@ class Lifecycle(Endpoint):
 
     def _lost(self, error: OSError) -> ConnectionClosed | ConnectionLost:
         """Translate what a system call said, and let go of a connection that is of no more use."""
+        # The greenlet that met the error does not wait here; another one that does is woken and raises the same. If the
+        # connection was closed before, the error says why it was closed, and not what this call met.
         if self._state is OPEN:
             self._failure = error.with_traceback(None)
             self._leave_open(CLOSED, DropReason.LOST)
@@ -617,6 +688,7 @@ class Lifecycle(Endpoint):
     def _probe(self) -> None:
         """Raise ``ConnectionLost`` if the connection ended by an error."""
         with borrow_socket(self._fd, self._family) as sock:
+            # Reading it clears it: it is asked only where the answer is acted upon.
             error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if error:
             raise self._lost(OSError(error, os.strerror(error)))
@@ -631,12 +703,14 @@ class _Engine:
         self._connection = connection
 
     def switch(self, *value: Any) -> None:
+        # While it flushes, input stays in the kernel, where TCP holds the peer back
+        # (test_what_comes_while_closing_does_not_keep_the_engine_busy).
         if self._connection._linger_left > 0:
             self._connection._drain()
 
 
 class _Wake:
-    """A wake-up of whoever waits for an entry, void if it has left by then."""
+    """A wake-up of the greenlet that waits for an entry, void if it has left by then."""
 
     __slots__ = ("_entry",)
 
@@ -644,6 +718,8 @@ class _Wake:
         self._entry = entry
 
     def __call__(self) -> None:
+        # Between the order and the wake-up a timeout or a kill may have taken the greenlet away: it may wait elsewhere
+        # by now (test_a_wake_up_that_comes_too_late_reaches_nobody).
         if self._entry.waiter is not None:
             self._entry.waiter.switch()
 
@@ -657,6 +733,7 @@ class _WakeReader:
         self._connection = connection
 
     def __call__(self) -> None:
+        # Looked up now: since the order another greenlet, or the engine, may have taken the place.
         reader = self._connection._reader
         if reader is not None and not isinstance(reader, _Engine):
             reader.switch()

@@ -28,7 +28,7 @@ def unsent(fd: int) -> int:
 
 
 class Pace:
-    """What a peer takes while somebody waits for it: ``timeout`` seconds without a byte, or less than ``rate`` bytes a
+    """What a peer takes while it is waited for: ``timeout`` seconds without a byte, or less than ``rate`` bytes a
     second once that time is over, are too slow."""
 
     __slots__ = ("_began", "_held", "_is_exact", "_rate", "_since", "_taken", "_timeout", "_written")
@@ -53,6 +53,7 @@ class Pace:
 
     def next_look(self, fd: int, written: int, now: float) -> float | None:
         """Look; return when to look again, None: the peer is too slow. ``written`` are bytes given to the kernel."""
+        # Taken by the peer since the last look: what was written, and what the kernel holds less than then.
         held = unsent(fd)
         more = written - self._written
         taken = more + self._held - held
@@ -64,6 +65,9 @@ class Pace:
             self._since = now
         elif now - self._since >= self._timeout:
             return None
+        # Not within the first ``timeout``: a peer may be slow to begin (test_a_least_rate).
         if self._rate and now - self._began > self._timeout and self._taken < self._rate * (now - self._began):
             return None
+        # The next quarter, or sooner if the limit ends before: so a peer that stops is noticed in time
+        # (test_who_stops_is_cut_off_a_quarter_late_at_most).
         return min(now + self._timeout / LOOKS, self._since + self._timeout)

@@ -14,7 +14,7 @@ Invariants:
   harvest it nor change it.)
 - All waking happens in the hub, in the poller's callbacks. They never raise: libev would stop the watcher.
 - Between ``epoll_wait`` and the handling of an event user code may run, and may close the descriptor or have it reused.
-  So an event is looked up when its time has come, and a spurious one is harmless: whoever it wakes looks again.
+  So an event is looked up when its time has come, and a spurious one is harmless: a greenlet that it wakes looks again.
 - A greenlet that always finds input never has to wait, so it would hold the hub. It looks at the clock instead, and
   is put off to the next pass once that is later than ``until``. All greenlets that were put off share one slice of a
   pass, however many they are: so a pass is short, and timers are hardly late.
@@ -60,7 +60,8 @@ __all__ = ["TIMED_OUT", "ChildsPoller", "Endpoint", "Poller", "Waiter", "get_pol
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
 
-#: Seconds after which whoever never has to wait is put off. What was put off has so many seconds of each pass.
+#: Seconds after which a greenlet that never has to wait is put off. All that were put off share so many seconds of a
+#: pass.
 SLICE_SECONDS = 0.005
 #: Seconds that each of those may go on, in turn: with a slice each, a hundred of them would hold a pass for ever.
 SHARE_SECONDS = 0.001
@@ -116,7 +117,7 @@ class Endpoint:
     survives_fork: ClassVar[bool] = False
 
     def _share(self) -> None:
-        """Be told that somebody else may hold the descriptor from now on, too."""
+        """Be told that others may hold the descriptor from now on, too."""
 
     def _survive_fork(self) -> None:
         """Live on in the child of a fork that happened in its turn."""
@@ -136,6 +137,8 @@ class Endpoint:
 
     def _wait_readable(self) -> None:
         """Block the calling greenlet until the endpoint may be readable. It may return early."""
+        # Whatever is thrown into the wait leaves through ``finally``: an event that is still to come finds no reader,
+        # and only sets the flag.
         self._reader = getcurrent()
         try:
             self._poller.hub.switch()
@@ -164,13 +167,14 @@ class Poller:
         #: Every registered endpoint by its descriptor.
         self.endpoints: dict[int, Endpoint] = {}
         #: The workers of each server of this hub.
-        self.crews: list[Workers] = []
-        #: For what goes from socket to socket.
+        self.worker_pools: list[Workers] = []
+        #: The pipes of splices.
         self.pipes = Pipes()
-        #: When whoever runs, and need not wait, is to let others run.
+        #: The time from which on a greenlet that does not have to wait lets others run.
         self.until = 0.0
         self._epoll = new_epoll()
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
+        # One timer, started again and again: to make one costs some 10 us.
         self._next_pass: Any = hub.loop.timer(0.0)
         self._calls: deque[Callable[[], object]] = deque()
         #: Whether it is a parent's, in the child of a fork.
@@ -194,7 +198,10 @@ class Poller:
         Raises:
             OSError: the kernel refused (``ENOSPC``: fs.epoll.max_user_watches is reached).
         """
+        # The kernel first: if it refuses, nothing here has changed. It tells of what is there already as if it came
+        # now, so that no edge is missed between accept and this.
         self._epoll.register(endpoint._fd, interest)
+        # A watcher that runs keeps the program alive (test_events_need_an_endpoint_to_keep_the_loop_alive).
         if not self.endpoints:
             self._watcher.start(self._on_events)
         self.endpoints[endpoint._fd] = endpoint
@@ -204,6 +211,7 @@ class Poller:
 
         Not if it is ``still_open``, here or in a child: what it tells would come as long as anybody holds it.
         """
+        # The number may be another endpoint's by now, or it never was registered.
         if self.endpoints.get(endpoint._fd) is endpoint:
             del self.endpoints[endpoint._fd]
             if still_open:
@@ -212,10 +220,10 @@ class Poller:
             if not self.endpoints:
                 self._watcher.stop()
 
-    def discard_crew(self, crew: Workers) -> None:
+    def discard_workers(self, pool: Workers) -> None:
         """Forget the workers of a server that has stopped."""
-        if crew in self.crews:
-            self.crews.remove(crew)
+        if pool in self.worker_pools:
+            self.worker_pools.remove(pool)
 
     @property
     def closed(self) -> bool:
@@ -244,17 +252,22 @@ class Poller:
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have ``call()`` made in the hub, in the next pass of the poller. It must not raise."""
+        # A queue of our own: one callback of the hub for all calls of a pass, where each ``run_callback`` costs 0.55
+        # us.
         self._calls.append(call)
         self.schedule()
 
     def queue(self, endpoint: Endpoint) -> None:
         """Put the endpoint on its ready queue now, and see to it that the queue is looked at."""
+        # Not idle from the moment when it is queued: an event that comes before its turn must not queue it a second
+        # time (test_what_is_queued_for_a_turn_is_queued_once).
         endpoint._idle = False
         endpoint._ready.append(endpoint)
         self.schedule()
 
     def requeue(self, endpoint: Endpoint) -> None:
         """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
+        # It is not idle meanwhile, as if it were queued: events that come set its flags and nothing else.
         self._go_on_later(partial(endpoint._ready.append, endpoint))
 
     def pause(self) -> None:
@@ -263,6 +276,8 @@ class Poller:
         self._go_on_later(pause)
         try:
             self.hub.switch()
+        # A pause that was left by a kill or a timeout is void, though its place in the queue is kept
+        # (test_a_pause_can_be_left).
         finally:
             pause.waiter = None
 
@@ -272,24 +287,30 @@ class Poller:
         Called by the greenlet that reads.
         """
         if monotonic() > self.until:
+            # The flag alone makes the reader wait: its next read finds it cleared, and no path of reading looks at
+            # anything else. What is in the socket was told by an edge that is gone, so ``_resume`` has to tell it again
+            # (test_a_peer_that_floods_a_loop_of_reads_does_not_hold_up_timers).
             endpoint._readable = False
-            if endpoint not in self._paused:  # it may have been told by an event that came first
+            if endpoint not in self._paused:  # else an event came first, and it is still to be resumed
                 self._paused.add(endpoint)
                 self._go_on_later(partial(self._resume, endpoint))
 
     def _resume(self, endpoint: Endpoint) -> None:
+        # It may have been closed while it was put off, and its number be another's.
         self._paused.discard(endpoint)
         if self.endpoints.get(endpoint._fd) is endpoint:
             self._tell(endpoint, EVENT_INPUT)
 
     def _go_on_later(self, call: Callable[[], object]) -> None:
+        # While a pass is active nothing is scheduled: its end looks at what is left.
         self._put_off.append(call)
         if not self._active and not self._scheduled:
             self._schedule_next_pass()
 
     def _schedule_next_pass(self) -> None:
         self._scheduled = True
-        # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors.
+        # Not run_callback: gevent runs up to 50 of those before it looks at its timers and descriptors
+        # (test_timers_fire_in_time_beside_a_flood_of_work).
         self._next_pass.start(self._on_events, update=False)
 
     def schedule(self) -> None:
@@ -299,18 +320,20 @@ class Poller:
             self.hub.loop.run_callback(self._on_events)
 
     def _on_events(self) -> None:
+        # This pass may have been scheduled before the hub was destroyed, or by the parent of a fork.
         if self.is_abandoned or self._epoll.closed:
             return
         self._active = True
+        # Cleared at the beginning: what is queued from here on is found by the end of this pass.
         self._scheduled = False
         self.until = monotonic() + SLICE_SECONDS
-        # First who was to be woken by the last pass, then what the kernel has to tell, then the turns that came of
-        # both, and at last who was put off: so one that floods never comes before one that waits
+        # First the wake-ups that the last pass ordered, then the kernel's events, then the turns that came of both, and
+        # last the greenlets that were put off: so one that floods never runs before one that waits
         # (test_timers_fire_in_time_beside_a_flood_of_work, test_a_flood_does_not_starve_a_whisper_nor_timers).
         try:
             self._run_calls()
             self._harvest()
-            self._run_crews()
+            self._run_workers()
             if self._put_off:
                 self._run_put_off()
         except BaseException as error:  # a signal's exception can come up anywhere
@@ -319,16 +342,21 @@ class Poller:
             self._active = False
         # What is left was made while this ran; it must not wait for an event that may never come
         # (test_a_turn_that_spent_its_budget_goes_through_the_loop).
-        if self._calls or self._put_off or any(crew.ready and crew.can_run for crew in self.crews):
+        if self._calls or self._put_off or any(pool.ready and pool.can_run for pool in self.worker_pools):
             self._schedule_next_pass()
 
     def _run_calls(self) -> None:
+        # As many as there are now: a call that orders the next one (a flush in steps, a sweep in slices) goes on in
+        # the next pass (test_a_call_that_orders_the_next_goes_on_in_the_next_pass).
         calls = self._calls
         for _ in range(len(calls)):
             calls.popleft()()
 
     def _harvest(self) -> None:
-        """Fetch the events and hand each to whom it concerns."""
+        """Fetch the events and hand each to its endpoint."""
+        # With a timeout of 0: the watcher fired because something is there, and the hub must not block here. What
+        # exceeds ``MAX_EVENTS`` stays in the kernel's list, and the nested set stays readable for the watcher, which is
+        # level-triggered.
         lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
         for fd, events in self._epoll.poll(0, MAX_EVENTS):
             endpoint = lookup(fd)
@@ -339,8 +367,7 @@ class Poller:
                 continue  # closed since
             # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
             # Nothing else can be meant: a peer that hung up, urgent data, or room for what waits to be sent has
-            # another mask, or a connection that is not ``_writable``
-            # (test_one_read_for_each_short_message_and_none_in_vain).
+            # another mask, or a connection that is not ``_writable`` (test_room_and_data_that_come_in_one_event).
             if events == data and endpoint._writable:
                 endpoint._readable = True
                 if endpoint._reader is not None:
@@ -352,14 +379,14 @@ class Poller:
                 tell(endpoint, events)
 
     def _tell(self, endpoint: Endpoint, events: int) -> None:
-        # Edge-triggered: this is told once. What is not acted on now must be kept in the flags, or nobody will ever
-        # look again (test_the_end_right_behind_the_data_is_seen).
+        # Edge-triggered: this is told once. What is not acted on now must be kept in the flags, or it is lost for ever
+        # (test_the_end_right_behind_the_data_is_seen).
         if events & EVENT_UNSURE:
             endpoint._thorough = True
             if events & EVENT_HANGUP:
                 endpoint._on_hangup()
         # Writers before readers: a greenlet that is woken to read may close the connection, and what waited to be sent
-        # has its chance before (test_close_wakes_blocked_downcalls).
+        # has its chance before (test_room_and_data_that_come_in_one_event).
         if not endpoint._writable and events & EVENT_WRITE:
             endpoint._writable = True
             endpoint._on_writable()
@@ -372,19 +399,24 @@ class Poller:
                 endpoint._idle = False
                 endpoint._ready.append(endpoint)
 
-    def _run_crews(self) -> None:
-        for crew in self.crews:
-            if crew.ready:
-                crew.run()
+    def _run_workers(self) -> None:
+        # A worker that blocks in an upcall switches to the hub, that is, back into ``run``, which hands on the rest.
+        for pool in self.worker_pools:
+            if pool.ready:
+                pool.run()
 
     def _run_put_off(self) -> None:
-        """Have those go on who were put off before, one after the other, until the time for that is over."""
+        """Let the greenlets go on that were put off before, one after the other, until the time for that is over."""
+        # As many as there are now, each for its share, and all together for a slice. One that is put off again waits
+        # behind all others (test_a_turn_that_spent_its_budget_goes_through_the_loop,
+        # test_a_flood_leaves_others_their_turn).
         put_off, now = self._put_off, monotonic()
         end = now + SLICE_SECONDS
         for _ in range(len(put_off)):
             self.until = now + SHARE_SECONDS
+            # This only puts a connection back in its ready queue: its turn belongs to the same share.
             put_off.popleft()()
-            self._run_crews()
+            self._run_workers()
             now = monotonic()
             if now > end:
                 return
@@ -398,6 +430,8 @@ class Poller:
     def _look_again(self, suspects: list[Endpoint]) -> None:
         for endpoint in suspects:
             if self.endpoints.get(endpoint._fd) is endpoint:
+                # As if everything had happened to each: a greenlet that is woken in vain looks, finds nothing, and
+                # waits on.
                 endpoint._on_hangup()
                 self._tell(endpoint, EVENT_READ | EVENT_WRITE)
 
@@ -409,9 +443,12 @@ class Poller:
         An endpoint has one valid entry on the heap, the one whose time is ``endpoint._armed``. A deadline that moves
         back leaves its entry where it is: the endpoint looks at its own deadlines when the entry comes due.
         """
+        # An older entry of the endpoint stays on the heap and is void by its time: to find it there would take a search
+        # (test_deadlines_that_move_cost_no_timer). How many are valid is counted, so that void ones do not pile up.
         if endpoint._armed == inf:
             self._armed_count += 1
         endpoint._armed = when
+        # The serial number: endpoints cannot be compared, which the heap would do at equal times.
         heapq.heappush(self._deadlines, (when, next(self._serial), endpoint))
         self._forget_void()
         if when < self._timer_due:
@@ -433,7 +470,11 @@ class Poller:
     def _set_timer(self, when: float) -> None:
         self._disarm()
         self._timer_due = when
+        # Without a reference: it keeps no program alive that waits for nothing else
+        # (test_events_need_an_endpoint_to_keep_the_loop_alive).
         self._timer = self.hub.loop.timer(max(0.0, when - monotonic()), ref=False)
+        # The loop's own time may be as old as its pass: the timer would fire early by so much, find nothing due, and
+        # again.
         self._timer.start(self._on_timer, update=True)
 
     def _disarm(self) -> None:
@@ -449,6 +490,7 @@ class Poller:
             self._run_deadlines(monotonic())
         except BaseException as error:
             self.hub.handle_error(self, type(error), error, error.__traceback__)
+        # Also when an endpoint has raised: without a timer no deadline of this hub would ever come due again.
         finally:
             if self._deadlines and self._deadlines[0][0] < self._timer_due:
                 self._set_timer(self._deadlines[0][0])
@@ -458,12 +500,14 @@ class Poller:
             when, _, endpoint = heapq.heappop(self._deadlines)
             if endpoint._armed != when:
                 continue  # moved or disarmed since
+            # Before the call, which may arm it anew, or close it.
             self.disarm(endpoint)
             try:
                 again = endpoint._on_deadline(now)
             except BaseException:
                 self.arm(endpoint, now + RETRY_SECONDS)  # not lost: it may have others
                 raise
+            # The call may have switched to a greenlet that armed the endpoint for an earlier time: that stands.
             if again < endpoint._armed:
                 self.arm(endpoint, again)
 
@@ -488,6 +532,8 @@ def _end_with_hub(hub: Hub, poller: Poller) -> None:
             poller.close()
         destroy(destroy_loop)
 
+    # Two ways to an end: the hub is destroyed (test_a_hub_that_is_made_anew_gets_a_poller_of_its_own), or its thread
+    # ends, and with it what is local to the thread (test_a_thread_that_ends_without_a_word_closes_its_poller).
     hub.destroy = destroy_both  # type: ignore[method-assign]
     _of_this_thread.closer = _Closer(poller)
 
@@ -531,13 +577,14 @@ _survivors: list[Endpoint] = []
 
 
 #: The functions, and their modules, that fork only to become another program. ``exec`` closes there what was not handed
-#: over, and until then nobody runs the parent's loop. (gevent's ``Popen`` forks in Python; the standard library's calls
-#: the hooks where it has a ``preexec_fn``.)
+#: over, and until then the parent's loop does not run there. (gevent's ``Popen`` forks in Python; the standard
+#: library's calls the hooks where it has a ``preexec_fn``.)
 _EXECUTING = {("subprocess", "_execute_child"), ("gevent.subprocess", "_execute_child"), ("os", "_spawnvef")}
 
 
 def _is_to_execute() -> bool:
     """Whether the fork that calls the hooks is one of those. (One within a ``preexec_fn`` is not.)"""
+    # Frame 0 is this function, 1 the hook, 2 the code that forks.
     frame = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") == "gevent.os":
         frame = frame.f_back  # type: ignore[assignment]
@@ -549,6 +596,8 @@ def _before_fork() -> None:
     if _is_to_execute():
         return
     _survivors[:] = [endpoint for endpoint in _connections_of_this_turn() if endpoint.survives_fork]
+    # Before the fork, so that both processes treat it as shared: afterwards either could send a FIN or a reset, which
+    # would be for both (test_a_process_for_each_connection).
     for endpoint in _survivors:
         endpoint._share()
 
@@ -584,6 +633,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     if _is_to_execute():
         return
+    # The pollers of other threads are copied too, though their threads are not: each holds descriptors of the parent's.
     failures = []
     for poller in list(_all_pollers):
         poller.hub.__dict__.pop("greensock_poller", None)
@@ -592,6 +642,7 @@ def _after_fork_in_child() -> None:
             _abandon(poller)
         except Exception as error:
             failures.append(error)  # the others are to be abandoned all the same
+    # After the parent's poller is abandoned: it still has the endpoint in its books until then.
     for endpoint in _survivors:
         endpoint._survive_fork()
     _survivors.clear()
@@ -604,10 +655,11 @@ def _abandon(poller: Poller) -> None:
     _of_the_parent.append(poller)
     poller.is_abandoned = True
     poller._watcher.ref = False  # in memory only: the child's program may end though it is active
+    # What the parent had queued would switch to copies of its greenlets, which do here what they do there, twice.
     poller._deadlines.clear()
     poller._calls.clear()
     poller._put_off.clear()
-    poller.crews.clear()
+    poller.worker_pools.clear()
     # What takes descriptors comes last: there may be none but those that are given back here.
     left_open = []
     for endpoint in poller.endpoints.values():
@@ -617,13 +669,15 @@ def _abandon(poller: Poller) -> None:
     poller.endpoints.clear()
     poller.pipes.close()
     _replace_by_silence(poller._epoll.fileno())
+    # An object of the program's will close this number: something has to be there until then, or it would close
+    # another's file.
     for fd in left_open:
         if fd >= 0:
             os.dup2(poller._epoll.fileno(), fd, inheritable=False)
 
 
 def _replace_by_silence(fd: int) -> None:
-    """Put what is never ready where the loop watches the parent's epoll set: it must be what can be watched."""
+    """Put a descriptor that is never ready, and can be watched, where the loop watches the parent's epoll set."""
     try:
         silence = os.eventfd(0)
     except OSError as error:

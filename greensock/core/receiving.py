@@ -39,6 +39,7 @@ class Receiving(Sending):
 
         ``b""`` is the end of input: the peer sent FIN.
         """
+        # The ordinary call goes straight to ``_recv``; all others take what is in the stash or in the decoder first.
         if self._stash or self._decoder is not None or max_bytes is not None:
             return self._recv_bounded(self.recv_size if max_bytes is None else max_bytes, timeout)
         return self._recv(self.recv_size, timeout)
@@ -55,6 +56,9 @@ class Receiving(Sending):
             data = self._take(len(view))
             view[: len(data)] = data
             return len(data)
+        # A read is made only if the flag says that an event came, so that no system call hears EAGAIN. And only if the
+        # reader's place is free: in a closing connection the engine has it, and what comes is dropped
+        # (test_what_comes_while_a_closing_connection_flushes_is_dropped).
         deadline = inf
         while True:
             if self._readable and self._reader is None:
@@ -76,6 +80,8 @@ class Receiving(Sending):
         """
         if count < 0:
             raise ValueError(f"count={count!r}: 0 or more expected")
+        # One deadline for all waits of the call, so that a peer that drips does not put it off
+        # (test_timeout_is_for_the_whole_call).
         deadline = self._deadline(timeout)
         self._hold_decoder()
         if self._stash:
@@ -102,6 +108,8 @@ class Receiving(Sending):
             self._let_others_run()
         searched = 0
         while (end := self._stash.find(separator, searched)) < 0 or end > max_bytes:
+            # What was searched is not searched again but for its tail, which may be the beginning of a separator
+            # (test_a_separator_that_comes_in_two_pieces).
             searched = max(0, len(self._stash) - len(separator) + 1)
             if end >= 0 or searched > max_bytes:
                 text = f"no {separator!r} within max_bytes={max_bytes}"
@@ -133,6 +141,8 @@ class Receiving(Sending):
         self._check_open()
         if not data:
             return
+        # Not fresh: the caller has seen these bytes, and an upcall is not given them until more has come
+        # (test_unread_tail_comes_back_with_the_next_data).
         self._stash = bytes(data) + self._stash
         self._plain = False
 
@@ -147,6 +157,8 @@ class Receiving(Sending):
                 except OSError as error:
                     raise self._lost(error) from error
                 else:
+                    # The body of ``_took``, written out: a call costs as much as the rest of it. The clock is looked at
+                    # when the count passes a multiple of ``BYTES_PER_LOOK``, which needs no counter of its own.
                     count = len(data)
                     if count < size and not self._thorough:
                         self._readable = False
@@ -186,11 +198,15 @@ class Receiving(Sending):
         return count
 
     def _end_of_input(self) -> None:
+        # The end can be read again and again, and no further event tells of it: the flag stays set, or the next read
+        # would wait for ever.
         self._eof = self._readable = True
         self._plain = False
 
     def _fill(self, timeout: Timeout, deadline: float) -> bool:
         """Add to the stash what is there; False at the end of input."""
+        # Not if it is closed: that is no end of input, and ``_recv`` raises
+        # (test_a_closed_connection_is_no_end_of_input).
         if self._eof and self._state is OPEN:
             return False
         data = self._recv(self.recv_size, timeout, deadline)
@@ -199,6 +215,8 @@ class Receiving(Sending):
         if not self._stash:
             self._stash = data
         else:
+            # Bytes while one piece is all there is, which is given out as it is; a bytearray as soon as it grows or
+            # shrinks, so that neither copies the whole.
             if isinstance(self._stash, bytes):
                 self._stash = bytearray(self._stash)
             self._stash += data
@@ -215,14 +233,17 @@ class Receiving(Sending):
             return stash if type(stash) is bytes else bytes(stash)
         if isinstance(stash, bytes):
             stash = self._stash = bytearray(stash)
+        # Let go of before the bytearray shrinks: one that is looked at cannot be resized.
         with memoryview(stash) as view:
             data = bytes(view[:count])
         del stash[:count]
+        # What stays was not given out yet: in a turn the upcall gets it.
         self._fresh = True
         return data
 
     def _let_others_run(self) -> None:
         """Pause if it is time to: who takes what is there, message by message, never waits by itself."""
+        # The hub itself cannot pause (test_what_is_there_can_be_read_in_the_hub).
         if monotonic() > self._poller.until and getcurrent() is not self._poller.hub:
             self._poller.pause()
 
@@ -233,11 +254,16 @@ class Receiving(Sending):
 
     def _found_empty(self) -> None:
         """Note that a read found nothing: EAGAIN."""
+        # EAGAIN is the one sure sign of an empty socket: whatever end or urgent data was announced has been read past,
+        # and short reads mean empty again, which saves the read that hears EAGAIN. Never so on a Unix socket,
+        # which announces nothing of descriptors that are passed.
         self._readable = False
         self._thorough = self._family == _socket.AF_UNIX
 
     def _await_input(self, timeout: Timeout, deadline: float) -> float:
         """Block until the socket may be readable; return the deadline, for the next wait of the same call."""
+        # Closed before busy: in a closing connection the engine sits in the reader's place
+        # (test_what_comes_while_a_closing_connection_flushes_is_dropped).
         if self._state is not OPEN:
             raise self._closed_error()
         if self._reader is not None:
@@ -248,15 +274,20 @@ class Receiving(Sending):
             now = monotonic()
             if deadline == inf:
                 deadline = now + timeout
-            elif deadline <= now and timeout > 0:  # a peer that floods must not carry the call past its time
+            # A peer that floods, or another reader that took what woke us, must not carry the call past its time.
+            elif deadline <= now and timeout > 0:
                 raise OperationTimeout(f"not done in {timeout} s", self, "recv", timeout)
             if timeout <= 0:
                 self._look_now(timeout)
                 return deadline
+            # Most often an entry of an earlier wait is still there and comes due before: then no heap is touched
+            # (test_deadlines_that_move_cost_no_timer).
             if deadline < self._armed:
                 self._poller.arm(self, deadline)
         hub = self._poller.hub
         me = getcurrent()
+        # Before anything is set that a reader would have to take back
+        # (test_a_read_that_is_refused_in_the_hub_leaves_no_deadline).
         if me is hub:
             hub.switch()  # raises gevent's own error for a call that would block the hub
         # From here until the switch comes back nothing may raise: ``_reader`` would stay, and with it every later read
@@ -269,13 +300,13 @@ class Receiving(Sending):
         finally:
             self._reader = None
             self._read_deadline = inf
-            # The engine takes the reader's place in a connection that closes, but only once the reader has left: its
-            # descriptor must not be another file's while a read of it may still be made
-            # (test_close_wakes_blocked_downcalls).
+            # The engine takes the reader's place in a connection that closes, but only once the reader has left: so
+            # the close goes on here (test_a_close_goes_on_when_the_reader_has_left).
             if self._state is not OPEN:
                 self._close_further()
         if self._state is not OPEN:
             raise self._closed_error()
+        # Any other answer is a wake-up: the caller's loop looks, and comes back if it was in vain.
         if answer is TIMED_OUT:
             raise OperationTimeout(f"nothing came for {timeout} s", self, "recv", timeout or 0.0)
         return deadline

@@ -53,6 +53,7 @@ class Outgoing:
         self.kept = False  # by send_nowait
         self.failure: Exception | None = None  # what was wrong with what was to be sent, told to the sender
 
+    # ``finished`` and ``stalled`` are what a passage overrides: every other entry ends with its last byte.
     @property
     def finished(self) -> bool:
         """Whether nothing is left to be sent."""
@@ -63,6 +64,9 @@ class Outgoing:
         """Whether there is nothing to push now although the entry is not finished."""
         return False
 
+    # Called in the hub or by the sender, for the head of the queue or where there is none, and never once the
+    # connection is closed. The transport is an argument and not a field, as a connection may get one while the entry
+    # waits.
     def push(self, fd: int, transport: Transport | None = None) -> int:
         """Make one system call, or have the transport make one if there is one; return how many bytes it moved.
 
@@ -80,7 +84,7 @@ class Outgoing:
         """Come to an end, if the entry is one that waits for more: its connection closes."""
 
     def nudge(self) -> None:
-        """Have whoever feeds the entry look at the connection again, if it is one that is fed."""
+        """Have the greenlet that feeds the entry, if there is one, look at the connection again."""
 
     def detach(self) -> None:
         """Stop depending on what belongs to the caller, who leaves before the end.
@@ -103,6 +107,7 @@ class Buffers(Outgoing):
         self._views = views
 
     def push(self, fd: int, transport: Transport | None = None) -> int:
+        # One buffer, the common case, needs no ``writev`` and no slice of the list.
         views = self._views
         if transport is None:
             moved = write(fd, views[0]) if len(views) == 1 else writev(fd, views[:MAX_BUFFERS])
@@ -110,11 +115,14 @@ class Buffers(Outgoing):
             moved = transport.write(views[0]) if len(views) == 1 else transport.writev(views[:MAX_BUFFERS])
         self.left -= moved
         self.sent += moved
+        # A finished entry lets go of the buffers at once: its waiter may be long in coming.
         self._views = skip(views, moved) if self.left else []
         return moved
 
     def join(self, views: list[memoryview], size: int) -> bool:
         """Take up a short send behind the last one, if both are short: an entry for each costs 0.7 kB. Copies."""
+        # Only by ``send_nowait``, whose last entry is a copy already: what belongs to a caller is never touched
+        # (test_many_short_messages_that_are_kept_take_little_memory).
         last = self._views[-1]
         if len(last) + size > JOINED:
             return False
@@ -123,6 +131,7 @@ class Buffers(Outgoing):
         return True
 
     def detach(self) -> None:
+        # ``bytes`` cannot change; anything else is copied.
         self._views = [view if isinstance(view.obj, bytes) else memoryview(bytes(view)) for view in self._views]
 
 
@@ -142,18 +151,25 @@ class FileSegment(Outgoing):
         else:
             data = os.pread(self._file, min(self.left, MAX_COPIED), self._offset)
             moved = transport.write(data) if data else 0
+        # The offset is our own: the file's position is neither used nor moved, so several sends may share one file.
         self._offset += moved
         self.sent += moved
-        self.left = self.left - moved if moved else 0  # the file ended before
+        # 0 is the end of the file, which has got shorter since it was measured: the entry ends with fewer bytes, as the
+        # return value of ``send_file`` tells. sendfile would say so for ever.
+        self.left = self.left - moved if moved else 0
         return moved
 
     def blames(self, error: Exception) -> bool:
+        # sendfile gives one error for two descriptors. Those of the socket (EPIPE, ECONNRESET) are none of these.
         return isinstance(error, OSError) and error.errno in OF_FILES
 
+    # The number is the caller's to close, and then another file's
+    # (test_the_rest_of_a_file_is_sent_though_the_caller_closed_it).
     def detach(self) -> None:
         self._file = os.dup(self._file)
 
     def discard(self) -> None:
+        # Only a duplicate is ours: ``withdrawn`` is set where ``detach`` has made one.
         if self.withdrawn:
             close(self._file)
 
@@ -168,6 +184,7 @@ class Fin(Outgoing):
         self._shutdown = shutdown
 
     def push(self, fd: int, transport: Transport | None = None) -> int:
+        # One byte left, though nothing is sent: an entry with nothing left would count as finished before its turn.
         self._shutdown()
         self.left = 0
         return 0
@@ -186,6 +203,8 @@ class Passage(Outgoing):
         super().__init__(0)
         self._pipes = pipes
         self._wake = wake
+        # Where the bytes are: in a pipe (``_ends``) or in memory (``_copied``), never in both; in neither while
+        # ``left`` is 0.
         self._ends: Ends | None = None
         self._copied: memoryview | None = None
         self._open = True
@@ -196,6 +215,7 @@ class Passage(Outgoing):
 
     @property
     def stalled(self) -> bool:
+        # It waits for its source, so the queue behind it waits, too: their order would be lost otherwise.
         return self._open and not self.left
 
     def pull(self, fd: int, count: int, thorough: bool, transport: Transport | None = None) -> int:
@@ -207,22 +227,28 @@ class Passage(Outgoing):
             BlockingIOError: nothing is there.
             OSError: the connection is broken.
         """
+        # A transport has no descriptor that the kernel could splice: it encrypts, or must not rely on O_NONBLOCK.
         ends = self._pipes.take() if transport is None else None
         if ends is None:
             return self._copy(fd, count, transport)
         try:
             moved = os.splice(fd, ends[1], min(count, MAX_PUSH), flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        # Nothing was moved, so the pipe is empty. But splice says EAGAIN at urgent data too, where a read gets past it
+        # (test_urgent_data_is_got_past).
         except BlockingIOError:
             self._pipes.give_back(ends)
             if not thorough:
                 raise
             return self._copy(fd, count, None)
+        # The source is broken; nothing was moved.
         except OSError:
             self._pipes.give_back(ends)
             raise
         except BaseException:  # raised by a handler of a signal, maybe behind the call: who knows what is in the pipe?
             self._pipes.discard(ends)
             raise
+        # The passage holds the pipe as long as there is something in it, and no longer: a silent splice costs no
+        # descriptor (test_a_silent_splice_holds_no_descriptor).
         if moved:
             self._ends = ends
             self.left = moved
@@ -239,6 +265,8 @@ class Passage(Outgoing):
         return len(data)
 
     def push(self, fd: int, transport: Transport | None = None) -> int:
+        # The target may have got a transport since these bytes were pulled: ``fileno()`` was called on it meanwhile
+        # (test_a_target_that_is_shown_while_a_pipe_holds_bytes_gets_them_all).
         if transport is not None:
             moved = transport.write(self._in_memory())
             self._copied = self._in_memory()[moved:]
@@ -274,9 +302,13 @@ class Passage(Outgoing):
         self._let_go()
 
     def _let_go(self) -> None:
+        # Taken first: it is called both by the last push and by ``discard``, and a pipe that is given back twice would
+        # be used by two passages.
         ends, self._ends, self._copied = self._ends, None, None
         if ends is None:
             return
+        # A pipe with bytes in it must not be used again: they would come out in another stream
+        # (test_a_splice_that_is_broken_off_gives_no_bytes_to_the_next).
         if self.left:
             self._pipes.discard(ends)  # with what is in it
         else:
@@ -294,6 +326,8 @@ def as_views(data: Any) -> tuple[list[memoryview], int]:
     for buffer in buffers:
         if isinstance(buffer, str):
             raise TypeError("cannot send str: encode it, or send bytes")
+        # Views of single bytes, so that ``len`` counts bytes. Empty ones are left out, as a write of nothing makes no
+        # progress; ``cast`` raises for a view with gaps (test_a_view_with_gaps_is_refused_and_nothing_else_happens).
         view = memoryview(buffer)
         if view.nbytes:
             views.append(view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B"))
@@ -303,6 +337,7 @@ def as_views(data: Any) -> tuple[list[memoryview], int]:
 def skip(views: list[memoryview], count: int) -> list[memoryview]:
     """Return the views without their first ``count`` bytes."""
     for index, view in enumerate(views):
+        # A slice of the first view that is left, and the others as they are: nothing is copied.
         if count < len(view):
             return [view[count:], *views[index + 1 :]]
         count -= len(view)

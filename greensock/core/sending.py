@@ -50,7 +50,8 @@ class Sending(Lifecycle):
             TypeError: ``data`` is something else; nothing was sent (ours to put right).
         """
         # ``_clear`` is all that is looked at: it says that the connection is open, nothing waits in front, and the
-        # kernel had room when it was asked last (test_flags).
+        # kernel had room when it was asked last (test_flags). Only ``bytes`` itself: its length counts bytes, and it
+        # cannot change while a part of it waits. Anything else goes the way of ``as_views``.
         if self._clear and type(data) is bytes:
             try:
                 sent = write(self._fd, data)
@@ -63,6 +64,9 @@ class Sending(Lifecycle):
                 if close:
                     self.close()
                 return sent  # type: ignore[no-any-return]
+            # A short write means that the kernel is full, as EAGAIN does: the edge that says otherwise is still to
+            # come. If a part went out, the entry begins as one that was sent in part, which a timeout cannot withdraw
+            # (test_the_rest_of_a_short_write_cannot_be_withdrawn).
             size = len(data)
             views = [memoryview(data)[sent:]]
             self._stop_clear()
@@ -77,6 +81,8 @@ class Sending(Lifecycle):
                 return 0
             entry = Buffers(views, size)
         if close:
+            # This call returns before the data is out, and the buffer is the caller's again
+            # (test_a_buffer_that_changes_after_the_call_was_sent_as_it_was).
             entry.detach()
             self._submit(entry)
             self.close()
@@ -101,15 +107,20 @@ class Sending(Lifecycle):
             raise self._no_more()
         if not size:
             return
+        # Only what ``send_nowait`` left is counted: what a blocked ``send`` has in the queue is bounded by its greenlet
+        # (test_send_nowait_is_bounded).
         if self._kept + size > self.max_send_queue:
             text = f"{size} bytes, and {self._kept} wait already: at most max_send_queue={self.max_send_queue} allowed"
             raise WouldBlock(text, self, "max_send_queue", self.max_send_queue)
         if self._kept and self._out and self._joins(self._out[-1], views, size):
             return
+        # One try without the queue: most often all goes out, and nothing is copied.
         entry = Buffers(views, size)
         if self._clear:
             self._push(entry)
         if entry.left:
+            # Copied, for the caller goes on and may change its buffer
+            # (test_a_buffer_that_changes_after_the_call_was_sent_as_it_was).
             entry.detach()
             entry.kept = True
             self._kept += entry.left
@@ -141,9 +152,13 @@ class Sending(Lifecycle):
         if offset < 0 or (count is not None and count < 0):
             raise ValueError(f"offset={offset!r}, count={count!r}: 0 or more expected")
         rest = max(0, os.fstat(fd).st_size - offset)
+        # No duplicate of the descriptor: the caller is blocked here and holds the file. If it leaves early, ``detach``
+        # makes one (test_the_rest_of_a_file_is_sent_though_the_caller_closed_it).
         entry = FileSegment(fd, offset, rest if count is None else min(count, rest))
         self._submit(entry)
         self.await_sent(entry, timeout)
+        # The file is to blame, not the connection, which goes on if nothing of it was sent
+        # (test_a_file_that_cannot_be_read_is_the_programs_to_put_right).
         if entry.failure is not None:
             raise entry.failure
         return entry.sent
@@ -156,6 +171,8 @@ class Sending(Lifecycle):
         self._check_open()
         if self._fin:
             return
+        # FIN takes its place in the queue, behind what was sent before. ``_fin`` is set right behind it, so that no
+        # send gets in (test_shutdown_write).
         entry = Fin(self._shutdown)
         self._submit(entry)
         self._fin = True
@@ -185,6 +202,7 @@ class Sending(Lifecycle):
         self._out.append(entry)
         self._queued += entry.left
         self._clear = False
+        # With others in front there is nothing to do: they are being pushed, or the first of them waits for its source.
         if self._writable and len(self._out) == 1:
             self._flush()
 
@@ -201,16 +219,22 @@ class Sending(Lifecycle):
             return
         if timeout is INHERIT:
             timeout, by_progress = self.send_timeout, True
+        # The time first, the waiter second: a deadline that comes due before the switch is only looked at in the hub.
         if timeout is not None and self._state is OPEN:  # the first push may have found it broken
             self._limit(entry, timeout, by_progress)
         entry.waiter = getcurrent()
         try:
+            # A wake-up says only that something may have changed, so it looks again. A connection that closed ends the
+            # wait, even if the engine still flushes this entry: its sender is told now
+            # (test_close_wakes_blocked_downcalls).
             while entry.left and self._state is OPEN:
                 if self._poller.hub.switch() is TIMED_OUT:
                     raise self._too_slow(entry, timeout or 0.0)
         except BaseException:
             # A timeout, a kill, whatever: the stream must stay whole, so what was begun is finished by the engine, and
             # only what was not begun is taken back (test_whatever_is_thrown_into_a_send_leaves_the_stream_whole).
+            # Nobody waits for it from here on: a wake-up that is under way must not reach a greenlet that has gone
+            # elsewhere.
             _wait_no_more(entry)
             self._withdraw(entry)
             raise
@@ -229,6 +253,8 @@ class Sending(Lifecycle):
     def _limit(self, entry: Outgoing, seconds: float, by_progress: bool) -> None:
         """Have the entry come due: after so many seconds, or so many without progress."""
         now = monotonic()
+        # Two kinds of limit: with a pace the deadline is the next look at what the peer took, without one it is the end
+        # (test_a_steady_slow_reader_is_not_cut_off, test_an_explicit_timeout_is_for_the_whole_call).
         if by_progress and seconds:
             entry.pace = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, now, self._family != AF_UNIX)
             entry.deadline = entry.pace.first_look()
@@ -238,7 +264,7 @@ class Sending(Lifecycle):
             self._poller.arm(self, entry.deadline)
 
     def _leave_to_engine(self, entry: Outgoing) -> None:
-        """Bound the time of an entry that nobody waits for."""
+        """Bound the time of an entry that no greenlet waits for."""
         if entry.left and self.send_timeout is not None and self._state is OPEN:
             self._limit(entry, self.send_timeout, True)
 
@@ -246,7 +272,9 @@ class Sending(Lifecycle):
         """Whether an entry that has come due is out of time; if not, it comes due again."""
         if entry.pace is None:
             return True
-        if self._out and self._out[0].stalled:  # what is in front waits for its own source, and not for the peer
+        # The peer can take nothing while a splice in front waits for its own source: that time does not count
+        # (test_a_send_behind_a_passage_is_late_by_its_peer_alone).
+        if self._out and self._out[0].stalled:
             entry.pace.begin_anew(self._fd, self.bytes_sent, now)
             entry.deadline = entry.pace.first_look()
             return False
@@ -260,6 +288,8 @@ class Sending(Lifecycle):
         """Take an entry out again if nothing of it was sent; else let the engine finish it."""
         if not entry.left or entry.withdrawn or self._out is None or entry not in self._out:
             return
+        # Begun: the rest must follow, or the peer takes the next send for it. FIN was promised to the program by
+        # ``_fin``, and a passage may have bytes in its pipe that are lost to their source.
         if entry.sent or isinstance(entry, Passage | Fin):
             try:
                 entry.detach()
@@ -274,6 +304,7 @@ class Sending(Lifecycle):
             self._sent_all()
 
     def _wind_up(self) -> None:
+        # A copy: what is withdrawn leaves the queue, and the last one may end the connection.
         for entry in list(self._out or ()):
             if entry.waiter is not None:
                 self._withdraw(entry)
@@ -291,6 +322,7 @@ class Sending(Lifecycle):
             entry = out[0]
             if entry.stalled or not self._writable:
                 return
+            # Counted by what ``left`` lost and not by what the push returned: a file that ends early loses more.
             before = entry.left
             try:
                 if before:
@@ -299,6 +331,8 @@ class Sending(Lifecycle):
                 self._writable = False
                 return
             except Exception as error:  # not only OSError: a view may have been released by its owner
+                # An error of the connection resets it. One of what is sent is the sender's, if it is still there to
+                # hear it and nothing was sent (test_a_file_that_cannot_be_read_is_the_programs_to_put_right).
                 if not entry.blames(error) or entry.withdrawn:
                     self._fail(error)
                     return
@@ -310,6 +344,8 @@ class Sending(Lifecycle):
             self._queued -= before - entry.left
             if entry.kept:
                 self._kept -= before - entry.left
+            # Finished is not the same as nothing left: a passage keeps its place while it waits for more, and its
+            # feeder is woken to get it (test_splice).
             if entry.finished:
                 out.popleft()
                 entry.discard()
@@ -318,6 +354,7 @@ class Sending(Lifecycle):
             if not out:
                 self._sent_all()
                 return
+        # No event would come: the socket has room, and says so once.
         self._poller.call_soon(self._flush)
 
     def _sent_all(self) -> None:
@@ -325,6 +362,7 @@ class Sending(Lifecycle):
             self._out = None
             self._queued = self._kept = 0
             if self._state is OPEN:
+                # Here and in ``_on_writable`` the way gets clear again, and nowhere else.
                 self._clear = self._writable and not self._fin and self._transport is None
             elif self._state is CLOSING:
                 self._close_further()

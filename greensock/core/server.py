@@ -269,11 +269,14 @@ class Server(Turns[ConnectionT]):
         self._begin_draining()
         if not self.started:
             return True
-        life = self._crew
+        # The workers stand for one life of the server: another greenlet may stop it while this one waits, and start it
+        # again (test_a_stop_that_still_waits_leaves_the_next_life_alone).
+        life = self._workers
         deadline = inf if timeout is None else monotonic() + timeout
         heard: dict[Connection, tuple[int, float]] = {}
         pause, look_at = SHORTEST_LOOK, 0.0
-        while self._crew is life and self.started:  # somebody else may stop it meanwhile, and start it again
+        while self._workers is life and self.started:  # another greenlet may stop it meanwhile, and start it again
+            # Cleared before the looks, so that a connection that ends during them is not waited for in vain.
             self._changed.clear()
             if monotonic() >= look_at:
                 self.end_resting(heard)
@@ -284,7 +287,7 @@ class Server(Turns[ConnectionT]):
             now = monotonic()
             if now >= deadline:
                 return False
-            # Woken by each connection that ends. The looks are for what nobody tells us: the peer has what was sent.
+            # Woken by each connection that ends. The looks are for what no event tells: the peer has what was sent.
             self._changed.wait(max(0.0, min(deadline, look_at) - now))
         return True
 
@@ -294,9 +297,9 @@ class Server(Turns[ConnectionT]):
         Returns as soon as the last connection has ended. Every connection gets its ``connection_drop``.
         """
         if self.started:
-            life = self._crew
+            life = self._workers
             self.drain(self.stop_timeout if timeout is None else timeout)
-            if self._crew is not life:
+            if self._workers is not life:
                 return  # it was stopped meanwhile, and lives anew
         self.abort()
 
@@ -310,22 +313,26 @@ class Server(Turns[ConnectionT]):
         if not self.started:
             return
         self._begin_draining()
+        # Connections first, upcalls second: an upcall that is hit finds its connection closed, and cannot begin
+        # anything anew.
         for conn in self._mine():
             conn._abort(DropReason.STOPPED)
-        poller, crew = get_poller(), self._crew
+        poller, workers = get_poller(), self._workers
         deadline = monotonic() + KILL_SECONDS
-        poller.call_soon(partial(crew.kill, GreenletExit("the server was aborted"), getcurrent()))
+        # In the hub, where greenlets are thrown into: this may be a worker itself, which is spared and ends when it
+        # returns (test_abort_from_inside_an_upcall_with_others_alive).
+        poller.call_soon(partial(workers.kill, GreenletExit("the server was aborted"), getcurrent()))
         try:
             while self._alive > self._own() and (left := deadline - monotonic()) > 0:
                 self._changed.clear()
                 self._changed.wait(min(left, 0.1))
             if self._alive > self._own():
                 log.error("%d upcalls did not end when they were killed", self._alive - self._own())
-        finally:  # whoever waits may be killed: two upcalls that abort at once kill each other
+        finally:  # this greenlet may be killed in its wait: two upcalls that abort at once kill each other
             if self._sweep is not None:
                 self._sweep.stop()
                 self._sweep = None
-            poller.call_soon(partial(crew.dismiss, partial(poller.discard_crew, crew)))
+            poller.call_soon(partial(workers.dismiss, partial(poller.discard_workers, workers)))
             self._stopped.set()
 
     def serve_forever(self) -> None:
@@ -335,6 +342,7 @@ class Server(Turns[ConnectionT]):
         SIGUSR2 are logged and ignored. Only signals at their default are taken, in the main thread, and given back. If
         no ``serve_forever`` ran in the main greenlet, a signal that ended them then does what it would without us.
         """
+        # Signals are taken once it is started: before, a signal that comes does what it always did.
         self.start()
         serving.enter(self)
         try:
@@ -372,6 +380,8 @@ class Server(Turns[ConnectionT]):
             raise ValueError(f"adopt({sock!r}): a connected socket expected: {error.strerror}") from error
         if sock.type != _socket.SOCK_STREAM:
             raise ValueError(f"adopt({sock!r}): a stream socket expected")
+        # All checks are made: from ``detach`` on ``_serve`` closes it if anything fails
+        # (test_adopt_that_is_refused_leaves_nothing).
         sock.setblocking(False)
         family = sock.family
         return self._serve(sock.detach(), family, peer)
@@ -390,6 +400,7 @@ class Server(Turns[ConnectionT]):
             try:
                 conn.send_nowait(data)
             except WouldBlock:
+                # No peer is at fault for what no queue could hold (test_what_no_queue_could_hold_drops_no_reader).
                 if as_views(data)[1] > conn.max_send_queue:
                     raise
                 conn._abort(DropReason.SLOW_READER)
@@ -415,7 +426,7 @@ class Server(Turns[ConnectionT]):
     def statistics(self) -> ServerStatistics:
         """Return a snapshot of the counters."""
         mine = self._mine()
-        crew = getattr(self, "_crew", None)
+        workers = getattr(self, "_workers", None)
         return ServerStatistics(
             accepted=self._accepted,
             active=self._alive,
@@ -425,8 +436,8 @@ class Server(Turns[ConnectionT]):
             bytes_received=self._gone_received + sum(conn.bytes_received for conn in mine),
             bytes_sent=self._gone_sent + sum(conn.bytes_sent for conn in mine),
             messages=self._messages,
-            workers=crew.count if crew is not None else 0,
-            workers_busy=crew.busy if crew is not None else 0,
+            workers=workers.count if workers is not None else 0,
+            workers_busy=workers.busy if workers is not None else 0,
         )
 
     # -- starting and stopping, in detail
@@ -456,6 +467,7 @@ class Server(Turns[ConnectionT]):
                 elif not place.listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
                     place.listener.listen(self.backlog)
                 self._tune(place.listener)
+        # All or none, so that a failed start can be tried again (test_all_or_none_bind).
         except BaseException:
             for place in made:
                 _close_listener(place)
@@ -487,7 +499,7 @@ class Server(Turns[ConnectionT]):
 
     def _own(self) -> int:
         """1 if this is called in one of our own upcalls, whose connection cannot end before."""
-        return 1 if self.started and getcurrent() in self._crew else 0
+        return 1 if self.started and getcurrent() in self._workers else 0
 
     # -- connections come and go
 
@@ -513,6 +525,7 @@ class Server(Turns[ConnectionT]):
 
     def connection_ended(self) -> None:
         self._alive -= 1
+        # An event is set only for who may wait for it: this runs once for each connection.
         if self._draining:
             self._changed.set()
         if self._is_full:

@@ -71,6 +71,8 @@ class _Serving:
 
     def enter(self, server: Served) -> None:
         """Have signals stop the server from now on. Called by the greenlet that serves it, as is ``leave``."""
+        # Python runs handlers in the main thread, and only there can they be set
+        # (test_a_server_in_another_thread_takes_no_signals).
         hub = gevent.get_hub()
         if not hub.main_hub:
             return  # signals are the main thread's
@@ -92,6 +94,7 @@ class _Serving:
         self._servers.remove(mine)
         if self._servers:
             return
+        # Given back first, sent second: the signal is to find what was there before us.
         came, told = self._came, self._is_main_told
         self.forget()
         if came is not None and not told:
@@ -103,6 +106,8 @@ class _Serving:
         self._came, self._is_main_told = None, False
         taken, self.taken = self.taken, {}
         for number, before in taken.items():
+            # Only where ours is still in place: a handler that was set meanwhile is the program's
+            # (test_a_handler_that_is_set_meanwhile_stays).
             if signal.getsignal(number) is self._handler and _address_of_handler(number) == self._ours:
                 signal.signal(number, before)
 
@@ -162,6 +167,8 @@ def _address_of_handler(number: int) -> int | None:
 
 def _before_fork() -> None:
     """Hold back what the child would hear with its parent's handlers, and Python then forget."""
+    # A signal between the fork and ``forget`` would run the parent's handler in the child, and stop a server that is
+    # none.
     if serving.taken:
         serving.held_back = signal.pthread_sigmask(signal.SIG_BLOCK, serving.taken)
 

@@ -67,6 +67,7 @@ class SocketConnection(Connection):
         self.recv_timeout = self.send_timeout = _socket.getdefaulttimeout()
 
     def __del__(self) -> None:
+        # One that is watched is referred to by the poller, so it is collected only with that.
         if self._fd < 0 or self._watched:
             return
         try:
@@ -87,6 +88,8 @@ class SocketConnection(Connection):
                     data: bytes = read(self._fd, bufsize)
                 except BlockingIOError:
                     self._found_empty()
+                # An error passes as it is and changes nothing: what came before a reset can still be read
+                # (test_what_came_before_the_broken_pipe_can_be_read).
                 else:
                     self._took(len(data), bufsize)
                     return data
@@ -183,6 +186,8 @@ class SocketConnection(Connection):
             self.bytes_received += received
 
     def _await_input(self, timeout: Timeout, deadline: float) -> float:
+        # The first wait is when the engine begins to watch. Many a handler never waits: it finds its request in the
+        # socket, and is spared the registration.
         self._watch()
         if getcurrent() is self._poller.hub and self._has_input():
             self._readable = True  # the handler runs in the hub: it may not wait, but what is there is there
@@ -190,6 +195,8 @@ class SocketConnection(Connection):
         try:
             return super()._await_input(timeout, deadline)
         except OperationTimeout:
+            # The same words as a socket's: not to be there at once is EAGAIN, not to come in time is a timeout
+            # (test_timed_out, test_would_block).
             if (self.recv_timeout if timeout is INHERIT else timeout) == 0:
                 raise _would_block() from None
             raise TimeoutError("timed out") from None
@@ -209,6 +216,7 @@ class SocketConnection(Connection):
 
     def send(self, data: Buffer, flags: int = 0) -> int:  # type: ignore[override]  # the signature of a socket
         """Send what the kernel takes of ``data``, waiting until it takes some; return how many bytes that was."""
+        # Not ``_clear``: that is kept by the engine's events, which an unwatched connection does not get.
         if not flags and not self._out and self._state is OPEN and self._transport is None:
             try:
                 sent: int = write(self._fd, data)
@@ -225,6 +233,7 @@ class SocketConnection(Connection):
         size, sent = len(view), 0
         waits = self.send_timeout != 0 and not flags & _socket.MSG_DONTWAIT
         self._check_open()
+        # Behind others it goes to the queue at once (test_sendalls_of_many_greenlets_go_out_whole).
         while sent < size and not self._out:
             try:
                 moved = self._write(self._fd, view[sent:] if sent else view, flags)
@@ -239,6 +248,8 @@ class SocketConnection(Connection):
             return
         if not waits:
             raise _would_block()
+        # The rest is finished by the engine even if this call is cut short, so that other sends do not land in the
+        # middle of it (test_a_sendall_that_was_cut_short_is_finished_by_the_engine).
         entry = _Whole(view[sent:], lambda fd, rest: self._write(fd, rest, flags))
         entry.sent = sent
         self._pass(entry)
@@ -316,6 +327,8 @@ class SocketConnection(Connection):
                 return sent
         elif not waits:
             raise _would_block()
+        # In the queue like everything else, so that it neither overtakes a send that waits nor lands in the middle of
+        # one (test_a_send_waits_for_the_sends_before_it).
         entry = _Once(call)
         self._pass(entry)
         return entry.sent
@@ -329,6 +342,7 @@ class SocketConnection(Connection):
             raise TimeoutError("timed out") from None
         except ConnectionClosed:  # shutdown_write() was called, and waits in the queue
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+        # Raised by the sender and not where it came up: that was in the hub.
         error, entry.error = entry.error, None
         if error is not None:
             try:
@@ -386,9 +400,12 @@ class SocketConnection(Connection):
 
     def close(self) -> None:
         """Close, when the last file of ``makefile`` is closed; the engine flushes and lingers, so it never blocks."""
+        # With a file of ``makefile`` still open it is closed in name only; the last file to close comes here again
+        # (test_close_waits_for_the_files).
         self._closed = True
         if self._io_refs > 0 or self._state is not OPEN:
             return
+        # The peer's FIN, which a linger waits for, is told to those only that are watched.
         if self.linger_timeout and not self._eof:
             try:
                 self._watch()
@@ -406,6 +423,8 @@ class SocketConnection(Connection):
         self._closed = True
         if self._state is not OPEN:
             return -1
+        # Out of the epoll set by name: the descriptor lives on, and its events with it. Then it is given up before the
+        # state changes, so that nothing of that closes it.
         if self._watched:
             self._poller.forget(self, still_open=True)
         self._poller.disarm(self)
@@ -469,6 +488,8 @@ class SocketConnection(Connection):
             else:
                 sock.setsockopt(level, option, cast(None, value), optlen)
             if level == _socket.SOL_SOCKET and option == _socket.SO_LINGER:
+                # ``l_onoff`` is set: the kernel lingers or resets, as the program wishes
+                # (test_an_asked_for_reset_is_sent).
                 if sock.getsockopt(level, option, 8)[:4] != bytes(4):
                     self.linger_timeout = 0.0  # what close() does is then the kernel's to do
 
@@ -494,6 +515,7 @@ class SocketConnection(Connection):
     # -- the engine's side
 
     def _survive_fork(self) -> None:
+        # The child watches it anew, with an engine of its own, from its first wait on.
         super()._survive_fork()
         self._watched = False
 
@@ -545,6 +567,8 @@ class _Told(Outgoing):
             return self._push(fd, transport)
         except BlockingIOError:
             raise
+        # It ends the entry and not the connection: a socket stays open after a failed send
+        # (test_a_wrong_argument_behind_other_sends_is_told).
         except Exception as error:  # a TypeError too: this may be the first to look at the arguments
             self.error = error.with_traceback(None)
             self.left = 0

@@ -53,7 +53,7 @@ RawSocket = get_original("_socket", "socket")
 
 
 class BorrowedSocket(RawSocket):  # type: ignore[misc, valid-type]  # a variable, to mypy
-    """A socket object on a descriptor that somebody else closes.
+    """A socket object on a descriptor that it does not own.
 
     When it is collected it leaves the number alone, as a RawSocket would not: that may be another file's by then. Its
     calls raise BlockingIOError at once, whatever ``socket.setdefaulttimeout`` says: with the timeout that a new socket
@@ -100,6 +100,8 @@ def borrow_socket(fd: int, family: int) -> Iterator[_stdlib_socket.socket]:
     """Make a socket object for a stream descriptor, for a moment; the descriptor stays ours and open."""
     sock = RawSocket(family, _stdlib_socket.SOCK_STREAM, 0, fd)
     if sock.gettimeout():
+        # Only if a default timeout is set: each call would wait for it, in the hub
+        # (test_a_default_timeout_of_sockets_holds_up_nobody).
         sock.settimeout(0.0)  # as in BorrowedSocket
     try:
         yield sock
@@ -115,6 +117,7 @@ def reset_on_close(fd: int, family: int) -> None:
 
 def both_sides_are_down(fd: int) -> bool:
     """Ask the kernel now whether nothing can come or go any more: both sent FIN, or the connection is broken."""
+    # With no events asked for, poll tells of POLLHUP and POLLERR alone.
     poll = _new_poll()
     poll.register(fd, 0)
     return bool(poll.poll(0))

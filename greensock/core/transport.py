@@ -18,7 +18,7 @@ __all__ = ["SharedDescriptor", "Transport"]
 class Transport(Protocol):
     """What a connection needs of it."""
 
-    #: Whether somebody else may hold the connection too: then its end is not ours to say (no FIN, no reset).
+    #: Whether another process may hold the connection, too: then we must not end it for that one (no FIN, no reset).
     is_shared: bool
 
     def read(self, size: int) -> bytes:
@@ -51,19 +51,21 @@ class Transport(Protocol):
 
 
 class SharedDescriptor:
-    """A descriptor that somebody else may hold, too: a child process, or whoever was shown its number.
+    """A descriptor that others may hold, too: a child process, or code that got the number from ``fileno()``.
 
-    O_NONBLOCK belongs to the open file and not to the descriptor: whoever clears it (a shell does, on its standard
-    input) would have our next call block the hub. So each call says for itself that it must not wait.
+    O_NONBLOCK belongs to the open file and not to the descriptor: a process that clears it (a shell does, on its
+    standard input) would have our next call block the hub. So each call says for itself that it must not wait.
     """
 
-    __slots__ = ("_sock", "is_shared", "was_shown")
+    __slots__ = ("_sock", "is_shared", "was_exposed")
 
     def __init__(self, fd: int, family: int) -> None:
+        # Borrowed: the descriptor stays the connection's to close, and a collected socket object must not close it.
         self._sock = BorrowedSocket(family, _socket.SOCK_STREAM, 0, fd)
         self.is_shared = True
-        #: Whether the program was told the number: then it is not closed behind its back, not in a forked child either.
-        self.was_shown = False
+        #: Whether ``fileno()`` has exposed the number: then it is not closed behind the program's back, in a forked
+        #: child either.
+        self.was_exposed = False
 
     def read(self, size: int) -> bytes:
         """Return what is there."""

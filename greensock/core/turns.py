@@ -87,9 +87,10 @@ class Turns(Upcalls[ConnectionT]):
         """Bind what the turns use, once: upcalls that are not overridden cost nothing."""
         self._poller = poller
         handle = self.given_upcall("handle")
+        # Chosen here, once for all turns: the two styles share no loop, so neither pays for the other.
         drain = self._drain_upcalls if handle is None else self._drain_handles
-        self._crew = Workers(poller.hub, drain, max_workers)
-        poller.crews.append(self._crew)
+        self._workers = Workers(poller.hub, drain, max_workers)
+        poller.worker_pools.append(self._workers)
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
         self._on_new = self.given_upcall("connection_new")
@@ -99,7 +100,7 @@ class Turns(Upcalls[ConnectionT]):
         self._on_drop = self.given_upcall("connection_drop")
 
     def given_upcall(self, name: str) -> Callable[..., Any] | None:
-        """Return an upcall that the program gave; None if it gave none, so that nothing is called in vain."""
+        """Return an upcall that the program gave; None if it gave none, so that no empty method is called."""
         upcall: Callable[..., Any] = getattr(self, name)
         return upcall if self.overrides_upcall(name, Upcalls) else None
 
@@ -116,13 +117,15 @@ class Turns(Upcalls[ConnectionT]):
     def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
         conn: ConnectionT | None = None
         try:
+            # The owner of the descriptor closes it: this function until the object stands, from then on the connection.
             conn = self.connection_class(self._poller, fd, family, address, self)
-            conn._ready = self._crew.ready
+            conn._ready = self._workers.ready
             if self.framer is not None:
                 conn._decoder = self.framer.decoder()
             if self._on_transport is not None and (transport := self._on_transport(conn, fd)) is not None:
                 conn._transport = transport
                 conn._clear = False
+            # Last, so that whatever fails before it leaves nothing in the epoll set.
             self._poller.register(conn)
         except BaseException:
             if conn is None or not hasattr(conn, "_state"):  # the class failed, or does not call Connection.__init__
@@ -134,6 +137,8 @@ class Turns(Upcalls[ConnectionT]):
             raise
         self._accepted += 1
         self._alive += 1
+        # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one
+        # that never says a word costs no worker.
         if self._on_new is None and self._on_handle is None:
             conn._stage = SERVED
             conn._plain = conn._decoder is None and conn._transport is None
@@ -145,6 +150,7 @@ class Turns(Upcalls[ConnectionT]):
     def _mine(self) -> list[ConnectionT]:
         if not hasattr(self, "_poller"):
             return []
+        # A copy: what is done to each of them may close it, or run code that opens another.
         return [
             cast(Any, endpoint)
             for endpoint in list(self._poller.endpoints.values())
@@ -170,14 +176,19 @@ class Turns(Upcalls[ConnectionT]):
                     except OSError as error:
                         data = self._nothing_read(conn, error)
                     count = len(data)
+                    # An empty read falls through: EAGAIN or the end of input, which ``_long_turn`` tells apart.
                     # A short read has emptied the socket, so that no second one is made to hear EAGAIN; unless an end,
                     # urgent data or passed descriptors may have cut it short: ``_thorough``
                     # (test_one_read_for_each_short_message_and_none_in_vain, test_urgent_data_stops_no_upcall).
                     if 0 < count < size and not conn._thorough:
-                        # Before the upcall: what comes while that runs is told by an event, which sets it again.
+                        # Before the upcall: what comes while that runs is told by an event, which sets it again
+                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
                         conn._readable = False
                         conn.bytes_received += count
                         verdict = on_recv(conn, data)
+                        # Looked at anew, as the upcall may have blocked, closed, or put bytes back, and more may have
+                        # come meanwhile: that event found a busy connection and only set ``_readable``
+                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
                         if verdict is None and conn._plain and not conn._readable and on_finish is None:
                             conn._idle = True
                             if worker.gr_context is not None:
@@ -207,6 +218,8 @@ class Turns(Upcalls[ConnectionT]):
 
     def _full_turn(self, conn: ConnectionT) -> bool:
         """Give a turn to a connection that is new, framed, has a stash, or has ended; True if there is more to read."""
+        # It was closed while it was queued. No upcall is due but ``connection_drop``, which ``_end`` makes if
+        # ``connection_new`` was called.
         if conn._state is not OPEN:
             return False
         if conn._stage == _NEW:
@@ -217,6 +230,7 @@ class Turns(Upcalls[ConnectionT]):
 
     def _long_turn(self, conn: ConnectionT, data: bytes) -> bool:
         """Go on after a first read that found all it asked for, nothing, the end of input, or a peer that hung up."""
+        # ``_nothing_read`` has cleared the flag; the end of input leaves it set, since it can be read again and again.
         if not data and not conn._readable:
             return False  # the read found nothing
         if len(data) == self.recv_size:
@@ -224,6 +238,8 @@ class Turns(Upcalls[ConnectionT]):
         if data:
             conn._received(len(data), self.recv_size)
             return self._read_turn(conn, data, self._on_recv(conn, data))
+        # Nothing is held of a plain connection, so its end is never within a message, and needs none of
+        # ``_peer_is_done``.
         conn._eof = True
         if self._on_eof is None:  # nothing is held: the connection was plain
             conn._close(_PEER_CLOSED)
@@ -252,6 +268,7 @@ class Turns(Upcalls[ConnectionT]):
             try:
                 data = read(conn._fd, size)
             except OSError as error:
+                # The last read was full, and nothing was left behind it.
                 self._nothing_read(conn, error)
                 return self._finish_turn(conn, True)
         if conn._received(len(data), size):
@@ -260,11 +277,15 @@ class Turns(Upcalls[ConnectionT]):
 
     def _rest(self, conn: ConnectionT, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
-        # The one place where ``_plain`` is set: whatever else makes it false need not think of when it is true again
+        # The one place where ``_plain`` gets true again: what makes it false need not think of when that ends
         # (test_flags).
         conn._plain = conn._decoder is None and not conn._stash and not conn._eof and conn._transport is None
+        # ``_readable`` once more: an event that came while the last upcall was blocked does not come again. Behind the
+        # end of input the flag stays set for ever, and would keep the engine busy.
         if again or (conn._readable and not conn._eof):
             if self._draining and monotonic() >= self._draining_since + PIPELINE_SECONDS:
+                # A peer that never stops is served for a second of the drain, and no longer
+                # (test_a_flood_does_not_keep_a_server).
                 conn._idle = True  # so that it gets the turn in which its end is told
                 conn._close(DropReason.STOPPED)
             else:
@@ -277,11 +298,12 @@ class Turns(Upcalls[ConnectionT]):
     def _end_rest(self, conn: Connection, was_heard: bool = False) -> None:
         """Close a connection that waits for its peer while the server drains, unless part of a message came.
 
-        What it needs no linger for, it does not get: nothing came that is not read, and all that was sent is with the
-        peer. What came is given a last turn; one that ``was_heard`` gets more of them for a second, as a client that
-        pipelines has several messages on their way. What is on its way to the peer gets as long to arrive as it would
-        in a linger, and is looked at again.
+        No linger is needed once all input was read and the peer has all that was sent. Input that has come gets a last
+        turn; one that ``was_heard`` gets more turns for a second, as a client that pipelines has several messages on
+        their way. What is on its way to the peer gets as long to arrive as it would in a linger, and is looked at
+        again.
         """
+        # So that its next turn is no short one, which would end without a look at the draining.
         conn._plain = False
         if not conn._idle or conn._out or conn.held_bytes():
             return
@@ -310,6 +332,7 @@ class Turns(Upcalls[ConnectionT]):
             if not self._waits_in_vain(conn):
                 heard.pop(conn, None)
                 continue
+            # It grows with each byte that comes, whether that is given out or dropped.
             mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
             before, since = heard.setdefault(conn, (mark, now))
             if mark != before:
@@ -328,6 +351,7 @@ class Turns(Upcalls[ConnectionT]):
     def _give_up(self, conn: Connection) -> None:
         """Close a connection that waited in vain; without a linger if nothing is on its way."""
         if not has_input(conn._fd) and not (conn._family != AF_UNIX and has_unacknowledged(conn._fd)):
+            # Nothing is on its way in either direction, so the linger has nothing to protect.
             conn.linger_timeout = 0.0
             if conn._state is not OPEN:
                 conn._release()
@@ -343,18 +367,22 @@ class Turns(Upcalls[ConnectionT]):
     def _handle_turn(self, conn: ConnectionT) -> None:
         """Give the connection its one turn in the blocking style."""
         try:
+            # It may have been closed while it waited for a worker.
             if conn._state is OPEN:
                 if self._on_new is not None:
                     self._begin(conn)
                 conn._stage = SERVED
                 if conn._state is OPEN and self._on_handle is not None:
                     self._on_handle(conn)
+                # No effect if ``handle`` closed it itself: the first reason stays.
                 conn._close(DropReason.PEER_CLOSED if conn._eof else DropReason.CLOSED)
         except BaseException as error:
             self._failed(conn, error)
         self._end(conn)
 
     def _begin(self, conn: ConnectionT) -> None:
+        # Before the upcall: if that raises, or is killed, ``connection_drop`` is due all the same
+        # (test_drop_in_connection_new).
         conn._stage = SERVED
         if self._on_new is not None and self._obey(conn, self._on_new(conn), "connection_new"):
             conn._close(DropReason.REFUSED)
@@ -374,15 +402,19 @@ class Turns(Upcalls[ConnectionT]):
                 if verdict is not None and self._obey(conn, verdict, "connection_recv", data):
                     conn._close(DropReason.VERDICT)
                     return False
+                # Only what an upcall has seen and left counts. Fresh bytes are given to the next one in this very turn.
                 if len(conn._stash) > self.max_postponed and not conn._fresh:
                     raise _postponed_too_much(conn, self.max_postponed)
             if conn._state is not OPEN or conn._eof:
                 break
+            # What a raw read has left over comes before the socket: it came before, and no event will tell of it again
+            # (test_what_a_raw_read_got_before_its_timeout_is_given_to_the_upcall).
             if conn._fresh:
                 data = conn._take(len(conn._stash))
             elif not conn._readable or budget <= 0 or not (is_first or monotonic() <= self._poller.until):
                 break
             else:
+                # One read is made however late it is, so that each turn gets on.
                 is_first = False
                 try:
                     data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
@@ -391,6 +423,7 @@ class Turns(Upcalls[ConnectionT]):
                     break
                 if not conn._received(len(data), size):
                     break
+                # What was postponed, in front of what came (test_postpone_gives_the_bytes_back_in_front).
                 if conn._stash:
                     data = bytes(conn._stash) + data
                     conn._stash = b""
@@ -405,6 +438,9 @@ class Turns(Upcalls[ConnectionT]):
         while True:
             given = self._give_messages(conn, decoder, most)
             heard = heard or given > 0
+            # ``more`` says that the decoder may hold whole messages. They are given first, in another turn if need be:
+            # neither a read nor the end of input may come before them
+            # (test_messages_that_are_there_come_before_the_end).
             late = monotonic() > self._poller.until
             more = given == most and conn._state is OPEN
             if more and not late:
@@ -445,6 +481,8 @@ class Turns(Upcalls[ConnectionT]):
             verdict = on_recv(conn, message)
             if verdict is not None and self._obey(conn, verdict, "connection_recv", message):
                 conn._close(DropReason.VERDICT)
+            # None after the one in which it was closed, though the decoder holds more
+            # (test_no_framed_message_after_drop).
             if conn._state is not OPEN:
                 return given + 1
         return most
@@ -464,9 +502,12 @@ class Turns(Upcalls[ConnectionT]):
         if conn._eof and conn._state is OPEN and not more:
             self._peer_is_done(conn)
             return False
+        # What is ``_fresh`` has been read already, so no event would bring its turn.
         return more or conn._readable or conn._fresh
 
     def _peer_is_done(self, conn: ConnectionT) -> None:
+        # ``connection_eof`` is made once. But each event of our own sending has the peer's FIN in its mask, and brings
+        # a turn (test_half_open_survives_the_events_of_its_own_sending).
         if conn._stage == _HALF_OPEN:
             self._look_for_more_than_eof(conn)
             return
@@ -481,6 +522,7 @@ class Turns(Upcalls[ConnectionT]):
             if self._obey(conn, verdict, "connection_eof"):
                 conn._close(DropReason.VERDICT)
                 return
+        # It is not closed here: ``_failed`` does that, with the drop reason that this error stands for.
         if conn.held_bytes():
             partial = conn._postponed + bytes(conn._stash)
             partial += conn._decoder.take() if conn._decoder is not None else b""
@@ -506,6 +548,7 @@ class Turns(Upcalls[ConnectionT]):
             if upcall == "connection_eof":
                 allowed = "HALF_OPEN, " + allowed
             raise TypeError(f"{upcall} returned {verdict!r}: {allowed} expected")
+        # An upcall that closed and returned POSTPONE: no more data will come for the bytes to wait for.
         if conn._state is not OPEN:
             return False
         if len(data) > self.max_postponed:
@@ -533,25 +576,33 @@ class Turns(Upcalls[ConnectionT]):
         if reason is DropReason.ERROR and not (isinstance(error, GreenletExit) and self._draining):
             self._errors += 1
             self.log_failure(error, "an upcall failed on %r", conn)
+        # Closed before the program is told: its upcall may block, and the peer need not wait for that.
         conn._close(reason)
         if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
+            # KeyboardInterrupt and SystemExit are meant for the program: the hub hands them to the main greenlet.
             hub = self._poller.hub
             hub.handle_error(conn, type(error), error, error.__traceback__)
         self._tell_error(conn, error)
 
     def _end(self, conn: ConnectionT) -> None:
         """Make the last upcall of a connection that is not open any more."""
-        # Once, though a turn may end a connection that another greenlet's close has queued already
-        # (test_stop_under_load_drops_each_connection_exactly_once).
+        # A guard. Whatever leads here twice, ``connection_drop`` is made once
+        # (test_stop_under_load_drops_each_connection_exactly_once counts).
         if conn._ended:
             return
+        # Set before the upcalls below, each of which may block and let another turn come here.
         conn._ended = True
+        # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
+        # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
         reason = conn._drop_reason or DropReason.CLOSED
         if reason is _LOST:
             self._tell_error(conn, conn._closed_error())
         self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
+        # Two things end a connection, in either order: its last upcall, here, and its descriptor, in ``_released``.
+        # Whichever is second counts it. The stage is set behind the upcall, which may block
+        # (test_a_drop_upcall_that_blocks_is_counted_once).
         conn._stage = _ALL_TOLD
         if conn._state is CLOSED:
             self.connection_ended()
@@ -572,6 +623,7 @@ class Turns(Upcalls[ConnectionT]):
             log.error(text, *about, exc_info=error)
 
     def _tell_error(self, conn: ConnectionT, error: BaseException) -> None:
+        # At most once, and not if ``connection_new`` was never called.
         if conn._stage not in (_NEW, _ERROR_TOLD):
             conn._stage = _ERROR_TOLD
             self._tell(self.connection_error, conn, error)

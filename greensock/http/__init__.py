@@ -1,14 +1,15 @@
 """greensock.http: HTTP/1.1 on greensock's public names.
 
-The folders, lowest first; each imports only what stands above it, and of greensock what it exports:
+Its parts, lowest first; each imports only what stands above it, and of greensock what it exports:
 
-======  ==============================================================================================================
-errors  why a message was refused, and whose fault it is
-wire    messages as bytes: parsers and writers, without I/O
-server  one request after the other, each answered
-client  blocking calls over kept connections
-wsgi    takes the place of ``gevent.pywsgi.WSGIServer``
-======  ==============================================================================================================
+=============  =======================================================================================================
+errors         why a message was refused, and whose fault it is
+wire           messages as bytes: parsers and writers, without I/O
+incoming_body  a body that is read as it comes, of a request or of an answer
+server         one request after the other, each answered
+client         blocking calls over kept connections
+wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
+=============  =======================================================================================================
 """
 
 from greensock.http.client.deadlines import Timeouts

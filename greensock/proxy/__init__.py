@@ -20,7 +20,7 @@ relay              what is known of one request on its way, and what it holds
 tunnel             bytes both ways, after 101
 response_relay     the answer's way back
 upstream_request   the request as it goes to a server
-request_relay      the way of one request: who answers it, who is asked, who else
+request_relay      one request: which server answers it, and which one is tried next
 ordinary_exchange  the ordinary request and its answer, in one function
 proxy_server       the reverse proxy: listeners, upcalls, bodies that come slowly
 config_tables      tables of a configuration, each made into an object

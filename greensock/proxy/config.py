@@ -39,7 +39,7 @@ TABLES = (
     *("listen", "proxy_protocol", "abort_on_eof", "server", "log", "limits", "answer_limits", "timeouts"),
     *("forwarding", "guard", "error_pages", "upstreams", "routes"),
 )
-#: What people look for, and what is there in its place.
+#: Keys that people know from other proxies, and what they are told.
 NOT_YET = {
     "tls": "not there yet: put HAProxy or stunnel in front, and let them say who the client is (proxy_protocol)",
     "metrics": "not there yet: the access log has what there is",
@@ -74,7 +74,7 @@ _port = re.compile(r"(?P<host>|[^:\[\]/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5
 
 
 class ConfigError(Exception):
-    """A configuration that can't be used: the program's, or whoever wrote it."""
+    """A configuration that can't be used, with all that is wrong in it."""
 
     def __init__(self, errors: list[ConfigProblem]) -> None:
         super().__init__("\n".join(map(str, errors)))
@@ -172,7 +172,7 @@ def parse_config(mapping: Mapping[str, Any], file: str = "") -> ProxyConfig:
 def check_listeners(config: ProxyConfig, file: str = "") -> list[ConfigProblem]:
     """Return what keeps the proxy from listening where it is told to: names are looked up, addresses tried.
 
-    Nothing is listened on, and no port is taken: whoever listens there now goes on.
+    Nothing is listened on, and no port is taken: a program that listens there now is not disturbed.
     """
     reader = _Reader(file)
     for address in config.listen:

@@ -1,7 +1,7 @@
 """Tables of a configuration, each made into the object that its keys are the fields of.
 
-The class checks the values, so that a new field is at once a new key; its words are put as TOML has it. What is wrong
-is collected and not raised, and does not hide what else is. Secrets are never shown.
+The class checks the values, so that a new field is at once a new key; its words are put as TOML has it. Problems are
+collected and not raised, so that all of them are reported at once. Secrets are never quoted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["ConfigProblem", "Tables"]
 
 Kind = TypeVar("Kind")
 
-#: Characters of a value that are shown.
+#: Characters of a value that are quoted.
 MAX_SHOWN = 80
-#: What stands for None: for what a key is by default, too, as a table may have its values from another (``base``). Only
-#: where None is the default of a text it is a text like any other.
+#: What stands for None. Also where None is the default, as a table may inherit another value (``base``); but where the
+#: default of a text is None, it is a text like any other.
 NONE = "none"
 
 _what = re.compile(r"(\w+)(?:=|: )").match
-#: What the classes say of Python, and how it is put here.
+#: Words of Python in the messages of the classes, and what TOML calls them.
 _WORDS = (
     (re.compile(r"\ba (?:tuple|frozenset) of\b"), "a list of"),
     (re.compile(r"\bbytes, (at least \d+),"), r"text, \1 bytes,"),

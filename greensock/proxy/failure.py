@@ -31,17 +31,18 @@ stopped            (none)  no                                        the proxy's
 ================== ======  ==============  ========================= ======================================
 
 A request is *repeatable* if its method is idempotent and its body was kept (RFC 9110 section 9.2.2). ``(cut)``: the
-head of the answer is out, and its end must not look whole. Nobody is blamed for a limit or a shortage that is
-ours. The errors are those of RFC 9209 section 2.3; what is in no table is ``http_request_error`` or
-``proxy_internal_error``. The total time counts against a server that had at least half of it for its head: the rest may
-be the client's doing. Connecting has half of it at the most: so who is silent then is blamed, and another asked.
+head of the answer is out, and its end must not look whole. No server is blamed for a limit or a shortage of our own.
+The errors are those of RFC 9209 section 2.3; what is in no table is ``http_request_error`` or ``proxy_internal_error``.
+The total time counts against a server that had at least half of it for its head: the rest may be the client's doing.
+Connecting gets half of it at the most, so that a silent server is blamed and another one tried.
 
-A server is not blamed that closes, or resets, after it had to wait for its client for a second or more: for the
-request's body, if it had the whole request for no longer than that, or for the client to take the answer. Its own
-patience may have ended. Nor does the time for the answer's body begin before the server has the whole request.
+A server that closes, or resets, is not blamed if it had to wait for the client for a second or more before: for the
+request's body, or for the client to take the answer. It may have a timeout of its own. (Waiting for the body does not
+count once the server has had the whole request for longer than it waited.) Nor does the time for the answer's body
+begin before the server has the whole request.
 
 .. [1] or destination_ip_unroutable, destination_unavailable: as the system said.
-.. [2] or what was too large, a transfer coding, an upgrade that nobody asked for.
+.. [2] or what was too large, a transfer coding, an upgrade that was not requested.
 .. [3] This one and the next two say nothing of the server. Another may be known by a kept connection.
 """
 
@@ -111,7 +112,7 @@ class Failure(Exception):
 
 
 class UpcallFailed(Exception):
-    """An upcall of the program raised ``error``: that is nobody's fault but the program's, whatever it is."""
+    """An upcall of the program raised ``error``: whatever it is, the program is to blame."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -121,7 +122,7 @@ class UpcallFailed(Exception):
 #: What the log says of a request whose client did not wait; nothing is answered.
 CLIENT_LEFT = 499
 
-#: Seconds of waiting for a client after which a server may lose patience; shorter timeouts are hardly set.
+#: Seconds of waiting for a client after which a server may time out; shorter timeouts are rarely set.
 LONG_WAIT = 1.0
 
 #: What Proxy-Status says of a name that was not resolved.
@@ -217,7 +218,7 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
         return Failure("queue-full", 503, Again.ALWAYS, blames_server=False, text=text)
     if isinstance(error, PhaseTimeout):
         phase = error.phase.value
-        # That all of it took too long may be the client's doing: whoever knows more says so.
+        # A total timeout may be the client's doing: the caller decides, which knows how the time was spent.
         blames_server = phase not in ("queue", "total")
         return Failure(f"{phase}-timeout", error.status, _OF_TIMEOUT[phase], blames_server=blames_server, text=text)
     if in_body and isinstance(error, BadResponse | ConnectionLost):

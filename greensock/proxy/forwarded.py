@@ -1,8 +1,8 @@
 """Who the client is, and which fields go on to the upstream and back (RFC 7239, RFC 9110 section 7.6). Pure.
 
 The client's own claims come first and ours last, in this order, which is what makes them safe: the fields that
-``Connection`` names go, then those that only a trusted peer may send, and then ours are added, which nobody can list
-away.
+``Connection`` names go, then those that only a trusted peer may send, and then ours are added, which ``Connection`` can
+no longer reach.
 
 ``peer`` is the address that connected, or the one that its PROXY header told: the empty string for a Unix socket.
 """
@@ -27,7 +27,7 @@ __all__ = ["Forwarder", "Forwarding", "new_id", "protocols_offered"]
 
 Pair = tuple[bytes, bytes]
 
-#: A request that went through proxies of our name so often goes round in circles.
+#: So many entries of our name in Via mean that the request goes round in circles.
 MAX_PASSES = 10
 #: So many entries of X-Forwarded-For or Forwarded are looked at, from the right.
 MAX_ENTRIES = 64
@@ -93,7 +93,7 @@ class Forwarding:
     """
 
     #: Networks whose X-Forwarded-*, Forwarded, X-Real-IP and PROXY header are believed; they must replace or append to
-    #: what their own clients send. ``unix``: whoever connects to a Unix socket.
+    #: what their own clients send. ``unix``: every peer of a Unix socket.
     trusted: tuple[str, ...] = ()
     #: The Host that the upstream gets. True: the client's. False: the server's. A text: that one.
     preserve_host: bool | str = True
@@ -106,7 +106,8 @@ class Forwarding:
     via: str = "greensock"
     #: Whether answers get a Via, too.
     via_response: bool = False
-    #: Whether Proxy-Status (RFC 9209) says why the proxy answers with an error. It tells strangers what is behind it.
+    #: Whether Proxy-Status (RFC 9209) says why the proxy answers with an error. It tells every client what is behind
+    #: the proxy.
     proxy_status: bool = False
     #: Whether Proxy-Authorization is passed on, for a server that is a proxy itself. (nginx and HAProxy do so.)
     proxy_authorization: bool = True
@@ -115,9 +116,7 @@ class Forwarding:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, rule = getattr(self, field.name), RULES[field.name]
-            if not rule.fits(value):
-                raise ValueError(f"{field.name}={value!r}: {rule.allowed} expected")
+            RULES[field.name].check(field.name, getattr(self, field.name))
 
 
 class _Names(dict[bytes, bool]):
@@ -374,7 +373,7 @@ class Forwarder:
         return from_trusted and lower not in self._appended
 
     def request_trailers(self, head: RequestHead, trailers: Headers) -> Headers:
-        """Return the trailers of a request to pass on: nobody's claims, as the upstream may merge them."""
+        """Return the trailers of a request to pass on: none that say who the client is, as they may be merged."""
         passes = self._passes_from_others
         kept = end_to_end_trailers(trailers, head.headers).raw
         return Headers.of_raw([pair for pair in kept if passes[pair[0]]])

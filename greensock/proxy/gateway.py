@@ -34,7 +34,7 @@ log = logging.getLogger("greensock.core.server")
 KEPT_BACK = 32
 #: Descriptors that a client may need: its own, and that of a server.
 EACH = 2
-#: Shares of the descriptors for what can be done without: pipes have two (see ``Pipes``), second descriptors one
+#: Shares of the descriptors for optional things: pipes have two (see ``Pipes``), second descriptors one
 #: (``ClientConnection.keep_spare``).
 SHARES = 3
 #: Seconds in the place of none, where a bound must be: a month.
@@ -145,7 +145,7 @@ class Gateway:
         return self.most_clients - sum(listener.connections_alive for listener in self._listeners)
 
     def connection_ended(self) -> None:
-        """Have the listeners know that a client's connection has ended."""
+        """Tell the listeners that a client's connection has ended."""
         if self.most_clients != inf:
             for listener in self._listeners:
                 listener.welcome_connections()
@@ -153,7 +153,7 @@ class Gateway:
     def _count_most_clients(self) -> float:
         """Return how many clients' connections leave each of them a descriptor for its way to a server.
 
-        Else the way of those that are there would fail for those that come, and servers would seem to.
+        Otherwise new clients would take the descriptors that requests under way need, and servers would seem to fail.
         """
         wanted = self.listen.max_connections
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -188,7 +188,7 @@ class Gateway:
         return drop_oldest(server for upstream in self.upstreams.values() for server in upstream.all)
 
     def _is_full(self) -> bool:
-        """Return whether idle connections to servers would take what clients are to have, or what is kept back."""
+        """Return whether idle connections to servers would take descriptors that clients need, or are kept back."""
         if self.most_links == inf:
             return False
         held = sum(server.pool.state.slots for upstream in self.upstreams.values() for server in upstream.all)
@@ -250,7 +250,7 @@ class Gateway:
         if known is not None:
             return known if known.total is None else Deadlines(known.timeouts, known.total)
         connect = timeouts.connect
-        if timeouts.total is not None:  # else a silent server would use all of it up, and be neither blamed nor left
+        if timeouts.total is not None:  # else a silent server would use up all the time, and no other could be tried
             connect = min(inf if connect is None else connect, timeouts.total / 2)
         made = Deadlines(
             Timeouts(

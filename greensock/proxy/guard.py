@@ -6,8 +6,8 @@ algorithm (ITU-T I.371): a request that comes earlier than its burst allows is r
 
 Invariants:
 
-- Of whom nothing needs to be known any more is soon forgotten: with each client that comes two are looked at.
-- The table never holds more than ``max_clients``. A client of whom nothing needs to be known goes first, then one
+- A client of whom nothing needs to be remembered is soon forgotten: for each client that comes, two are looked at.
+- The table never holds more than ``max_clients``. A client of whom nothing needs to be remembered goes first, then one
   without a ban and without connections, then bans, then those that have connections.
 - A client without an address (a Unix socket) is not limited: who it is can't be told.
 """
@@ -87,7 +87,8 @@ RULES: Mapping[str, Rule] = {
 class GuardOptions:
     """What a client may do. None: no such limit. A client is an IPv4 address, or an IPv6 network of ``ipv6_prefix``.
 
-    Behind a trusted peer (``Forwarding.trusted``) it is whom that names; the peer's own connections are not limited.
+    Behind a trusted peer (``Forwarding.trusted``) it is the address that the peer names; the peer's own connections are
+    not limited.
 
     Raises:
         ValueError: a field is not what it may be; the text names it.
@@ -121,14 +122,12 @@ class GuardOptions:
     exempt: tuple[str, ...] = ()
     #: Clients that something is known of, at about 400 bytes each.
     max_clients: int = 100_000
-    #: Bits of an IPv6 address by which clients are told apart: whoever has one address of a /64 has all.
+    #: Bits of an IPv6 address by which clients are told apart: one host often has a whole /64.
     ipv6_prefix: int = 64
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, rule = getattr(self, field.name), RULES[field.name]
-            if not rule.fits(value):
-                raise ValueError(f"{field.name}={value!r}: {rule.allowed} expected")
+            RULES[field.name].check(field.name, getattr(self, field.name))
 
 
 class Refusal:
@@ -343,7 +342,7 @@ class Guard:
         return known
 
     def _sweep(self, now: float) -> None:
-        """Forget some of whom nothing needs to be known any more: more than come, until there are none."""
+        """Forget some clients of whom nothing needs to be remembered: more than come, until there are none."""
         clients = self._clients
         for key in list(islice(clients, SWEPT)):
             if clients[key].worth(now):

@@ -17,9 +17,9 @@ CACHED = 4096
 class Networks:
     """Networks, asked whether an address is in one of them.
 
-    They are written ``10.0.0.0/8``, ``2001:db8::/32``, ``127.0.0.1``, ``::1``; ``unix`` stands for whoever connects to
-    a Unix socket, whose address is the empty string. An IPv4 address that is mapped into IPv6 (``::ffff:10.0.0.1``)
-    equals the IPv4 address. ``0.0.0.0/0`` holds no IPv6 address, and ``::/0`` no IPv4 address.
+    They are written ``10.0.0.0/8``, ``2001:db8::/32``, ``127.0.0.1``, ``::1``; ``unix`` stands for every peer of a Unix
+    socket, whose address is the empty string. An IPv4 address that is mapped into IPv6 (``::ffff:10.0.0.1``) equals the
+    IPv4 address. ``0.0.0.0/0`` holds no IPv6 address, and ``::/0`` no IPv4 address.
 
     Raises:
         ValueError: one of them is not written so.

@@ -34,9 +34,7 @@ def _number(value: Any) -> bool:
 
 def _check(owner: object, rules: Mapping[str, Rule]) -> None:
     for name, rule in rules.items():
-        value = getattr(owner, name)
-        if not rule.fits(value):
-            raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+        rule.check(name, getattr(owner, name))
 
 
 _seconds = Rule.seconds(zero=False).or_none()
@@ -186,7 +184,7 @@ class UpstreamOptions:
     max_replay: int = 65536
     #: The PROXY protocol's version that is spoken to its servers; 0 for none.
     send_proxy_protocol: int = 0
-    #: Connections to each server that are kept while nobody needs them.
+    #: Idle connections that are kept to each server.
     max_idle: int = 64
     #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known. (One that is a
     #: client's alone, as NTLM wants it, is kept as long as the client's.)

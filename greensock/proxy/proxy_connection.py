@@ -36,7 +36,7 @@ class ProxyConnection(HTTPConnection):
         super().__init__(*arguments)
         #: The address of who connected, or what its PROXY header said; empty for a Unix socket.
         self.peer: str = self.address[0] if self.address else ""
-        if ":" in self.peer:  # an IPv4 address has another look to a socket that takes both
+        if ":" in self.peer:  # a dual-stack socket tells IPv4 addresses as mapped IPv6 ones
             self.peer = canonical_address(self.peer)
         #: Whether its PROXY header is yet to come.
         self.awaits_header = False
@@ -103,6 +103,6 @@ class ProxyConnection(HTTPConnection):
         return server, lease
 
     def drop_bound(self) -> None:
-        """Close what was kept: nobody else may have it."""
+        """Close the kept connections: no other client may get them."""
         for upstream in list(self.bound or ()):
             self.take_bound(upstream, None)

@@ -92,7 +92,7 @@ class Upload:
         self.overdue: gevent.Greenlet[..., None] | None = None
 
     def note_received(self) -> None:
-        """Note in the request how much came: nobody will read it."""
+        """Note in the request how much of its body came: it will not be read."""
         self.relay.request.body.received = self.held
 
 
@@ -352,7 +352,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         """Answer that all of a request took too long, without blocking, and close: its body is not there."""
         answer = relay.error_answer(504, "total-timeout", error=Failure("total-timeout", 504).error)
         assert isinstance(answer.body, bytes)
-        with suppress(ConnectionClosed, ConnectionLost):  # it has left: there is nobody to tell
+        with suppress(ConnectionClosed, ConnectionLost):  # the client has left: no answer can reach it
             relay.conn.send(self._head(answer, len(answer.body), False, CLOSE) + answer.body, close=True)
 
     def _abandon(
@@ -377,7 +377,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             super().connection_eof(conn)
 
     def _warn(self, reason: str, conn: ProxyConnection, what: object) -> None:
-        """Count a connection that is refused, and log it: what any stranger can cause, once a minute."""
+        """Count a connection that is refused, and log it: once a minute, as any client can cause that."""
         self.refused[reason] += 1
         now = monotonic()
         if now >= self._warnings_due.get(reason, 0.0):
@@ -472,7 +472,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             self.record_done(record)
 
     def _is_trusted(self, conn: ProxyConnection) -> bool:
-        """Whether a connection is a trusted peer's: it brings what many clients ask, and pays for none of them."""
+        """Whether a connection is a trusted peer's: it carries many clients, so no limit of one client is for it."""
         return self.gateway.trusts_somebody and conn.peer in self.gateway.forwarder.trusted
 
     def serve_request(self, request: Request, keep: bool) -> bool:

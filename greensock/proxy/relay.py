@@ -41,9 +41,10 @@ from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 
 __all__ = ["CHALLENGES", "COUNTED", "NO_UPLOAD", "PARKED", "STREAMED", "BodyWait", "ProxySeam", "Relay"]
 
-# Whether the body is waited for, by nobody or by a worker: an enum's members are slow to look up before Python 3.12.
+# How the body is waited for: not at all, counted only, without a worker (parked), or by one that relays it; an enum's
+# members are slow to look up before Python 3.12.
 NO_UPLOAD, COUNTED, PARKED, STREAMED = range(4)
-#: Where a server, or a proxy, asks who the client is, and by which fields.
+#: The statuses and fields of a challenge, by a server or by a proxy.
 CHALLENGES = (401, 407)
 CHALLENGE_FIELDS = (b"www-authenticate", b"proxy-authenticate")
 
@@ -171,11 +172,11 @@ class Relay:
         self.spell: int
         #: The head of the answer, once it is there.
         self.head: ResponseHead | None = None
-        #: What the access log will say; None if nobody wants to know.
+        #: What the access log will say; None if there is no log.
         self.record: Record | None = None
         #: The fields behind the answer's body, if that came whole with its head.
         self.answer_trailers: Headers | None = None
-        #: That the client's body will not become whole, if that was seen while nobody read it.
+        #: Why the client's body will not become whole, if that was seen while it was not being read.
         self.cut: BadRequest | None = None
         #: What was answered; 0: nothing so far.
         self.status = 0
@@ -208,7 +209,7 @@ class Relay:
     # -- what it asks for, and who asks
 
     def look_at_credentials(self, headers: Headers) -> None:
-        """Note whether the connection on which these fields go to a server may remember the client by them."""
+        """Note whether these fields may authenticate the connection to the server, and not only the request."""
         if any(is_of_connection(headers.get_raw(name) or b"") for name in CREDENTIALS):
             self._is_tied = True
 
@@ -274,7 +275,7 @@ class Relay:
     # -- to the server
 
     def end_upload(self) -> None:
-        """Note that nobody waits for the body any more."""
+        """Note that the body is no longer waited for."""
         if self._upload is not NO_UPLOAD:
             self._end_upload()
 
@@ -420,7 +421,7 @@ class Relay:
         return lease.is_quiet() and (lease.is_reused or not self.server.send_proxy_protocol)
 
     def _leave_unjudged(self) -> None:
-        """Let go of a server of which this request tells nothing, if it was not left before."""
+        """Let go of a server without a verdict on it, if it was not left before."""
         if not self._left:
             self._leave()
             assert self.server is not None

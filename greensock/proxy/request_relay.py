@@ -7,9 +7,9 @@ What holds for every request:
 - Nothing is sent twice that may not be: see ``failure`` for what is.
 - Whatever happens, the server is left, the connection to it given back or reset, and the body let go.
 - A connection to a server that may remember who the client is (NTLM, Negotiate: RFC 4559 section 6) is *bound* to the
-  client's connection from then on: it is used for what else this client asks there, and for nobody else, and ends with
-  it. Of the clients of a trusted peer, which may share a connection, each is known by its address. Before that it ends
-  when it is spent or checks found its server to be down, but not within a handshake; the client is asked anew then.
+  client's connection from then on: it is used for further requests of this client alone, and ends with its connection.
+  Of the clients of a trusted peer, which may share a connection, each is known by its address. Before that it ends when
+  it is spent or checks found its server to be down, but not within a handshake; the client is asked anew then.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class RequestRelay(Relay):
     # -- to the server
 
     def _forward_body(self, upstream: Upstream, may_wait: bool = True, may_hold: bool = True) -> bool:
-        """Have a server answer a request with a body: which is there, is waited for, or is passed on as it comes.
+        """Have a server answer a request with a body, which is there, is waited for, or is relayed as it comes.
 
         A short one is waited for without a worker, and without a server, if it may be held.
         """
@@ -258,7 +258,7 @@ class RequestRelay(Relay):
                     raise client_is_gone(conn)
             if self._lease is None:
                 self._lease = server.lease(deadlines, self)
-            elif not self._lease.is_quiet():  # bound, and meanwhile the server let go of it: the client begins anew
+            elif not self._lease.is_quiet():  # bound, and closed by the server meanwhile: the client authenticates anew
                 self._lease.renew(deadlines)
             lease = self._lease
             upstream_conn = lease.connection
@@ -379,7 +379,7 @@ class RequestRelay(Relay):
         if failure.again is Again.NEVER:
             return False
         if self._is_tied and (self._was_bound or failure.again is not Again.ALWAYS):
-            return False  # what it says is an answer to that server
+            return False  # its credentials reply to a challenge of that server
         if failure.again is Again.REPEATABLE:
             method = self.request.method
             is_upgrade = self.request.headers.get_raw(b"upgrade") is not None

@@ -277,22 +277,35 @@ class _Passage:
         return first
 
     def _pass_body(self) -> None:
-        relay, conn, client = self._relay, self._conn, self._client
-        next_event, silence = conn.parser.next_event, relay.deadlines.timeouts.body
+        relay, client = self._relay, self._client
         left, exchange = self._left, relay.exchange
         assert exchange is not None
         may_splice = exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
         if left is not None and left >= SPLICED and may_splice:
             self._splice(left)
         began = 0.0
+        for piece in self._further():
+            if relay.proxy.watches_responses:
+                self._watch(piece)
+            client.send(self._framed(piece))
+            del piece  # not to be held while the next one is waited for
+            began = let_others_run(began)
+        if self._chunked:
+            client.send(self._last_chunk(relay.answer_trailers))
+
+    def _further(self) -> Iterator[bytes | memoryview]:
+        """Go through what is yet to come of the body.
+
+        A loop of its own, and not that of ``IncomingBody``: others must be let run after each piece that was sent, and
+        not only where more is there already; and how long the server may be silent depends on the request.
+        """
+        next_event, silence = self._conn.parser.next_event, self._relay.deadlines.timeouts.body
         while True:
             event = next_event()
             if type(event) is Data:
-                client.send(self._watched(event.data))
-                began = let_others_run(began)
+                yield event.data
             elif type(event) is EndOfMessage:
-                if self._chunked:
-                    client.send(self._last_chunk(event.trailers))
+                self._relay.answer_trailers = event.trailers
                 return
             else:
                 silence = self._hear(silence)
@@ -306,33 +319,23 @@ class _Passage:
             data = conn.hear(deadlines.within(silence, BodyTimeout, conn))
         except OperationTimeout:
             return self._further_silence(exchange, seconds)
-        if data:
-            conn.parser.feed(data)
-        else:
-            conn.parser.feed_eof()
+        conn.parser.feed_or_end(data)
         return seconds
 
     def pieces(self) -> Iterator[bytes]:
         """Go through the body as it comes, and let go of the server behind it."""
-        relay, next_event = self._relay, self._conn.parser.next_event
-        silence = relay.deadlines.timeouts.body
+        relay = self._relay
         try:
             if self.is_whole:
                 relay.finish()
             if piece := bytes(self._take_first()):
                 self._watch(piece)
                 yield piece
-            while not self.is_whole:
-                event = next_event()
-                if type(event) is Data:
-                    piece = bytes(event.data)
-                    self._watch(piece)
-                    yield piece
-                elif type(event) is EndOfMessage:
-                    relay.finish()
-                    return
-                else:
-                    silence = self._hear(silence)
+            if not self.is_whole:
+                for data in self._further():
+                    self._watch(data)
+                    yield bytes(data)
+                relay.finish()
         except GeneratorExit:
             raise
         except BaseException as error:

@@ -5,9 +5,9 @@ suffix before a shorter one, any of them before a route without hosts. Among the
 the one that was named first. A route whose methods or fields don't fit is passed over, for a less exact one, too.
 
 Paths are compared as a server behind may read them: percent-decoded once, ``.`` and ``..`` resolved, slashes that
-follow each other as one, without the query, segment by segment. The request itself keeps its target as it came. So
-whoever must not reach ``/admin`` does not reach it as ``//%61dmin/``. What servers read in different ways is refused
-(``BadPath``) where paths decide at all, that is, if any route that fits the host has a path other than ``/``:
+follow each other as one, without the query, segment by segment. The request itself keeps its target as it came. So a
+rule for ``/admin`` holds for ``//%61dmin/``, too. What servers read in different ways is refused (``BadPath``) where
+paths decide at all, that is, if any route that fits the host has a path other than ``/``:
 
 - ``%00``, a backslash as it is or as ``%5C``, ``%`` without two hexadecimal digits;
 - ``..`` above the root, and ``..`` in a path that has an empty segment, or with a ``;`` behind it;
@@ -95,9 +95,7 @@ class Route:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            value, rule = getattr(self, each.name), _RULES[each.name]
-            if not rule.fits(value):
-                raise ValueError(f"{each.name}={value!r}: {rule.allowed} expected")
+            _RULES[each.name].check(each.name, getattr(self, each.name))
 
     def target_for(self, target: bytes) -> bytes:
         """Return the target to ask the upstream for, given the request's: a path and perhaps a query.

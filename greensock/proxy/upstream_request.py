@@ -98,12 +98,12 @@ def _pieces(relay: Relay) -> Iterator[bytes]:
         if not conn.notify_disconnect(relay.on_hangup_in_body):
             relay.on_hangup_in_body()
         wait.end()
-        yield piece  # as long as the server likes: nobody reads the client meanwhile
+        yield piece  # as long as the server likes: the client is not read meanwhile
         wait.go_on()
         conn.notify_disconnect(None)
     wait.end()
     relay.end_upload()
-    # From here on nobody reads the client, which may leave while the server works.
+    # From here on the client is not read, and may leave while the server works.
     if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):
         relay.on_client_left()
 

@@ -16,13 +16,27 @@ from typing import Any
 
 from loadtests.peers import common
 
-__all__ = ["BLOCK", "FIXED", "SMALL", "blocks", "count", "listener", "options", "verify", "wsgi_app"]
+__all__ = ["BLOCK", "FIXED", "HOP_BY_HOP", "SMALL", "blocks", "count", "listener", "options", "verify", "wsgi_app"]
 
 SMALL = bytes(ord("a") + at % 26 for at in range(99)) + b"\n"
 #: Random, so that a byte that is lost or doubled shifts everything.
 BLOCK = random.Random(1).randbytes(2**20)
 #: What is answered at once, by path.
 FIXED = {"/small": SMALL, "/large": BLOCK}
+#: The fields that a proxy does not pass on, in lower case.
+HOP_BY_HOP = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
 TWICE = memoryview(BLOCK + BLOCK)
 
 

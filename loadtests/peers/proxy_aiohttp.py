@@ -9,20 +9,7 @@ from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from loadtests.peers import common, http_common
-
-HOP_BY_HOP = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
+from loadtests.peers.http_common import HOP_BY_HOP
 
 
 def end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:

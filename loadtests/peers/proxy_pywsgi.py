@@ -11,21 +11,8 @@ from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPSocketPoolResponse
 
 from loadtests.peers import http_common
+from loadtests.peers.http_common import HOP_BY_HOP
 from loadtests.peers.pywsgi_main import run
-
-HOP_BY_HOP = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
 
 
 def request_headers(environ: dict[str, Any]) -> dict[str, str]:

@@ -7,6 +7,9 @@ import time
 from flask import Flask, Response, jsonify, redirect, request, send_file, session, stream_with_context, url_for
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+#: Seconds between two looks.
+PAUSE = 0.005
+
 app = Flask(__name__)
 app.secret_key = "of the tests"
 app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1, x_prefix=1)
@@ -37,7 +40,7 @@ def gated():
         yield b"first"
         deadline = time.monotonic() + 10
         while not os.path.exists(request.args["gate"]) and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(PAUSE)
         yield b" second"
 
     return Response(stream_with_context(pieces()), content_type="text/plain")

@@ -57,14 +57,14 @@ class ClientConnection(Connection):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.linger_timeout = 0.0  # whoever closes has had the whole answer, or gives it up
+        self.linger_timeout = 0.0  # by then the whole answer is there, or is given up
         #: What its answers go through.
         self.parser: ResponseParser
         #: How many requests it was used for.
         self.requests = 0
         #: When it was made, in seconds of ``monotonic``.
         self.made = 0.0
-        #: Whether its last answer asked who the client is, whose answer must come on it then.
+        #: Whether its last answer was a challenge whose reply must come on this same connection (NTLM, Negotiate).
         self.has_challenged = False
         self._poll: Any = None
         self._spare = -1
@@ -132,13 +132,13 @@ class Waiter:
         self.connection: ClientConnection | None = None
 
     def give_up(self) -> None:
-        """End the wait: nobody wants the slot any more. Does not block."""
+        """Give up the wait for a slot. Does not block."""
         self.has_given_up = True
         _wake(self)
 
 
 class Patient(Protocol):
-    """Who leases for somebody that may leave meanwhile, and gives up the wait then."""
+    """Leases for a client that may leave meanwhile: the wait is given up then."""
 
     #: The wait for a slot, as long as it lasts.
     waiter: Waiter | None
@@ -214,7 +214,6 @@ class ConnectionPool:
         self,
         state: PoolState[ClientConnection, Waiter],
         limits: Limits,
-        max_waiting: int,
         make_room: Callable[[], bool] | None = None,
         is_full: Callable[[], bool] | None = None,
     ) -> None:
@@ -227,7 +226,6 @@ class ConnectionPool:
         self._is_full = is_full
         self.closed = False
         self._limits = limits
-        self._max_waiting = max_waiting
         self._hub: Any = None
         self._timer: Any = None
         _all_pools.add(self)
@@ -266,8 +264,9 @@ class ConnectionPool:
         self._carry_out(decision)
         conn = decision.connection
         if decision.action is Action.REFUSE:
-            text = f"{self._max_waiting} requests wait for {origin} already: at most max_waiting allowed"
-            raise QueueFull(text, None, "max_waiting", self._max_waiting)
+            most = self.state.max_waiting
+            text = f"{most} requests wait for {origin} already: at most max_waiting allowed"
+            raise QueueFull(text, None, "max_waiting", most)
         if decision.action is Action.WAIT:
             conn = self._wait(origin, waiter, deadlines, patient)
         lease = Lease(self, origin)
@@ -337,18 +336,18 @@ class ConnectionPool:
         self._disarm()
 
     def close(self) -> None:
-        """Close what is idle; send away who waits; what is leased is closed when it comes back."""
+        """Close idle connections and fail the requests that wait; leased ones are closed when they come back."""
         self.closed = True
         self.drop_idle()
         for waiter in self.state.drop_waiters():
             _wake(waiter)
 
     def forget(self) -> None:
-        """Let go of a parent's connections in the child of a fork: their descriptors are gone, and the loop is its."""
+        """Let go of a parent's connections in the child of a fork: the descriptors and the loop are the parent's."""
         self.state.reset()
         timer, self._timer = self._timer, None
         if timer is not None:
-            _of_the_parent.append(timer)  # to be collected would be to be stopped, in the parent's loop
+            _of_the_parent.append(timer)  # if it were collected it would be stopped, in the parent's loop
 
     def _check_usable(self) -> None:
         if self.closed:

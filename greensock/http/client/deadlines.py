@@ -42,9 +42,7 @@ class Timeouts:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not _allowed.fits(value):
-                raise ValueError(f"{field.name}={value!r}: {_allowed.allowed} expected")
+            _allowed.check(field.name, getattr(self, field.name))
 
 
 class Deadlines:
@@ -86,7 +84,7 @@ class Deadlines:
         return left
 
     def late(self, kind: type[PhaseTimeout], seconds: float | None, conn: Any = None) -> PhaseTimeout:
-        """Return the error for a wait that was in vain: the phase's, or that of all of it."""
+        """Return the error for a wait that timed out: the phase's, or that of the whole request."""
         if self.total is not None and (seconds is None or monotonic() >= self.total_due):
             return TotalTimeout(self.total, conn)
         return kind(seconds or 0.0, conn)

@@ -2,8 +2,8 @@
 
 A short request goes out in one write, and only then the answer is looked for. A long one is sent by a greenlet of its
 own while the caller's listens, because the answer may come first. What happens then depends on it: a refusal or
-redirection (300 and above) means that nobody wants the rest, and sending stops (RFC 9112 section 9.3); any other answer
-may be made of what we send, so both go on until the answer ends, and with it the sending.
+redirection (300 and above) means that the server does not want the rest, and sending stops (RFC 9112 section 9.3); any
+other answer may be made of what we send, so both go on until the answer ends, and with it the sending.
 
 A server that refuses a body often closes at once, and its reset overtakes us: a send fails although the answer is
 there, or in part. So a second descriptor is kept, through which what had come before the reset is read.
@@ -33,7 +33,7 @@ __all__ = ["IDEMPOTENT", "WITH_BODY", "Call", "Exchange", "Interim", "Trailers"]
 
 #: Up to so many bytes a body goes out with its head, in one write and without listening meanwhile.
 JOINED = 16384
-#: What may be told of answers 1xx.
+#: The callback for interim answers (1xx).
 Interim = Callable[[ResponseHead], object]
 #: The fields behind a body in chunks, or what returns them once the body is out.
 Trailers = Headers | Callable[[], Headers | None] | None
@@ -90,7 +90,7 @@ class Call:
         self.payload = payload
         #: What follows a body in chunks.
         self.trailers = trailers
-        #: Who is told of answers 1xx.
+        #: The callback for interim answers (1xx), if any.
         self.interim = interim
 
     @classmethod
@@ -217,7 +217,10 @@ class Exchange:
         return self._run_long(call.head)
 
     def _run_short(self, data: bytes) -> ResponseHead:
-        """Send what goes out in one write, and take what comes first; most often that is the head."""
+        """Send what goes out in one write, and take what comes first; most often that is the head.
+
+        It is ``_hear`` and ``_take`` for that case, without their calls: no second descriptor, nobody to be told.
+        """
         self._send_short(data)
         conn, deadlines = self._conn, self._deadlines
         seconds = deadlines.timeouts.head
@@ -248,12 +251,10 @@ class Exchange:
 
     def _take_first(self, data: bytes) -> ResponseHead:
         """Take what came first, and return the head of the final answer, which most often is in that."""
-        parser = self._conn.parser
         if data:
             self.is_heard = True
-            parser.feed(data)
-        else:
-            parser.feed_eof()
+        parser = self._conn.parser
+        parser.feed_or_end(data)
         head = parser.next_event()
         if type(head) is ResponseHead:
             if head.status >= 200 or head.is_switch:
@@ -331,9 +332,7 @@ class Exchange:
         data = conn.hear(timeout)
         if data:
             self.is_heard = True
-            conn.parser.feed(data)
-        else:
-            conn.parser.feed_eof()
+        conn.parser.feed_or_end(data)
         self._take()
 
     def _take(self) -> None:

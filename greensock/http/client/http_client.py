@@ -16,7 +16,7 @@ No redirects are followed, no cookies kept. A client belongs to the thread it is
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -27,7 +27,6 @@ from greensock import (
     OperationTimeout,
     Rule,
     __version__,
-    let_others_run,
 )
 from greensock.http.client.connection_pool import ConnectionPool, Lease
 from greensock.http.client.deadlines import Deadlines, Timeouts
@@ -36,14 +35,14 @@ from greensock.http.client.origin import origin_at, parse_url
 from greensock.http.client.payload import Body, let_go, payload_of
 from greensock.http.client.pool_state import PoolState, PoolStatistics
 from greensock.http.errors import BadResponse, BodyTimeout
-from greensock.http.wire.events import Data, EndOfMessage, ResponseHead, Signal
+from greensock.http.incoming_body import IncomingBody
+from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
+from greensock.http.wire.response_parser import ResponseParser
 
 __all__ = ["ClientResponse", "HTTPClient"]
 
-#: What ``read_all`` holds in memory if it is not told otherwise, in bytes.
-MAX_IN_MEMORY = 1 << 20
 #: How many pieces of a body are taken before its head is given out.
 MAX_AHEAD = 4
 #: Seconds that a detached connection lingers when it is closed: as any other.
@@ -52,7 +51,7 @@ LINGER_SECONDS = 5.0
 _Fields = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
 
-class ClientResponse:
+class ClientResponse(IncomingBody):
     """An answer: its head, and a body that is read as it comes; never more than one piece of input is held.
 
     Read it to its end, or close it: until then it holds one of the connections to its origin. What came whole with its
@@ -74,16 +73,13 @@ class ClientResponse:
         "_deadlines",
         "_exchange",
         "_lease",
-        "_parser",
-        "_rest",
-        "_since",
         "head",
         "headers",
         "is_reused",
-        "received",
         "status",
-        "trailers",
     )
+
+    _parser: ResponseParser
 
     def __init__(
         self, lease: Lease, head: ResponseHead, exchange: Exchange, deadlines: Deadlines, closes: bool
@@ -96,63 +92,24 @@ class ClientResponse:
         self._exchange = exchange
         self._deadlines = deadlines
         self._closes = closes
-        self._rest: bytes | memoryview = b""
+        self._ended = False
+        self._length = head.content_length
+        self._rest = b""
         self._since = 0.0
+        self.received = 0
+        self.trailers = None
         #: All of the head: ``phrase``, ``version``, ``content_length``, ``is_switch`` and more.
         self.head = head
         #: 200 to 999, or 101.
         self.status = head.status
         #: The fields, :class:`Headers`.
         self.headers = head.headers
-        #: The fields after a chunked body, once it was read to its end; None if there were none.
-        self.trailers: Headers | None = None
-        #: Bytes of the body that came so far.
-        self.received = 0
         #: Whether the connection had answered another request before.
         self.is_reused = lease.is_reused
         if not head.is_switch:
             self._look_ahead()
 
-    @property
-    def is_ended(self) -> bool:
-        """Whether it was read to its end, or closed."""
-        return self._lease is None and not self._rest
-
-    def read(self, max_bytes: int = 65536) -> bytes:
-        """Return what is there of the body, at most ``max_bytes`` bytes, waiting for the first; ``b""`` at the end."""
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes={max_bytes!r}: at least 1 expected")
-        piece = self._rest or self._next()
-        if len(piece) > max_bytes:
-            piece, self._rest = piece[:max_bytes], memoryview(piece)[max_bytes:]
-        else:
-            self._rest = b""
-        return bytes(piece)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Go through the body, piece by piece as it comes."""
-        while piece := self.read():
-            yield piece
-
-    def read_all(self, max_bytes: int = MAX_IN_MEMORY) -> bytes:
-        """Return all of the body.
-
-        Raises:
-            LimitExceeded: it is longer than ``max_bytes``, which is nobody's fault. If its length says so, nothing is
-                read. The answer is closed.
-        """
-        length = self.head.content_length
-        if length is not None and self._lease is not None and length - self.received + len(self._rest) > max_bytes:
-            raise self._too_long(max_bytes)
-        pieces, size = [], 0
-        while piece := self.read():
-            size += len(piece)
-            if size > max_bytes:
-                raise self._too_long(max_bytes)
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _too_long(self, max_bytes: int) -> LimitExceeded:
+    def too_long(self, max_bytes: int) -> LimitExceeded:
         self.close()
         return LimitExceeded(f"a body of more than max_bytes={max_bytes} bytes", self._conn, "max_bytes", max_bytes)
 
@@ -168,6 +125,7 @@ class ClientResponse:
         if lease is None or not self.head.is_switch:
             raise RuntimeError("detach() is for an answer that switches protocols, once")
         self._lease = None
+        self._ended = True
         conn = lease.detach()
         conn.linger_timeout = LINGER_SECONDS
         conn.unread(self._parser.take_rest())
@@ -176,6 +134,7 @@ class ClientResponse:
     def close(self) -> None:
         """Give up what was not read; the connection is reset then. Closing what was read to its end does nothing."""
         self._rest = b""
+        self._ended = True
         lease, self._lease = self._lease, None
         if lease is not None:
             self._exchange.stop()
@@ -211,60 +170,40 @@ class ClientResponse:
                 if not self._parser.pending and self.received != self.head.content_length:
                     return
             if type(event) is EndOfMessage:
-                self._finish(event)
+                self.end_reached(event)
         except BadResponse:
             pass  # it will be raised again, behind what came before
         finally:
             if pieces:
                 self._rest = pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _next(self) -> bytes | memoryview:
-        """Return the next piece; empty at the end."""
-        try:
-            if self.received and self._parser.pending:  # a body of many short chunks never waits by itself
-                self._since = let_others_run(self._since)
-            while self._lease is not None:
-                event = self._parser.next_event()
-                if type(event) is Data:
-                    self.received += len(event.data)
-                    return event.data
-                if type(event) is EndOfMessage:
-                    self._finish(event)
-                elif event is Signal.SWITCHED:
-                    break
-                else:
-                    self._feed()
-        except BaseException as error:
-            self.close()
-            if self._exchange.failure is not None and isinstance(error, ConnectionClosed):
-                raise self._exchange.failure from None
-            raise
-        return b""
-
-    def _feed(self) -> None:
+    def feed_parser(self) -> None:
         deadlines, seconds = self._deadlines, self._deadlines.timeouts.body
         try:
             data = self._conn.hear(deadlines.within(seconds, BodyTimeout, self._conn))
         except OperationTimeout:
             raise deadlines.late(BodyTimeout, seconds, self._conn) from None
-        if data:
-            self._parser.feed(data)
-        else:
-            self._parser.feed_eof()
+        self._parser.feed_or_end(data)
 
-    def _finish(self, end: EndOfMessage) -> None:
+    def end_reached(self, end: EndOfMessage) -> None:
+        self._ended = True
         self.trailers = end.trailers
         lease, self._lease = self._lease, None
         if lease is not None:
             self._exchange.stop()
             lease.end(self._exchange.is_sent and not self._closes and self._parser.is_reusable)
 
+    def reading_failed(self, error: BaseException) -> None:
+        self.close()
+        if self._exchange.failure is not None and isinstance(error, ConnectionClosed):
+            raise self._exchange.failure from None
+
 
 class HTTPClient:
-    """Makes requests, and keeps connections, which are one user's.
+    """Makes requests over kept connections, for one user.
 
-    Some servers know the user by the connection, once NTLM or Negotiate took place on it (RFC 4559 section 6): whoever
-    shares a client shares what its connections may do. One client for each user where that is not wanted.
+    Some servers authenticate the connection and not each request (NTLM, Negotiate: RFC 4559 section 6): all who share a
+    client share that identity. Use one client for each user where that is not wanted.
 
     Every option is a class attribute and a keyword. ``close()`` it, or use it with ``with``.
 
@@ -320,7 +259,7 @@ class HTTPClient:
             max_age=self.max_age,
             max_requests=self.max_requests,
         )
-        self._pool = ConnectionPool(state, self.limits, self.max_waiting)
+        self._pool = ConnectionPool(state, self.limits)
 
     def request(
         self,
@@ -361,7 +300,7 @@ class HTTPClient:
         Raises:
             PhaseTimeout: one of its kinds; the phase and the seconds are in it.
             QueueFull: too many wait for a connection.
-            ConnectFailed: nobody answers there.
+            ConnectFailed: no server listens there, or it could not be reached.
             ConnectionLost: the server reset the connection.
             BadResponse: the server broke the protocol, or closed without an answer.
             ConnectionClosed: the client is closed.
@@ -432,9 +371,7 @@ class HTTPClient:
             if name not in self.option_rules:
                 raise TypeError(f"unknown option {name!r}: {', '.join(self.option_rules)} exist")
         for name, rule in self.option_rules.items():
-            value = given[name] if name in given else getattr(self, name)
-            if not rule.fits(value):
-                raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+            rule.check(name, given[name] if name in given else getattr(self, name))
         vars(self).update(given)
 
     def _fields(self, headers: Headers, authority: bytes, expect_continue: bool) -> Headers:

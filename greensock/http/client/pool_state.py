@@ -6,13 +6,14 @@ returns what is to be done. A *slot* is the right to have one connection to an o
 
 - Slots held by requests and by idle connections are at most ``max_connections``, idle ones at most ``max_idle``, and
   those of all origins together at most ``max_idle_total``.
-- A request waits only while every slot is held by another request. So nobody overtakes: whoever gives back hands the
-  slot to who has waited longest.
+- A request waits only while every slot is held by another request. So no request overtakes another: a slot that is
+  given back goes to the one that has waited longest.
 - Idle connections are taken last in first out: the warmest first, so that what is not needed grows old. The oldest
   goes first.
-- A connection is *spent* when it is ``max_age`` old or served ``max_requests``: it is given back as gone. So an address
-  that a name had once is left though the requests never pause, and what a server leaks for a connection is bounded.
-- Of an origin with no slot in use nothing is kept.
+- A connection is *spent* when it is ``max_age`` old or served ``max_requests``: it is given back as gone. So
+  connections to an old address of a name end even under steady load, and what a server leaks for each connection is
+  bounded.
+- An origin with no slot in use is forgotten.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class PoolState(Generic[C, W]):
         self._max_connections = max_connections
         self._max_idle = max_idle
         self._max_idle_total = max_idle_total
-        self._max_waiting = max_waiting
+        #: How many may wait for a connection to one origin.
+        self.max_waiting = max_waiting
         # No connection waits longer than it may live: so none is older than twice that, without a look at each.
         self._idle_timeout = min(inf if idle_timeout is None else idle_timeout, inf if max_age is None else max_age)
         self._max_age = inf if max_age is None else max_age
@@ -168,7 +170,7 @@ class PoolState(Generic[C, W]):
             decision.action, decision.connection = Action.REUSE, self._take_idle(site, -1)
         elif site.used < self._max_connections:
             site.used += 1
-        elif len(site.waiters) < self._max_waiting:
+        elif len(site.waiters) < self.max_waiting:
             site.waiters.append(waiter)
             decision.action = Action.WAIT
         else:

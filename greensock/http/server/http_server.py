@@ -271,7 +271,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             try:
                 event = parser.next_event()
             except BadRequest as refusal:
-                conn.head_parser = parser  # whoever logs the refusal looks at what was asked
+                conn.head_parser = parser  # the log of the refusal says what was requested
                 self.refuse_request(conn, refusal, refusal.reason.value)
                 conn.head_parser = None
                 return
@@ -318,7 +318,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 body = b""
             conn.send(self._head(response, len(body), False, CLOSE) + body, close=True)
         except (ConnectionClosed, ConnectionLost):
-            pass  # it has left: there is nobody to tell
+            pass  # the client has left: no answer can reach it
         except (Exception, gevent.Timeout):
             self.log_program_failure("the answer to a refused request of %r failed", conn)
             conn.close()
@@ -479,7 +479,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         return response
 
     def cut_off_answer(self, request: Request, error: BaseException) -> None:
-        """End an answer that is out in part, so that whoever reads it sees that it was cut short."""
+        """End an answer that is out in part, so that the client sees that it was cut short."""
         conn = request.connection
         if conn.state is not State.OPEN:
             return

@@ -1,22 +1,23 @@
 """A request as the program sees it: the head, and a body that streams.
 
 A body is read from the connection only when the program reads it. Its sender is held to two bounds: ``timeout`` seconds
-without a byte, and a rate. The rate is kept as credit in seconds: waiting uses it up, bytes earn it, and nobody has
-more of it than ``timeout``, so that a fast beginning does not pay for an endless end. Only waiting counts, not what
-the program does between two reads.
+without a byte, and a rate. The rate is kept as credit in seconds: waiting uses it up, bytes earn it, and it never
+exceeds ``timeout``, so that a fast beginning does not pay for an endless end. Only waiting counts, not what the program
+does between two reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
-from greensock import Connection, OperationTimeout, let_others_run
+from greensock import Connection, OperationTimeout
 from greensock.http.errors import BadRequest, Reason
+from greensock.http.incoming_body import IncomingBody
 from greensock.http.server.stream import ResponseStream
-from greensock.http.wire.events import Data, EndOfMessage, RequestHead
+from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.request_parser import RequestParser
 from greensock.http.wire.target import origin_form
@@ -24,15 +25,13 @@ from greensock.http.wire.writer import write_response_head
 
 __all__ = ["NO_BODY", "ReadBody", "Request", "RequestBody"]
 
-#: What ``read_all`` holds in memory if it is not told otherwise, in bytes.
-MAX_IN_MEMORY = 1 << 20
 #: Seconds of waiting for a body that are not held against its sender's rate.
 RATE_GRACE = 10.0
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class RequestBody:
+class RequestBody(IncomingBody):
     """The body of a request, read as it comes; never more than one piece of input is held.
 
     ``100 Continue`` goes out when the body is first read, if the client waits for it and has sent nothing of the body;
@@ -49,16 +48,10 @@ class RequestBody:
         "_broken",
         "_conn",
         "_credit",
-        "_ended",
+        "_due",
         "_expects",
-        "_length",
         "_min_rate",
-        "_parser",
-        "_rest",
-        "_since",
         "_timeout",
-        "received",
-        "trailers",
     )
 
     def __init__(
@@ -73,83 +66,48 @@ class RequestBody:
         self._expects = head.expects_continue
         self._ended = False
         self._broken = False
+        self._due: float | None = None  # while it is dropped: when that must be over
         self._since = 0.0
-        self._rest: bytes | memoryview = b""
-        #: Bytes of the body that came so far.
+        self._rest = b""
         self.received = 0
-        #: The fields after a chunked body, once it was read to its end; None if there were none.
-        self.trailers: Headers | None = None
-
-    @property
-    def is_ended(self) -> bool:
-        """Whether it was read to its end."""
-        return self._ended and not self._rest
+        self.trailers = None
 
     @property
     def is_awaited(self) -> bool:
         """Whether the client still waits for 100 before it sends the body."""
-        return self._expects
+        return self._expects and not self.received and not self._ended
 
     @property
     def is_broken(self) -> bool:
         """Whether its end can't be found any more, so that no request can follow."""
         return self._broken
 
-    def read(self, max_bytes: int = 65536) -> bytes:
-        """Return what is there, at most ``max_bytes`` bytes, waiting for the first; ``b""`` at the end."""
-        if max_bytes < 1:
-            raise ValueError(f"max_bytes={max_bytes!r}: at least 1 expected")
-        piece = self._rest or self._next()
-        if len(piece) > max_bytes:
-            piece, self._rest = piece[:max_bytes], memoryview(piece)[max_bytes:]
-        else:
-            self._rest = b""
-        return bytes(piece)
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Go through the body, piece by piece as it comes."""
-        while piece := self.read():
-            yield piece
-
-    def read_all(self, max_bytes: int = MAX_IN_MEMORY) -> bytes:
-        """Return all of it, or all that is left.
-
-        Raises:
-            BadRequest: it is longer than ``max_bytes`` (status 413). If its length says so, nothing is read.
-        """
-        if self._length is not None and self._length - self.received + len(self._rest) > max_bytes:
-            raise self._too_large(max_bytes)
-        pieces, size = [], 0
-        while piece := self.read():
-            size += len(piece)
-            if size > max_bytes:
-                raise self._too_large(max_bytes)
-            pieces.append(piece)
-        return b"".join(pieces)
-
     def discard(self, max_bytes: int, seconds: float) -> bool:
         """Read and drop what is left, within these bounds; True if that was all (RFC 9112 section 9.3)."""
-        deadline = monotonic() + seconds
         self._rest = b""
+        if self._ended:
+            return True
+        self._due = monotonic() + seconds
         left = max_bytes
-        while not self._ended:
-            if left < 0:
-                return False
-            try:
-                left -= len(self._next(deadline))
-            except OperationTimeout:
-                return False
+        try:
+            while not self._ended:
+                if left < 0:
+                    return False
+                left -= len(self.next_piece())
+        except OperationTimeout:
+            return False
+        finally:
+            self._due = None
         return True
 
     def invite(self) -> None:
         """Send 100 Continue, if the client waits for it and has sent nothing of the body."""
-        if self._expects:
-            self._expects = False
-            if not self._parser.pending:  # nothing came, not even half a chunk's size
-                self._conn.send(CONTINUE)
+        awaited, self._expects = self.is_awaited, False
+        if awaited and not self._parser.pending:  # nothing came, not even half a chunk's size
+            self._conn.send(CONTINUE)
 
     def came(self, count: int, waited: float) -> None:
-        """Hold the sender to its rate: so many bytes came while nobody read, after so many seconds.
+        """Hold the sender to its rate: so many bytes came while none were read, after so many seconds.
 
         Raises:
             OperationTimeout: it is too slow.
@@ -161,45 +119,24 @@ class RequestBody:
         """Send no 100 from now on: the answer has begun."""
         self._expects = False
 
-    def _too_large(self, max_bytes: int) -> BadRequest:
+    # -- how the loop waits, and what becomes of it
+
+    def too_long(self, max_bytes: int) -> BadRequest:
         return BadRequest(f"a body of more than {max_bytes} bytes", Reason.BODY_TOO_LARGE, self._conn)
 
-    def _next(self, deadline: float | None = None) -> bytes | memoryview:
-        """Return the next piece, empty at the end; wait until ``deadline``, without one as for every body."""
-        if self._ended:
-            return b""
-        if self.received and self._parser.pending:  # a body of many short chunks never waits by itself
-            self._since = let_others_run(self._since)
-        try:
-            while True:
-                event = self._parser.next_event()
-                if type(event) is Data:
-                    self.received += len(event.data)
-                    self._expects = False
-                    return event.data
-                if type(event) is EndOfMessage:
-                    self._ended = True
-                    self._expects = False
-                    self.trailers = event.trailers
-                    return b""
-                self._feed(self._timeout if deadline is None else max(0.0, deadline - monotonic()))
-        except BadRequest as refusal:
-            self._broken = True
-            refusal.connection = self._conn
-            raise
-
-    def _feed(self, timeout: float | None) -> None:
-        """Wait for input and give it to the parser."""
+    def feed_parser(self) -> None:
         if self._expects:
             self.invite()
         began = monotonic()
-        data = self._conn.recv(timeout=timeout)
-        if not data:
-            self._parser.feed_eof()
-            return
-        self._parser.feed(data)
-        if self._min_rate:
+        data = self._conn.recv(timeout=self._timeout if self._due is None else max(0.0, self._due - began))
+        self._parser.feed_or_end(data)
+        if data and self._min_rate:
             self._keep_rate(monotonic() - began, len(data))
+
+    def reading_failed(self, error: BaseException) -> None:
+        if isinstance(error, BadRequest):
+            self._broken = True
+            error.connection = self._conn
 
     def _keep_rate(self, waited: float, came: int) -> None:
         credit = self._credit + came / self._min_rate - waited

@@ -24,7 +24,7 @@ class FileBody:
     ``count`` is what the file has if it has less.
 
     Raises:
-        ValueError: a negative ``offset`` or ``count``; no regular file: of a pipe nobody knows how long it is; or a
+        ValueError: a negative ``offset`` or ``count``; no regular file, as the length of a pipe is not known; or a
             file that decompresses: its descriptor has other bytes.
     """
 

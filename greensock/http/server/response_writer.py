@@ -2,7 +2,8 @@
 
 A short body goes out with its head in one write. A long one goes out in parts, and others get their turn in between.
 Once the head is out, what is raised here means that the answer was cut short: the caller closes behind what is out if
-the framing shows that (``shows_cut``), else it resets the connection, so that nobody takes what came for the whole.
+the framing shows that (``shows_cut``), else it resets the connection, so that the client does not take what came for
+the whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where an answer goes: written on the connection as HTTP/1.1, or to a stream of another framing.
 
-What is plain HTTP/1.1 has no stream object, so that it costs nothing: ``request.stream`` is None. Whoever carries
-several requests on one connection (HTTP/2) gives each request a stream, and the same programs answer them.
+What is plain HTTP/1.1 has no stream object, so that it costs nothing: ``request.stream`` is None. A protocol that
+carries several requests on one connection (HTTP/2) gives each request a stream, and the same programs answer them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ HOP_BY_HOP = frozenset(
 #: What no proxy keeps: unlike Proxy-Authorization, which may be for the next one (RFC 9110 section 11.7.2).
 _ALWAYS_DROPPED = HOP_BY_HOP - {b"proxy-authorization"}
 
-#: Never dropped because ``Connection`` names them: a client could list away what the next server relies on.
+#: Never dropped because ``Connection`` names them: a client could have fields dropped that the next server relies on.
 END_TO_END = frozenset(
     {
         b"authorization",
@@ -53,7 +53,7 @@ def end_to_end(headers: Headers, keep: frozenset[bytes] = frozenset()) -> Header
 
     Dropped are ``Connection``, the fields it names, and the fields that always belong to one hop. A name in
     ``Connection`` that belongs to the message (Host, Content-Length, Cookie, X-Forwarded-* and their like) is ignored.
-    Call it before adding fields of your own, so that the peer can't list those away.
+    Call it before adding fields of your own, so that the peer can't have those dropped.
 
     ``keep`` are lower-case names to keep all the same: ``upgrade`` for a tunnel, ``trailer`` where trailers are passed
     on, ``proxy-authorization`` for a proxy that does not use it. ``Connection`` itself can't be kept: write it anew.

@@ -75,13 +75,14 @@ class MessageParser:
         self._record = Record()
         self._state = HEAD
         self._body = _NO_BODY
-        # The words and not the error: its traceback would hold whoever caught it, and be held by it.
+        # The words and not the error: its traceback would hold the frames that it passed, which hold the parser.
         self._broken: tuple[str, Reason] | None = None
 
     @property
     def pending(self) -> int:
         """How many bytes are held that no event has been made of. Feed no more while that is much."""
-        return self._inbox.pending
+        inbox = self._inbox
+        return len(inbox.data) - inbox.start
 
     def feed(self, data: bytes) -> None:
         """Add bytes that came; they are held, not copied."""
@@ -90,6 +91,13 @@ class MessageParser:
     def feed_eof(self) -> None:
         """Tell that no more bytes will come."""
         self._inbox.ended = True
+
+    def feed_or_end(self, data: bytes) -> None:
+        """Add what a connection's ``recv`` returned: bytes that came, or none at the end of input."""
+        if data:
+            self._inbox.feed(data)
+        else:
+            self._inbox.ended = True
 
     def head_start(self, most: int) -> bytes:
         """Return up to ``most`` bytes of the head that is being read, or that was refused: for a log."""

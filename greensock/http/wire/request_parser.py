@@ -210,8 +210,9 @@ class RequestParser(MessageParser):
     def _reworded(self, line: bytes) -> tuple[bytes, bytes] | None:
         """Return the method of a request line and a line that the lexer takes in its place; None: it can't be sound.
 
-        The lexer knows a fixed set of methods, where any token is one: what it means is for a server to say, and not
-        for who passes it on. And a minor version that is higher than ours is taken as ours (RFC 9110 section 2.5).
+        The lexer knows a fixed set of methods, but any token may be one: whether it has a meaning is for the origin
+        server to say, not for a proxy. And a minor version that is higher than ours is taken as ours (RFC 9110 section
+        2.5).
         """
         match = _request_line(line)
         if match is None or match.group(3) != b"1":

@@ -37,8 +37,8 @@ def authority_of(method: bytes, target: bytes, host: bytes | None) -> bytes:
     scheme, authority = match.group(1).lower(), match.group(2)
     if not is_sound(authority):
         raise BadMessage(f"the target names no sound authority: {authority[:80]!r}", Reason.TARGET)
-    # Stricter than RFC 9112 section 3.2.2, which has us ignore Host here: whoever stands before or behind us may look
-    # at that one, and then one request is for two sites (another's page in a cache, a route that was not meant).
+    # Stricter than RFC 9112 section 3.2.2, which has us ignore Host here: a proxy in front of us or a server behind us
+    # may go by Host, and then one request is for two sites (another's page in a cache, a route that was not meant).
     if host is not None and _canonical(scheme, host) != _canonical(scheme, authority):
         raise BadMessage(f"the target is at {authority[:80]!r}, Host says {host[:80]!r}", Reason.HOST_MISMATCH)
     return authority
@@ -61,7 +61,7 @@ def check_host(host: bytes) -> None:
     """Check the value of a Host field.
 
     An empty one is what RFC 9112 section 3.2 wants from a client whose URI has no authority. An http URI always has one
-    (RFC 9110 section 4.2.1), so here it would only be a request of which nobody can say for which site it is.
+    (RFC 9110 section 4.2.1), so an empty Host would only leave open which site the request is for.
 
     Raises:
         BadMessage: it is empty, or no ``name[:port]``.

@@ -57,7 +57,7 @@ TLS_OPTIONS = frozenset(
     {"keyfile", "certfile", "ssl_context", "ssl_version", "cert_reqs", "ca_certs", "server_side", "ciphers"}
     | {"do_handshake_on_connect", "suppress_ragged_eofs"}
 )
-#: Ways of spawning that come to what is done here anyway.
+#: Values of ``spawn`` that mean what is done here anyway.
 SPAWNS = (None, "default", "raw", gevent.spawn, gevent.spawn_raw)
 
 

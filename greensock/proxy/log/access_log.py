@@ -6,8 +6,8 @@ nothing with the hub but that queue, counters that one side writes and the other
 calls nothing that gevent has patched and does not log: what went wrong is said by the hub, at most once a minute, and
 at the end how many lines were lost if that was not said before.
 
-Lines are lost, and counted, rather than waited for: if as many wait as may, if the disk is full, if nobody reads the
-pipe. A file is never left within a line: what follows a torn one begins anew.
+Lines are lost, and counted, rather than waited for: if as many wait as may, if the disk is full, if a pipe has no
+reader. A file is never left within a line: what follows a torn one begins anew.
 
 The thread is started by the first record, and by the first one after a fork; what waited then is the parent's.
 """
@@ -109,7 +109,7 @@ class _Writer:
                 lines.append(item)
                 if len(lines) >= BATCH:
                     self._flush(lines)
-            item = self.queue.get_nowait() if self.queue.qsize() else None  # nobody else takes
+            item = self.queue.get_nowait() if self.queue.qsize() else None  # no other thread takes from it
         self._flush(lines)
         return item is not _END
 
@@ -150,7 +150,7 @@ class _Writer:
 
     def _open(self) -> None:
         if self._fd < 0:
-            # Not blocking: a FIFO that nobody reads is an error here, and a full one never holds the thread for long.
+            # Not blocking: a FIFO without a reader is an error here, and a full one never holds the thread for long.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
             self._fd = os.open(self._path or "", flags, 0o644)
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
@@ -210,7 +210,7 @@ class AccessLog:
         self._is_closed = False
         self._reported = float("-inf")
         self._refused = 0
-        self._told = 0  # of how many lost lines
+        self._told = 0  # how many lost lines have been reported
         self._writer = _Writer(self._target)
         _watch_forks()
         _logs.add(self)

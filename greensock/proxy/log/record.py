@@ -1,4 +1,4 @@
-"""What is known of one request when it is over: the source of the access log, and of whoever counts."""
+"""What is known of one request when it is over: the source of the access log, and of metrics."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Record:
         self.client = client
         #: The address that connected to the proxy.
         self.peer = peer
-        #: Who the client says it is, if anybody asked.
+        #: The user name that the client gave; None if it gave none.
         self.user: str | None = None
         #: ``GET``, ``POST``, ...; empty if the request was refused before it was known.
         self.method = method

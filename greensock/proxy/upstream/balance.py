@@ -5,11 +5,11 @@ Of the servers these are looked at, in this order; the first that are there are 
 1. those that are up and were not tried for this request;
 2. backups that are up and were not tried;
 3. those that are up, though they were tried;
-4. if ``panic`` is on: the ejected ones, not yet tried if there are such. When nobody is left, a server that failed a
-   few requests is a better guess than an answer 503 for certain. What a check found to be down is never chosen.
+4. if ``panic`` is on: the ejected ones, not yet tried if there are such. When no other is left, a server that failed a
+   few requests is a better guess than a certain 503. What a check found to be down is never chosen.
 
 Among these a server with a free slot goes before one that is full; if all are full, the best of them is chosen: it has
-a queue. So a request rather queues than goes to a backup. During its slow start a server counts with a part of its
+a queue. So a request queues rather than goes to a backup. During its slow start a server counts with a part of its
 weight.
 """
 
@@ -165,8 +165,8 @@ class LeastConnections(RoundRobin):
 class TwoChoices(Balancer):
     """Of two that are drawn by weight, the one with fewer requests for its weight.
 
-    As good as the least of all, nearly, and several processes that know nothing of each other do not all run to the
-    same server.
+    Nearly as good as the least loaded of all, and processes that know nothing of each other do not all choose the same
+    server.
     """
 
     def _best(self, ready: list[S], key: bytes | None, now: float) -> S:

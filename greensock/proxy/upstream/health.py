@@ -17,15 +17,14 @@ DOWN     ``rise`` checks passed            UP
 - Each further ejection lasts twice as long, but not while the whole group is out: what is the matter then is seldom
   the server. As long as a server stays up, that is halved again, once for every stretch as long as its last ejection
   (at least ``fail_window``).
-- When the first of a group rises that was out, the ejections of the others are over: each gets its request on trial, so
-  that the first does not stay alone under what all of them bore.
+- When a whole group was out and its first server comes back, the ejections of the others are over: each gets its
+  request on trial, so that the first does not carry the load of all alone.
 - A server comes back slowly: for ``slow_start`` seconds its share grows from 0.1 to 1. The first start is not slow.
-- A passed check does not end an ejection: requests had failed there, whatever the check says. It has a say only in
-  what checks had decided.
+- A passed check does not end an ejection, which failed requests had caused: checks undo only what checks have done.
 - A server starts as up, on probation: if its very first check fails it is down at once, as with HAProxy.
-- What requests report that were sent before the server was last taken out changes nothing: not while it is out, not
-  while another is on trial, nor when it is back (sixty seconds later their timeouts may still come). They are known by
-  the *spell* of service that they were sent in.
+- Reports of requests that were sent before the server was last taken out change nothing: not while it is out, not while
+  another request is on trial, nor when it is back (their timeouts may come sixty seconds later). Each request notes the
+  *spell* of service that it was sent in, by which its report is judged.
 """
 
 from __future__ import annotations
@@ -150,9 +149,7 @@ class HealthOptions:
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
-            value = getattr(self, name)
-            if not rule.fits(value):
-                raise ValueError(f"{name}={value!r}: {rule.allowed} expected")
+            rule.check(name, getattr(self, name))
         if self.max_ejection < self.ejection_time:
             allowed = f"at least ejection_time, which is {self.ejection_time!r},"
             raise ValueError(f"max_ejection={self.max_ejection!r}: {allowed} expected")
@@ -258,7 +255,7 @@ class Health:
 
     @property
     def ejected_until(self) -> float | None:
-        """When its ejection is over, or was over if nobody has tried since; None: it is not ejected."""
+        """When its ejection is over, a time that may have passed if no request came since; None: it is not ejected."""
         return self._until if self.is_ejected else None
 
     def share(self, now: float) -> float:

@@ -54,8 +54,7 @@ class RetryBudget:
 
     def __init__(self, ratio: float = 0.2, least: float = 10.0, window: float = 10.0) -> None:
         for name, value in (("ratio", ratio), ("least", least), ("window", window)):
-            if not _RULES[name].fits(value):
-                raise ValueError(f"{name}={value!r}: {_RULES[name].allowed} expected")
+            _RULES[name].check(name, value)
         #: Retries that were allowed, since it was made.
         self.retries = 0
         #: Retries that were not.

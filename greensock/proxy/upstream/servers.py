@@ -123,7 +123,7 @@ class UpstreamServer:
             max_requests=group.max_requests,
         )
         #: The connections to it.
-        self.pool = ConnectionPool(state, limits, options.max_waiting, upstream.make_room, upstream.is_full)
+        self.pool = ConnectionPool(state, limits, upstream.make_room, upstream.is_full)
 
     def share(self, now: float) -> float:
         """Return how much of its weight counts: see :class:`Health`."""
@@ -217,7 +217,7 @@ class Upstream:
         make_room: Callable[[], bool] | None = None,
         is_full: Callable[[], bool] | None = None,
     ) -> None:
-        """``make_room`` closes a connection that nobody needs where descriptors are short; False: there is none.
+        """``make_room`` closes an idle connection when descriptors are short; False: there is none.
 
         ``is_full`` says whether one more connection would take a descriptor that others are to have.
         """
@@ -225,7 +225,7 @@ class Upstream:
         self.options = options
         self.name = options.name
         self._make_room = make_room
-        #: Whether one more connection would take a descriptor that others are to have; None: nobody knows.
+        #: Whether one more connection would take a descriptor that others are to have; None: that is not known.
         self.is_full = is_full
         self._shortages: dict[str, float] = {}  # when each was logged
         #: Its servers, backups behind the others.

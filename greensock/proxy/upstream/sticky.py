@@ -1,6 +1,6 @@
 """The cookie that keeps a client at its server. Pure.
 
-Its value is ``<server>.<expiry>.<signature>``: what stands for the server (a hash, so that nobody learns its name or
+Its value is ``<server>.<expiry>.<signature>``: what stands for the server (a hash, which tells nothing of its name or
 address), seconds since 1970 in hexadecimal (0: never), and an HMAC-SHA256 of both, cut to 16 bytes. A client can't make
 one, so it can't choose its server; it can give away its own.
 """
