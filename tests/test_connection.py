@@ -7,11 +7,15 @@ import socket
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_exactly, wait_until
+from conftest import PATIENCE, blocked, read_exactly, wait_until
 from pairs import Flood, longest_between_ticks, read_all_fast, read_exactly_fast, reset, tcp_pair, wrap
+from served import passes
 
 from greensock import ConnectionClosed, ConnectionLost, OperationTimeout, State
 from greensock.core.send_queue import Passage
+
+#: Seconds in which nobody has anything to do.
+REST = 0.1
 
 
 @pytest.mark.parametrize("count", [None, 1_000_000])
@@ -41,6 +45,25 @@ def test_splice(count):
         feeding.kill()
     for thing in (left, right):
         thing.close()
+    source.abort()
+    target.abort()
+
+
+def test_splice_that_waits_for_its_source_keeps_nobody_busy():
+    """Its place in the queue is looked at when there is something to be moved; a send behind it waits."""
+    (one, left), (two, right) = tcp_pair(), tcp_pair()
+    source, target = wrap(one), wrap(two)
+    moving = gevent.spawn(source.splice, target)
+    left.sendall(b"x")
+    assert read_exactly(right, 1) == b"x"
+    after = gevent.spawn(target.send, b"after")
+    assert blocked(after)
+    assert passes(REST) < 5
+    left.close()
+    assert read_exactly(right, 5) == b"after"
+    moving.get(timeout=PATIENCE)
+    after.get(timeout=PATIENCE)
+    right.close()
     source.abort()
     target.abort()
 

@@ -21,6 +21,9 @@ from loadtests.servers import HTTP, NAMES, PROXIES, SERVERS, TCP, missing
 
 plots = pytest.importorskip("loadtests.plots", reason="needs matplotlib: pip install -e '.[bench]'")
 
+#: Seconds: the tiny run takes a minute and a half on two idle cores.
+pytestmark = pytest.mark.timeout(600)
+
 INSTALLED = [name for name in NAMES if missing(name) is None]
 #: Enough to have every mode of the peers, and the peers that need little but greensock.
 FEW = ("greensock_upcalls", "greensock_blocking", "gevent_streamserver", "epoll")

@@ -9,11 +9,13 @@ import tracemalloc
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
-from pairs import connected, drain, read_exactly_fast, tcp_pair, wrap
+from conftest import PATIENCE, blocked, read_all, read_exactly, wait_until
+from pairs import connected, drain, read_exactly_fast, reset, tcp_pair, wrap
+from served import Calls
 
 from greensock import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State, WouldBlock
 from greensock.core import send_queue
+from greensock.core import sending as sending_module
 from greensock.core.send_queue import Buffers
 
 
@@ -180,15 +182,130 @@ def test_send_file(pair, tmp_path):
 
 def test_shutdown_write(pair):
     conn, peer = pair
-    conn.send_nowait(b"x" * 1_000_000)
+    conn.max_send_queue = 8_000_000
+    conn.send_nowait(b"x" * 8_000_000)
+    queued = conn.statistics().bytes_queued
     shutting = gevent.spawn(conn.shutdown_write)
-    assert len(read_all(peer)) == 1_000_000
+    assert blocked(shutting), "until all that was sent before is out"
+    assert conn.statistics().bytes_queued == queued + 1
+    assert len(read_all(peer)) == 8_000_000
     shutting.get(timeout=PATIENCE)
     peer.sendall(b"answer")
     assert conn.recv() == b"answer"
     with pytest.raises(ConnectionClosed, match="shutdown_write"):
         conn.send(b"x")
     assert conn.state is State.OPEN
+
+
+def test_a_file_that_becomes_shorter_while_it_is_sent(pair, tmp_path):
+    conn, peer = pair
+    path = tmp_path / "file"
+    path.write_bytes(bytes(30_000_000))
+    with path.open("rb") as file:
+        sending = gevent.spawn(conn.send_file, file)
+        assert blocked(sending)
+        os.truncate(path, conn.bytes_sent + 10)
+        draining = gevent.spawn(drain, peer)
+        assert sending.get(timeout=PATIENCE) == conn.bytes_sent < 30_000_000
+    conn.close()
+    assert draining.get(timeout=PATIENCE) == conn.bytes_sent
+
+
+@pytest.mark.parametrize("data", [b"", bytearray(), [], [b"", b""]], ids=repr)
+def test_nothing_is_sent_on_an_open_connection_only(pair, data):
+    conn, _ = pair
+    assert conn.send(data) == 0
+    conn.send_nowait(data)
+    assert conn.bytes_sent == 0
+    conn.close()
+    for call in (conn.send, conn.send_nowait):
+        with pytest.raises(ConnectionClosed):
+            call(data)
+
+
+def test_nothing_else_is_sent_on_a_closed_connection(pair, tmp_path):
+    conn, _ = pair
+    conn.close()
+    path = tmp_path / "file"
+    path.write_bytes(b"text")
+    with path.open("rb") as file, pytest.raises(ConnectionClosed):
+        conn.send_file(file)
+    with pytest.raises(ConnectionClosed):
+        conn.shutdown_write()
+
+
+@pytest.mark.parametrize("how", ["send", "send_nowait", "send_file"])
+def test_who_sends_to_a_peer_that_has_reset_is_told_so(pair, tmp_path, how):
+    conn, peer = pair
+    path = tmp_path / "file"
+    path.write_bytes(b"text")
+    reset(peer)  # the engine had no time to see it
+    with path.open("rb") as file, pytest.raises(ConnectionLost):
+        getattr(conn, how)(file if how == "send_file" else b"text")
+    assert conn.drop_reason is DropReason.LOST
+
+
+def test_behind_a_queue_that_was_sent_the_way_is_clear_again(pair):
+    """And nothing is left of the queue: an idle connection has none."""
+    conn, peer = pair
+    sending = gevent.spawn(conn.send, bytes(8_000_000))
+    assert blocked(sending)
+    assert not conn._clear
+    read_exactly_fast(peer, 8_000_000)
+    sending.get(timeout=PATIENCE)
+    wait_until(lambda: conn._clear)
+    assert conn._out is None
+
+
+def test_what_joins_what_is_kept_goes_behind_all_of_it(pair):
+    conn, peer = pair
+    conn.max_send_queue = 9_000_000
+    conn.send_nowait(bytes(8_000_000))
+    conn.send_nowait([b"one", b"two", b"three"])
+    conn.send_nowait(b"four")
+    conn.send_nowait(b"five")
+    assert len(conn._out) == 2
+    conn.close()
+    assert read_all(peer)[8_000_000:] == b"onetwothreefourfive"
+
+
+@pytest.mark.parametrize(
+    ("data", "calls"),
+    [
+        (b"abc", ["write"]),
+        ([b"abc"], ["write"]),
+        ([b"a", b"b", b"c"], ["writev"]),
+        ([b"x"] * 1500, ["writev", "writev"]),  # IOV_MAX is 1,024
+    ],
+    ids=["one", "a list of one", "a list", "a long list"],
+)
+@pytest.mark.parametrize("how", ["send", "send_nowait"])
+def test_a_list_goes_out_in_one_system_call(pair, monkeypatch, data, calls, how):
+    conn, peer = pair
+    made = []
+
+    def noted(name, call):
+        return lambda *arguments: made.append(name) or call(*arguments)
+
+    monkeypatch.setattr(sending_module, "write", noted("write", sending_module.write))
+    monkeypatch.setattr(send_queue, "write", noted("write", send_queue.write))
+    monkeypatch.setattr(send_queue, "writev", noted("writev", send_queue.writev))
+    getattr(conn, how)(data)
+    assert made == calls
+    assert read_exactly(peer, conn.bytes_sent) == b"".join(data if isinstance(data, list) else [data])
+
+
+def test_a_socket_that_is_full_is_not_tried_in_vain(pair, monkeypatch):
+    """What was taken in part has shown that: a short write means full, as a short read means empty."""
+    conn, peer = pair
+    writes = Calls(sending_module.write)
+    monkeypatch.setattr(sending_module, "write", writes)
+    monkeypatch.setattr(send_queue, "write", writes)
+    sending = gevent.spawn(conn.send, bytes(8_000_000))
+    assert blocked(sending)
+    assert (writes.count, writes.failed) == (1, 0)
+    read_exactly_fast(peer, 8_000_000)
+    sending.get(timeout=PATIENCE)
 
 
 # -- an entry that cannot be sent
