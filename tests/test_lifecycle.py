@@ -6,6 +6,8 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
+import sys
 import termios
 import time
 
@@ -211,6 +213,78 @@ def test_states_change_as_the_table_says(end, linger):
     theirs.close()
     conn.wait_closed(PATIENCE)
     assert conn.state is State.CLOSED
+    assert conn.fileno() == -1
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_who_has_a_duplicate_is_told_when_the_descriptor_is_closed(end):
+    told = []
+
+    class Duplicated(Connection):
+        is_duplicated = True
+
+        def descriptor_closed(self):
+            told.append(self.fileno())
+
+    ours, theirs = tcp_pair()
+    conn = wrap(ours, kind=Duplicated)
+    getattr(conn, end)()
+    theirs.close()
+    conn.wait_closed(PATIENCE)
+    assert told == [-1]
+
+
+#: A server in a process without standard input, so that a connection of it has the number 0.
+NUMBER_0 = """
+from gevent import monkey
+monkey.patch_all()
+import os, socket
+import gevent
+from greensock import Lines, OperationTimeout, Server
+
+seen = []
+
+class Echo(Server):
+    def connection_new(self, conn):
+        seen.append(conn)
+
+    def connection_recv(self, conn, data):
+        try:
+            conn.recv(timeout=0)
+        except OperationTimeout:
+            conn.send(data)
+
+server = Echo(("127.0.0.1", 0), stop_timeout=1)
+server.start()
+peer = socket.create_connection(server.address)
+os.close(0)
+gevent.sleep(0)
+peer.sendall(b"text")
+assert peer.recv(10) == b"text"
+(conn,) = seen
+assert conn.fileno() == 0, conn
+big = gevent.spawn(conn.send, bytes(20_000_000))
+gevent.sleep(0)
+conn.close()
+got = 0
+while piece := peer.recv(1 << 20):
+    got += len(piece)
+assert got == 20_000_000, got
+big.get(timeout=5)
+peer.close()
+conn.wait_closed(5)
+assert conn.fileno() == -1
+server.stop()
+try:
+    os.fstat(0)
+except OSError:
+    print("all is well")
+"""
+
+
+def test_a_connection_may_have_the_number_0():
+    done = subprocess.run([sys.executable, "-c", NUMBER_0], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("all is well\n", "")
 
 
 def test_an_end_that_is_a_strangers_is_told_to_nobody(pair):
