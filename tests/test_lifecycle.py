@@ -238,8 +238,7 @@ def test_who_has_a_duplicate_is_told_when_the_descriptor_is_closed(end):
 NUMBER_0 = """
 from gevent import monkey
 monkey.patch_all()
-import os, socket
-import gevent
+import os, socket, time
 from greensock import Lines, OperationTimeout, Server
 
 seen = []
@@ -254,25 +253,26 @@ class Echo(Server):
         except OperationTimeout:
             conn.send(data)
 
-server = Echo(("127.0.0.1", 0), stop_timeout=1)
+server = Echo(("127.0.0.1", 0), stop_timeout=1, max_send_queue=20_000_000)
 server.start()
-peer = socket.create_connection(server.address)
-os.close(0)
-gevent.sleep(0)
+peer = socket.socket()
+monkey.get_original("os", "close")(0)
+peer.connect(server.address)
 peer.sendall(b"text")
 assert peer.recv(10) == b"text"
 (conn,) = seen
 assert conn.fileno() == 0, conn
-big = gevent.spawn(conn.send, bytes(20_000_000))
-gevent.sleep(0)
+conn.send_nowait(bytes(20_000_000))
+conn.linger_timeout = 2.0
 conn.close()
+began = time.monotonic()
 got = 0
 while piece := peer.recv(1 << 20):
     got += len(piece)
 assert got == 20_000_000, got
-big.get(timeout=5)
-peer.close()
+assert time.monotonic() - began < 1.8, "FIN goes out behind the data, and not with the end of all"
 conn.wait_closed(5)
+peer.close()
 assert conn.fileno() == -1
 server.stop()
 try:
