@@ -13,7 +13,7 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, blocked, read_all, read_exactly, wait_until
 from pairs import connected, let_engine_look, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State
@@ -234,6 +234,26 @@ def test_who_has_a_duplicate_is_told_when_the_descriptor_is_closed(end):
     assert told == [-1]
 
 
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_who_waits_for_the_end_is_told_when_the_program_ends_it(pair, end):
+    conn, _ = pair
+    told = []
+    assert conn.notify_disconnect(lambda: told.append(conn.state))
+    waiting = gevent.spawn(conn.wait_disconnect)
+    assert blocked(waiting)
+    getattr(conn, end)()
+    assert len(told) == 1
+    waiting.get(timeout=PATIENCE)
+
+
+def test_a_close_lingers_for_five_seconds_unless_told_otherwise():
+    ours, theirs = socket.socketpair()
+    conn = Connection(get_poller(), ours.detach(), socket.AF_UNIX, "peer")
+    assert conn.linger_timeout == 5.0
+    theirs.close()
+    conn.abort()
+
+
 #: A server in a process without standard input, so that a connection of it has the number 0.
 NUMBER_0 = """
 from gevent import monkey
@@ -261,7 +281,7 @@ peer.connect(server.address)
 peer.sendall(b"text")
 assert peer.recv(10) == b"text"
 (conn,) = seen
-assert conn.fileno() == 0, conn
+assert conn._fd == 0, conn  # not fileno(), which has the connection treated with care
 conn.send_nowait(bytes(20_000_000))
 conn.linger_timeout = 2.0
 conn.close()
