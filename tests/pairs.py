@@ -15,11 +15,11 @@ from greensock import Connection
 from greensock.core.poller import get_poller
 
 
-def wrap(sock: socket.socket, linger: float = 0.5) -> Connection:
+def wrap(sock: socket.socket, linger: float = 0.5, kind: type[Connection] = Connection) -> Connection:
     """Make a connection of a socket, which it takes over."""
     sock.setblocking(False)
     family, fd = sock.family, sock.detach()
-    conn = Connection(get_poller(), fd, family, "peer")
+    conn = kind(get_poller(), fd, family, "peer")
     conn.linger_timeout = linger
     get_poller().register(conn)
     return conn

@@ -6,12 +6,14 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
+import sys
 import termios
 import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, blocked, read_all, read_exactly, wait_until
 from pairs import connected, let_engine_look, read_all_fast, reset, tcp_pair, wrap
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State
@@ -211,6 +213,98 @@ def test_states_change_as_the_table_says(end, linger):
     theirs.close()
     conn.wait_closed(PATIENCE)
     assert conn.state is State.CLOSED
+    assert conn.fileno() == -1
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_who_has_a_duplicate_is_told_when_the_descriptor_is_closed(end):
+    told = []
+
+    class Duplicated(Connection):
+        is_duplicated = True
+
+        def descriptor_closed(self):
+            told.append(self.fileno())
+
+    ours, theirs = tcp_pair()
+    conn = wrap(ours, kind=Duplicated)
+    getattr(conn, end)()
+    theirs.close()
+    conn.wait_closed(PATIENCE)
+    assert told == [-1]
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_who_waits_for_the_end_is_told_when_the_program_ends_it(pair, end):
+    conn, _ = pair
+    told = []
+    assert conn.notify_disconnect(lambda: told.append(conn.state))
+    waiting = gevent.spawn(conn.wait_disconnect)
+    assert blocked(waiting)
+    getattr(conn, end)()
+    assert len(told) == 1
+    waiting.get(timeout=PATIENCE)
+
+
+def test_a_close_lingers_for_five_seconds_unless_told_otherwise():
+    ours, theirs = socket.socketpair()
+    conn = Connection(get_poller(), ours.detach(), socket.AF_UNIX, "peer")
+    assert conn.linger_timeout == 5.0
+    theirs.close()
+    conn.abort()
+
+
+#: A server in a process without standard input, so that a connection of it has the number 0.
+NUMBER_0 = """
+from gevent import monkey
+monkey.patch_all()
+import os, socket, time
+from greensock import Lines, OperationTimeout, Server
+
+seen = []
+
+class Echo(Server):
+    def connection_new(self, conn):
+        seen.append(conn)
+
+    def connection_recv(self, conn, data):
+        try:
+            conn.recv(timeout=0)
+        except OperationTimeout:
+            conn.send(data)
+
+server = Echo(("127.0.0.1", 0), stop_timeout=1, max_send_queue=20_000_000)
+server.start()
+peer = socket.socket()
+monkey.get_original("os", "close")(0)
+peer.connect(server.address)
+peer.sendall(b"text")
+assert peer.recv(10) == b"text"
+(conn,) = seen
+assert conn._fd == 0, conn  # not fileno(), which has the connection treated with care
+conn.send_nowait(bytes(20_000_000))
+conn.linger_timeout = 2.0
+conn.close()
+began = time.monotonic()
+got = 0
+while piece := peer.recv(1 << 20):
+    got += len(piece)
+assert got == 20_000_000, got
+assert time.monotonic() - began < 1.8, "FIN goes out behind the data, and not with the end of all"
+conn.wait_closed(5)
+peer.close()
+assert conn.fileno() == -1
+server.stop()
+try:
+    os.fstat(0)
+except OSError:
+    print("all is well")
+"""
+
+
+def test_a_connection_may_have_the_number_0():
+    done = subprocess.run([sys.executable, "-c", NUMBER_0], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("all is well\n", "")
 
 
 def test_an_end_that_is_a_strangers_is_told_to_nobody(pair):
