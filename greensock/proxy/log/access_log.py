@@ -1,7 +1,7 @@
 """The access log: lines made in the hub, and written by a thread of the system, so that no disk can stop the proxy.
 
-A line goes into a bounded queue, and many of them into one write. (Made in the thread, lines cost twice as much: both
-wait for the interpreter's lock.) The thread is a real one in a patched program, too; it shares
+A line goes into a bounded queue, and many of them into one write. (Made in the thread, lines cost twice as much: it and
+the hub wait for each other's hold of the interpreter.) The thread is a real one in a patched program, too; it shares
 nothing with the hub but that queue, counters that one side writes and the other reads, and the flag ``abandoned``. It
 calls nothing that gevent has patched and does not log: what went wrong is said by the hub, at most once a minute, and
 at the end how many lines were lost if that was not said before.
@@ -34,8 +34,8 @@ __all__ = ["AccessLog"]
 
 #: Seconds in which records gather before they are written: some 20 wake-ups of the thread a second, whatever comes.
 GATHER = 0.05
-#: Lines of one write.
-BATCH = 256
+#: Lines of one write: so many may wait besides those in the queue.
+BATCH = 32
 #: Bytes that a pipe takes whole once it is writable (POSIX, PIPE_BUF on Linux).
 PIPE_BUF = 4096
 #: Once this part of the queue is full, only so many bytes of what a client wrote are kept: 10,000 records with heads
