@@ -445,7 +445,7 @@ def test_a_server_that_drains_says_good_bye_and_cuts_nobody_off(answering, conne
     idle, half = connect(server), connect(server)
     busy.sendall(b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\nGET /busy HTTP/1.1\r\nHost: a\r\n\r\n")
     half.sendall(b"GET /half HTTP/1.1\r\nHo")
-    wait_until(lambda: server.statistics().accepted == 3 and server.head_watch and server._requests)
+    wait_until(lambda: server.statistics().accepted == 3 and server.head_watch and server.requests_taken)
     stopping = gevent.spawn(server.stop, PATIENCE)
     assert read_all(idle) == b""
     half.sendall(b"st: a\r\n\r\n")
@@ -517,8 +517,12 @@ def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
 
     server = serve(Blocking)
     socks = [connect(server) for _ in range(100)]
+    request = GET.replace("\n", "\r\n").encode()
     for sock in socks:
-        sock.sendall(GET.replace("\n", "\r\n").encode())
+        sock.sendall(request[:-1])  # what comes at once needs none
+    wait_until(lambda: sum(conn.head_parser is not None for conn in server.connections) == 100)
+    for sock in socks:
+        sock.sendall(request[-1:])
     wait_until(lambda: server.statistics().workers_busy >= 100)
     barrier.set()
     for sock in socks:
@@ -526,6 +530,18 @@ def test_idle_connections_hold_no_parser_and_few_are_kept(serve, connect):
     wait_until(lambda: server.statistics().workers_busy == 0)
     assert all(conn.head_parser is conn.parser_in_use is None for conn in server.connections)
     assert parsers() - before == len(server._spare) == http_server.MAX_SPARE
+
+
+def test_a_request_that_comes_at_once_needs_no_parser(serve, connect):
+    class Counting(HTTPServer):
+        def handle_request(self, request):
+            return Response(b"%d" % (parsers() - before))
+
+    before = parsers()
+    sock = connect(serve(Counting))
+    for end in ("", "Connection: close\n"):
+        sock.sendall(GET.replace("\n\n", f"\n{end}\n").replace("\n", "\r\n").encode())
+        assert sock.recv(1000).endswith(b"\r\n\r\n0")
 
 
 @pytest.mark.parametrize("ending", ["refused", "answered", "failed"])

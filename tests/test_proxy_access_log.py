@@ -267,43 +267,57 @@ def test_nothing_is_started_before_there_is_something_to_write(logs):
     assert (log.written, log.dropped) == (0, 0)
 
 
-def test_the_thread_is_one_of_the_system(logs, tmp_path):
-    """conftest has patched: a thread of threading is a greenlet here."""
+def test_the_thread_is_one_of_the_system(logs, tmp_path, monkeypatch):
+    """conftest has patched: a thread of threading is a greenlet here. It writes; lines are made by the hub."""
     assert monkey.is_module_patched("threading")
-    seen = []
+    ident, made, written = monkey.get_original("_thread", "get_ident"), [], []
 
-    def form(made: Record) -> bytes:
-        seen.append(monkey.get_original("_thread", "get_ident")())
+    def form(of: Record) -> bytes:
+        made.append(ident())
         return b"x\n"
 
+    def write(fd: int, data: bytes) -> int:
+        written.append(ident())
+        return len(data)
+
+    monkeypatch.setattr(access_log, "_write", write)
     log = logs(str(tmp_path / "log"), form)
     log.write(record())
     assert log.close()
-    assert seen
-    assert seen[0] != monkey.get_original("_thread", "get_ident")()
+    assert made == [ident()]
+    assert written
+    assert written[0] != ident()
 
 
 # -- what goes wrong
 
 
 class Gate:
-    """A format that takes its time: until it is opened."""
+    """A disk that takes its time: until it is opened."""
 
     def __init__(self) -> None:
         self.lock = monkey.get_original("_thread", "allocate_lock")()
         self.lock.acquire()
         self.is_waited_for = False
+        self._write = access_log._write
 
-    def __call__(self, made: Record) -> bytes:
+    def __call__(self, fd: int, data: bytes) -> int:
         self.is_waited_for = True
         with self.lock:
-            return combined_line(made)
+            return self._write(fd, data)
+
+
+@pytest.fixture
+def gate(monkeypatch) -> Gate:
+    gate = Gate()
+    monkeypatch.setattr(access_log, "_write", gate)
+    return gate
 
 
 @pytest.mark.parametrize("limit", [1, 2, 50])
-def test_at_most_so_many_wait(logs, tmp_path, caplog, limit):
-    path, gate = tmp_path / "log", Gate()
-    log = logs(str(path), gate, max_pending=limit)
+def test_at_most_so_many_wait(logs, tmp_path, caplog, gate, limit):
+    path = tmp_path / "log"
+    log = logs(str(path), max_pending=limit)
     log.write(record(0))
     wait_until(lambda: gate.is_waited_for)
     with caplog.at_level(logging.WARNING, "greensock.access"):
@@ -320,9 +334,9 @@ def test_at_most_so_many_wait(logs, tmp_path, caplog, limit):
     assert (log.written, log.dropped) == (limit + 2, 3)
 
 
-def test_what_waits_long_is_cut(logs, tmp_path):
-    gate, made = Gate(), []
-    log = logs(str(tmp_path / "log"), gate, max_pending=80)
+def test_what_waits_long_is_cut(logs, tmp_path, gate):
+    made = []
+    log = logs(str(tmp_path / "log"), max_pending=80)
     log.write(record())
     wait_until(lambda: gate.is_waited_for)
     for _ in range(20):
@@ -474,9 +488,8 @@ def test_close_gives_up_at_its_deadline(logs, tmp_path):
     os.close(writer)
 
 
-def test_close_does_not_wait_for_a_thread_that_the_system_holds(logs, tmp_path):
-    gate = Gate()
-    log = logs(str(tmp_path / "log"), gate)
+def test_close_does_not_wait_for_a_thread_that_the_system_holds(logs, tmp_path, gate):
+    log = logs(str(tmp_path / "log"))
     log.write(record())
     wait_until(lambda: gate.is_waited_for)
     begun = time.monotonic()
@@ -484,7 +497,15 @@ def test_close_does_not_wait_for_a_thread_that_the_system_holds(logs, tmp_path):
     assert time.monotonic() - begun < 2
     gate.lock.release()
     wait_until(lambda: log.close(0))
-    assert (log.written, log.dropped) == (0, 1)
+    assert (log.written, log.dropped) == (1, 0)  # it was under way
+
+
+def test_a_format_that_makes_no_bytes(logs, tmp_path, caplog):
+    log = logs(str(tmp_path / "log"), lambda made: "text")
+    with caplog.at_level(logging.WARNING, "greensock.access"):
+        log.write(record())
+    assert (log.pending, log.dropped) == (0, 1)
+    assert "'text' is no line: bytes expected" in caplog.text
 
 
 def test_a_line_that_cannot_be_made(logs, tmp_path, caplog):

@@ -3,28 +3,29 @@
 The layers, lowest first; each imports only what stands above it, of ``greensock.http`` any module, and of greensock
 what it exports:
 
-================  ====================================================================================================
-networks          addresses as text, and networks that hold them
-forwarded         who the client is, and which fields are passed on
-rules             edits of fields, static answers, redirects, error pages
-options           what a proxy is told of its upstreams, its timeouts and its log
-routes            which route a request takes
-proxy_protocol    what a proxy in front says before a connection's first byte
-guard             limits for each client address, and bans
-failure           what can go wrong, what is answered then, and whether another server may be asked
-log               the access log
-upstream          the servers behind the proxy: chosen, watched, connected to
-gateway           what the listeners of a proxy share
-proxy_connection  a client's connection, and what is kept for that client
-relay             what is known of one request on its way, and what it holds
-tunnel            bytes both ways, after 101
-response_relay    the answer's way back
-upstream_request  the request as it goes to a server
-request_relay     one request: which server answers it, and which one is tried next
-proxy_server      the reverse proxy: listeners, upcalls, bodies that come slowly
-config_tables     tables of a configuration, each made into an object
-config            a configuration: read, checked, and made into a gateway
-================  ====================================================================================================
+=================  =====================================================================================================
+networks           addresses as text, and networks that hold them
+forwarded          who the client is, and which fields are passed on
+rules              edits of fields, static answers, redirects, error pages
+options            what a proxy is told of its upstreams, its timeouts and its log
+routes             which route a request takes
+proxy_protocol     what a proxy in front says before a connection's first byte
+guard              limits for each client address, and bans
+failure            what can go wrong, what is answered then, and whether another server may be asked
+log                the access log
+upstream           the servers behind the proxy: chosen, watched, connected to
+gateway            what the listeners of a proxy share
+proxy_connection   a client's connection, and what is kept for that client
+relay              what is known of one request on its way, and what it holds
+tunnel             bytes both ways, after 101
+response_relay     the answer's way back
+upstream_request   the request as it goes to a server
+request_relay      one request: which server answers it, and which one is tried next
+ordinary_exchange  the ordinary request and its answer, in one function
+proxy_server       the reverse proxy: listeners, upcalls, bodies that come slowly
+config_tables      tables of a configuration, each made into an object
+config             a configuration: read, checked, and made into a gateway
+=================  =====================================================================================================
 """
 
 from greensock.proxy.config import ConfigError, ProxyConfig, check_listeners, load_config, parse_config

@@ -181,6 +181,9 @@ class Forwarder:
         self._passes_from_trusted = _Names(functools.partial(self._may_pass, True))
         self._passes_from_others = _Names(functools.partial(self._may_pass, False))
         self._passes_back = _Names(lambda name: name.lower() not in OF_THE_UPSTREAM)
+        #: Whether nothing is added to answers, nor to requests but what is the same in all of a peer's, and its Host;
+        #: and no peer's claims are believed.
+        self.is_simple = not (options.trusted or options.forwarded or options.via_response)
 
     # -- who the client is
 
@@ -275,14 +278,32 @@ class Forwarder:
         if not is_usual or (not head.is_ordinary and (fields_of_the_hop(headers) or _may_announce(head))):
             return _lines(self._request_pairs(head, peer, client, scheme, host, upgrade, trailers))
         passes = known.passes
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
+        return self._with_own_lines(lines, known, authority, host)
+
+    def ordinary_request_lines(self, lines: bytes, peer: str, scheme: str, authority: bytes, host: bytes) -> bytes:
+        """Return what :meth:`request_lines` does for a head of HTTP/1.1 that is ordinary, if this is simple.
+
+        ``lines`` are its fields that pass, as lines.
+        """
+        return self._with_own_lines(lines, self._peer(peer, scheme, "1.1"), authority, host)
+
+    def _with_own_lines(self, lines: bytes, known: _Peer, authority: bytes, host: bytes) -> bytes:
         if not self._preserve_host:
             host = self._host or host
         elif authority:
             host = authority
-        lines = b"".join([b"%b: %b\r\n" % pair for pair in headers.raw if passes[pair[0]]])
         if self._x_forwarded and authority:
             return b"Host: %b\r\n%b%bX-Forwarded-Host: %b\r\n" % (host, lines, known.own_lines, authority)
         return b"Host: %b\r\n%b%b" % (host, lines, known.own_lines)
+
+    def request_field_passes(self, name: bytes) -> bool:
+        """Whether a field of a stranger's request is passed on as it is, unless ``Connection`` names it."""
+        return self._passes_from_others[name]
+
+    def response_field_passes(self, name: bytes) -> bool:
+        """Whether a field of an answer is passed on as it is, unless ``Connection`` names it."""
+        return self._passes_back[name]
 
     def request_headers(
         self,

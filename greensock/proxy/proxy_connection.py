@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from greensock import Connection
 from greensock.http.client.connection_pool import Lease
 from greensock.http.server.http_server import HTTPConnection
 from greensock.proxy.log.record import Record
@@ -17,7 +18,19 @@ __all__ = ["ProxyConnection"]
 class ProxyConnection(HTTPConnection):
     """A client's connection."""
 
-    __slots__ = ("awaits_header", "bound", "ends", "held_up", "is_counted", "peer", "refusal", "scheme", "upload")
+    __slots__ = (
+        "asks",
+        "awaits_header",
+        "bound",
+        "ends",
+        "has_left",
+        "held_up",
+        "is_counted",
+        "peer",
+        "refusal",
+        "scheme",
+        "upload",
+    )
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -40,6 +53,9 @@ class ProxyConnection(HTTPConnection):
         self.bound: dict[Upstream, tuple[UpstreamServer, Lease, str]] | None = None
         #: What came of a body that is waited for without a worker.
         self.upload: Any = None  # an ``Upload``: see there
+        #: The connection to a server whose answer it waits for, in an ordinary exchange; and whether it has left there.
+        self.asks: Connection | None = None
+        self.has_left = False
         #: Seconds that sends have waited for it to take what they had.
         self.held_up = 0.0
 
@@ -50,6 +66,12 @@ class ProxyConnection(HTTPConnection):
                 super().await_sent(entry, timeout, by_progress)
             finally:
                 self.held_up += monotonic() - began
+
+    def note_left(self) -> None:
+        """End the wait for an answer that nobody wants any more: the client has left. In the hub."""
+        self.has_left = True
+        if self.asks is not None:
+            self.asks.abort()
 
     def held_bytes(self) -> int:
         """Count a body that is waited for as held: a server that drains lets its connection go on."""

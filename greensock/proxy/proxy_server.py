@@ -42,6 +42,7 @@ from greensock.proxy.failure import Failure, client_is_gone
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.guard import Guard
 from greensock.proxy.log.record import MAX_DESCRIBED, Record
+from greensock.proxy.ordinary_exchange import OrdinaryExchange
 from greensock.proxy.proxy_connection import ProxyConnection
 from greensock.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
 from greensock.proxy.relay import Relay
@@ -59,6 +60,13 @@ log = logging.getLogger("greensock.upstream")
 WARN_EVERY = 60.0
 #: How many pieces of a body are held one by one: more are joined, as each costs 40 bytes besides its own.
 MAX_PIECES = 16
+
+
+#: What a program may override that the ordinary exchange does without: then all goes by the classes.
+SEAMS = (
+    *("choose_upstream", "edit_request", "edit_response", "watch_request_body", "watch_response_body", "filter_for"),
+    *("serve_request", "take_requests", "take_awaited_body", "refusal_of", "send_answer", "end_exchange"),
+)
 
 
 class Upload:
@@ -148,6 +156,8 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         base = ReverseProxy
         if not self.proxy_protocol and not self.overrides_upcall("connection_recv", base):
             self.connection_recv = super().connection_recv  # type: ignore[method-assign]  # one call less
+            if gateway.forwarder.is_simple and not any(self.overrides_upcall(name, base) for name in SEAMS):
+                self.connection_recv = OrdinaryExchange(self, super().connection_recv).serve  # type: ignore[method-assign]
         self.edits_requests = self.overrides_upcall("edit_request", base)
         self.edits_responses = self.overrides_upcall("edit_response", base)
         self.watches_responses = self.overrides_upcall("watch_response_body", base)

@@ -17,11 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 from time import monotonic, time
+from typing import Any
 
 from greenlet import GreenletExit
 
 from greensock import Connection, DropReason
 from greensock.http.client.connection_pool import Lease
+from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.client.payload import NOTHING, Payload
 from greensock.http.errors import BadRequest
@@ -29,6 +31,7 @@ from greensock.http.server.request import NO_BODY
 from greensock.http.server.response import HTTPError, Response
 from greensock.http.wire.events import ResponseHead
 from greensock.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, UpcallFailed, client_is_gone
+from greensock.proxy.guard import Refusal
 from greensock.proxy.log.record import Record
 from greensock.proxy.relay import COUNTED, NO_UPLOAD, PARKED, STREAMED, Relay
 from greensock.proxy.response_relay import pass_answer
@@ -47,10 +50,13 @@ class RequestRelay(Relay):
 
     # -- all of it
 
-    def run(self, step: Callable[[], bool] | None = None) -> bool:
-        """Answer the request; True if the client's connection goes on. ``step`` is done in place of all that."""
+    def run(self, step: Callable[[], bool] | None = None, before: int | None = None) -> bool:
+        """Answer the request; True if the client's connection goes on. ``step`` is done in place of all that.
+
+        ``before`` is how many bytes had gone to the client before the answer, if that is not what is known now.
+        """
         proxy = self.proxy
-        before = self.conn.bytes_sent
+        before = self.conn.bytes_sent if before is None else before
         if proxy.wants_records and self.record is None:
             self._begin_record()
         try:
@@ -266,13 +272,19 @@ class RequestRelay(Relay):
             if body is not NO_BODY and not body.is_ended:
                 conn.notify_disconnect(None)  # from here on it is read
             self.exchange = exchange = Exchange(call, upstream_conn, deadlines)
-            try:
-                self.head = exchange.run()
-            except Exception as error:
-                self.head = self._ask_again(error, exchange, lease, call)
+            self._await_head(exchange.run, lease, call)
         except Exception as error:
             return self.blame_server(error)
         return None
+
+    def _await_head(self, run: Callable[[], ResponseHead], lease: Lease, call: Call) -> None:
+        """Wait for the head of the answer: ``run`` does it, on the exchange that there is."""
+        exchange = self.exchange
+        assert exchange is not None
+        try:
+            self.head = run()
+        except Exception as error:
+            self.head = self._ask_again(error, exchange, lease, call)
 
     def _ask_again(self, error: Exception, exchange: Exchange, lease: Lease, call: Call) -> ResponseHead:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
@@ -288,6 +300,77 @@ class RequestRelay(Relay):
             self._note_connected(lease)
         self.exchange = Exchange(call, upstream_conn, self.deadlines)
         return self.exchange.run()
+
+    # -- what began as an ordinary exchange (see there)
+
+    def note_begun(self, record: Record | None, started: float) -> None:
+        """Note when its head was there, and the record that was begun then."""
+        self.record, self._started = record, started
+
+    def note_asked(
+        self,
+        upstream: Upstream,
+        deadlines: Deadlines,
+        server: UpstreamServer,
+        spell: int,
+        asked: float,
+        has_client_left: bool = False,
+    ) -> None:
+        """Note which server was chosen, in which spell of its health, and when."""
+        self.upstream, self.deadlines, self.server, self.spell = upstream, deadlines, server, spell
+        self.tries, self._asked, self._left, self._client_left = 1, asked, False, has_client_left
+
+    def refuse_client(self, refused: Refusal) -> bool:
+        """Answer a client that asks too much."""
+        return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow), self.keep)
+
+    def fail_without_server(self, upstream: Upstream, deadlines: Deadlines) -> bool:
+        """Answer that no server is up."""
+        self.upstream, self.deadlines = upstream, deadlines
+        raise Failure("no-server", 503)
+
+    def fail_while_answering(self, status: int, heard_at: float, error: BaseException) -> bool:
+        """Note what became of a request whose answer could not be sent: the server was left before that."""
+        self._left, self.request.is_answered = True, True
+        self.note_head(status)
+        if self.record is not None:
+            self.record.connect_time, self.record.reused = 0.0, True
+            self.record.head_time = self.record.upstream_time = heard_at - self._asked
+        raise error
+
+    def go_on_asking(self, payload: Payload, lease: Lease | None, sent_at: float | None, heard: Any) -> bool:
+        """Go on with a server that was chosen, and pass the answer on.
+
+        ``lease`` holds the connection that the request was sent on at ``sent_at``, None there if it is not out whole;
+        ``heard`` is what was received then, or was raised. Without a lease nothing was sent.
+        """
+        server, upstream = self.server, self.upstream
+        assert server is not None
+        assert upstream is not None
+        failure = self._ask(server, payload) if lease is None else self._hear(server, payload, lease, sent_at, heard)
+        if failure is not None:
+            self._ask_others(failure, upstream, payload)
+        return pass_answer(self)
+
+    def _hear(
+        self, server: UpstreamServer, payload: Payload, lease: Lease, sent_at: float | None, heard: Any
+    ) -> Failure | None:
+        conn, upstream_conn = self.conn, lease.connection
+        assert upstream_conn is not None
+        self._lease = lease
+        if self.record is not None:
+            self._note_connected(lease)
+        try:
+            call = call_for(self, server, payload)
+            self.exchange = exchange = Exchange(call, upstream_conn, self.deadlines)
+            if not isinstance(heard, bytes) and not isinstance(heard, Exception):
+                raise heard  # whoever ends this greenlet
+            if not self._client_left and self.proxy.abort_on_eof and not conn.notify_disconnect(self.on_client_left):
+                self.on_client_left()
+            self._await_head(partial(exchange.go_on, sent_at, heard), lease, call)
+        except Exception as error:
+            return self.blame_server(error)
+        return None
 
     # -- when it does not go well
 

@@ -208,7 +208,7 @@ class _Entry:
 class Routes:
     """The routes of a proxy, in the order of preference among equals."""
 
-    __slots__ = ("_any", "_candidates", "_hosts", "_only", "_suffixes", "routes")
+    __slots__ = ("_any", "_candidates", "_hosts", "_suffixes", "looks_at_fields", "only", "routes")
 
     def __init__(self, routes: Sequence[Route]) -> None:
         #: As they were given.
@@ -222,8 +222,10 @@ class Routes:
             for host in dict.fromkeys(host.lower().encode() for host in entry.route.hosts):
                 table, key = (self._suffixes, host[2:]) if host.startswith(b"*.") else (self._hosts, host)
                 table[key] = (*table.get(key, ()), entry)
+        #: Whether some look at a request's fields.
+        self.looks_at_fields = any(entry.conditions for entry in entries)
         #: The one that takes everything, if it is alone.
-        self._only = routes[0] if len(entries) == 1 and not routes[0].hosts and entries[0].is_open else None
+        self.only = routes[0] if len(entries) == 1 and not routes[0].hosts and entries[0].is_open else None
         self._candidates = functools.lru_cache(CACHE_SIZE)(self._candidates_for)
 
     def find(self, method: str, authority: bytes, target: bytes, headers: Headers) -> Route | None:
@@ -234,8 +236,8 @@ class Routes:
         Raises:
             BadPath: paths decide, and this one can be read in more than one way.
         """
-        if self._only is not None:
-            return self._only
+        if self.only is not None:
+            return self.only
         path = target.partition(b"?")[0]
         if len(authority) + len(path) <= MAX_CACHED:
             candidates = self._candidates(authority, path)

@@ -238,19 +238,27 @@ class ConnectionPool:
             ConnectFailed, ConnectTimeout: there is none to be had.
             ConnectionClosed: the client was closed, or ``patient`` gave up.
         """
+        conn = self.take_kept(origin)
+        if conn is not None:
+            return Lease(self, origin, conn)
+        return self._lease(origin, deadlines, patient)
+
+    def take_kept(self, origin: Origin) -> ClientConnection | None:
+        """Take out a kept connection that stands, with its slot, which goes back by ``give_back``; None: ``lease``.
+
+        Raises:
+            ConnectionClosed: the client was closed.
+        """
         self._check_usable()
         conn = self.state.take(origin)
-        if conn is not None and conn.is_quiet():
-            return Lease(self, origin, conn)
-        return self._lease(origin, deadlines, conn, patient)
+        if conn is None or conn.is_quiet():
+            return conn
+        conn.close()
+        self.give_back(origin, None)
+        return None
 
-    def _lease(
-        self, origin: Origin, deadlines: Deadlines, stale: ClientConnection | None, patient: Patient | None
-    ) -> Lease:
-        """Lease a connection if there was none idle, or one that turned out to be stale."""
-        if stale is not None:
-            stale.close()
-            self.give_back(origin, None)
+    def _lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None) -> Lease:
+        """Lease a connection if none that is kept could be had at once."""
         waiter = Waiter()
         decision = self.state.ask(origin, waiter, monotonic())
         self._carry_out(decision)

@@ -230,9 +230,30 @@ class Exchange:
             data = conn.recv(None, seconds)
         except OperationTimeout:
             raise deadlines.late(HeadTimeout, seconds, conn) from None
+        return self._take_first(data)
+
+    def go_on(self, sent_at: float | None, heard: bytes | BaseException) -> ResponseHead:
+        """Return the head of the final answer to a short request that somebody else has sent.
+
+        ``sent_at`` is when it was out; None: it is not. ``heard`` is what was received then, or what was raised.
+        """
+        conn, deadlines = self._conn, self._deadlines
+        conn.parser.expect(self._call.method, upgrade=self._call.is_upgrade)
+        self._sent_at = sent_at
+        self.is_sent = sent_at is not None
+        if isinstance(heard, bytes):
+            return self._take_first(heard)
+        if isinstance(heard, OperationTimeout) and heard.connection is conn:
+            kind = HeadTimeout if self.is_sent else SendTimeout
+            seconds = deadlines.timeouts.head if self.is_sent else deadlines.timeouts.send
+            raise deadlines.late(kind, seconds, conn) from None
+        raise heard
+
+    def _take_first(self, data: bytes) -> ResponseHead:
+        """Take what came first, and return the head of the final answer, which most often is in that."""
         if data:
             self.is_heard = True
-        parser = conn.parser
+        parser = self._conn.parser
         parser.feed_or_end(data)
         head = parser.next_event()
         if type(head) is ResponseHead:

@@ -50,7 +50,7 @@ from greensock.http.server.response_writer import BODILESS, CLOSE, AnsweringServ
 from greensock.http.server.stream import ResponseStream
 from greensock.http.wire.events import SWITCHED, RequestHead
 from greensock.http.wire.limits import Limits
-from greensock.http.wire.request_parser import RequestParser
+from greensock.http.wire.request_parser import RequestParser, plain_request_head
 
 __all__ = ["HTTP_OPTIONS", "HTTPConnection", "HTTPServer", "HTTPServerKeywords", "HTTPServerSettings"]
 
@@ -170,9 +170,12 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         #: How many requests were refused, by reason (see :class:`HTTPStatistics`).
         self.refused: Counter[str] = Counter()
         self._refusals_logged = LogLimit()
-        self._requests = 0
+        #: How many requests came so far.
+        self.requests_taken = 0
         self._spare: list[RequestParser] = []
         self.head_watch = HeadWatch(self._refuse_late_head)
+        #: Whether what takes requests out of a parser is the server's own.
+        self._needs_no_parser = not self.overrides_upcall("take_requests", HTTPServer)
         self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
         #: ``filter_for`` if the program has one.
         self.on_filter = self.filter_for if self.overrides_upcall("filter_for", HTTPServer) else None
@@ -212,7 +215,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         base = super().statistics()
         return HTTPStatistics(
             **{field.name: getattr(base, field.name) for field in fields(ServerStatistics)},
-            requests=self._requests,
+            requests=self.requests_taken,
             refused=dict(self.refused),
             statuses=dict(self.answers_by_status),
         )
@@ -223,6 +226,13 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         """Feed the parser, and answer the requests that are whole."""
         parser = conn.head_parser
         if parser is None:
+            # Most often all of a request comes at once, and nothing else: then no parser needs to hold it.
+            end = data.find(b"\r\n\r\n") + 4
+            if end == len(data) <= self.limits.max_head and self._needs_no_parser:
+                head = plain_request_head(data[:-4], self.limits)
+                if head is not None and _is_all(head):
+                    self._exchange(conn, None, head)
+                    return
             parser = self._spare.pop() if self._spare else RequestParser(self.limits)
         else:
             conn.head_parser = None
@@ -333,19 +343,20 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
 
     # -- one request and its answer
 
-    def _exchange(self, conn: HTTPConnection, parser: RequestParser, head: RequestHead) -> bool:
-        """Answer one request; True if the connection goes on."""
+    def _exchange(self, conn: HTTPConnection, parser: RequestParser | None, head: RequestHead) -> bool:
+        """Answer one request; True if the connection goes on. Without a parser there is nothing behind the head."""
         conn.requests += 1
-        self._requests += 1
+        self.requests_taken += 1
         keep = head.keep_alive
         if self.max_requests is not None and conn.requests >= self.max_requests:
             keep = False
-        if head.is_chunked or head.content_length:
+        body: RequestBody = NO_BODY
+        if parser is None:
+            pass
+        elif head.is_chunked or head.content_length:
             body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
-        else:
-            body = NO_BODY
-            if parser.next_event() is SWITCHED:  # CONNECT: what follows is not HTTP; else its end
-                keep = False
+        elif parser.next_event() is SWITCHED:  # CONNECT: what follows is not HTTP; else its end
+            keep = False
         request = Request(conn, head, body)
         refused = None
         may_expect = not head.is_ordinary and head.headers.get_raw(b"expect") is not None
@@ -513,6 +524,13 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         except BadRequest as refusal:  # an answer was given: there is nothing more to say to the client
             self._note_refusal(request.connection, refusal, refusal.reason.value)
             return False
+
+
+def _is_all(head: RequestHead) -> bool:
+    """Whether no body follows a head, and no other protocol."""
+    if head.content_length or head.is_chunked:
+        return False
+    return head.is_ordinary or head.headers.get_raw(b"upgrade") is None
 
 
 def _close(body: object) -> None:

@@ -23,7 +23,7 @@ from greensock.http.wire.request_parser import RequestParser
 from greensock.http.wire.target import origin_form
 from greensock.http.wire.writer import write_response_head
 
-__all__ = ["NO_BODY", "Request", "RequestBody"]
+__all__ = ["NO_BODY", "ReadBody", "Request", "RequestBody"]
 
 #: Seconds of waiting for a body that are not held against its sender's rate.
 RATE_GRACE = 10.0
@@ -146,22 +146,23 @@ class RequestBody(IncomingBody):
         self._credit = min(credit, max(RATE_GRACE, self._timeout or 0.0))
 
 
-class _NoBody(RequestBody):
-    """The body of a request that has none. One serves all: nothing in it ever changes."""
+class ReadBody(RequestBody):
+    """A body that was read before, to its end; nothing in it ever changes. ``received`` are its bytes."""
 
     __slots__ = ()
 
-    def __init__(self) -> None:
+    def __init__(self, received: int) -> None:
         self._ended = True
         self._expects = self._broken = False
-        self._length = 0
+        self._length = received
         self._rest = b""
         self._timeout = None
-        self.received = 0
+        self.received = received
         self.trailers = None
 
 
-NO_BODY = _NoBody()
+#: The body of a request that has none: one serves all.
+NO_BODY = ReadBody(0)
 
 
 class Request:

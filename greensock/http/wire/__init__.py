@@ -18,5 +18,6 @@ message_parser   bytes in, events out: what both parsers have in common
 request_parser   what a server reads
 response_parser  what a client or a gateway reads
 writer           the reverse
+ordinary_heads   heads that are ordinary, read in one go
 ===============  =====================================================================================================
 """

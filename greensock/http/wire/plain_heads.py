@@ -15,7 +15,17 @@ import re
 
 from greensock.http.wire.syntax import TOKEN, is_of_connection
 
-__all__ = ["CREDENTIALS", "lex_plain_fields", "plain_methods", "plain_target"]
+__all__ = [
+    "CREDENTIALS",
+    "MAX_LINE",
+    "MAX_LINES",
+    "Pair",
+    "lex_plain_fields",
+    "lex_plain_line",
+    "may_be_secret",
+    "plain_methods",
+    "plain_target",
+]
 
 #: How many lines are remembered, and of at most how many bytes each.
 MAX_LINES, MAX_LINE = 2048, 256
@@ -34,7 +44,8 @@ SPECIAL = frozenset(
 #: Fields with credentials: of some kinds (see ``is_of_connection``) they make their head special, too.
 CREDENTIALS = frozenset({b"authorization", b"proxy-authorization"})
 
-_may_be_secret = re.compile(rb"cookie|auth|key|token|secret|pass").search
+#: Whether a field of this lower-case name may hold a secret: it is not remembered then.
+may_be_secret = re.compile(rb"cookie|auth|key|token|secret|pass").search
 
 _VISIBLE = rb"[\x21-\x7e\x80-\xff]"
 _field = re.compile(rb"(%b):[ \t]*((?:%b(?:[\t\x20-\x7e\x80-\xff]*%b)?)?)" % (TOKEN, _VISIBLE, _VISIBLE)).fullmatch
@@ -58,7 +69,7 @@ class _Lines(dict[bytes, _Found | None]):
         if lower in CREDENTIALS and is_of_connection(value):
             is_special = True
         found = ((name, value), lower, value, is_special)
-        if len(line) <= MAX_LINE and not _may_be_secret(lower):
+        if len(line) <= MAX_LINE and not may_be_secret(lower):
             if len(self) >= MAX_LINES:
                 self.clear()
             self[line] = found
@@ -83,3 +94,8 @@ def lex_plain_fields(lines: list[bytes]) -> tuple[list[Pair], dict[bytes, bytes]
         if found[3]:
             is_ordinary = False
     return pairs, index, is_ordinary
+
+
+def lex_plain_line(line: bytes) -> tuple[Pair, bytes, bytes, bool] | None:
+    """Return the field in a line, its lower-case name, its value, and whether it is special; None: it is not plain."""
+    return _known[line]

@@ -33,7 +33,7 @@ from greensock.http.wire.plain_heads import lex_plain_fields, plain_methods, pla
 from greensock.http.wire.syntax import TOKEN
 from greensock.http.wire.target import authority_of, check_host, is_sound
 
-__all__ = ["RequestParser"]
+__all__ = ["RequestParser", "plain_request_head"]
 
 #: Bytes of a request line besides its target, more than any method and version take.
 LINE_REST = 64
@@ -141,33 +141,15 @@ class RequestParser(MessageParser):
 
     def _lex_plain(self, head: bytes) -> RequestHead | None:
         """Return the head if all of it is plain and sound, None if the lexer is to look at it. Never raises."""
-        lines = head.split(b"\r\n")
-        line = lines[0].split(b" ")
-        if len(line) != 3 or line[2] != b"HTTP/1.1":
-            return None
-        method, target, limits = plain_methods.get(line[0]), line[1], self._limits
-        if method is None or len(target) > limits.max_target or not plain_target(target):
-            return None
-        del lines[0]
-        found = lex_plain_fields(lines)
-        if found is None:
-            return None
-        fields, index, is_ordinary = found
-        host = index.get(b"host")
-        if host is None or not is_sound(host) or len(fields) > limits.max_fields:
-            return None
-        if len(fields) != len(index) and sum(name.lower() == b"host" for name, _ in fields) > 1:
-            return None
-        headers = Headers.of_raw(fields, index)
-        if b"content-length" not in index and b"transfer-encoding" not in index:
-            self._state = END
-            return RequestHead(method, target, "1.1", headers, None, False, host, is_ordinary)
-        try:
-            length, is_chunked = framing_of(fields, index, "1.1")
-            event = RequestHead(method, target, "1.1", headers, length, is_chunked, host, is_ordinary)
-            self._go_on(event, line[0])
-        except BadMessage:
-            return None
+        event = plain_request_head(head, self._limits)
+        if event is not None:
+            if event.content_length is None and not event.is_chunked:
+                self._state = END
+                return event
+            try:
+                self._go_on(event, event.method.encode())
+            except BadMessage:
+                return None
         return event
 
     def _lex(self, head: bytes, line: bytes) -> RequestHead:
@@ -286,3 +268,34 @@ class RequestParser(MessageParser):
         if len(target) > most:
             return BadMessage(f"a target of more than max_target={most} bytes", Reason.TARGET_TOO_LONG)
         return BadMessage(f"the target {target[:80]!r}", Reason.TARGET)
+
+
+def plain_request_head(head: bytes, limits: Limits) -> RequestHead | None:
+    """Return a head if all of it is plain and sound, None if the lexer is to look at it. Never raises.
+
+    ``head`` is without the empty line, and as large as it may be. How large its body may be is not looked at.
+    """
+    lines = head.split(b"\r\n")
+    line = lines[0].split(b" ")
+    if len(line) != 3 or line[2] != b"HTTP/1.1":
+        return None
+    method, target = plain_methods.get(line[0]), line[1]
+    if method is None or len(target) > limits.max_target or not plain_target(target):
+        return None
+    del lines[0]
+    found = lex_plain_fields(lines)
+    if found is None:
+        return None
+    fields, index, is_ordinary = found
+    host = index.get(b"host")
+    if host is None or not is_sound(host) or len(fields) > limits.max_fields:
+        return None
+    if len(fields) != len(index) and sum(name.lower() == b"host" for name, _ in fields) > 1:
+        return None
+    length, is_chunked = None, False
+    if b"content-length" in index or b"transfer-encoding" in index:
+        try:
+            length, is_chunked = framing_of(fields, index, "1.1")
+        except BadMessage:
+            return None
+    return RequestHead(method, target, "1.1", Headers.of_raw(fields, index), length, is_chunked, host, is_ordinary)

@@ -27,7 +27,7 @@ from greensock.http.wire.message_parser import BODY, END, HEAD, IDLE, RAW, Messa
 from greensock.http.wire.plain_heads import lex_plain_fields
 from greensock.http.wire.syntax import TOKEN, is_value
 
-__all__ = ["ResponseParser"]
+__all__ = ["ResponseParser", "parts_of_status_line"]
 
 _status_line = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL).fullmatch
 _fold = re.compile(rb"(?<![ \t])[ \t]*\r\n[ \t]+").sub
@@ -35,7 +35,8 @@ _space_before_colon = re.compile(rb"(?m)^(%b)[ \t]+(?=:)" % TOKEN).sub
 
 
 @functools.lru_cache(maxsize=256)  # a server says the same few; this saves 1 us an answer
-def _parts_of_status_line(line: bytes) -> tuple[str, int, bytes] | None:
+def parts_of_status_line(line: bytes) -> tuple[str, int, bytes] | None:
+    """Return version, status and phrase of a status line; None: it is none."""
     match = _status_line(line)
     if match is None or not is_value(match.group(3) or b""):
         return None
@@ -180,7 +181,7 @@ class ResponseParser(MessageParser):
     def _lex_plain(self, head: bytes) -> ResponseHead | None:
         """Return the head if all of it is plain, None if the lexer is to look at it."""
         lines = head.split(b"\r\n")
-        parts = _parts_of_status_line(lines[0])
+        parts = parts_of_status_line(lines[0])
         if parts is None or parts[1] < 200 or self._method == "CONNECT":
             return None
         del lines[0]
@@ -200,7 +201,7 @@ class ResponseParser(MessageParser):
 
     def _lex(self, head: bytes) -> ResponseHead:
         line = head[: head.find(b"\r\n")]
-        parts = _parts_of_status_line(line)
+        parts = parts_of_status_line(line)
         if parts is None:
             refusal = BadMessage(f"the status line {line[:80]!r}", Reason.STATUS_LINE)
             raise self._early_refusal(end_of_section(self._inbox)) or refusal

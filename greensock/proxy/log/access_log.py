@@ -1,6 +1,7 @@
-"""The access log: lines made and written by a thread of the system, so that no disk can stop the proxy.
+"""The access log: lines made in the hub, and written by a thread of the system, so that no disk can stop the proxy.
 
-The hub only puts a :class:`Record` into a bounded queue. The thread is a real one in a patched program, too; it shares
+A line goes into a bounded queue, and many of them into one write. (Made in the thread, lines cost twice as much: it and
+the hub wait for each other's hold of the interpreter.) The thread is a real one in a patched program, too; it shares
 nothing with the hub but that queue, counters that one side writes and the other reads, and the flag ``abandoned``. It
 calls nothing that gevent has patched and does not log: what went wrong is said by the hub, at most once a minute, and
 at the end how many lines were lost if that was not said before.
@@ -33,7 +34,7 @@ __all__ = ["AccessLog"]
 
 #: Seconds in which records gather before they are written: some 20 wake-ups of the thread a second, whatever comes.
 GATHER = 0.05
-#: Lines of one write. The thread holds the interpreter's lock while it makes them, about 0.2 ms, and the hub waits.
+#: Lines of one write: so many may wait besides those in the queue.
 BATCH = 32
 #: Bytes that a pipe takes whole once it is writable (POSIX, PIPE_BUF on Linux).
 PIPE_BUF = 4096
@@ -67,8 +68,8 @@ _FORMATS: dict[str, Callable[[Record], bytes]] = {"combined": combined_line, "js
 class _Writer:
     """What the thread runs. It owns the descriptor, unless that was given."""
 
-    def __init__(self, target: str | int, form: Callable[[Record], bytes]) -> None:
-        #: Records, ``_REOPEN`` and ``_END``, from the hub.
+    def __init__(self, target: str | int) -> None:
+        #: Lines, ``_REOPEN`` and ``_END``, from the hub.
         self.queue = _Queue()
         self.is_started = False
         #: Set by the hub: write nothing more, end as soon as you can.
@@ -78,7 +79,6 @@ class _Writer:
         self.written = 0
         self.lost = 0
         self.trouble: str | None = None
-        self._form = form
         self._path = None if isinstance(target, int) else target
         self._fd = target if isinstance(target, int) else -1
         self._is_file = False
@@ -97,7 +97,7 @@ class _Writer:
     def _round(self) -> bool:
         """Wait for something, and do all that is there; return False at the end."""
         item = self.queue.get()
-        if isinstance(item, Record):
+        if isinstance(item, bytes):
             _sleep(GATHER)
         lines: list[bytes] = []
         while item is not None and item is not _END:
@@ -106,18 +106,12 @@ class _Writer:
                 self.close_file()
                 self._is_torn = self._is_torn and self._path is None
             else:
-                self._add(lines, item)
+                lines.append(item)
+                if len(lines) >= BATCH:
+                    self._flush(lines)
             item = self.queue.get_nowait() if self.queue.qsize() else None  # no other thread takes from it
         self._flush(lines)
         return item is not _END
-
-    def _add(self, lines: list[bytes], record: Record) -> None:
-        try:
-            lines.append(self._form(record))
-        except Exception as error:
-            self._lose(1, f"a line could not be made: {error!r}")
-        if len(lines) >= BATCH:
-            self._flush(lines)
 
     def _flush(self, lines: list[bytes]) -> None:
         if not lines:
@@ -181,10 +175,10 @@ class AccessLog:
     """Writes a line for each request.
 
     ``target`` is a path, ``-`` for standard output, or a descriptor, which is left open; ``format`` is ``combined``,
-    ``json``, or a function that makes a line of a record, called in the thread. ``max_pending`` records may wait.
+    ``json``, or a function that makes a line of a record, as bytes, and must not block. ``max_pending`` lines may wait.
 
     Raises:
-        ValueError: a format that does not exist, less than one record that may wait, or standard output where the
+        ValueError: a format that does not exist, less than one line that may wait, or standard output where the
             program was started without one: descriptor 1 is then whatever was opened first.
     """
 
@@ -217,7 +211,7 @@ class AccessLog:
         self._reported = float("-inf")
         self._refused = 0
         self._told = 0  # how many lost lines have been reported
-        self._writer = _Writer(self._target, form)
+        self._writer = _Writer(self._target)
         _watch_forks()
         _logs.add(self)
 
@@ -233,12 +227,12 @@ class AccessLog:
 
     @property
     def pending(self) -> int:
-        """How many records wait."""
+        """How many lines wait."""
         count: int = self._writer.queue.qsize()
         return count
 
     def write(self, record: Record) -> None:
-        """Have a line written. It neither waits nor raises; the record is the log's from now on."""
+        """Have a line written. It neither waits nor raises."""
         writer = self._writer
         waiting = writer.queue.qsize()
         if self._is_closed:
@@ -249,9 +243,17 @@ class AccessLog:
         else:
             if waiting > self._max_pending * ROOMY:
                 _shorten(record)
-            writer.queue.put(record)
-            if not writer.is_started:
-                self._start()
+            try:
+                line = self._form(record)
+                if type(line) is not bytes:
+                    raise TypeError(f"{line!r:.40} is no line: bytes expected")
+            except Exception as error:
+                self._refused += 1
+                writer.trouble = f"a line could not be made: {error!r}"
+            else:
+                writer.queue.put(line)
+                if not writer.is_started:
+                    self._start()
         if writer.trouble is not None:
             self._report()
 
@@ -306,7 +308,7 @@ class AccessLog:
 
     def _forked(self) -> None:
         self._writer.close_file()
-        self._writer = _Writer(self._target, self._form)
+        self._writer = _Writer(self._target)
         self._refused = self._told = 0
 
 

@@ -241,6 +241,8 @@ class Upstream:
         self._only = self.all[0] if len(self.all) == 1 else None
         #: The cookie by which a client comes back to its server; None: there is none.
         self.sticky = Sticky(sticky, [server.name for server in self.all]) if sticky is not None else None
+        #: Whether a request goes there without a look at its fields, and with nothing before it.
+        self.is_simple = sticky is None and self._key_of is None and not options.send_proxy_protocol
         #: How many retries there may be.
         self.budget = RetryBudget(options.retry_budget, options.min_retry_rate)
 
