@@ -162,9 +162,11 @@ class Finder(ast.NodeVisitor):
         self._add(node, "pass")
 
     def visit_Return(self, node: ast.Return) -> None:
-        if node.value is not None and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        if node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None):
+            return
+        if not (isinstance(node.value, ast.Constant) and node.value.value is False):  # which None says as well
             self._add(node.value, "None")
-            self.visit(node.value)
+        self.visit(node.value)
 
     def visit_Break(self, node: ast.Break) -> None:
         self._add(node, "pass")
