@@ -20,6 +20,7 @@ from greensock import Rule
 from greensock.http.wire.events import RequestHead, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.hop_by_hop import HOP_BY_HOP, end_to_end_trailers, fields_of_the_hop
+from greensock.http.wire.ordinary_heads import for_answers, for_requests
 from greensock.http.wire.syntax import TOKEN, is_authority, is_token
 from greensock.proxy.networks import Networks, are_networks, canonical_address, node_address
 
@@ -181,6 +182,9 @@ class Forwarder:
         self._passes_from_trusted = _Names(functools.partial(self._may_pass, True))
         self._passes_from_others = _Names(functools.partial(self._may_pass, False))
         self._passes_back = _Names(lambda name: name.lower() not in OF_THE_UPSTREAM)
+        #: What the lines of ordinary heads mean: of requests of strangers, and of answers.
+        self.judged_of_requests = for_requests(self._passes_from_others.__getitem__)
+        self.judged_of_answers = for_answers(self._passes_back.__getitem__)
         #: Whether nothing is added to answers, nor to requests but what is the same in all of a peer's, and its Host;
         #: and no peer's claims are believed.
         self.is_simple = not (options.trusted or options.forwarded or options.via_response)
@@ -296,14 +300,6 @@ class Forwarder:
         if self._x_forwarded and authority:
             return b"Host: %b\r\n%b%bX-Forwarded-Host: %b\r\n" % (host, lines, known.own_lines, authority)
         return b"Host: %b\r\n%b%b" % (host, lines, known.own_lines)
-
-    def request_field_passes(self, name: bytes) -> bool:
-        """Whether a field of a stranger's request is passed on as it is, unless ``Connection`` names it."""
-        return self._passes_from_others[name]
-
-    def response_field_passes(self, name: bytes) -> bool:
-        """Whether a field of an answer is passed on as it is, unless ``Connection`` names it."""
-        return self._passes_back[name]
 
     def request_headers(
         self,

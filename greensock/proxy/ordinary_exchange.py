@@ -31,8 +31,6 @@ from greensock.http.wire.ordinary_heads import (
     CLOSE,
     DATE,
     LENGTH,
-    for_answers,
-    for_requests,
     read_request,
     status_of,
 )
@@ -66,15 +64,12 @@ class ServerSeam(ProxySeam, Protocol):
 class OrdinaryExchange:
     """Serves on the connections of one proxy what is ordinary, and leaves the rest to its classes."""
 
-    __slots__ = ("_answer_lines", "_otherwise", "_proxy", "_request_lines")
+    __slots__ = ("_otherwise", "_proxy")
 
     def __init__(self, proxy: ServerSeam, otherwise: Callable[[ProxyConnection, bytes], None]) -> None:
         """``otherwise`` serves what is not ordinary."""
         self._proxy = proxy
         self._otherwise = otherwise
-        forwarder = proxy.gateway.forwarder
-        self._request_lines = for_requests(forwarder.request_field_passes)
-        self._answer_lines = for_answers(forwarder.response_field_passes)
 
     def serve(self, conn: ProxyConnection, data: bytes) -> None:
         """Serve what came on a connection: ``connection_recv`` of the proxy."""
@@ -84,7 +79,7 @@ class OrdinaryExchange:
 
         # Is it ordinary? Until that is known nothing is changed.
         gateway = proxy.gateway
-        found = read_request(data, proxy.limits, self._request_lines)
+        found = read_request(data, proxy.limits, gateway.forwarder.judged_of_requests)
         if found is None or found[0] in proxy.refused_methods:
             return self._otherwise(conn, data)
         method, target, host, lines, pieces, begin, length, keep = found
@@ -213,7 +208,8 @@ class OrdinaryExchange:
         It is the status, whether the server's connection may be used again, whether the client's may, and the bytes.
         """
         proxy = self._proxy
-        limits = proxy.gateway.answer_limits
+        gateway = proxy.gateway
+        limits = gateway.answer_limits
         end = data.find(b"\r\n\r\n") + 4
         if not 4 < end <= limits.max_head:
             return None
@@ -224,7 +220,7 @@ class OrdinaryExchange:
         status, line = found
         if status in _LOOKED_AT:
             return None
-        date, length, reusable, judged, pieces = b"", -1, True, self._answer_lines, [line]
+        date, length, reusable, judged, pieces = b"", -1, True, gateway.forwarder.judged_of_answers, [line]
         del lines[0]
         for line in lines:
             piece = judged[line]
