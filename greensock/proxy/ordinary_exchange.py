@@ -108,20 +108,25 @@ class OrdinaryExchange:
         if guard is not None:
             refused = guard.request(peer, asked, method, host)
             if refused is not None:
-                relay = self._relay(conn, method, target, lines, host, length, keep, route, record, asked)
+                # Refused before there was a route; and where the connection closes, the body is not looked at.
+                relay = self._relay(conn, method, target, lines, host, length if keep else 0, keep, record, asked)
                 relay.run(partial(relay.refuse_client, refused))
                 return None
         upstream.budget.request(asked)
         server = upstream.choose(peer, _NO_FIELDS)
         if server is None:
-            relay = self._relay(conn, method, target, lines, host, length, keep, route, record, asked)
+            relay = self._relay(conn, method, target, lines, host, length, keep, record, asked)
+            relay.route = route
             relay.run(partial(relay.fail_without_server, upstream, deadlines))
             return None
         spell, pool = server.health.spell, server.pool
         kept: ClientConnection | None = None
         sent_at: float | None = None
         heard: bytes | BaseException = b""
+        written = None
         conn.has_left = False
+        # Whatever is raised here, by whoever ends this greenlet, too, is for the classes, which know what it means; the
+        # server, its connection and its slot are theirs then, to be left (test_what_is_raised_leaves_nothing_behind).
         try:
             # First the watch for a client that leaves, then the look at a connection: just before it is used.
             if not proxy.abort_on_eof or conn.notify_disconnect(conn.note_left):
@@ -143,53 +148,55 @@ class OrdinaryExchange:
                 kept.send(head, False, deadlines.timeouts.send)
                 sent_at = monotonic()
                 heard = kept.recv(None, deadlines.timeouts.head)
+                if not conn.has_left:
+                    written = self._written(heard, method, keep and not proxy.draining)
         except BaseException as error:
             heard = error
         conn.asks = None
 
-        # Its answer: ordinary, too, or for the classes.
-        if type(heard) is bytes and not conn.has_left:
-            written = self._written(heard, method, keep and not proxy.draining)
-            if written is not None:
-                status, reusable, keep, out = written
-                heard_at = monotonic()
-                if proxy.abort_on_eof:
-                    conn.notify_disconnect(None)
-                assert kept is not None
-                if reusable:
-                    pool.give_back(server.origin, kept)
-                else:
-                    kept.close()
-                    pool.give_back(server.origin, None)
-                server.succeeded(spell)
-                server.leave()
-                proxy.answers_by_status[status] += 1
-                before = conn.bytes_sent
-                try:
-                    conn.send(out)
-                except BaseException as error:
-                    relay = self._relay(conn, method, target, lines, host, length, keep, route, record, asked)
-                    relay.note_asked(upstream, deadlines, server, spell, asked)
-                    relay.run(partial(relay.fail_while_answering, status, heard_at, error), before)
-                    return None
-                if not keep:
-                    conn.close()
-                if guard is not None:
-                    guard.answered(peer, monotonic(), status)
-                if record is not None:
-                    record.received, record.route, record.request_id = length, route.name, new_id()
-                    record.upstream, record.upstream_status, record.tries = server.name, str(status), 1
-                    record.connect_time, record.reused = 0.0, True
-                    record.head_time = record.upstream_time = heard_at - asked
-                    record.status, record.sent, record.duration = status, conn.bytes_sent - before, monotonic() - asked
-                    proxy.record_done(record)
-                return None
+        if written is None or kept is None:  # its answer is not ordinary, or there is none so far
+            relay = self._relay(conn, method, target, lines, host, length, keep, record, asked)
+            relay.route = route
+            relay.note_asked(upstream, deadlines, server, spell, asked, conn.has_left)
+            payload = payload_in_memory(data[begin:]) if length else NOTHING
+            # Handed over and not held here: a long answer may take its time (test_a_long_answer_holds_no_first_piece).
+            relay.note_heard(Lease(pool, server.origin, kept) if kept is not None else None, sent_at, heard)
+            heard = b""
+            relay.run(partial(relay.go_on_asking, payload))
+            return None
 
-        relay = self._relay(conn, method, target, lines, host, length, keep, route, record, asked)
-        relay.note_asked(upstream, deadlines, server, spell, asked, conn.has_left)
-        payload = payload_in_memory(data[begin:]) if length else NOTHING
-        lease = Lease(pool, server.origin, kept) if kept is not None else None
-        relay.run(partial(relay.go_on_asking, payload, lease, sent_at, heard))
+        # The server is left before the client gets its answer: it is free for others while that one reads.
+        status, reusable, keep, out = written
+        heard_at = monotonic()
+        before, is_left = conn.bytes_sent, False
+        try:
+            if proxy.abort_on_eof:
+                conn.notify_disconnect(None)
+            if not reusable:
+                kept.close()
+            pool.give_back(server.origin, kept if reusable else None)
+            server.succeeded(spell)
+            server.leave()
+            is_left = True
+            proxy.answers_by_status[status] += 1
+            conn.send(out)
+        except BaseException as error:
+            relay = self._relay(conn, method, target, lines, host, length, keep, record, asked)
+            relay.route = route
+            relay.note_asked(upstream, deadlines, server, spell, asked)
+            relay.run(partial(relay.fail_while_answering, status, heard_at, is_left, error), before)
+            return None
+        if not keep:
+            conn.close()
+        if guard is not None:
+            guard.answered(peer, monotonic(), status)
+        if record is not None:
+            record.received, record.route, record.request_id = length, route.name, new_id()
+            record.upstream, record.upstream_status, record.tries = server.name, str(status), 1
+            record.connect_time, record.reused = 0.0, True
+            record.head_time = record.upstream_time = heard_at - asked
+            record.status, record.sent, record.duration = status, conn.bytes_sent - before, monotonic() - asked
+            proxy.record_done(record)
         return None
 
     def _route(self, method: str, host: bytes, target: bytes, lines: list[bytes]) -> Route | None:
@@ -276,7 +283,6 @@ class OrdinaryExchange:
         host: bytes,
         length: int,
         keep: bool,
-        route: Route,
         record: Record | None,
         started: float,
     ) -> RequestRelay:
@@ -285,7 +291,6 @@ class OrdinaryExchange:
         head = RequestHead(method, target, "1.1", headers, length or None, False, host, is_ordinary)
         request = Request(conn, head, ReadBody(length) if length else NO_BODY)
         relay = RequestRelay(self._proxy, request, keep, conn.peer, conn.scheme)
-        relay.route = route
         relay.note_begun(record, started)
         return relay
 

@@ -119,6 +119,7 @@ class Relay:
     __slots__ = (
         "_asked",
         "_client_left",
+        "_heard",
         "_is_tied",
         "_lease",
         "_left",
@@ -198,6 +199,7 @@ class Relay:
         self._lease: Lease | None = None
         self._left = True  # the server
         self._client_left = False
+        self._heard: tuple[float | None, bytes | BaseException] = (None, b"")  # of a server, before it took over
         self._is_tied = False  # to its connections, by its credentials
         self._was_bound = False  # the connection to the server, when the request came
         self._wanted: UpstreamServer | None = None  # the server that the sticky cookie names

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 from time import monotonic, time
-from typing import Any
 
 from greenlet import GreenletExit
 
@@ -329,42 +328,50 @@ class RequestRelay(Relay):
         self.upstream, self.deadlines = upstream, deadlines
         raise Failure("no-server", 503)
 
-    def fail_while_answering(self, status: int, heard_at: float, error: BaseException) -> bool:
-        """Note what became of a request whose answer could not be sent: the server was left before that."""
-        self._left, self.request.is_answered = True, True
+    def fail_while_answering(self, status: int, heard_at: float, is_left: bool, error: BaseException) -> bool:
+        """Note what became of a request whose answer was there and could not be sent.
+
+        ``is_left`` says whether its server was left before that; then bytes of the answer may be out.
+        """
+        self._left = self.request.is_answered = is_left
         self.note_head(status)
         if self.record is not None:
             self.record.connect_time, self.record.reused = 0.0, True
             self.record.head_time = self.record.upstream_time = heard_at - self._asked
         raise error
 
-    def go_on_asking(self, payload: Payload, lease: Lease | None, sent_at: float | None, heard: Any) -> bool:
-        """Go on with a server that was chosen, and pass the answer on.
+    def note_heard(self, lease: Lease | None, sent_at: float | None, heard: bytes | BaseException) -> None:
+        """Note what came of a first server: the connection that the request was sent on; None: it was not.
 
-        ``lease`` holds the connection that the request was sent on at ``sent_at``, None there if it is not out whole;
-        ``heard`` is what was received then, or was raised. Without a lease nothing was sent.
+        ``sent_at`` is when it was out whole; None: it is not. ``heard`` is what was received then, or was raised.
         """
+        self._lease, self._heard = lease, (sent_at, heard)
+
+    def go_on_asking(self, payload: Payload) -> bool:
+        """Go on with the server that was chosen, and pass its answer on, or another's."""
         server, upstream = self.server, self.upstream
         assert server is not None
         assert upstream is not None
-        failure = self._ask(server, payload) if lease is None else self._hear(server, payload, lease, sent_at, heard)
+        if self._lease is None:
+            _raise_if_ended(self._heard[1])
+            failure = self._ask(server, payload)
+        else:
+            failure = self._hear(server, payload, self._lease)
         if failure is not None:
             self._ask_others(failure, upstream, payload)
         return pass_answer(self)
 
-    def _hear(
-        self, server: UpstreamServer, payload: Payload, lease: Lease, sent_at: float | None, heard: Any
-    ) -> Failure | None:
+    def _hear(self, server: UpstreamServer, payload: Payload, lease: Lease) -> Failure | None:
         conn, upstream_conn = self.conn, lease.connection
         assert upstream_conn is not None
-        self._lease = lease
         if self.record is not None:
             self._note_connected(lease)
+        # Taken out, so that nothing of an answer is held while the rest of it comes.
+        (sent_at, heard), self._heard = self._heard, (None, b"")
         try:
             call = call_for(self, server, payload)
             self.exchange = exchange = Exchange(call, upstream_conn, self.deadlines)
-            if not isinstance(heard, bytes) and not isinstance(heard, Exception):
-                raise heard  # whoever ends this greenlet
+            _raise_if_ended(heard)
             if not self._client_left and self.proxy.abort_on_eof and not conn.notify_disconnect(self.on_client_left):
                 self.on_client_left()
             self._await_head(partial(exchange.go_on, sent_at, heard), lease, call)
@@ -481,6 +488,12 @@ class RequestRelay(Relay):
         if self.route is not None:
             record.route = self.route.name
         self.proxy.record_done(record)
+
+
+def _raise_if_ended(heard: bytes | BaseException) -> None:
+    """Raise what ends this greenlet, or the program: nobody's fault, and not to be answered by another try."""
+    if isinstance(heard, BaseException) and not isinstance(heard, Exception):
+        raise heard
 
 
 def _token_of(error: BaseException, conn: Connection) -> str:

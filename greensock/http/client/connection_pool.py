@@ -251,10 +251,14 @@ class ConnectionPool:
         """
         self._check_usable()
         conn = self.state.take(origin)
-        if conn is None or conn.is_quiet():
-            return conn
-        conn.close()
-        self.give_back(origin, None)
+        is_quiet = False
+        try:
+            if conn is None or (is_quiet := conn.is_quiet()):
+                return conn
+        finally:
+            if conn is not None and not is_quiet:
+                conn.close()
+                self.give_back(origin, None)
         return None
 
     def _lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None) -> Lease:
