@@ -37,7 +37,7 @@ def post(path, length, body="", fields=""):
     ],
 )
 def test_input_that_ends_within_a_request(site, caplog, head, pieces, status, reason):
-    caplog.set_level(logging.INFO, "greensock.core.server")
+    caplog.set_level(logging.INFO, "greensock.server")
     site[1].sendall((head + pieces).replace("\n", "\r\n").encode())
     wait_until(lambda: site[0].statistics().bytes_received)
     site[1].shutdown(socket.SHUT_WR)
@@ -48,7 +48,7 @@ def test_input_that_ends_within_a_request(site, caplog, head, pieces, status, re
 
 
 def test_a_body_that_does_not_come_is_408(serve, connect, caplog):
-    caplog.set_level(logging.INFO, "greensock.core.server")
+    caplog.set_level(logging.INFO, "greensock.server")
     server = serve(Site, body_timeout=0.05)
     answer = ask(connect(server), post("/echo", 3, "ab"))
     assert statuses(answer) == [408]
@@ -233,7 +233,7 @@ def test_requests_before_a_refused_one_are_answered_first(site):
 
 
 def test_a_refusal_says_why_and_the_program_may_say_it_its_way(serve, connect, caplog):
-    caplog.set_level(logging.INFO, "greensock.core.server")
+    caplog.set_level(logging.INFO, "greensock.server")
 
     class Polite(Site):
         def request_refused(self, conn, refusal):

@@ -326,7 +326,7 @@ def test_more_connections_than_descriptors_are_not_promised(serve, caplog):
     gateway = gateway_to(origin.url, listen=ListenOptions(max_connections=10**9))
     serve(Recorded, gateway=gateway)
     assert gateway.most_clients < 10**9
-    [said] = [each.getMessage() for each in caplog.records if each.name == "greensock.core.server"]
+    [said] = [each.getMessage() for each in caplog.records if each.name == "greensock.server"]
     assert said.startswith("max_connections=1000000000: ")
 
 

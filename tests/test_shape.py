@@ -154,6 +154,41 @@ def test_an_underscore_is_private_to_its_folder():
     assert not reaches
 
 
+def private_names_of(node: ast.ClassDef, used: bool) -> set[str]:
+    """Return the names with an underscore that a class defines; with ``used`` those that it uses of itself, too."""
+    found = set()
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.FunctionDef):
+            found.add(inner.name)
+        elif isinstance(inner, ast.Attribute) and is_own(inner) and (used or isinstance(inner.ctx, ast.Store)):
+            found.add(inner.attr)
+        elif isinstance(inner, ast.Constant) and isinstance(inner.value, str) and inner.value.isidentifier():
+            found.add(inner.value)
+    return {name for name in found if re.match(r"_[^_]", name)}
+
+
+def test_no_class_uses_what_is_private_to_another_folder():
+    """Of a base class of its own; where a name is used, it is not at home by that."""
+    nodes = {
+        (module, node.name): node
+        for module, path in MODULES.items()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+    }
+    found = []
+    for (module, name), node in nodes.items():
+        cls = getattr(importlib.import_module(module), name, None)
+        if cls is None:
+            continue  # within a function, or for type checkers
+        used = private_names_of(node, used=True)
+        for base in cls.__mro__[1:]:
+            there = nodes.get((base.__module__, base.__name__))
+            if there is not None and MODULES[base.__module__].parent != MODULES[module].parent:
+                both = used & private_names_of(there, used=False)
+                found += [f"{module}.{name}: {each}, of {base.__name__}" for each in sorted(both)]
+    assert not found
+
+
 def test_no_class_overrides_what_is_private_to_another_folder():
     found = []
     for module in MODULES:

@@ -32,7 +32,7 @@ from greensock.core.syscalls import BorrowedSocket, close
 
 __all__ = ["Acceptor"]
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 _GONE = frozenset(
     {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN}

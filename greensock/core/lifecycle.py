@@ -542,6 +542,7 @@ class Lifecycle(Endpoint):
         # file's, in another thread too (test_reused_descriptor_while_the_upcall_is_blocked_under_load).
         self._state = CLOSED
         self._clear = self._readable = False
+        self._flushing = None
         # ``close`` alone takes no descriptor out of an epoll set while a duplicate is open, here or in a child: its
         # events would go on coming, under a number that is another file's
         # (test_the_engine_hears_no_more_of_what_others_go_on_with).

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Server"]
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 
 #: Seconds that a worker may take to end after it was killed by ``stop``.
@@ -155,7 +155,7 @@ class Server(Turns[ConnectionT]):
         self._is_full = False  # an acceptor waits for one to end
         self._full_logged = -LOG_EVERY
         self._dropped: Counter[str] = Counter()
-        self._errors = 0
+        self.error_count = 0
         self._failures_logged = LogLimit()
         self._messages = 0
         self._gone_received = 0
@@ -431,7 +431,7 @@ class Server(Turns[ConnectionT]):
             accepted=self._accepted,
             active=self._alive,
             dropped=dict(self._dropped),
-            errors=self._errors,
+            errors=self.error_count,
             accept_pauses=self._pauses + sum(acceptor.pauses for acceptor in self._acceptors()),
             bytes_received=self._gone_received + sum(conn.bytes_received for conn in mine),
             bytes_sent=self._gone_sent + sum(conn.bytes_sent for conn in mine),
@@ -520,7 +520,7 @@ class Server(Turns[ConnectionT]):
         try:
             self._serve(fd, family, address)
         except Exception as error:  # epoll's limit is reached, or the program's connection class failed
-            self._errors += 1
+            self.error_count += 1
             self.log_failure(error, "a connection from %r could not be served and is closed", address)
 
     def connection_ended(self) -> None:

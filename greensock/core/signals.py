@@ -30,7 +30,7 @@ from greensock.stats import ServerStatistics
 
 __all__ = ["ENDING", "IGNORED", "Served", "serving"]
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 #: The first drains and then stops, the next one aborts. (SIGQUIT: nginx's word for it, in many unit files.)
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)

@@ -34,7 +34,7 @@ from greensock.log_limit import LogLimit
 
 __all__ = ["SERVED", "Turns"]
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 #: How many messages are cut, or small reads made, between two looks at the clock: a turn ends when the poller says so.
 MESSAGES_PER_LOOK = READS_PER_LOOK = 32
@@ -74,7 +74,7 @@ class Turns(Upcalls[ConnectionT]):
     _draining_since: float
     _accepted: int
     _alive: int
-    _errors: int
+    error_count: int
     _failures_logged: LogLimit
     _messages: int
     _dropped: Counter[str]
@@ -574,7 +574,7 @@ class Turns(Upcalls[ConnectionT]):
         if isinstance(error, GreensockError) and error.connection is conn:
             reason = error.drop_reason
         if reason is DropReason.ERROR and not (isinstance(error, GreenletExit) and self._draining):
-            self._errors += 1
+            self.error_count += 1
             self.log_failure(error, "an upcall failed on %r", conn)
         # Closed before the program is told: its upcall may block, and the peer need not wait for that.
         conn._close(reason)
@@ -632,7 +632,7 @@ class Turns(Upcalls[ConnectionT]):
         try:
             upcall(*arguments)
         except BaseException as error:
-            self._errors += 1
+            self.error_count += 1
             self.log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
             if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)

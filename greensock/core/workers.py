@@ -29,7 +29,7 @@ __all__ = ["Workers"]
 #: work to, but each parked one holds 6.4 kB.
 MAX_PARKED = 1024
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 _switch = greenlet.switch
 _GO = object()

@@ -26,13 +26,14 @@ class IncomingBody:
     A subclass sets all attributes itself: a call of ``__init__`` here would be one more a message.
     """
 
-    __slots__ = ("_ended", "_length", "_parser", "_rest", "_since", "received", "trailers")
+    __slots__ = ("ended", "length", "parser", "received", "rest", "since", "trailers")
 
-    _parser: RequestParser | ResponseParser
-    _ended: bool  # nothing more is to be asked of the parser
-    _length: int | None  # what Content-Length said
-    _rest: bytes | memoryview  # what was taken from the parser and not yet read
-    _since: float  # for let_others_run
+    # For its subclasses, which stand in other folders; programs need none of these.
+    parser: RequestParser | ResponseParser
+    ended: bool  # nothing more is to be asked of the parser
+    length: int | None  # what Content-Length said
+    rest: bytes | memoryview  # what was taken from the parser and not yet read
+    since: float  # for let_others_run
 
     #: Bytes of the body that came so far.
     received: int
@@ -42,7 +43,7 @@ class IncomingBody:
     @property
     def is_ended(self) -> bool:
         """Whether it was read to its end, or closed."""
-        return self._ended and not self._rest
+        return self.ended and not self.rest
 
     def read(self, max_bytes: int = 65536) -> bytes:
         """Return what is there, at most ``max_bytes`` bytes, waiting for the first; ``b""`` at the end."""
@@ -50,7 +51,7 @@ class IncomingBody:
             raise ValueError(f"max_bytes={max_bytes!r}: at least 1 expected")
         piece = self.next_piece()
         if len(piece) > max_bytes:
-            piece, self._rest = piece[:max_bytes], memoryview(piece)[max_bytes:]
+            piece, self.rest = piece[:max_bytes], memoryview(piece)[max_bytes:]
         return bytes(piece)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -67,8 +68,8 @@ class IncomingBody:
             BadRequest: a request's body is longer (status 413).
             LimitExceeded: an answer's is, which is nobody's fault. The answer is closed.
         """
-        if self._length is not None and not self._ended:
-            if self._length - self.received + len(self._rest) > max_bytes:
+        if self.length is not None and not self.ended:
+            if self.length - self.received + len(self.rest) > max_bytes:
                 raise self.too_long(max_bytes)
         pieces, size = [], 0
         while piece := self.next_piece():
@@ -80,16 +81,16 @@ class IncomingBody:
 
     def next_piece(self) -> bytes | memoryview:
         """Return the next piece as it came, of any size and not copied, waiting for it; empty at the end."""
-        if self._rest:
-            piece, self._rest = self._rest, b""
+        if self.rest:
+            piece, self.rest = self.rest, b""
             return piece
-        if self._ended:
+        if self.ended:
             return b""
-        parser = self._parser
+        parser = self.parser
         try:
             if self.received and parser.pending:  # a body of many short chunks never waits by itself
-                self._since = let_others_run(self._since)
-            while not self._ended:
+                self.since = let_others_run(self.since)
+            while not self.ended:
                 event = parser.next_event()
                 if type(event) is Data:
                     self.received += len(event.data)
@@ -113,7 +114,7 @@ class IncomingBody:
 
     def end_reached(self, end: EndOfMessage) -> None:
         """Note the end, and what came with it."""
-        self._ended = True
+        self.ended = True
         self.trailers = end.trailers
 
     def reading_failed(self, error: BaseException) -> None:

@@ -28,7 +28,7 @@ from greensock.proxy.upstream.sticky import StickyCookie
 
 __all__ = ["Gateway"]
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 #: Descriptors that are kept back, whatever clients there are: for the log, the resolver, a program's own.
 KEPT_BACK = 32

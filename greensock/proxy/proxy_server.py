@@ -353,7 +353,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         answer = relay.error_answer(504, "total-timeout", error=Failure("total-timeout", 504).error)
         assert isinstance(answer.body, bytes)
         with suppress(ConnectionClosed, ConnectionLost):  # the client has left: no answer can reach it
-            relay.conn.send(self._head(answer, len(answer.body), False, CLOSE) + answer.body, close=True)
+            relay.conn.send(self.written_head(answer, len(answer.body), False, CLOSE) + answer.body, close=True)
 
     def _abandon(
         self, conn: ProxyConnection, status: int, reason: str, answer: Callable[[], object] | None = None

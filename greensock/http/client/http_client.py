@@ -79,7 +79,7 @@ class ClientResponse(IncomingBody):
         "status",
     )
 
-    _parser: ResponseParser
+    parser: ResponseParser
 
     def __init__(
         self, lease: Lease, head: ResponseHead, exchange: Exchange, deadlines: Deadlines, closes: bool
@@ -88,14 +88,14 @@ class ClientResponse(IncomingBody):
         assert conn is not None
         self._lease: Lease | None = lease
         self._conn = conn
-        self._parser = conn.parser
+        self.parser = conn.parser
         self._exchange = exchange
         self._deadlines = deadlines
         self._closes = closes
-        self._ended = False
-        self._length = head.content_length
-        self._rest = b""
-        self._since = 0.0
+        self.ended = False
+        self.length = head.content_length
+        self.rest = b""
+        self.since = 0.0
         self.received = 0
         self.trailers = None
         #: All of the head: ``phrase``, ``version``, ``content_length``, ``is_switch`` and more.
@@ -125,16 +125,16 @@ class ClientResponse(IncomingBody):
         if lease is None or not self.head.is_switch:
             raise RuntimeError("detach() is for an answer that switches protocols, once")
         self._lease = None
-        self._ended = True
+        self.ended = True
         conn = lease.detach()
         conn.linger_timeout = LINGER_SECONDS
-        conn.unread(self._parser.take_rest())
+        conn.unread(self.parser.take_rest())
         return conn
 
     def close(self) -> None:
         """Give up what was not read; the connection is reset then. Closing what was read to its end does nothing."""
-        self._rest = b""
-        self._ended = True
+        self.rest = b""
+        self.ended = True
         lease, self._lease = self._lease, None
         if lease is not None:
             self._exchange.stop()
@@ -158,16 +158,16 @@ class ClientResponse(IncomingBody):
 
     def _look_ahead(self) -> None:
         """Take the body if it came whole with its head, so that the connection is free at once."""
-        if self.head.has_body and not self._parser.pending:
+        if self.head.has_body and not self.parser.pending:
             return
         pieces: list[bytes | memoryview] = []
         try:
-            while type(event := self._parser.next_event()) is Data:
+            while type(event := self.parser.next_event()) is Data:
                 self.received += len(event.data)
                 pieces.append(event.data)
                 if len(pieces) == MAX_AHEAD:
                     return
-                if not self._parser.pending and self.received != self.head.content_length:
+                if not self.parser.pending and self.received != self.head.content_length:
                     return
             if type(event) is EndOfMessage:
                 self.end_reached(event)
@@ -175,7 +175,7 @@ class ClientResponse(IncomingBody):
             pass  # it will be raised again, behind what came before
         finally:
             if pieces:
-                self._rest = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                self.rest = pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def feed_parser(self) -> None:
         deadlines, seconds = self._deadlines, self._deadlines.timeouts.body
@@ -183,15 +183,15 @@ class ClientResponse(IncomingBody):
             data = self._conn.hear(deadlines.within(seconds, BodyTimeout, self._conn))
         except OperationTimeout:
             raise deadlines.late(BodyTimeout, seconds, self._conn) from None
-        self._parser.feed_or_end(data)
+        self.parser.feed_or_end(data)
 
     def end_reached(self, end: EndOfMessage) -> None:
-        self._ended = True
+        self.ended = True
         self.trailers = end.trailers
         lease, self._lease = self._lease, None
         if lease is not None:
             self._exchange.stop()
-            lease.end(self._exchange.is_sent and not self._closes and self._parser.is_reusable)
+            lease.end(self._exchange.is_sent and not self._closes and self.parser.is_reusable)
 
     def reading_failed(self, error: BaseException) -> None:
         self.close()

@@ -54,7 +54,7 @@ from greensock.http.wire.request_parser import RequestParser, plain_request_head
 
 __all__ = ["HTTP_OPTIONS", "HTTPConnection", "HTTPServer", "HTTPServerKeywords", "HTTPServerSettings"]
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 #: An unread body is read and dropped if it is no longer than so many bytes, and comes within so many seconds.
 DISCARD_BYTES, DISCARD_SECONDS = 65536, 1.0
@@ -316,7 +316,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             if not isinstance(body, bytes):
                 _close(body)
                 body = b""
-            conn.send(self._head(response, len(body), False, CLOSE) + body, close=True)
+            conn.send(self.written_head(response, len(body), False, CLOSE) + body, close=True)
         except (ConnectionClosed, ConnectionLost):
             pass  # the client has left: no answer can reach it
         except (Exception, gevent.Timeout):
@@ -336,7 +336,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
 
     def log_program_failure(self, text: str, *about: object) -> None:
         """Count and log what the program failed at: the exception that is being handled."""
-        self._errors += 1
+        self.error_count += 1
         error = sys.exc_info()[1]
         assert error is not None
         self.log_failure(error, text, *about)
@@ -405,7 +405,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 raise error
         if not isinstance(error, Exception | gevent.Timeout):
             raise error  # killed
-        self._errors += 1
+        self.error_count += 1
         self.log_failure(error, "%r failed", request)
         return HTTPError(500).response
 

@@ -58,24 +58,24 @@ class RequestBody(IncomingBody):
         self, conn: Connection, parser: RequestParser, head: RequestHead, timeout: float | None, min_rate: float
     ) -> None:
         self._conn = conn
-        self._parser = parser
+        self.parser = parser
         self._timeout = timeout
         self._min_rate = min_rate
         self._credit = RATE_GRACE
-        self._length = head.content_length
+        self.length = head.content_length
         self._expects = head.expects_continue
-        self._ended = False
+        self.ended = False
         self._broken = False
         self._due: float | None = None  # while it is dropped: when that must be over
-        self._since = 0.0
-        self._rest = b""
+        self.since = 0.0
+        self.rest = b""
         self.received = 0
         self.trailers = None
 
     @property
     def is_awaited(self) -> bool:
         """Whether the client still waits for 100 before it sends the body."""
-        return self._expects and not self.received and not self._ended
+        return self._expects and not self.received and not self.ended
 
     @property
     def is_broken(self) -> bool:
@@ -84,13 +84,13 @@ class RequestBody(IncomingBody):
 
     def discard(self, max_bytes: int, seconds: float) -> bool:
         """Read and drop what is left, within these bounds; True if that was all (RFC 9112 section 9.3)."""
-        self._rest = b""
-        if self._ended:
+        self.rest = b""
+        if self.ended:
             return True
         self._due = monotonic() + seconds
         left = max_bytes
         try:
-            while not self._ended:
+            while not self.ended:
                 if left < 0:
                     return False
                 left -= len(self.next_piece())
@@ -103,7 +103,7 @@ class RequestBody(IncomingBody):
     def invite(self) -> None:
         """Send 100 Continue, if the client waits for it and has sent nothing of the body."""
         awaited, self._expects = self.is_awaited, False
-        if awaited and not self._parser.pending:  # nothing came, not even half a chunk's size
+        if awaited and not self.parser.pending:  # nothing came, not even half a chunk's size
             self._conn.send(CONTINUE)
 
     def came(self, count: int, waited: float) -> None:
@@ -129,7 +129,7 @@ class RequestBody(IncomingBody):
             self.invite()
         began = monotonic()
         data = self._conn.recv(timeout=self._timeout if self._due is None else max(0.0, self._due - began))
-        self._parser.feed_or_end(data)
+        self.parser.feed_or_end(data)
         if data and self._min_rate:
             self._keep_rate(monotonic() - began, len(data))
 
@@ -152,10 +152,10 @@ class ReadBody(RequestBody):
     __slots__ = ()
 
     def __init__(self, received: int) -> None:
-        self._ended = True
+        self.ended = True
         self._expects = self._broken = False
-        self._length = received
-        self._rest = b""
+        self.length = received
+        self.rest = b""
         self._timeout = None
         self.received = received
         self.trailers = None

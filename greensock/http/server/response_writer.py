@@ -68,14 +68,14 @@ class AnsweringServer(Server[ConnectionT]):
         if bodiless and not body:  # made for HEAD: what GET would have is in the fields, or not known
             length = declared_length(response.headers)
         option = b"" if keep and request.version == "1.1" else _connection_option(request.version, keep)
-        head = self._head(response, length, False, option, plain)
+        head = self.written_head(response, length, False, option, plain)
         request.is_answered = True
         if bodiless:
             conn.send(head)
         elif len(body) <= JOINED:
             conn.send(head + body)
         else:
-            self._send_piece(request, head, body)
+            self.send_piece(request, head, body)
         return keep
 
     def _stream_answer(self, request: Request, response: Response, stream: ResponseStream) -> Iterator[int]:
@@ -115,7 +115,7 @@ class AnsweringServer(Server[ConnectionT]):
         data = body.read_all() if body.count <= JOINED and not bodiless else b""
         if data and len(data) < body.count:
             raise _has_shrunk(body)
-        head = self._head(response, body.count, False, _connection_option(request.version, keep))
+        head = self.written_head(response, body.count, False, _connection_option(request.version, keep))
         request.is_answered = True
         conn.send(head + data)
         if bodiless or data:
@@ -147,22 +147,22 @@ class AnsweringServer(Server[ConnectionT]):
         option = _connection_option(request.version, keep)
         pieces = iter(()) if bodiless else _pieces(body, length)
         first = next(pieces, None)  # if this fails it is not too late for an answer
-        head = self._head(response, length, chunked, option)
+        head = self.written_head(response, length, chunked, option)
         request.is_answered = True
         request.body.stop_awaiting()
         if first is None:
             conn.send(head + LAST_CHUNK if chunked and not bodiless else head)
             return keep
-        self._send_piece(request, head, first, chunked)
+        self.send_piece(request, head, first, chunked)
         began = monotonic()
         for piece in pieces:
-            self._send_piece(request, b"", piece, chunked)
+            self.send_piece(request, b"", piece, chunked)
             began = let_others_run(began)
         if chunked:
             conn.send(LAST_CHUNK)
         return keep
 
-    def _send_piece(self, request: Request, head: bytes, piece: bytes, chunked: bool = False) -> None:
+    def send_piece(self, request: Request, head: bytes, piece: bytes, chunked: bool = False) -> None:
         """Write a piece of a body behind ``head``, which may be empty: in one go if it is short."""
         conn = request.connection
         if len(piece) <= JOINED:
@@ -178,7 +178,9 @@ class AnsweringServer(Server[ConnectionT]):
         if end:
             conn.send(end)
 
-    def _head(self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False) -> bytes:
+    def written_head(
+        self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False
+    ) -> bytes:
         """Return the head of a final answer; ``plain`` says that none of its fields are LOOKED_AT."""
         date = self.date_line()
         headers, status = response.headers, response.status

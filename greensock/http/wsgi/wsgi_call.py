@@ -170,7 +170,7 @@ class Answer:
         elif size <= JOINED:
             conn.send(head + data)
         else:
-            self.server._send_piece(self.request, head, data)
+            self.server.send_piece(self.request, head, data)
         self.is_finished = True
         return True
 
@@ -185,7 +185,7 @@ class Answer:
         data = bytes(data)  # a memoryview's length may be another than that in bytes
         if self.left is not None:
             self.left -= len(data)
-        self.server._send_piece(self.request, head, data, self.chunked)
+        self.server.send_piece(self.request, head, data, self.chunked)
         self.since = let_others_run(self.since)
 
     def _truncate(self, piece: bytes) -> None:

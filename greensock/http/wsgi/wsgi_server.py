@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WSGIServer", "WSGIServerKeywords"]
 
-log = logging.getLogger("greensock.core.server")
+log = logging.getLogger("greensock.server")
 
 #: An application, as PEP 3333 has it; it may be a subclass's method.
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
@@ -400,7 +400,7 @@ class WSGIServer(HTTPServer):
         answer.keep = False
         if answer.socket is not None and answer.socket.is_taken:
             if not isinstance(error, ConnectionError | StopIteration):  # with which programs say that there is no more
-                self._errors += 1
+                self.error_count += 1
                 self.application_failed(request, error)
             return None
         if isinstance(error, InputError):
@@ -412,7 +412,7 @@ class WSGIServer(HTTPServer):
         elif mine and isinstance(error, ConnectionLost | ConnectionClosed | OperationTimeout):
             response = None  # the client left, or does not read
         else:
-            self._errors += 1
+            self.error_count += 1
             self.application_failed(request, error)
             response = Response("Internal Server Error", 500)  # pywsgi's words
         if not answer.is_begun:
