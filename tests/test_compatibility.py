@@ -90,7 +90,10 @@ def member(owner: type, name: str, value: object) -> Member:
 
 
 def of_class(cls: type) -> dict[str, Member]:
-    """Return the public methods, properties and attributes of a class; as ``()`` what it is made with."""
+    """Return the public methods, properties and attributes of a class, and in parentheses what has no name.
+
+    That is: what it is made with, what options it takes, and, for an error, what it is caught by.
+    """
     found: dict[str, Member] = {}
     hidden: set[str] = set()
     for base in reversed([each for each in cls.__mro__ if each.__module__.startswith("greensock")]):
@@ -106,8 +109,11 @@ def of_class(cls: type) -> dict[str, Member]:
     if cls.__name__ in MADE_BY_THE_LIBRARY:
         names = [name for name in names if name != "()"]
     if rules := getattr(cls, "option_rules", None):
-        found["options"] = sorted(rules)
-        names.append("options")
+        found["(options)"] = sorted(rules)
+        names.append("(options)")
+    if issubclass(cls, Exception):
+        found["(bases)"] = sorted(base.__name__ for base in cls.__mro__[1:-1])
+        names.append("(bases)")
     return {name: found[name] for name in names}
 
 
@@ -153,7 +159,7 @@ def broken(promised: Any, now: Any, path: str) -> Iterator[str]:
                 yield f"{path}.{key}"
     elif isinstance(promised, list) and isinstance(now, list):
         new = [each for each in now if each not in promised]
-        is_call = not path.endswith(".options") and not path.startswith("the configuration")
+        is_call = not path.endswith((".(options)", ".(bases)")) and not path.startswith("the configuration")
         if [each for each in now if each in promised] != promised or (is_call and any("=" not in each for each in new)):
             yield f"{path}: {promised}, and now {now}"
     elif promised != now:
@@ -173,12 +179,12 @@ def test_what_is_new_is_promised():
 @pytest.mark.parametrize(
     "now",
     [
-        {"()": ["a", "c=2", "*", "b=1"], "options": ["x", "y"], "value": "1.0"},
-        {"()": ["a", "*", "b=1"], "options": ["x"], "value": "1.0", "more": ""},
+        {"()": ["a", "c=2", "*", "b=1"], "(options)": ["x", "y"], "value": "1.0"},
+        {"()": ["a", "*", "b=1"], "(options)": ["x"], "value": "1.0", "more": ""},
     ],
 )
 def test_what_is_added_breaks_nothing(now):
-    assert not [*broken({"()": ["a", "*", "b=1"], "options": ["x"], "value": "1.0"}, now, "greensock.Name")]
+    assert not [*broken({"()": ["a", "*", "b=1"], "(options)": ["x"], "value": "1.0"}, now, "greensock.Name")]
 
 
 @pytest.mark.parametrize(
