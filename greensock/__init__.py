@@ -25,6 +25,7 @@ from greensock.core.fairness import let_others_run
 from greensock.core.lifecycle import State
 from greensock.core.server import Server
 from greensock.core.socket_connection import SocketConnection
+from greensock.core.transport import Transport
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Verdict
 from greensock.descriptors import share_of_descriptors
 from greensock.errors import (
@@ -81,6 +82,7 @@ __all__ = [
     "SocketConnection",
     "State",
     "StreamServer",
+    "Transport",
     "Verdict",
     "WouldBlock",
     "__version__",

@@ -48,8 +48,17 @@ def test_the_first_program_in_the_readme_runs():
         assert read_exactly(sock, 10) == b"bob: HELLO"
 
 
-def test_the_second_program_in_the_readme_runs():
-    with running(PROGRAMS[1]) as (host, port), HTTPClient() as client:
+def test_the_transport_of_the_readme_runs():
+    complements = bytes(range(255, -1, -1))
+    with running(PROGRAMS[1]) as address, socket.create_connection(address, PATIENCE) as sock:
+        sock.sendall(b"hello".translate(complements))
+        assert read_exactly(sock, 5).translate(complements) == b"HELLO"
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+
+
+def test_the_hello_of_the_readme_runs():
+    with running(PROGRAMS[2]) as (host, port), HTTPClient() as client:
         with client.get(f"http://{host}:{port}/") as answer:
             assert answer.read_all() == b"hello, 127.0.0.1"
         with client.post(f"http://{host}:{port}/", body=b"x" * 100_000) as answer:
@@ -57,15 +66,15 @@ def test_the_second_program_in_the_readme_runs():
 
 
 def test_the_programs_of_wsgi_and_of_the_client_run():
-    with running(PROGRAMS[2]) as (host, port):
-        program = PROGRAMS[3].replace("127.0.0.1:8080", f"{host}:{port}")
+    with running(PROGRAMS[3]) as (host, port):
+        program = PROGRAMS[4].replace("127.0.0.1:8080", f"{host}:{port}")
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("200 text/plain b'hello from /'\n12 bytes, as they came\n", "")
 
 
 def test_the_proxy_of_the_readme_runs(serve):
     origins = [serve(Origin) for _ in range(2)]
-    program = PROGRAMS[4]
+    program = PROGRAMS[5]
     for port, origin in zip((9000, 9001), origins, strict=True):
         program = program.replace(f"http://127.0.0.1:{port}", origin.url)
     with running(program) as (host, port), HTTPClient() as client:
@@ -86,7 +95,7 @@ def test_the_proxy_of_the_readme_runs(serve):
 
 def test_the_filter_of_the_readme_runs():
     text = b"a long text " * 1000
-    with running(PROGRAMS[5]) as (host, port), HTTPClient() as client:
+    with running(PROGRAMS[6]) as (host, port), HTTPClient() as client:
         with client.get(f"http://{host}:{port}/", headers={"Accept-Encoding": "gzip"}) as answer:
             body = answer.read_all()
             assert answer.headers["content-encoding"] == "gzip"

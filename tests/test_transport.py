@@ -37,19 +37,28 @@ COMPLEMENTS = bytes(range(255, -1, -1))
 
 
 class Reversing:
-    """A toy transport: what goes out and what comes in is complemented, byte by byte, so that both ends need it."""
+    """A toy transport: what goes out and what comes in is complemented, byte by byte, so that both ends need it.
+
+    It notes what it has read, and in which order it was shut and let go of.
+    """
 
     is_shared = False
 
     def __init__(self, fd):
         self._fd = fd
+        self.was_read = b""
+        self.ends = []
 
     @staticmethod
     def turned(data):
         return bytes(data).translate(COMPLEMENTS)
 
     def read(self, size):
-        return self.turned(os.read(self._fd, size))
+        data = self.turned(os.read(self._fd, size))
+        self.was_read += data
+        if not data:
+            self.ends.append("eof")
+        return data
 
     def readv(self, view):
         data = self.read(len(view))
@@ -65,9 +74,11 @@ class Reversing:
     def shut(self):
         with socket.socket(fileno=os.dup(self._fd)) as sock:
             sock.shutdown(socket.SHUT_WR)
+        self.ends.append("shut")
 
     def close(self):
-        pass
+        os.fstat(self._fd)  # it is open until then
+        self.ends.append("close")
 
 
 def with_toy(conn):
@@ -87,6 +98,49 @@ def turned(kind, data):
 
 
 KINDS = pytest.mark.parametrize("kind", [nothing, as_shared, with_toy])
+
+
+# -- how one ends
+
+
+def test_a_transport_is_told_that_nothing_more_is_sent(pair):
+    conn, peer = pair
+    toy = with_toy(conn)._transport
+    conn.shutdown_write()
+    assert toy.ends == ["shut"]
+    assert read_all(peer) == b""
+    conn.shutdown_write()
+    assert toy.ends == ["shut"]
+
+
+def test_what_a_closing_connection_drops_is_read_by_the_transport(pair):
+    """It may be that only the transport can tell where the input ends."""
+    conn, peer = pair
+    toy = with_toy(conn)._transport
+    peer.sendall(Reversing.turned(b"before"))
+    conn.close()
+    assert read_all(peer) == b""
+    peer.sendall(Reversing.turned(b" and behind"))
+    wait_until(lambda: toy.was_read == b"before and behind")
+    assert conn.state is State.CLOSING
+    peer.shutdown(socket.SHUT_WR)
+    conn.wait_closed(PATIENCE)
+    assert toy.ends == ["shut", "eof", "close"]
+
+
+@pytest.mark.parametrize("end", ["close", "abort", "lost"])
+def test_a_transport_is_let_go_of_once(pair, end):
+    conn, _ = pair
+    toy = with_toy(conn)._transport
+    if end == "close":
+        conn.linger_timeout = 0.0
+    if end == "lost":
+        conn._lost(ConnectionResetError())
+    else:
+        getattr(conn, end)()
+    assert conn.state is State.CLOSED
+    conn.abort()
+    assert toy.ends == ["close"]
 
 
 # -- every downcall, over each

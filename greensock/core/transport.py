@@ -3,6 +3,11 @@
 Most connections have none, and the hot path knows nothing of them: a connection with a transport is never ``_plain``
 and never ``_clear``, which is what the hot path looks at. A transport has few methods, each of which makes at most one
 system call and never blocks; what it cannot do is done by reading and writing (``splice``, ``send_file``).
+
+That a short read means empty is what ``_received``, ``_took`` and ``_recv`` in ``receiving.py`` rely on: they clear
+``_readable``, and with it clear nothing is read before an event. What looks without a transport is ``has_input`` in
+``turns.py``, ``_look_now`` in ``receiving.py``, ``peer_has_hung_up`` in ``lifecycle.py`` and ``unread`` in
+``connection.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +21,13 @@ __all__ = ["SharedDescriptor", "Transport"]
 
 
 class Transport(Protocol):
-    """What a connection needs of it."""
+    """What a connection needs of it; ``Server.transport_for`` gives a new connection one.
+
+    What only looks asks the descriptor and not the transport: whether input waits where a server drains, what
+    ``timeout=0`` finds, whether the peer has left (``wait_disconnect``, ``notify_disconnect``), whether a kept
+    connection of a client is quiet, ``count_unread``. For a transport that reads ahead, or whose peer sends what is no
+    data, these would have to ask it.
+    """
 
     #: Whether another process may hold the connection, too: then we must not end it for that one (no FIN, no reset).
     is_shared: bool
@@ -24,13 +35,17 @@ class Transport(Protocol):
     def read(self, size: int) -> bytes:
         """Return what is there, at most ``size`` bytes; ``b""`` at the end of input.
 
+        Fewer than ``size`` say that nothing more is there now: the engine reads again only after the next event of the
+        descriptor. A transport that holds more must return it, or what it holds stays with it until the peer sends
+        again, and the connection stalls.
+
         Raises:
             BlockingIOError: nothing is there.
             OSError: the connection is broken.
         """
 
     def readv(self, view: memoryview) -> int:
-        """Fill ``view`` with what is there; return how many bytes. Raises as ``read`` does."""
+        """Fill ``view`` with what is there; return how many bytes. Fewer say, and it raises, what ``read`` does."""
 
     def write(self, data: bytes | memoryview) -> int:
         """Send what is taken of ``data`` now; return how many bytes.
