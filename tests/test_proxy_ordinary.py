@@ -6,23 +6,27 @@ of the server's health, in its pool, by the guard. What differs by nature is lef
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import struct
+import tracemalloc
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gevent
 import pytest
-from conftest import PATIENCE, wait_until
+from conftest import PATIENCE, read_exactly, wait_until
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from proxies import Recorded, gateway_to
-from scripts import Script
+from scripts import Script, scripted
 
-from greensock.http import Limits
+from greensock.http import Limits, Response
+from greensock.http.client.connection_pool import ClientConnection
 from greensock.proxy import FieldEdits, Forwarding, GuardOptions, HealthOptions, ProxyTimeouts, Record, Route
 from greensock.proxy.request_relay import RequestRelay
+from greensock.proxy.upstream.servers import UpstreamServer
 
 WARM = b"POST /warm HTTP/1.1\r\nHost: warm\r\n\r\n"
 LAST = b"GET /last HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
@@ -327,6 +331,14 @@ HANDED_OVER = {
     "the client leaves before the rest": Scene(GET, ANSWER, client="leaves", cut=len(ANSWER) - 3),
     "the proxy stops": Scene(GET, ANSWER, client="stopped"),
     "the guard says no": Scene(GET, ANSWER, gateway={"guard": GuardOptions(methods=frozenset({"POST"}))}, warm=WARM),
+    "the guard says no, and its route has a name": Scene(
+        GET, ANSWER, gateway={"guard": GuardOptions(methods=frozenset({"POST"}))}, warm=WARM, route={"name": "its"}
+    ),
+    "the guard says no to a body behind which the connection closes": Scene(
+        POST.replace(b"Cookie: d=e", b"Connection: close"),
+        ANSWER,
+        gateway={"guard": GuardOptions(methods=frozenset({"GET"}))},
+    ),
     "there are too many": Scene(GET, ANSWER, gateway={"guard": GuardOptions(request_rate=0.001, request_burst=2)}),
     "its route takes it to a path that is none": Scene(GET.replace(b"/a", b"/%00"), ANSWER, route={"path": "/a"}),
     "it is too large": Scene(GET, LARGE, gateway={"answer_limits": Limits(max_body=39_999)}),
@@ -347,6 +359,98 @@ HANDED_OVER = {
 @pytest.mark.parametrize("name", HANDED_OVER)
 def test_what_is_handed_over(name):
     compare(HANDED_OVER[name])
+
+
+class Once:
+    """In the place of a method: raises at its call of that number, counted for each proxy anew."""
+
+    def __init__(self, method: Any, number: int, error: BaseException) -> None:
+        self.method, self.number, self.error, self.calls = method, number, error, 0
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.number:
+                raise self.error
+            return self.method(instance, *arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("error", [RuntimeError("raised"), gevent.GreenletExit(), gevent.Timeout(1)], ids=repr)
+@pytest.mark.parametrize(
+    ("owner", "name", "number"),
+    [
+        (UpstreamServer, "succeeded", 2),  # a handler of the log may fail there, or be killed while it waits
+        (ClientConnection, "is_quiet", 1),
+        (ClientConnection, "send", 2),
+        (ClientConnection, "recv", 2),
+        (Recorded, "date_line", 2),
+    ],
+)
+def test_what_is_raised_leaves_nothing_behind(monkeypatch, owner, name, number, error):
+    """No slot, no connection and no place at the server; and it ends as it does with the classes."""
+    scene, seen = Scene(GET, ANSWER), []
+    for kind in (Recorded, Classes):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, Once(getattr(owner, name), number, error))
+            seen.append(seen_of(kind, scene))
+    ordinary, classes = seen
+    assert not classes["pool"].used
+    assert ordinary == classes
+
+
+def test_an_upcall_may_be_set_until_the_start(connect):
+    """A gate that is set as an attribute is no less a gate."""
+    player = Player(Scene(GET, ANSWER))
+    proxy = Recorded(("127.0.0.1", 0), gateway=gateway_to(player.script.url), stop_timeout=0.2)
+    proxy.choose_upstream = lambda relay: Response(b"denied", 403)
+    proxy.start()
+    try:
+        sock = connect(proxy)
+        for _ in range(2):
+            sock.sendall(GET)
+            assert _there(sock, player).startswith(b"HTTP/1.1 403 ")
+    finally:
+        proxy.stop()
+        player.script.close()
+
+
+def test_a_long_answer_holds_no_first_piece(connect):
+    """While it goes on, nothing of what came first is kept: neither by the ordinary way nor where that was left."""
+    first = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nf000\r\n" + bytes(0xF000) + b"\r\n"
+    count = 10
+
+    def play(script: Script, sock: socket.socket, number: int) -> None:
+        while head := script.head(sock):
+            sock.sendall(OK if b" /warm " in head else first)
+
+    with scripted(play) as script:
+        gateway = gateway_to(script.url)
+        proxy = Recorded(("127.0.0.1", 0), gateway=gateway, stop_timeout=0.2)
+        proxy.start()
+        try:
+            socks = [connect(proxy) for _ in range(count)]
+            for sock in socks:
+                sock.sendall(WARM.replace(b"POST", b"GET"))
+            for sock in socks:
+                sock.recv(1000)
+            wait_until(lambda: len(proxy.records) == count)
+            tracemalloc.start()
+            for sock in socks:
+                sock.sendall(GET)
+                read_exactly(sock, 0xF000)
+            gc.collect()
+            held, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            assert held / count < 25_000
+        finally:
+            tracemalloc.stop()
+            for sock in socks:
+                sock.close()
+            proxy.stop()
+            for upstream in gateway.upstreams.values():
+                upstream.close()
 
 
 # -- whatever may come

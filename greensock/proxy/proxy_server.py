@@ -65,7 +65,7 @@ MAX_PIECES = 16
 #: What a program may override that the ordinary exchange does without: then all goes by the classes.
 SEAMS = (
     *("choose_upstream", "edit_request", "edit_response", "watch_request_body", "watch_response_body", "filter_for"),
-    *("serve_request", "take_requests", "take_awaited_body", "refusal_of", "send_answer", "end_exchange"),
+    *("serve_request", "take_requests", "take_awaited_body", "refusal_of", "send_answer", "end_exchange", "date_line"),
 )
 
 
@@ -153,11 +153,21 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self.most_uploads = inf if self.max_workers is None else max(1, self.max_workers * 3 // 4)
         self._bodies = HeadWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
-        base = ReverseProxy
+        self.edits_requests = self.edits_responses = self.watches_responses = self.wants_records = False
+        self._own_recv: Any = None  # in the place of ``connection_recv``, if the program has none
+
+    def look_at_upcalls(self) -> None:
+        """Look which upcalls the program has, and whether it needs the classes for every request."""
+        super().look_at_upcalls()
+        base, gateway = ReverseProxy, self.gateway
+        if self._own_recv is not None and self.__dict__.get("connection_recv") == self._own_recv:
+            del self.__dict__["connection_recv"]  # of an earlier start
+        self._own_recv = None
         if not self.proxy_protocol and not self.overrides_upcall("connection_recv", base):
-            self.connection_recv = super().connection_recv  # type: ignore[method-assign]  # one call less
+            self._own_recv = super().connection_recv  # one call less
             if gateway.forwarder.is_simple and not any(self.overrides_upcall(name, base) for name in SEAMS):
-                self.connection_recv = OrdinaryExchange(self, super().connection_recv).serve  # type: ignore[method-assign]
+                self._own_recv = OrdinaryExchange(self, super().connection_recv).serve
+            self.connection_recv = self._own_recv  # type: ignore[method-assign]
         self.edits_requests = self.overrides_upcall("edit_request", base)
         self.edits_responses = self.overrides_upcall("edit_response", base)
         self.watches_responses = self.overrides_upcall("watch_response_body", base)

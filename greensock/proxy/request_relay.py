@@ -337,7 +337,9 @@ class RequestRelay(Relay):
         self.note_head(status)
         if self.record is not None:
             self.record.connect_time, self.record.reused = 0.0, True
-            self.record.head_time = self.record.upstream_time = heard_at - self._asked
+            self.record.head_time = heard_at - self._asked
+            if is_left:
+                self.record.upstream_time = self.record.head_time
         raise error
 
     def note_heard(self, lease: Lease | None, sent_at: float | None, heard: bytes | BaseException) -> None:
@@ -352,11 +354,14 @@ class RequestRelay(Relay):
         server, upstream = self.server, self.upstream
         assert server is not None
         assert upstream is not None
-        if self._lease is None:
+        failure: Failure | None
+        if self._lease is not None:
+            failure = self._hear(server, payload, self._lease)
+        elif isinstance(self._heard[1], Exception):
+            failure = self.blame_server(self._heard[1])
+        else:
             _raise_if_ended(self._heard[1])
             failure = self._ask(server, payload)
-        else:
-            failure = self._hear(server, payload, self._lease)
         if failure is not None:
             self._ask_others(failure, upstream, payload)
         return pass_answer(self)

@@ -174,10 +174,21 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         self.requests_taken = 0
         self._spare: list[RequestParser] = []
         self.head_watch = HeadWatch(self._refuse_late_head)
-        #: Whether what takes requests out of a parser is the server's own.
+        self._needs_no_parser = False
+        #: ``request_done`` and ``filter_for`` if the program has them: see ``look_at_upcalls``.
+        self.on_request_done: Callable[[Request, Response, int], object] | None = None
+        self.on_filter: Callable[[Request, Response], BodyFilter | None] | None = None
+
+    def start(self) -> None:
+        """Accept connections; see :meth:`Server.start`."""
+        if not self.started:
+            self.look_at_upcalls()
+        super().start()
+
+    def look_at_upcalls(self) -> None:
+        """Look which upcalls the program has, once: at the start, so that they may be given until then."""
         self._needs_no_parser = not self.overrides_upcall("take_requests", HTTPServer)
         self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
-        #: ``filter_for`` if the program has one.
         self.on_filter = self.filter_for if self.overrides_upcall("filter_for", HTTPServer) else None
 
     # -- what to override

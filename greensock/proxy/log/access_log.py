@@ -38,8 +38,9 @@ GATHER = 0.05
 BATCH = 32
 #: Bytes that a pipe takes whole once it is writable (POSIX, PIPE_BUF on Linux).
 PIPE_BUF = 4096
-#: Once this part of the queue is full, only so many bytes of what a client wrote are kept: 10,000 records with heads
-#: of 16 KiB would be 160 MB.
+#: So many bytes are kept of each thing that a client wrote: a line is made in the hub, a millisecond at the most.
+MAX_FIELD = 4096
+#: Once this part of the queue is full, only so many: 10,000 lines of what is longer would be 160 MB.
 ROOMY, MAX_KEPT = 1 / 8, 256
 #: Milliseconds between two looks whether the log was given up, while a pipe is full.
 PATIENCE = 50
@@ -241,12 +242,13 @@ class AccessLog:
             self._refused += 1
             writer.trouble = writer.trouble or f"{waiting} lines wait to be written"
         else:
-            if waiting > self._max_pending * ROOMY:
-                _shorten(record)
+            _shorten(record, MAX_KEPT if waiting > self._max_pending * ROOMY else MAX_FIELD)
             try:
                 line = self._form(record)
                 if type(line) is not bytes:
-                    raise TypeError(f"{line!r:.40} is no line: bytes expected")
+                    if not isinstance(line, bytearray | memoryview):
+                        raise TypeError(f"{line!r:.40} is no line: bytes expected")
+                    line = bytes(line)
             except Exception as error:
                 self._refused += 1
                 writer.trouble = f"a line could not be made: {error!r}"
@@ -312,11 +314,15 @@ class AccessLog:
         self._refused = self._told = 0
 
 
-def _shorten(record: Record) -> None:
-    record.target = record.target[:MAX_KEPT]
-    record.host = record.host[:MAX_KEPT]
-    record.referer = record.referer and record.referer[:MAX_KEPT]
-    record.agent = record.agent and record.agent[:MAX_KEPT]
+def _shorten(record: Record, most: int) -> None:
+    if len(record.target) > most:
+        record.target = record.target[:most]
+    if len(record.host) > most:
+        record.host = record.host[:most]
+    if record.referer is not None and len(record.referer) > most:
+        record.referer = record.referer[:most]
+    if record.agent is not None and len(record.agent) > most:
+        record.agent = record.agent[:most]
 
 
 @functools.lru_cache(maxsize=1)  # once a process, and not by importing
