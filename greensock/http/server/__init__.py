@@ -26,5 +26,8 @@ request's life. Programs override the upcalls (``handle_request``, ``filter_for`
 - ``date_line``, ``answers_by_status``: for who writes an answer without it;
 - ``can_discard_body``, ``end_exchange``: whether the connection goes on behind an answer, and that it does;
 - ``cut_off_answer``: end an answer that cannot be finished, so that it is seen;
-- ``tell_request_done``, ``log_program_failure``: tell the program, and tell of the program.
+- ``tell_request_done``, ``log_program_failure``: tell the program, and tell of the program;
+- ``written_head``, ``send_piece``, ``send_file_range``: parts of an answer as they go out;
+- ``look_at_upcalls``: which upcalls there are, at the start; ``on_filter``, ``on_request_done``: two of them;
+- ``allowed_methods``: what Allow says; ``head_watch``: until when heads must be whole; ``requests_taken``: how many came.
 """
