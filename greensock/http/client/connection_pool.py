@@ -138,7 +138,7 @@ class Waiter:
 
 
 class Patient(Protocol):
-    """Leases for a client that may leave meanwhile: the wait is given up then."""
+    """Who leases for a client; that may leave meanwhile, and the wait ends then."""
 
     #: The wait for a slot, as long as it lasts.
     waiter: Waiter | None
