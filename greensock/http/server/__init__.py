@@ -8,7 +8,7 @@ request          a request as the program sees it
 response         an answer as the program gives it
 filters          what changes the body of an answer on its way out
 http_stats       what a server counted
-head_watch       until when heads must be whole
+deadline_watch   until when heads must be whole, and bodies must go on
 response_writer  how an answer goes out
 http_server      one request after the other, each answered
 ===============  =====================================================================================================

@@ -41,8 +41,8 @@ from greensock import (
     let_others_run,
 )
 from greensock.http.errors import BadRequest
+from greensock.http.server.deadline_watch import DeadlineWatch
 from greensock.http.server.filters import BodyFilter, apply_filter
-from greensock.http.server.head_watch import HeadWatch
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.request import NO_BODY, Request, RequestBody
 from greensock.http.server.response import HTTPError, Response
@@ -173,7 +173,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         #: How many requests came so far.
         self.requests_taken = 0
         self._spare: list[RequestParser] = []
-        self.head_watch = HeadWatch(self._refuse_late_head)
+        self.head_watch = DeadlineWatch(self._refuse_late_head)
         #: Whether what takes requests out of a parser is the server's own.
         self._needs_no_parser = not self.overrides_upcall("take_requests", HTTPServer)
         self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
