@@ -6,7 +6,7 @@ import resource
 
 __all__ = ["share_of_descriptors"]
 
-#: A share is one in so many of the descriptors that the process may open.
+#: A share is the number of descriptors that the process may open, divided by this.
 PART = 32
 
 

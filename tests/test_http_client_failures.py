@@ -395,8 +395,9 @@ def test_thrown_into_the_queue(site, client):
     waiting[0].kill()
     waiting[2].kill()
     assert mine.statistics().waiting == 1
-    first.close()
-    waiting[1].kill()  # it was granted the slot, and has not run since
+    waiting[1].kill(block=False)
+    first.close()  # which grants it the slot before it dies
+    waiting[1].join()
     assert mine.statistics() == NOTHING
     assert mine.get(site.url + "/").status == 200
 

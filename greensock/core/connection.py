@@ -52,8 +52,8 @@ class Connection(Receiving):
 
         Neither holds a descriptor more while nothing comes. Where no pipe can be had, the bytes are copied.
 
-        Returns how many bytes were moved. ``timeout`` is for each wait, not for the whole; with ``send_timeout`` only
-        for those for input, and that for those until ``other``'s peer takes a byte. Other sends on ``other`` wait until
+        Returns how many bytes were moved. ``timeout`` bounds each wait, not the whole; ``send_timeout``, if given,
+        bounds each wait for ``other``'s peer, and ``timeout`` only those for input. Other sends on ``other`` wait until
         it is over. A failure of either side raises as ``recv`` or ``send`` does on that side (``connection``).
         """
         if send_timeout is INHERIT:
@@ -163,7 +163,7 @@ class Connection(Receiving):
                     self._abort(DropReason.SEND_TIMEOUT)
         if self._state is not OPEN:
             return min(self._linger_due, self._due) if self._state is CLOSING else inf
-        # Asked of all that are left, not remembered: there are few, and those that were woken may have made new ones.
+        # Computed anew: there are few entries, and the greenlets that were woken may have queued others.
         nearest = min((entry.deadline for entry in self._out or ()), default=inf)
         return min(nearest, self._read_deadline, self._due)
 

@@ -1,8 +1,8 @@
 """Connecting to others: ``connect`` gives a :class:`Connection` of one's own, with the same downcalls.
 
 A name is resolved by gevent's resolver, which does not stop the hub. Its addresses are tried one after the other, in
-the order of the resolver; each but the last for its share of the time, so that one that is silent leaves some to the
-others. A connection belongs to the caller, who has to close it.
+the order of the resolver: each gets a share of the time left, the last all of it, so that a silent one leaves time for
+the others. A connection belongs to the caller, who has to close it.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Every eighth of the limit the sweep looks at each connection that rests between 
 with what it had at the last look, and drops those on which nothing moved for as long as the limit says. So a message
 costs nothing, a connection four references, and one is dropped up to an eighth late. What the kernel still holds for a
 peer moves without being counted, so before it drops one the sweep asks the kernel, and gives it another whole limit if
-something is held and is not what was held when it last asked. The sweep goes in slices, so that it never holds the hub
-for long, whatever number there are; the timer keeps no program alive.
+the kernel holds bytes, and another number than when it was asked last. The sweep goes in slices, so that it never holds
+the hub for long, whatever number there are; the timer keeps no program alive.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class IdleSweep:
     def _begin(self) -> None:
         """Take note of the connections that are there. In the hub; must not raise."""
         self._disarm()
-        # A snapshot, as closing one changes the dictionary. What comes meanwhile is young, and what goes is not OPEN.
+        # A snapshot, as closing one changes the dictionary. Newer connections
+        # cannot be late yet, and closed ones are skipped.
         self._rest = iter(list(self._poller.endpoints.values()))
         self._poller.call_soon(self._sweep)
 
@@ -75,7 +76,7 @@ class IdleSweep:
         seen, failed = 0, False
         try:
             seen = self._look(islice(rest, SLICE), monotonic())
-        except BaseException as error:  # what is told of a close must not raise; if it does, the others are looked at
+        except BaseException as error:  # a close callback raised, which it must not: go on with the rest
             failed = True
             self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
         # The next slice comes in the next pass, so that timers and events have theirs in between
@@ -97,7 +98,7 @@ class IdleSweep:
             if not (conn._idle and conn.is_at_rest()):
                 conn._idle_received = None  # a turn is due, or runs, or is blocked: other limits hold
             elif conn._idle_received is not conn.bytes_received or conn._idle_sent is not conn.bytes_sent:
-                # The very objects: a count that changed is another one, and none is made for this.
+                # Compared by identity: a count that changed is a new object, and to keep the old one allocates nothing.
                 conn._idle_received, conn._idle_sent = conn.bytes_received, conn.bytes_sent
                 conn._idle_since = now
             # The system call comes last, for the few that would be dropped else

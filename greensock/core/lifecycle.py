@@ -357,7 +357,7 @@ class Lifecycle(Endpoint):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
 
     def is_at_rest(self) -> bool:
-        """Whether the idle limit is for it while it waits for its next turn: False if a limit of its own is."""
+        """Whether ``idle_timeout`` applies between two turns; False while a limit of the class's own does."""
         return True
 
     def _watch(self) -> None:

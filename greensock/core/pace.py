@@ -58,7 +58,7 @@ class Pace:
         more = written - self._written
         taken = more + self._held - held
         if not self._is_exact:
-            taken = max(taken, more)  # it holds more than was written to it
+            taken = max(taken, more)  # the kernel counts overhead too: what it holds may grow by more than was written
         self._written, self._held = written, held
         if taken > 0:
             self._taken += taken

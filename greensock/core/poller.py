@@ -366,8 +366,8 @@ class Poller:
             if endpoint is None:
                 continue  # closed since
             # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
-            # Nothing else can be meant: a peer that hung up, urgent data, or room for what waits to be sent has
-            # another mask, or a connection that is not ``_writable`` (test_room_and_data_that_come_in_one_event).
+            # This mask with ``_writable`` set means data only: a hang-up and urgent data come with another mask, and
+            # room for what waits to be sent with ``_writable`` False (test_room_and_data_that_come_in_one_event).
             if events == data and endpoint._writable:
                 endpoint._readable = True
                 if endpoint._reader is not None:

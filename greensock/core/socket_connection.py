@@ -190,7 +190,7 @@ class SocketConnection(Connection):
         # socket, and is spared the registration.
         self._watch()
         if getcurrent() is self._poller.hub and self._has_input():
-            self._readable = True  # the handler runs in the hub: it may not wait, but what is there is there
+            self._readable = True  # a handler in the hub may not block, but may read what has already come
             return deadline
         try:
             return super()._await_input(timeout, deadline)
@@ -405,7 +405,7 @@ class SocketConnection(Connection):
         self._closed = True
         if self._io_refs > 0 or self._state is not OPEN:
             return
-        # The peer's FIN, which a linger waits for, is told to those only that are watched.
+        # A linger waits for the peer's FIN, and only a watched connection hears of it.
         if self.linger_timeout and not self._eof:
             try:
                 self._watch()

@@ -52,7 +52,7 @@ MAY_POSTPONE = ("connection_recv", "connection_eof")
 # How far a connection's upcalls have come: none was made; connection_new was; connection_eof was and kept it open;
 # connection_error was; all were.
 _NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
-# As for the states in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
+# Names of the module, as in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
 _PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
 
 

@@ -47,7 +47,7 @@ class Upcalls(Generic[ConnectionT]):
     """
 
     def transport_for(self, conn: ConnectionT, fd: int) -> Transport | None:
-        """Return what a new connection reads from and writes to in the place of its descriptor; None: that itself.
+        """Return what a new connection reads from and writes to instead of its descriptor; None: the descriptor itself.
 
         Called before ``connection_new``, and must not block. The descriptor never blocks and stays the connection's.
         """

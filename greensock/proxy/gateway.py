@@ -37,7 +37,7 @@ EACH = 2
 #: Shares of the descriptors for optional things: pipes have two (see ``Pipes``), second descriptors one
 #: (``ClientConnection.keep_spare``).
 SHARES = 3
-#: Seconds in the place of none, where a bound must be: a month.
+#: Stands for "no limit" where a number is required, in seconds: 30 days.
 FOREVER = 30 * 86400.0
 
 

@@ -243,7 +243,7 @@ class Guard:
         return None
 
     def closed(self, client: str) -> None:
-        """Take note that a connection has ended that :meth:`connection` had taken."""
+        """Count out a connection, now ended, that :meth:`connection` had admitted."""
         if self.options.max_connections is not None:
             known = self._clients.get(self._key(client))
             if known is not None and known.connections:

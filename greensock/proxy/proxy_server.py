@@ -29,8 +29,8 @@ from greensock import (
     Verdict,
 )
 from greensock.http.errors import BadRequest
+from greensock.http.server.deadline_watch import DeadlineWatch
 from greensock.http.server.filters import BodyFilter
-from greensock.http.server.head_watch import HeadWatch
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPConnection, HTTPServer, HTTPServerSettings
 from greensock.http.server.request import Request
 from greensock.http.server.response import HTTPError, Response
@@ -151,7 +151,7 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         #: Bodies that workers wait for, or pass on, and how many these may be.
         self.uploads = 0
         self.most_uploads = inf if self.max_workers is None else max(1, self.max_workers * 3 // 4)
-        self._bodies = HeadWatch(self._refuse_late_body)
+        self._bodies = DeadlineWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
         self.edits_requests = self.edits_responses = self.watches_responses = self.wants_records = False
         self._own_recv: Any = None  # in the place of ``connection_recv``, if the program has none

@@ -76,12 +76,17 @@ class RequestRelay(Relay):
         except BaseException as error:
             return self._blame(error)
         finally:
+            # A parked request is not over: ``go_on`` or ``abandon`` will run this once more.
             if self._upload is not PARKED:
+                # Whatever was raised: a server on trial is free for another request
+                # (test_a_client_that_spoils_the_trial).
                 if not self._left:
                     self._leave_unjudged()
                 if self._upload is not NO_UPLOAD:
                     self._end_upload()
-                self.exchange = None  # which leads back here: what holds itself is left to the garbage collector
+                # It leads back here, and what holds itself is left to the garbage collector
+                # (test_requests_leave_nothing_to_the_garbage_collector).
+                self.exchange = None
                 guard = proxy.gateway.guard
                 if guard is not None:
                     guard.answered(self.client, monotonic(), self.status)
@@ -120,6 +125,8 @@ class RequestRelay(Relay):
         proxy, request = self.proxy, self.request
         gateway, head = proxy.gateway, request.head
         headers = head.headers
+        # First of all who asks: the guard counts for the client, not for the trusted peer that passes it on
+        # (test_a_trusted_peer_does_not_pay_for_its_clients).
         if gateway.trusts_somebody:
             self.client = gateway.forwarder.client_of(self.peer, headers)
             self.scheme = gateway.forwarder.scheme_of(self.peer, headers, self.scheme)
@@ -165,11 +172,14 @@ class RequestRelay(Relay):
             if refused is not None:
                 self.keep = False  # no worker waits for what is left of the body
                 return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, None), self.keep)
+        # The guard has counted it: from here on ``run`` counts it out, whatever happens.
         self._upload = COUNTED
         if is_short and may_hold and proxy.park(self, missing):
             self._upload = PARKED
             return False
         self._upload = STREAMED
+        # A worker waits for each of these, and some are kept for requests without a body
+        # (test_workers_are_left_for_others).
         proxy.uploads += 1
         if proxy.uploads > proxy.most_uploads:
             self.keep = False
@@ -198,7 +208,8 @@ class RequestRelay(Relay):
             try:
                 server = self._choose(upstream, tried)
             except Failure:
-                raise failure from None  # which says more than that no other is up
+                # It says more than that no other is up (test_what_failed_is_said_though_no_other_is_left).
+                raise failure from None
             self.proxy.retries += 1
             if self.record is not None:
                 self._begin_attempt(self.record)
@@ -219,6 +230,7 @@ class RequestRelay(Relay):
         if server is None:
             raise Failure("no-server", 503)
         self.server = server
+        # What becomes of the request counts in this spell only (test_only_who_is_on_trial_decides).
         self.spell = server.health.spell
         self._left = False
         self.tries += 1
@@ -230,6 +242,8 @@ class RequestRelay(Relay):
         if found is None:
             return None
         server, lease = found
+        # Within a handshake it stays, however old it is: the client's next message is for this connection alone
+        # (test_it_ends_when_others_would).
         within_handshake = lease.connection is not None and lease.connection.has_challenged
         if not within_handshake and (lease.is_spent() or server.health.standing is Standing.DOWN):
             lease.end(False)
@@ -244,9 +258,11 @@ class RequestRelay(Relay):
         conn, body, deadlines = self.conn, self.request.body, self.deadlines
         self.exchange = None
         try:
-            # First what may block, if the program edits: a connection is looked at just before it is used.
+            # First what may block, if the program edits: a connection is looked at just before it is used
+            # (test_an_answer_that_comes_while_a_request_is_edited).
             call = call_for(self, server, payload)
-            # A client that leaves is noticed while it waits for a connection, and while the server works.
+            # A client that leaves is noticed while it waits for a connection, and while the server works. Where more of
+            # its body is to come, it may not even close its side (test_a_client_that_leaves_while_it_queues).
             if body is NO_BODY or body.is_ended:
                 if self.proxy.abort_on_eof and not conn.notify_disconnect(self.on_client_left):
                     self._client_left = True
@@ -257,13 +273,18 @@ class RequestRelay(Relay):
                     raise client_is_gone(conn)
             if self._lease is None:
                 self._lease = server.lease(deadlines, self)
-            elif not self._lease.is_quiet():  # bound, and closed by the server meanwhile: the client authenticates anew
+            elif not self._lease.is_quiet():
+                # Bound, and closed by the server meanwhile: the client authenticates anew
+                # (test_the_server_closes_it_between_requests).
                 self._lease.renew(deadlines)
             lease = self._lease
             upstream_conn = lease.connection
             assert upstream_conn is not None
             if self._client_left or self.cut is not None:
-                raise client_is_gone(conn)  # there was nothing to reset
+                # It left while there was no connection to reset: nothing was sent on this one, and others may have it
+                # (test_a_client_that_leaves_while_the_proxy_connects).
+                raise client_is_gone(conn)
+            # Once on each connection, in front of its first request (test_a_proxy_header_is_said_to_each_connection).
             if server.send_proxy_protocol and not lease.is_reused:
                 introduce(self, upstream_conn, server.send_proxy_protocol)
             if self.record is not None:
@@ -287,13 +308,16 @@ class RequestRelay(Relay):
 
     def _ask_again(self, error: Exception, exchange: Exchange, lease: Lease, call: Call) -> ResponseHead:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
+        # A second attempt on a fresh connection, which is free: the kept one had most likely gone before
+        # (test_a_second_try_on_a_fresh_connection).
         if self._client_left or not lease.is_reused or not exchange.may_repeat(error):
             raise error
         upstream_conn = lease.renew(self.deadlines)
         assert self.server is not None
         if self.server.send_proxy_protocol:
             introduce(self, upstream_conn, self.server.send_proxy_protocol)
-        if self._client_left:  # meanwhile: there was no connection to reset
+        if self._client_left:
+            # Meanwhile: there was no connection to reset (test_a_client_that_leaves_while_the_proxy_connects_anew).
             raise error
         if self.record is not None:
             self._note_connected(lease)
@@ -397,11 +421,14 @@ class RequestRelay(Relay):
             is_upgrade = self.request.headers.get_raw(b"upgrade") is not None
             if method not in IDEMPOTENT or not payload.is_replayable or is_upgrade:
                 return False
+        # The server got nothing, but what was read of a body that is passed on as it comes is gone
+        # (test_nothing_was_sent).
         elif not payload.is_replayable and self.request.body.received:
             return False
         retries = upstream.options.retries
         if self.route is not None and self.route.retries is not None:
             retries = self.route.retries
+        # The budget is asked last, as the answer uses it up (test_within_the_budget).
         return tries <= retries and tries < len(upstream.all) and upstream.budget.may_retry(monotonic())
 
     def _fail(self, failure: Failure) -> bool:

@@ -66,6 +66,8 @@ def pass_answer(relay: Relay) -> bool:
         return _switch(relay, head)
     if relay.proxy.on_filter is not None or relay.request.stream is not None:
         return _pass_as_response(relay, head, conn)
+    # The server is let go before the client takes a byte: a slow client holds none
+    # (test_a_slow_client_holds_no_server_for_a_short_answer).
     body = conn.parser.take_whole_body()
     if body is not None:
         relay.finish()
@@ -87,6 +89,7 @@ def _pass_as_response(relay: Relay, head: ResponseHead, conn: ClientConnection) 
     pieces = passage.pieces()
     first = next(pieces, b"")  # what goes wrong before is answered
     if passage.is_whole:
+        # To its end, where it lets go of the server.
         next(pieces, None)
         response = Response(first, head.status, headers)
     else:
@@ -102,6 +105,8 @@ def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
         length = 0
     framing = b"Content-Length: %d\r\n\r\n" % length if length is not None else b"\r\n"
     written = _written_head(relay, head, keep) + framing
+    # From here on what fails cuts the answer off, and makes no other one
+    # (test_an_answer_is_cut_if_the_program_fails_as_it_goes_by).
     request.is_answered = True
     if request.body is not NO_BODY:
         request.body.stop_awaiting()
@@ -115,6 +120,8 @@ def _may_keep(relay: Relay) -> bool:
     """Whether the answer may say that the client's connection goes on."""
     request, exchange = relay.request, relay.exchange
     keep = relay.keep and not relay.proxy.draining
+    # The head says it, so it is decided here; ``_go_on`` keeps to it, or closes
+    # (test_an_early_answer_says_whether_the_connection_goes_on).
     if keep and request.body is not NO_BODY and not request.body.is_ended:
         if exchange is None or not exchange.is_sending:  # else what is left is still being sent to the server
             keep = relay.proxy.can_discard_body(request)
@@ -241,6 +248,7 @@ class _Passage:
                 return b"Content-Length: %d\r\n\r\n" % len(self._first)
             self._chunked = True
             return b"Transfer-Encoding: chunked\r\n\r\n"
+        # To 1.0 the end of the connection is the end of the body: only a reset can show that it was cut.
         self._keep = self._relay.request.shows_cut = False
         return b"\r\n"
 
@@ -271,6 +279,7 @@ class _Passage:
 
     def _take_first(self) -> bytes | memoryview:
         """Give out what came with the head: it must not be held as long as the answer takes."""
+        # Taken out of ``self`` for that (test_a_reader_that_stalls_holds_one_piece).
         first, self._first = self._first, b""
         if self._left is not None:
             self._left -= len(first)
@@ -280,7 +289,9 @@ class _Passage:
         relay, client = self._relay, self._client
         left, exchange = self._left, relay.exchange
         assert exchange is not None
-        may_splice = exchange.is_sent and not relay.proxy.watches_responses  # a reset spills what is in the pipe
+        # While the request still goes out, a reset may end the answer, and would spill what is in the pipe
+        # (test_only_what_nobody_can_reset_is_spliced).
+        may_splice = exchange.is_sent and not relay.proxy.watches_responses
         if left is not None and left >= SPLICED and may_splice:
             self._splice(left)
         began = 0.0
@@ -288,7 +299,7 @@ class _Passage:
             if relay.proxy.watches_responses:
                 self._watch(piece)
             client.send(self._framed(piece))
-            del piece  # not to be held while the next one is waited for
+            del piece  # not to be held while the next one is waited for (test_a_reader_that_stalls_holds_one_piece)
             began = let_others_run(began)
         if self._chunked:
             client.send(self._last_chunk(relay.answer_trailers))
@@ -336,6 +347,7 @@ class _Passage:
                     self._watch(data)
                     yield bytes(data)
                 relay.finish()
+        # Closed before its end, by who sends the answer: nobody is to blame for that here.
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -358,9 +370,13 @@ class _Passage:
         total = deadlines.left(deadlines.total_due, TotalTimeout, deadlines.total, conn)
         late = TotalTimeout(deadlines.total or 0.0, conn)
         try:
+            # The limits of a splice are for each wait, and a trickle would keep to them for ever
+            # (test_a_spliced_body_ends_with_the_total_time).
             with gevent.Timeout(total, late):
                 moved = conn.splice(client, count, timeout=seconds, send_timeout=client.send_timeout)
         except OperationTimeout as error:
+            # The server was silent. If the client took nothing, the error is of its connection and is let through: the
+            # server is not to blame (test_a_client_that_takes_nothing_of_a_spliced_body).
             if error is not late and error.connection is conn:
                 raise BodyTimeout(seconds or 0.0, conn) from None
             raise
@@ -392,6 +408,9 @@ class _Passage:
     def _broken(self, error: BaseException) -> BaseException:
         """Return what to raise when the answer can't be finished."""
         relay = self._relay
+        # In this order. A client that leaves has the server's connection reset, and a body that fails resets it too:
+        # the error that is seen then is only what follows, and the server is not to blame
+        # (test_a_client_that_leaves_in_the_answer).
         if relay.has_client_left():
             return client_is_gone(self._client)
         if relay.cut is not None:
@@ -426,6 +445,8 @@ def _status_line(status: int, phrase: bytes) -> bytes:
 def _switch(relay: Relay, head: ResponseHead) -> bool:
     """Pass on 101, and then whatever comes, both ways."""
     client = relay.conn
+    # Only to what the client offered: it would take the bytes of anything else for something else
+    # (test_a_switch_to_what_was_not_offered).
     taken = head.headers.tokens(b"upgrade")
     if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
         error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
@@ -448,6 +469,7 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         reason = run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
         if relay.record is not None:
             relay.record.reason = reason
+    # Whatever ends it, or keeps it from beginning (test_a_tunnel_that_can_not_begin).
     finally:
         lease.end(False)
         client.close()

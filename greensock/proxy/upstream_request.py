@@ -35,6 +35,7 @@ def introduce(relay: Relay, upstream: Connection, version: int) -> None:
     header = write_proxy_header(version, *relay.proxy.ends_of(relay))
     deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.send
     try:
+        # The limits for sending a request hold for this too (test_a_proxy_header_that_does_not_go_out_in_time).
         upstream.send(header, timeout=deadlines.within(seconds, SendTimeout, upstream))
     except OperationTimeout:
         raise deadlines.late(SendTimeout, seconds, upstream) from None
@@ -53,11 +54,13 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
         lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
+        # An edit may have taken them out: Connection names only what is there (test_edits_and_upgrades).
         upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
         takes_trailers = takes_trailers and b"\r\nte:" in lines.lower()
         if options := [b"Upgrade"] * upgrade + [b"TE"] * takes_trailers:
             lines += b"Connection: %b\r\n" % b", ".join(options)
     length = payload.length
+    # The framing is made anew from the body that goes out, never copied (test_chunks_are_framed_anew).
     if length is None:
         framing = b"Transfer-Encoding: chunked\r\n"
     elif length or method in WITH_BODY:
@@ -94,14 +97,22 @@ def _pieces(relay: Relay) -> Iterator[bytes]:
         try:
             watch(relay, piece)
         except Exception as error:
+            # Marked as the program's, whatever it is: the server is not to blame
+            # (test_a_body_can_be_refused_as_it_goes_by).
             raise UpcallFailed(error) from error
+        # While the server takes the piece nobody reads the client, so the engine tells if it leaves
+        # (test_a_client_that_leaves_while_the_server_does_not_read); one that has said all may close its side
+        # (test_a_client_that_has_said_all_while_the_server_does_not_read).
         if not conn.notify_disconnect(relay.on_hangup_in_body):
             relay.on_hangup_in_body()
+        # The time that the server waits for the client is none in which it was slow
+        # (test_a_server_that_gives_up_on_a_slow_upload).
         wait.end()
         yield piece  # as long as the server likes: the client is not read meanwhile
         wait.go_on()
         conn.notify_disconnect(None)
     wait.end()
+    # The body is there, and a server that takes its time with the answer holds no place of an upload.
     relay.end_upload()
     # From here on the client is not read, and may leave while the server works.
     if relay.proxy.abort_on_eof and not relay.conn.notify_disconnect(relay.on_client_left):

@@ -99,7 +99,8 @@ class ClientConnection(Connection):
                 raise
             with contextlib.suppress(OSError):
                 data = os.read(self._spare, self.recv_size)
-                if data or getattr(lost.__cause__, "errno", None) == errno.EPIPE:  # FIN had come before the reset
+                # EPIPE: FIN had come before the reset (test_an_answer_until_the_end_that_a_reset_ends).
+                if data or getattr(lost.__cause__, "errno", None) == errno.EPIPE:
                     return data
             raise
 
@@ -114,6 +115,9 @@ class ClientConnection(Connection):
         """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
         if self.state is not State.OPEN:
             return False
+        # Bytes count as much as FIN: they would be taken for the answer to the next request
+        # (test_bytes_that_nobody_asked_for_are_nobodys_answer). The kernel is asked, as the hub may not have run since
+        # (test_a_stale_connection_is_noticed_before_use).
         if self._poll is None:
             self._poll = _new_poll()
             self.register_with(self._poll, _READABLE)
@@ -138,7 +142,7 @@ class Waiter:
 
 
 class Patient(Protocol):
-    """Leases for a client that may leave meanwhile: the wait is given up then."""
+    """Who leases for a client; that may leave meanwhile, and the wait ends then."""
 
     #: The wait for a slot, as long as it lasts.
     waiter: Waiter | None
@@ -159,6 +163,7 @@ class Lease:
 
     def end(self, reusable: bool) -> None:
         """Give the slot back, with the connection if it may be used again; else that is closed."""
+        # Taken out first: whoever ends it again finds nothing, so a slot goes back once.
         pool, self._pool = self._pool, None
         if pool is None:
             return
@@ -275,6 +280,8 @@ class ConnectionPool:
             conn = self._wait(origin, waiter, deadlines, patient)
         lease = Lease(self, origin)
         try:
+            # The slot is kept while its connection is replaced: nobody else gets it in between
+            # (test_a_stale_one_is_replaced_in_its_slot).
             while conn is not None and not conn.is_quiet():
                 conn.close()
                 conn = None
@@ -287,6 +294,8 @@ class ConnectionPool:
             else:
                 lease.connection = self.connect(origin, deadlines)
         except BaseException:
+            # Nobody is there, the time was over, or this greenlet was killed: the slot goes back
+            # (test_nobody_is_there).
             lease.give_up()
             raise
         return lease
@@ -294,6 +303,8 @@ class ConnectionPool:
     def connect(self, origin: Origin, deadlines: Deadlines) -> ClientConnection:
         """Make a connection; where descriptors are short, one that is idle gives up its own."""
         seconds = deadlines.timeouts.connect
+        # Before they run out, if that can be foreseen, and again whenever the system says so: what is idle gives way to
+        # what is asked for (test_what_is_idle_makes_room).
         if self._is_full is not None and self._is_full():
             self._make_room()
         while True:
@@ -319,6 +330,8 @@ class ConnectionPool:
             conn = None
         now = monotonic()
         if conn is None or not self.state.put(origin, conn, now, conn.made, conn.requests):
+            # A spent one is closed even if somebody waits: the slot is granted without it
+            # (test_who_waits_gets_none_that_is_spent).
             if conn is not None and self.state.is_spent(conn.made, conn.requests, now):
                 conn.close()
                 conn = None
@@ -356,6 +369,7 @@ class ConnectionPool:
     def _check_usable(self) -> None:
         if self.closed:
             raise ConnectionClosed("the client is closed")
+        # The state has no locks, and the timer and the events belong to one hub (test_another_thread_is_told_off).
         hub = get_hub()
         if self._hub is not hub:
             if self._hub is not None:
@@ -371,9 +385,12 @@ class ConnectionPool:
             patient.waiter = waiter
         try:
             waiter.event.wait(deadlines.within(seconds, QueueTimeout))
+            # Within the ``try``: who leaves gives back what was granted at the same moment.
             if waiter.has_given_up:
                 raise ConnectionClosed("whoever waited for a connection has left")
         except BaseException:
+            # Out of the queue already: a slot was granted that was never taken, and it goes on to the next
+            # (test_thrown_into_the_queue). Not so if the queue was emptied by ``close``.
             if not self.state.leave(origin, waiter) and waiter.granted:
                 self.give_back(origin, waiter.connection)
             raise
@@ -429,6 +446,8 @@ _of_the_parent: list[Any] = []
 def _after_fork_in_child() -> None:
     for pool in list(_all_pools):
         pool.forget()
+    # In the child they are copies, which would keep the parent's connections open
+    # (test_second_descriptors_are_a_share_of_all).
     for conn in list(_with_spare):
         conn.drop_spare()
 

@@ -168,6 +168,9 @@ class Exchange:
         """
         if not self._call.is_repeatable:
             return False
+        # Asked before ``is_heard``: what is no status line is no answer to this request
+        # (test_one_free_retry_for_what_may_be_repeated), unless a head came in front of it
+        # (test_no_retry_once_something_was_heard).
         if isinstance(error, BadResponse) and error.reason is Reason.STATUS_LINE:
             return not self._understood
         if self.is_heard:
@@ -207,6 +210,8 @@ class Exchange:
             return self._run_short(call.head)
         if call.expects:
             self._send_short(call.head)
+            # Only the head is out. If the final answer comes in place of 100, the server still waits for the body, and
+            # the connection cannot be used again (test_a_refusal_instead_of_100_spares_the_body).
             self.is_sent = False
             self._sent_at = None
             if self._may_continue():
@@ -280,6 +285,7 @@ class Exchange:
 
     def hand_over(self) -> bool:
         """Have the sender close the body when it is done; False if it is done, or never began."""
+        # A greenlet that is killed before it ran never comes to its ``finally``, where the body would be closed.
         if not self.is_sending or not self._begun:
             self.stop()
             return False
@@ -291,6 +297,9 @@ class Exchange:
     def _wait_head(self) -> ResponseHead:
         deadlines, seconds = self._deadlines, self._deadlines.timeouts.head
         while self.head is None:
+            # Its time begins when the request is out, and no answer 1xx prolongs it
+            # (test_interim_answers_do_not_prolong_the_wait). ``sent_at`` is taken before the wait: if the request has
+            # gone out meanwhile, the time has only begun, and the wait is repeated.
             sent_at = self._sent_at
             due = deadlines.due(seconds)
             if sent_at is not None and seconds is not None:
@@ -345,6 +354,7 @@ class Exchange:
                     return
                 self._interim.append(head)
         finally:
+            # The sender waits for this before its next piece, so it is told even if what came is bad.
             if self._heard is not None:
                 self._heard.set()
 
@@ -370,15 +380,21 @@ class Exchange:
     def _run_long(self, first: bytes) -> ResponseHead:
         """Send the body, behind the head if that did not go out before, and listen meanwhile."""
         self._heard = Event()
+        # Before anything is sent: a send that fails closes the connection, and what had come before the reset can only
+        # be read through the second descriptor (test_an_early_answer_ends_the_request).
         self._conn.keep_spare()
         self._sender = gevent.spawn(self._send_all, first)
         try:
             head = self._wait_head()
         except BaseException as error:
+            # Waited for: from here on the payload is the caller's again. A body that failed has reset the connection,
+            # so that is what the caller is told (test_what_the_body_raises_comes_out_and_the_body_is_closed).
             self._sender.kill()
             if self.failure is not None and isinstance(error, ConnectionClosed):
                 raise self.failure from None
             raise
+        # The server does not want the rest. Sending ends here, and not only when the caller has read the answer
+        # (test_a_refusal_ends_the_sending_before_its_own_end).
         if head.status >= 300:
             self._sender.kill()
         if self.is_sent:
@@ -393,6 +409,9 @@ class Exchange:
         except GreenletExit:
             pass
         except BaseException as error:
+            # A server that went away may have answered before, and it is the listener who finds out. After any other
+            # failure the server must not take the part for the whole
+            # (test_a_body_that_is_not_as_long_as_it_says_is_cut_visibly), and the listener's wait must end.
             if not isinstance(error, ConnectionLost) or error.connection is not self._conn:
                 self.failure = error
                 self._conn.abort()
@@ -404,7 +423,8 @@ class Exchange:
         payload, conn = self._call.payload, self._conn
         chunked = payload.length is None
         if first and not payload.is_replayable:
-            # The head first: the next piece may be long in coming, and a server that hears nothing closes a kept one.
+            # The head first: the next piece may be long in coming, and a server that hears nothing closes a kept one
+            # (test_a_body_that_begins_late_on_a_kept_connection).
             self._push(conn.send, first)
             first = b""
         began = 0.0
@@ -433,6 +453,9 @@ class Exchange:
         """Send a piece, after the listener has taken what is there: behind a refusal nothing more goes out."""
         conn, deadlines = self._conn, self._deadlines
         seconds = deadlines.timeouts.send
+        # Pieces may be made without letting others run, so the hub has not seen what is there: the kernel is asked
+        # (test_no_piece_goes_out_before_a_refusal_that_is_there_was_looked_at). Cleared right before the wait: nothing
+        # can come in between.
         if self._heard is not None and self.head is None and not conn.is_quiet():
             self._heard.clear()
             self._heard.wait(deadlines.within(seconds, SendTimeout, conn))

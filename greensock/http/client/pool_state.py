@@ -114,7 +114,7 @@ class PoolState(Generic[C, W]):
         self._max_idle_total = max_idle_total
         #: How many may wait for a connection to one origin.
         self.max_waiting = max_waiting
-        # No connection waits longer than it may live: so none is older than twice that, without a look at each.
+        # ``max_age`` bounds the idle time too: so the age stays below twice ``max_age``, without a look at each.
         self._idle_timeout = min(inf if idle_timeout is None else idle_timeout, inf if max_age is None else max_age)
         self._max_age = inf if max_age is None else max_age
         self._max_requests = inf if max_requests is None else max_requests

@@ -8,7 +8,7 @@ request          a request as the program sees it
 response         an answer as the program gives it
 filters          what changes the body of an answer on its way out
 http_stats       what a server counted
-head_watch       until when heads must be whole
+deadline_watch   until when heads must be whole, and bodies must go on
 response_writer  how an answer goes out
 http_server      one request after the other, each answered
 ===============  =====================================================================================================
@@ -23,7 +23,7 @@ request's life. Programs override the upcalls (``handle_request``, ``filter_for`
 - ``serve_request``: have the program answer a request, whatever its interface is;
 - ``error_response``: the answer to what the program raised;
 - ``send_answer``: send a :class:`Response`, to the connection or to ``request.stream``, through the filter there is;
-- ``date_line``, ``answers_by_status``: for who writes an answer without it;
+- ``date_line``, ``answers_by_status``: for servers that write answers themselves;
 - ``can_discard_body``, ``end_exchange``: whether the connection goes on behind an answer, and that it does;
 - ``cut_off_answer``: end an answer that cannot be finished, so that it is seen;
 - ``tell_request_done``, ``log_program_failure``: tell the program, and tell of the program;

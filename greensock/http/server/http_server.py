@@ -41,8 +41,8 @@ from greensock import (
     let_others_run,
 )
 from greensock.http.errors import BadRequest
+from greensock.http.server.deadline_watch import DeadlineWatch
 from greensock.http.server.filters import BodyFilter, apply_filter
-from greensock.http.server.head_watch import HeadWatch
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.request import NO_BODY, Request, RequestBody
 from greensock.http.server.response import HTTPError, Response
@@ -173,7 +173,7 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         #: How many requests came so far.
         self.requests_taken = 0
         self._spare: list[RequestParser] = []
-        self.head_watch = HeadWatch(self._refuse_late_head)
+        self.head_watch = DeadlineWatch(self._refuse_late_head)
         self._needs_no_parser = False
         #: ``request_done`` and ``filter_for`` if the program has them: see ``look_at_upcalls``.
         self.on_request_done: Callable[[Request, Response, int], object] | None = None
@@ -237,7 +237,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         """Feed the parser, and answer the requests that are whole."""
         parser = conn.head_parser
         if parser is None:
-            # Most often all of a request comes at once, and nothing else: then no parser needs to hold it.
+            # Most often all of a request comes at once, and nothing else: then no parser needs to hold it
+            # (test_a_request_that_comes_at_once_needs_no_parser).
             end = data.find(b"\r\n\r\n") + 4
             if end == len(data) <= self.limits.max_head and self._needs_no_parser:
                 head = plain_request_head(data[:-4], self.limits)
@@ -246,6 +247,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                     return
             parser = self._spare.pop() if self._spare else RequestParser(self.limits)
         else:
+            # Taken off the connection while it is in use: one that waits for its next request holds none
+            # (test_idle_connections_hold_no_parser_and_few_are_kept).
             conn.head_parser = None
             if self.take_awaited_body(conn, data):
                 return
@@ -288,6 +291,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 return
             if type(event) is not RequestHead:
                 break
+            # This head is whole, and the next one has a time of its own
+            # (test_a_head_that_became_whole_has_no_deadline).
             if self.head_watch:
                 self.head_watch.pop(conn, None)
             conn.parser_in_use = parser
@@ -295,17 +300,22 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 goes_on = self._exchange(conn, parser, event)
             finally:
                 conn.parser_in_use = None
+            # What lies behind is not looked at, and the parser goes with it
+            # (test_what_comes_behind_a_close_is_not_answered).
             if not goes_on:
                 return
             if not parser.pending:
                 if len(self._spare) < MAX_SPARE:
                     self._spare.append(parser)
                 return
+            # One read may hold thousands of requests, and others get their turn among them
+            # (test_a_flood_of_pipelined_requests_leaves_others_their_turn). The connection may have ended meanwhile.
             began = let_others_run(began)
             if conn.state is not State.OPEN:
                 return
         conn.head_parser = parser
         if parser.pending:  # else only an empty line came, which may come once before a request
+            # More of the same head gives it no more time (test_a_head_that_comes_slowly_has_one_deadline).
             self.head_watch.begin(conn, self.head_timeout)
 
     def take_awaited_body(self, conn: HTTPConnection, data: bytes) -> bool:
@@ -327,9 +337,12 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             if not isinstance(body, bytes):
                 _close(body)
                 body = b""
+            # It may block nobody, as the greenlet that watches all heads may come here; the close lingers, so that the
+            # answer arrives though the client still sends (test_a_refusal_arrives_while_the_client_still_sends).
             conn.send(self.written_head(response, len(body), False, CLOSE) + body, close=True)
         except (ConnectionClosed, ConnectionLost):
             pass  # the client has left: no answer can reach it
+        # Whatever the program raises, the watch goes on (test_a_program_that_fails_to_refuse_does_not_stop_the_watch).
         except (Exception, gevent.Timeout):
             self.log_program_failure("the answer to a refused request of %r failed", conn)
             conn.close()
@@ -366,6 +379,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             pass
         elif head.is_chunked or head.content_length:
             body = RequestBody(conn, parser, head, self.body_timeout, self.min_body_rate)
+        # The event is taken in any case: a parser that is kept for others must be at the end of a message
+        # (test_behind_connect_nothing_is_http_and_no_other_connection_suffers).
         elif parser.next_event() is SWITCHED:  # CONNECT: what follows is not HTTP; else its end
             keep = False
         request = Request(conn, head, body)
@@ -407,6 +422,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         conn = request.connection
         if isinstance(error, HTTPError):
             return error.response
+        # The client is to blame for what its own connection raised, and for nothing else
+        # (test_an_error_of_another_connection_is_500): for what it sent, or did not send, but a client that does not
+        # read gets no answer (test_a_client_that_does_not_read_what_the_program_sends_is_not_408).
         if getattr(error, "connection", None) is conn:
             if isinstance(error, BadRequest):
                 return self._refusal(conn, error, error.reason.value)
@@ -427,6 +445,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         if request.stream is not None:
             return self._send_to_stream(request, response, request.stream)
         conn, body = request.connection, request.body
+        # Decided before the head goes out, as that says whether the connection goes on: not if more of the body is left
+        # than would be dropped (test_how_much_is_dropped).
         if body is not NO_BODY and not body.is_ended:
             keep = keep and self.can_discard_body(request)
         keep = keep and not self.draining
@@ -477,6 +497,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         """Answer with an error in place of an answer whose sending failed, and return that; or cut off, and raise."""
         conn = request.connection
         try:
+            # Once the head is out, in part or whole, there can be no other answer
+            # (test_what_fails_within_its_body_is_seen_to_be_cut); before, there must be one
+            # (test_what_fails_before_its_first_piece_is_answered).
             if request.is_answered:
                 if isinstance(error, BadRequest) and error.connection is conn:
                     self._note_refusal(conn, error, error.reason.value)
@@ -494,6 +517,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         conn = request.connection
         if conn.state is not State.OPEN:
             return
+        # FIN where the framing shows the cut, behind all that is out, which a reset would destroy
+        # (test_what_was_sent_of_an_answer_that_breaks_off_arrives). A reset where FIN would look like the end, for a
+        # client that takes nothing, and when this greenlet is killed.
         takes_nothing = isinstance(error, OperationTimeout) and error.connection is conn and error.operation == "send"
         if request.shows_cut and isinstance(error, Exception | gevent.Timeout) and not takes_nothing:
             conn.close()
@@ -525,6 +551,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         body = request.body
         if body.is_awaited or body.is_broken:
             return False  # the client may send it or not; there is no end to be found
+        # Of a body in chunks nobody knows; what comes is dropped within the bounds of ``_discard``
+        # (test_an_endless_unread_body_ends_the_connection). Else only what is left counts
+        # (test_only_what_is_left_of_a_body_counts).
         length = request.head.content_length
         return length is None or length - body.received <= DISCARD_BYTES
 
@@ -532,7 +561,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         """Drop what is left of the body after the answer; False if that is too much."""
         try:
             return request.body.discard(DISCARD_BYTES, DISCARD_SECONDS)
-        except BadRequest as refusal:  # an answer was given: there is nothing more to say to the client
+        except BadRequest as refusal:
+            # An answer was given, so the client is told no more
+            # (test_an_unread_body_that_is_broken_is_refused_after_its_answer).
             self._note_refusal(request.connection, refusal, refusal.reason.value)
             return False
 

@@ -185,7 +185,7 @@ class Request:
         "version",
     )
 
-    #: Where its answer goes if that is not the connection itself, as HTTP/1.1; None: that.
+    #: The stream that its answer goes to; None: the connection, as HTTP/1.1.
     stream: ResponseStream | None = None
 
     def __init__(self, conn: Connection, head: RequestHead, body: RequestBody, scheme: str = "http") -> None:

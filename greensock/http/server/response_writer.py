@@ -35,9 +35,9 @@ OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", 
 #: Fields of an answer that ask for something, or stand in the place of the server's.
 LOOKED_AT = OWN_FIELDS | {b"date"}
 
-#: What an answer says behind which the connection is closed.
+#: The field of an answer after which the connection is closed.
 CLOSE = b"Connection: close\r\n"
-#: What it says if not, to a client that speaks 1.0.
+#: The field of one after which it stays open, for a client that speaks 1.0.
 KEEP_ALIVE = b"Connection: keep-alive\r\n"
 
 

@@ -17,7 +17,7 @@ body_parser      bodies: by length, in chunks, until close
 message_parser   bytes in, events out: what both parsers have in common
 request_parser   what a server reads
 response_parser  what a client or a gateway reads
-writer           the reverse
+writer           heads, chunks and trailers, as bytes
 ordinary_heads   heads that are ordinary, read in one go
 ===============  =====================================================================================================
 """

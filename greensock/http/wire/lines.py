@@ -76,8 +76,8 @@ def early_refusal(
 ) -> BadMessage | None:
     """Return why the lines in ``data[start:end]``, perhaps cut short, can't become a section; None if they still may.
 
-    ``most`` is the longest section, ``first_line_most`` the longest first line, in bytes. Of several reasons that one
-    is told which shows in the fewest bytes.
+    ``most`` is the longest section, ``first_line_most`` the longest first line, in bytes. If
+    several reasons apply, the one that shows earliest in the input is returned.
     """
     data, start = inbox.data, inbox.start
     stop, refusal = end, None

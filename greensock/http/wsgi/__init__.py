@@ -4,7 +4,7 @@ The modules, lowest first; each imports only what stands above it:
 
 ===========  =========================================================================================================
 wsgi_input   what an application is given
-wsgi_socket  what one is given that asks for an upgrade
+wsgi_socket  the socket of a request that asks for an upgrade
 wsgi_call    one call of it, and the answer's way out
 wsgi_server  takes the place of ``gevent.pywsgi.WSGIServer``
 ===========  =========================================================================================================

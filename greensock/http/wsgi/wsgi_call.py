@@ -219,7 +219,10 @@ class Answer:
         self.is_finished = True
 
     def _begin(self, size: int | None) -> bytes:
-        """Return the head, and be bound by it; ``size`` is the body's in bytes, None if that is not known."""
+        """Return the head: from here on the answer is begun, and goes out with that framing.
+
+        ``size`` is the body's in bytes, None if that is not known.
+        """
         lines, request, server, code, length = self.lines, self.request, self.server, self.code, self.length
         if self.socket is not None and self.socket.is_taken:
             raise ConnectionAbortedError("the application took the socket: nothing else can be sent")

@@ -261,7 +261,7 @@ class Health:
     def share(self, now: float) -> float:
         """Return how much of its weight counts, from 0.1 in the beginning of a slow start to 1."""
         if self.is_clear or self.standing is not Standing.UP:
-            return 1.0  # the one on trial must not be rare
+            return 1.0  # full weight, or a server on trial would wait long for its request
         passed = (now - self._up_since) / self.options.slow_start
         if passed < 1.0:
             return max(passed, LEAST_SHARE)

@@ -121,7 +121,7 @@ class Sticky:
         self._secrets = (cookie.secret, *cookie.old_secrets)
         self._attributes = _attributes_of(cookie)
         self._ids = {server: _id_of(cookie.secret, server) for server in servers}
-        #: The servers by what stands for them, and stood with the secrets of before.
+        #: Each server by its identifiers in cookies: those of the secret and of the old ones.
         self._servers = {_id_of(secret, server): server for server in self._ids for secret in self._secrets}
 
     def read(self, headers: Headers, now: float) -> str | None:

@@ -1,4 +1,4 @@
-"""Which connections are in the middle of a head, and until when it must be whole."""
+"""Which connections are in the middle of a head or a body, and until when more of it must have come."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import gevent
 
 from greensock import Connection, let_others_run
 
-__all__ = ["HeadWatch"]
+__all__ = ["DeadlineWatch"]
 
 
-class HeadWatch(dict[Connection, float]):
-    """Each connection with part of a head, and when that is late: in this order, for all wait equally long.
+class DeadlineWatch(dict[Connection, float]):
+    """Each connection that is waited for, and when it is late: in this order, for all wait equally long.
 
     One greenlet watches them all, while there are some.
     """
@@ -25,7 +25,7 @@ class HeadWatch(dict[Connection, float]):
         self._greenlet: gevent.Greenlet[[], None] | None = None
 
     def begin(self, conn: Connection, seconds: float) -> None:
-        """Watch a connection, unless it is watched already: more of the same head gives it no more time."""
+        """Watch a connection, unless it is watched already: what more comes gives it no more time."""
         self.setdefault(conn, monotonic() + seconds)
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
