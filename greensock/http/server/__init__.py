@@ -29,5 +29,6 @@ request's life. Programs override the upcalls (``handle_request``, ``filter_for`
 - ``tell_request_done``, ``log_program_failure``: tell the program, and tell of the program;
 - ``written_head``, ``send_piece``, ``send_file_range``: parts of an answer as they go out;
 - ``look_at_upcalls``: which upcalls there are, at the start; ``on_filter``, ``on_request_done``: two of them;
-- ``allowed_methods``: what Allow says; ``head_watch``: until when heads must be whole; ``requests_taken``: how many came.
+- ``allowed_methods``: what Allow says; ``head_watch``: until when heads must be whole;
+- ``requests_taken``: how many requests came.
 """
