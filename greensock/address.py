@@ -158,7 +158,7 @@ def remove_file(sock: _socket.socket) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _FileIdentity:
     """The file of a Unix socket that was bound here."""
 
     #: Absolute: the process may change its folder.
@@ -177,7 +177,7 @@ class _File:
         return (found.st_dev, found.st_ino) == (self.device, self.inode)
 
 
-_files: WeakKeyDictionary[_socket.socket, _File] = WeakKeyDictionary()
+_files: WeakKeyDictionary[_socket.socket, _FileIdentity] = WeakKeyDictionary()
 
 
 def _take_file(sock: _socket.socket, path: str, mode: int | None, owner: Any) -> None:
@@ -185,7 +185,7 @@ def _take_file(sock: _socket.socket, path: str, mode: int | None, owner: Any) ->
     if _is_abstract(path):
         return
     found = os.lstat(path)
-    _files[sock] = _File(os.path.abspath(path), found.st_dev, found.st_ino, os.getpid())
+    _files[sock] = _FileIdentity(os.path.abspath(path), found.st_dev, found.st_ino, os.getpid())
     if owner is not None:
         ids = owner_ids(owner)
         if ids is None:

@@ -55,7 +55,7 @@ from greensock.core.syscalls import (
 )
 from greensock.core.workers import Workers
 
-__all__ = ["TIMED_OUT", "ChildsPoller", "Endpoint", "Poller", "Waiter", "get_poller", "turn_codes"]
+__all__ = ["TIMED_OUT", "ChildsPoller", "Endpoint", "Poller", "Switchable", "get_poller", "turn_codes"]
 
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
@@ -74,7 +74,7 @@ RETRY_SECONDS = 1.0
 _all_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
 
 
-class Waiter(Protocol):
+class Switchable(Protocol):
     """What can be woken: a greenlet, or an object of the engine with the same method."""
 
     def switch(self, *value: Any) -> Any:
@@ -100,7 +100,7 @@ class Endpoint:
         self._writable = True
         self._thorough = False
         self._idle = False
-        self._reader: Waiter | None = None
+        self._reader: Switchable | None = None
         self._armed = inf
 
     def _on_writable(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from greensock.core.pace import Pace
 from greensock.core.pipes import Ends, Pipes
-from greensock.core.poller import Waiter
+from greensock.core.poller import Switchable
 from greensock.core.syscalls import close, read, write, writev
 from greensock.core.transport import Transport
 
@@ -46,7 +46,7 @@ class Outgoing:
     def __init__(self, left: int) -> None:
         self.left = left
         self.sent = 0
-        self.waiter: Waiter | None = None
+        self.waiter: Switchable | None = None
         self.deadline = inf
         self.pace: Pace | None = None  # with it the deadline is the next look: see there
         self.withdrawn = False

@@ -292,7 +292,7 @@ class SocketConnection(Connection):
         self._check_open()
         start = offset or file.tell()
         rest = max(0, os.fstat(raw.fileno()).st_size - start)
-        entry = _File(raw.fileno(), start, rest if count is None else min(count, rest))
+        entry = _ToldFile(raw.fileno(), start, rest if count is None else min(count, rest))
         try:
             self._pass(entry)
         finally:
@@ -611,7 +611,7 @@ class _Whole(_Told):
             self._view = memoryview(bytes(self._view))
 
 
-class _File(_Told, FileSegment):
+class _ToldFile(_Told, FileSegment):
     """A part of a file."""
 
     def _push(self, fd: int, transport: Transport | None) -> int:

@@ -25,6 +25,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from greensock import Rule
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.syntax import is_token
+from greensock.http.wire.target import path_to_ask_for
 from greensock.proxy.options import ProxyTimeouts
 from greensock.proxy.rules import NO_EDITS, FieldEdits, Redirect, StaticAnswer
 
@@ -41,7 +42,6 @@ _bad_escape = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
 _encoded_slash = re.compile(rb"%2[Ff]").search
 _every_encoded_slash = re.compile(rb"%2[Ff]").sub
 _not_plain = re.compile(rb"[%\\]|//|/\.").search
-_authority_part = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://[^/?]*").match
 
 
 class BadPath(ValueError):
@@ -252,7 +252,7 @@ class Routes:
         """Return what has host and path, the best first, up to the first that asks for nothing more."""
         entries = self._with_host(authority)
         if any(entry.prefix for entry in entries):
-            return _with_path(entries, _origin_path(path))
+            return _with_path(entries, path_to_ask_for(path))
         return _reachable(entries)
 
     def _with_host(self, authority: bytes) -> tuple[_Entry, ...]:
@@ -291,13 +291,6 @@ def _name_of(authority: bytes) -> bytes:
     if name[:1] == b"[":
         return name.partition(b"]")[0] + b"]"
     return name.partition(b":")[0].removesuffix(b".")
-
-
-def _origin_path(path: bytes) -> bytes:
-    if path[:1] == b"/":
-        return path
-    match = _authority_part(path)
-    return (path[match.end() :] if match else b"") or b"/"
 
 
 def _prefix_of(path: str) -> bytes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.syntax import is_token
+from greensock.http.wire.target import path_to_ask_for
 from greensock.http.wire.writer import phrase_of
 
 __all__ = [
@@ -95,7 +96,7 @@ def variables_of(
     method: str, authority: bytes, target: bytes, *, scheme: str, client: str, request_id: str = ""
 ) -> dict[str, str]:
     """Return the value of each variable for one request; an absolute target is its path and query."""
-    whole = _origin_form(target).decode("latin-1")
+    whole = path_to_ask_for(target).decode("latin-1")
     path, _, query = whole.partition("?")
     name = authority.decode("latin-1")
     return {
@@ -109,13 +110,6 @@ def variables_of(
         "scheme": scheme,
         "target": whole,
     }
-
-
-def _origin_form(target: bytes) -> bytes:
-    if not target.startswith(b"/"):
-        rest = re.sub(rb"^[A-Za-z]+://[^/?]*", b"", target)
-        target = rest if rest[:1] == b"/" else b"/" + (rest if rest[:1] == b"?" else b"")
-    return target
 
 
 Pairs = Mapping[str, str] | Iterable[tuple[str, str]]

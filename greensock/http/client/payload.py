@@ -63,7 +63,7 @@ class _Bytes(Payload):
         self.data = data
 
 
-class _File(Payload):
+class _FilePayload(Payload):
     """A file of which we know where it begins and ends; sent by sendfile."""
 
     __slots__ = ("_body", "_owned")
@@ -166,10 +166,10 @@ def _payload_of(body: Any, declared: int | None) -> Payload:
     if isinstance(body, bytes | bytearray | memoryview):
         return _Bytes(bytes(body))
     if isinstance(body, FileBody):
-        return _File(body, owned=True)
+        return _FilePayload(body, owned=True)
     if hasattr(body, "read"):
         if _is_regular(body):
-            return _File(FileBody(body, body.tell()), owned=False)
+            return _FilePayload(FileBody(body, body.tell()), owned=False)
         return _Pieces(iter(lambda: body.read(65536), b""), declared, owned=False)
     if hasattr(body, "__iter__"):
         return _Pieces(body, declared, owned=True)

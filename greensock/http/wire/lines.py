@@ -16,7 +16,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from greensock.http.errors import BadMessage, Reason
 from greensock.http.wire.inbox import Inbox
 
-__all__ = ["Record", "early_refusal", "end_of_section", "lex_trailers", "reason_of", "tidy"]
+__all__ = ["LexedFields", "early_refusal", "end_of_section", "lex_trailers", "reason_of", "tidy"]
 
 _violation = re.compile(rb"\x00|(?<!\r)\n|\r(?=[^\n])").search
 _VIOLATIONS = {
@@ -36,7 +36,7 @@ _REASONS = (
 )
 
 
-class Record:
+class LexedFields:
     """What the lexer found in one section. Its callbacks only record: an exception in one would come out distorted."""
 
     __slots__ = ("fields", "phrase", "target")
@@ -126,7 +126,7 @@ def lex_trailers(section: bytes) -> list[tuple[bytes, bytes]]:
     Raises:
         BadMessage: a line of it is no field.
     """
-    record = Record()
+    record = LexedFields()
     section = tidy(b"GET / HTTP/1.1\r\n" + section)
     try:
         HttpRequestParser(record).feed_data(section)

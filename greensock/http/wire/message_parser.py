@@ -36,14 +36,14 @@ from greensock.http.wire.body_parser import BodyReader
 from greensock.http.wire.events import NEED_DATA, Data, EndOfMessage, Signal
 from greensock.http.wire.inbox import Inbox
 from greensock.http.wire.limits import DEFAULT_LIMITS, Limits
-from greensock.http.wire.lines import Record
+from greensock.http.wire.lines import LexedFields
 
-__all__ = ["BODY", "END", "HEAD", "IDLE", "RAW", "MessageParser", "State"]
+__all__ = ["BODY", "END", "HEAD", "IDLE", "RAW", "MessageParser", "ParserState"]
 
 _NO_BODY = BodyReader()
 
 
-class State(enum.Enum):
+class ParserState(enum.Enum):
     """Where a parser is in its input."""
 
     #: Before a head, or within one.
@@ -59,7 +59,7 @@ class State(enum.Enum):
 
 
 # A member looked up in its class costs three times as much as a global.
-HEAD, BODY, END, IDLE, RAW = State
+HEAD, BODY, END, IDLE, RAW = ParserState
 
 
 class MessageParser:
@@ -72,7 +72,7 @@ class MessageParser:
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
         self._inbox = Inbox()
-        self._record = Record()
+        self._record = LexedFields()
         self._state = HEAD
         self._body = _NO_BODY
         # The words and not the error: its traceback would hold the frames that it passed, which hold the parser.

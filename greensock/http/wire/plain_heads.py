@@ -54,7 +54,7 @@ Pair = tuple[bytes, bytes]
 _Found = tuple[Pair, bytes, bytes, bool]
 
 
-class _Lines(dict[bytes, _Found | None]):
+class _KnownLines(dict[bytes, _Found | None]):
     """A line of a head to its field, the lower-case name, the value, and whether it is special; None: not plain."""
 
     __slots__ = ()
@@ -76,7 +76,7 @@ class _Lines(dict[bytes, _Found | None]):
         return found
 
 
-_known = _Lines()
+_known = _KnownLines()
 
 
 def lex_plain_fields(lines: list[bytes]) -> tuple[list[Pair], dict[bytes, bytes], bool] | None:

@@ -8,7 +8,7 @@ import re
 from greensock.http.errors import BadMessage, Reason
 from greensock.http.wire.syntax import is_authority
 
-__all__ = ["authority_of", "check_host", "is_sound", "origin_form"]
+__all__ = ["authority_of", "check_host", "is_sound", "origin_form", "path_to_ask_for"]
 
 _absolute = re.compile(rb"(https?)://([^/?]*)(?:[/?].*)?", re.IGNORECASE).fullmatch
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
@@ -55,6 +55,12 @@ def origin_form(method: str, target: bytes) -> bytes:
             return b"*"
         return b"/" + (rest[mark:] if mark >= 0 else b"")
     return rest[slash:]
+
+
+def path_to_ask_for(target: bytes) -> bytes:
+    """Return path and query of any target; ``/`` where it names none: ``*``, and the authority of a CONNECT."""
+    form = origin_form("", target)
+    return form if form.startswith(b"/") else b"/"
 
 
 def check_host(host: bytes) -> None:
