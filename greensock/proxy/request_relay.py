@@ -78,8 +78,7 @@ class RequestRelay(Relay):
         finally:
             # A parked request is not over: ``go_on`` or ``abandon`` will run this once more.
             if self._upload is not PARKED:
-                # Whatever was raised: a server on trial is free for another request
-                # (test_a_client_that_spoils_the_trial).
+                # Whatever was raised, and wherever: a server that was on trial is free for another request.
                 if not self._left:
                     self._leave_unjudged()
                 if self._upload is not NO_UPLOAD:
@@ -230,7 +229,7 @@ class RequestRelay(Relay):
         if server is None:
             raise Failure("no-server", 503)
         self.server = server
-        # What becomes of the request counts in this spell only (test_only_who_is_on_trial_decides).
+        # What becomes of the request counts in this spell of its health only.
         self.spell = server.health.spell
         self._left = False
         self.tries += 1
@@ -262,7 +261,8 @@ class RequestRelay(Relay):
             # (test_an_answer_that_comes_while_a_request_is_edited).
             call = call_for(self, server, payload)
             # A client that leaves is noticed while it waits for a connection, and while the server works. Where more of
-            # its body is to come, it may not even close its side (test_a_client_that_leaves_while_it_queues).
+            # its body is to come, it may not even close its side (test_a_client_that_leaves_while_it_queues); one that
+            # has said all may (test_a_client_that_said_all_may_close_its_side_while_it_queues).
             if body is NO_BODY or body.is_ended:
                 if self.proxy.abort_on_eof and not conn.notify_disconnect(self.on_client_left):
                     self._client_left = True

@@ -105,8 +105,7 @@ def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
         length = 0
     framing = b"Content-Length: %d\r\n\r\n" % length if length is not None else b"\r\n"
     written = _written_head(relay, head, keep) + framing
-    # From here on what fails cuts the answer off, and makes no other one
-    # (test_an_answer_is_cut_if_the_program_fails_as_it_goes_by).
+    # From here on what fails cuts the answer off, and makes no other one: its head is counted, and may be out.
     request.is_answered = True
     if request.body is not NO_BODY:
         request.body.stop_awaiting()
@@ -299,7 +298,7 @@ class _Passage:
             if relay.proxy.watches_responses:
                 self._watch(piece)
             client.send(self._framed(piece))
-            del piece  # not to be held while the next one is waited for (test_a_reader_that_stalls_holds_one_piece)
+            del piece  # not to be held while the next one is waited for
             began = let_others_run(began)
         if self._chunked:
             client.send(self._last_chunk(relay.answer_trailers))

@@ -97,16 +97,13 @@ def _pieces(relay: Relay) -> Iterator[bytes]:
         try:
             watch(relay, piece)
         except Exception as error:
-            # Marked as the program's, whatever it is: the server is not to blame
-            # (test_a_body_can_be_refused_as_it_goes_by).
+            # Marked as the program's, whatever it is: it may look like an error of the server's.
             raise UpcallFailed(error) from error
         # While the server takes the piece nobody reads the client, so the engine tells if it leaves
-        # (test_a_client_that_leaves_while_the_server_does_not_read); one that has said all may close its side
-        # (test_a_client_that_has_said_all_while_the_server_does_not_read).
+        # (test_a_client_that_leaves_while_the_server_does_not_read).
         if not conn.notify_disconnect(relay.on_hangup_in_body):
             relay.on_hangup_in_body()
-        # The time that the server waits for the client is none in which it was slow
-        # (test_a_server_that_gives_up_on_a_slow_upload).
+        # From here on it is the server that takes its time, and no longer the client.
         wait.end()
         yield piece  # as long as the server likes: the client is not read meanwhile
         wait.go_on()

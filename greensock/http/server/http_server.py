@@ -300,8 +300,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                 goes_on = self._exchange(conn, parser, event)
             finally:
                 conn.parser_in_use = None
-            # What lies behind is not looked at, and the parser goes with it
-            # (test_what_comes_behind_a_close_is_not_answered).
+            # What lies behind is not looked at, and the parser is not kept for others: it may be anywhere in a message,
+            # or be somebody's who waits for the rest of a body.
             if not goes_on:
                 return
             if not parser.pending:
@@ -445,8 +445,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         if request.stream is not None:
             return self._send_to_stream(request, response, request.stream)
         conn, body = request.connection, request.body
-        # Decided before the head goes out, as that says whether the connection goes on: not if more of the body is left
-        # than would be dropped (test_how_much_is_dropped).
+        # Decided before the head goes out, as that says whether the connection goes on: not if what is left of the
+        # body has no end that could be found (test_a_broken_body_that_the_program_forgives_closes), or is too long.
         if body is not NO_BODY and not body.is_ended:
             keep = keep and self.can_discard_body(request)
         keep = keep and not self.draining
