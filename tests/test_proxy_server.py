@@ -463,12 +463,18 @@ def test_upcalls(proxied, origin):
     assert proxy.statistics().errors == 1
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_edits_and_upgrades(proxied, allowed):
+@pytest.mark.parametrize(("edit", "allowed"), [("none", True), ("removed", False), ("first", True)])
+def test_edits_and_upgrades(proxied, edit, allowed):
     class Mine(Recorded):
         def edit_request(self, relay, headers):
-            if not allowed:
+            if edit == "removed":
                 headers.remove("Upgrade")
+            elif edit == "first":  # before all others, Host too
+                others = [pair for pair in headers.raw if pair[0] != b"Upgrade"]
+                for name, _ in others:
+                    headers.remove(name)
+                for pair in others:
+                    headers.add(*pair)
 
     def script(server, sock, number):
         server.head(sock)

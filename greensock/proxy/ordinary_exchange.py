@@ -23,6 +23,7 @@ from greensock.http.client.connection_pool import ClientConnection, Lease
 from greensock.http.client.exchange import WITH_BODY
 from greensock.http.client.payload import NOTHING, payload_in_memory
 from greensock.http.server.request import NO_BODY, ReadBody, Request
+from greensock.http.server.response_writer import CLOSE as CLOSE_OPTION
 from greensock.http.server.response_writer import JOINED
 from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
@@ -49,7 +50,6 @@ __all__ = ["OrdinaryExchange"]
 _LOOKED_AT = frozenset({*CHALLENGES, 426})
 
 _NO_FIELDS = Headers()
-_CLOSE_LINE = b"Connection: close\r\n"
 
 
 class ServerSeam(ProxySeam, Protocol):
@@ -257,7 +257,7 @@ class OrdinaryExchange:
         if not date:
             pieces[0] += proxy.date_line()
         if not keep:
-            pieces.append(_CLOSE_LINE)
+            pieces.append(CLOSE_OPTION)
         if length < 0:
             pieces.append(b"\r\n")
         else:

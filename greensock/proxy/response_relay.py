@@ -21,6 +21,7 @@ from greensock.http.client.connection_pool import ClientConnection
 from greensock.http.errors import BadResponse, BodyTimeout, Reason, SendTimeout, TotalTimeout
 from greensock.http.server.request import NO_BODY
 from greensock.http.server.response import Response
+from greensock.http.server.response_writer import CLOSE, JOINED, KEEP_ALIVE, OWN_FIELDS
 from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.hop_by_hop import end_to_end_trailers
@@ -34,22 +35,16 @@ if TYPE_CHECKING:
     from greensock.http.client.exchange import Exchange
     from greensock.proxy.relay import Relay
 
-__all__ = ["OWN_FIELDS", "pass_answer"]
+__all__ = ["pass_answer"]
 
-#: Up to so many bytes a body that came whole is joined with its head: one copy is cheaper than gathering.
-JOINED = 16384
 #: How many pieces of a body are taken before its head goes out.
 MAX_AHEAD = 4
 #: From so many bytes on, the rest of a body is spliced. (Measured: below, the pipe costs more than it saves.)
 SPLICED = 262_144
 
-#: Fields that only the proxy writes: an edit of them has no effect.
-OWN_FIELDS = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive"})
-#: The same for 101: it names the protocol that the server has switched to.
+#: Fields that only the proxy writes in a 101: an edit of them has no effect. It names the protocol that is spoken now.
 OWN_FIELDS_OF_SWITCH = OWN_FIELDS | {b"upgrade"}
 
-CLOSE = b"Connection: close\r\n"
-KEEP_ALIVE = b"Connection: keep-alive\r\n"  # to a client that speaks 1.0
 UPGRADE = b"Connection: Upgrade\r\n"  # where Upgrade is passed on (RFC 9110 section 7.8)
 
 _status_lines: dict[tuple[int, bytes], bytes] = {}
@@ -72,7 +67,7 @@ def pass_answer(relay: Relay) -> bool:
     if body is not None:
         relay.finish()
         return _pass_whole(relay, head, body)
-    passage = _Passage(relay, head, conn)
+    passage = _StreamedAnswer(relay, head, conn)
     if passage.is_whole:
         relay.finish()
     return passage.run()
@@ -80,7 +75,7 @@ def pass_answer(relay: Relay) -> bool:
 
 def _pass_as_response(relay: Relay, head: ResponseHead, conn: ClientConnection) -> bool:
     """Pass on an answer as one of the program's own: to a stream, or through a filter."""
-    passage = _Passage(relay, head, conn)
+    passage = _StreamedAnswer(relay, head, conn)
     headers = _edited_headers(relay, head, False)
     for name in OWN_FIELDS:
         headers.remove(name)
@@ -205,7 +200,7 @@ def _edited_headers(relay: Relay, head: ResponseHead, trailers: bool) -> Headers
     return headers
 
 
-class _Passage:
+class _StreamedAnswer:
     """One answer on its way to the client. While the client takes nothing, one piece of input is held."""
 
     __slots__ = ("_chunked", "_client", "_conn", "_first", "_head", "_held_up", "_keep", "_left", "_relay", "is_whole")

@@ -13,6 +13,7 @@ from greensock import Connection, OperationTimeout
 from greensock.http.client.exchange import WITH_BODY, Call
 from greensock.http.client.payload import Payload, payload_in_memory, payload_in_pieces
 from greensock.http.errors import SendTimeout
+from greensock.http.server.response_writer import OWN_FIELDS
 from greensock.http.wire.events import ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.target import origin_form
@@ -21,7 +22,6 @@ from greensock.proxy.failure import UpcallFailed
 from greensock.proxy.forwarded import protocols_offered
 from greensock.proxy.proxy_protocol import write_proxy_header
 from greensock.proxy.relay import BodyWait, Relay
-from greensock.proxy.response_relay import OWN_FIELDS
 from greensock.proxy.rules import NO_EDITS
 from greensock.proxy.upstream.servers import UpstreamServer
 
@@ -55,8 +55,9 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
         lines = _edited(relay, lines)
         # An edit may have taken them out: Connection names only what is there (test_edits_and_upgrades).
-        upgrade = upgrade and b"\r\nupgrade:" in lines.lower()
-        takes_trailers = takes_trailers and b"\r\nte:" in lines.lower()
+        there = b"\r\n" + lines.lower()  # the first of them may be any, where an edit has moved Host
+        upgrade = upgrade and b"\r\nupgrade:" in there
+        takes_trailers = takes_trailers and b"\r\nte:" in there
         if options := [b"Upgrade"] * upgrade + [b"TE"] * takes_trailers:
             lines += b"Connection: %b\r\n" % b", ".join(options)
     length = payload.length

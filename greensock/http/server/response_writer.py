@@ -22,7 +22,7 @@ from greensock.http.wire.body_length import declared_length
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.writer import LAST_CHUNK, format_date, write_chunk, write_response_head
 
-__all__ = ["BODILESS", "CLOSE", "JOINED", "KEEP_ALIVE", "AnsweringServer"]
+__all__ = ["BODILESS", "CLOSE", "JOINED", "KEEP_ALIVE", "OWN_FIELDS", "AnsweringServer"]
 
 #: Up to so many bytes a body, or a piece of it, is joined with what goes around it: one copy is cheaper than gathering.
 JOINED = 16384
