@@ -24,7 +24,7 @@ from greensock import Connection
 from greensock.core import syscalls
 from greensock.core.poller import Endpoint
 from greensock.http.client.pool_state import Action
-from greensock.http.wire.message_parser import State
+from greensock.http.wire.message_parser import ParserState
 from greensock.server_options import OPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -391,7 +391,7 @@ def test_every_option_is_documented_in_place_and_checked():
         greensock.http.Reason,
         greensock.http.Signal,
         Action,
-        State,
+        ParserState,
     ],
 )
 def test_every_member_of_an_enum_is_documented_in_place(kind):
@@ -489,3 +489,20 @@ def test_importing_changes_nothing():
     """
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_no_class_and_no_module_has_a_twin():
+    """Whoever reads a name knows what is meant. Of modules ``errors`` is there twice, told apart by its folder."""
+    classes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name.lstrip("_"), []).append(module)
+    assert not {name: there for name, there in classes.items() if len(there) > 1}
+    names = [module.rpartition(".")[2] for module in MODULES if module not in PACKAGES]
+    assert {name for name in names if names.count(name) > 1} == {"errors"}
+
+
+def test_test_files_are_below_a_thousand_lines():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {name: length for name, length in lengths.items() if length >= 1000}

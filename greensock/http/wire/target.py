@@ -59,7 +59,7 @@ def origin_form(method: str, target: bytes) -> bytes:
 
 def path_to_ask_for(target: bytes) -> bytes:
     """Return path and query of any target; ``/`` where it names none: ``*``, and the authority of a CONNECT."""
-    form = origin_form("", target)
+    form = target if target.startswith(b"/") else origin_form("", target)
     return form if form.startswith(b"/") else b"/"
 
 
