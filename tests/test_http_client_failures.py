@@ -11,7 +11,7 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, read_exactly, wait_until
 from gevent.event import Event
 from http_clients import IDLE_ONE, LONG, NOTHING, Site, answering, client, raw, site  # noqa: F401  # fixtures
 from pairs import drain, let_engine_look, reset
@@ -544,7 +544,7 @@ def test_killed_at_random_points(site, client):
             with contextlib.suppress(Exception):
                 gevent.kill(victim, error)
             counts["killed"] += 1
-        gevent.sleep(chance.choice([0, 0, 0.001]))
+        gevent.sleep(chance.choice([0, 0, PAUSE]))
     failed = [each.exception for each in asking if each.exception is not None]
     assert not [error for error in failed if not isinstance(error, gevent.Timeout | GreensockError)]
     assert counts["answered"] > 20

@@ -423,7 +423,8 @@ def unnamed_sleeps(path: Path) -> Iterator[str]:
             called = [each.func for each in within if isinstance(each, ast.Call)]
             named = [each for each in within if isinstance(each, ast.Name | ast.Attribute) and each not in called]
             numbers = [each for each in within if isinstance(each, ast.Constant) and each.value]
-            if numbers and not named:
+            parts = [inner for each in within if isinstance(each, ast.BinOp | ast.Compare) for inner in ast.walk(each)]
+            if numbers and (not named or any(each not in parts and isinstance(each.value, float) for each in numbers)):
                 yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
 
 
@@ -432,11 +433,12 @@ def test_no_test_sleeps_for_luck(tmp_path):
     sample = tmp_path / "sample.py"
     sample.write_text(
         "sleep(0), time.sleep(PAUSE), gevent.sleep(2 * limit), gevent.sleep(job.seconds / 3)\n"
-        "sleep(1)\ngevent.sleep(0.5 * draw())\n'x; sleep(0); sleep(0.1)'\n"
+        "sleep(1)\ngevent.sleep(0.5 * draw())\nsleep(chance.choice([0, 0.001]))\n'x; sleep(0); sleep(0.1)'\n"
     )
     assert [found.split(": ")[1] for found in unnamed_sleeps(sample)] == [
         "sleep(1)",
         "gevent.sleep(0.5 * draw())",
+        "sleep(chance.choice([0, 0.001]))",
         "sleep(0.1)",
     ]
     tests = sorted((ROOT / "tests").rglob("*.py"))
