@@ -126,7 +126,7 @@ def test_a_long_answer_streams_in_bounded_memory(site, client):
         size = 0
         for piece in answer:
             assert 0 < len(piece) <= 65536
-            assert answer._parser.pending <= 65536
+            assert answer.parser.pending <= 65536
             size += len(piece)
     assert size == answer.received == 64 * 65536
     assert answer.read() == b""
