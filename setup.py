@@ -1,5 +1,97 @@
-"""Build file; everything static is in pyproject.toml."""
+"""Build file; what is static is in pyproject.toml.
 
-from setuptools import setup
+The engine is compiled by Cython, where there is a C compiler: each module of ``ENGINE`` for which there is a ``.pxd``
+beside the ``.py``. They go to ``greensock/core/_compiled``, from where the package takes them (see there). Nothing of
+them is needed: without a compiler this says so, and the ``.py`` are what runs. ``GREENSOCK_PURE=1`` compiles nothing.
+"""
 
-setup()
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "greensock/core"
+BUILD = ROOT / "build" / "cython"
+
+
+class BuildEngine(build_ext):
+    """Compiles the engine, all of it or nothing."""
+
+    def run(self) -> None:
+        self.parallel = self.parallel or os.cpu_count()
+        (ROOT / PACKAGE / "_compiled").mkdir(exist_ok=True)
+        try:
+            super().run()
+        except Exception as error:
+            # Half of an engine is none: its modules know each other's fields.
+            for name in self.get_outputs():
+                Path(name).unlink(missing_ok=True)
+            print(f"greensock: the engine is not compiled, and runs in Python: {error}")
+            self.extensions = []
+
+
+def extensions() -> list[Extension]:
+    """Return what is to be compiled: nothing if that is not wanted, or cannot be done."""
+    if os.environ.get("GREENSOCK_PURE", "0") != "0":
+        return []
+    try:
+        import greenlet
+        from Cython.Build import cythonize
+    except ImportError as error:
+        print(f"greensock: the engine is not compiled, and runs in Python: {error}")
+        return []
+    shutil.rmtree(BUILD, ignore_errors=True)
+    shutil.copytree(ROOT / PACKAGE, BUILD / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "_compiled", "*.c"))
+    (BUILD / "greensock" / "__init__.py").touch()
+    names = sorted(path.stem for path in (ROOT / PACKAGE).glob("*.pxd") if path.with_suffix(".py").exists())
+    for name in names:
+        hide_imports(BUILD / PACKAGE / f"{name}.py", BUILD / PACKAGE / f"{name}.pxd")
+    options: dict[str, Any] = {
+        "include_dirs": [str(Path(greenlet.__file__).resolve().parent.parent)],
+        # Greenlets are switched within a function: what Cython keeps of the thread's state would be another's.
+        "define_macros": [("CYTHON_FAST_THREAD_STATE", "0")],
+        "extra_compile_args": ["-O2", "-g0", "-Wno-unreachable-code", "-Wno-unused-function"],
+    }
+    here = os.getcwd()
+    os.chdir(BUILD)  # so that tracebacks name the files as they lie in the package
+    try:
+        made = cythonize(
+            [Extension(f"greensock.core.{name}", [f"{PACKAGE}/{name}.py"], **options) for name in names],
+            compiler_directives={"language_level": 3, "annotation_typing": False, "embedsignature": False},
+            quiet=True,
+        )
+    finally:
+        os.chdir(here)
+    for each in made:
+        each.sources = [str((BUILD / source).relative_to(ROOT)) for source in each.sources]
+        each.name = each.name.replace(".core.", ".core._compiled.")
+    return list(made)
+
+
+def hide_imports(module: Path, types: Path) -> None:
+    """Blank out, in a copy of a module, the imports of those functions that its .pxd takes from C."""
+    taken = {
+        name.strip()
+        for line in types.read_text().splitlines()
+        if line.startswith("from greensock.core._sys cimport ")
+        for name in line.partition(" cimport ")[2].split(",")
+    }
+    source = module.read_text()
+    lines = source.split("\n")
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ImportFrom) or taken.isdisjoint(alias.name for alias in node.names):
+            continue
+        node.names = [alias for alias in node.names if alias.name not in taken]
+        first, last = node.lineno - 1, node.end_lineno or node.lineno
+        lines[first:last] = [ast.unparse(node) if node.names else ""] + [""] * (last - first - 1)
+    module.write_text("\n".join(lines))
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildEngine})

@@ -9,14 +9,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from loadtests.native import build
 
-__all__ = ["GENERATOR_CORES", "ROOT", "SERVER_CORES", "Group", "Memory", "Peer", "StartError", "peak_memory"]
+__all__ = [
+    "GENERATOR_CORES",
+    "ROOT",
+    "SERVER_CORES",
+    "Group",
+    "Memory",
+    "Peer",
+    "StartError",
+    "environment",
+    "peak_memory",
+    "program_of",
+]
 
 Self = TypeVar("Self", bound="Peer")
 
@@ -26,6 +37,22 @@ SERVER_CORES = (CORES[-1],)
 GENERATOR_CORES = tuple(CORES[:-1]) or SERVER_CORES
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+#: A server whose name ends so runs without greensock's compiled engine.
+PURE = "_pure"
+
+
+def program_of(name: str) -> list[str]:
+    """Return the command that starts a server."""
+    if name == "epoll":
+        return [str(build("peers/epoll.c"))]
+    return [sys.executable, "-m", f"loadtests.peers.{name.removesuffix(PURE)}"]
+
+
+def environment(name: str) -> Mapping[str, str]:
+    """Return the environment of a server's process."""
+    return {**os.environ, "GREENSOCK_PURE": "1" if name.endswith(PURE) else os.environ.get("GREENSOCK_PURE", "0")}
 
 
 class StartError(RuntimeError):
@@ -80,22 +107,18 @@ class Peer:
         timeout: float = 20.0,
         command: Sequence[str] | None = None,
         bind: str = "--bind",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.address = ""
         self._cores = cores
         self._timeout = timeout
-        self._command = [*(command or self._default_command(name)), bind, "127.0.0.1:0", *arguments]
+        self._command = [*(command or program_of(name)), bind, "127.0.0.1:0", *arguments]
+        self._environment = environment
         self._output: str | None = None
 
     #: In a session, and so in a group of processes, of its own.
     _has_session = False
-
-    @staticmethod
-    def _default_command(name: str) -> list[str]:
-        if name == "epoll":
-            return [str(build("peers/epoll.c"))]
-        return [sys.executable, "-m", f"loadtests.peers.{name}"]
 
     def __enter__(self: Self) -> Self:
         # A file and not a pipe: a server that writes a traceback per connection must not block on it.
@@ -107,6 +130,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=self._has_session,
+            env=self._environment or environment(self.name),
         )
         try:
             os.sched_setaffinity(self._process.pid, self._cores)

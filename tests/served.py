@@ -6,13 +6,16 @@ import errno
 import os
 import socket
 import struct
+from collections import deque
 
 import gevent
 import gevent.event
+import pytest
 
 from greensock import (
     Server,
 )
+from greensock.core import compiled
 from greensock.core.poller import get_poller
 
 
@@ -63,8 +66,21 @@ def reset(sock):
     sock.close()
 
 
-def refuse(*args):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+#: For tests that put something in the place of what the compiled engine calls in C.
+pure_only = pytest.mark.skipif(compiled, reason="the compiled engine calls it in C: nothing can be put in its place")
+
+
+class Refusing:
+    """An epoll set that takes no descriptor, as if fs.epoll.max_user_watches were reached."""
+
+    def __init__(self):
+        self._epoll = get_poller()._epoll
+
+    def register(self, *args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name):
+        return getattr(self._epoll, name)
 
 
 class Calls:
@@ -87,10 +103,23 @@ class Calls:
 def passes(seconds):
     """Return how often the engine's callback ran in that time."""
     poller = get_poller()
-    poller._run_calls = calls = Calls(poller._run_calls)
+    poller._calls = calls = LookedAt(poller._calls)
     gevent.sleep(seconds)
-    del poller._run_calls
-    return calls.count
+    poller._calls = deque(calls)
+    return calls.looks
+
+
+class LookedAt(deque):
+    """Counts how often its length is asked for."""
+
+    looks = 0
+
+    def __len__(self):
+        self.looks += 1
+        return super().__len__()
+
+    def __bool__(self):
+        return bool(super().__len__())
 
 
 def silent(caplog, capsys):

@@ -13,7 +13,7 @@ import gevent.event
 import pytest
 from conftest import PATIENCE, descriptors, read_exactly, wait_until
 from pairs import drain, tcp_pair
-from served import Echo, Recorder, refuse, reset
+from served import Echo, Recorder, Refusing, reset
 
 from greensock import (
     Connection,
@@ -33,7 +33,7 @@ def test_adopt_that_is_refused_leaves_nothing(serve, monkeypatch):
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
     with monkeypatch.context() as patch:
-        patch.setattr(get_poller(), "register", refuse)
+        patch.setattr(get_poller(), "_epoll", Refusing())
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             server.adopt(theirs)
     assert theirs.fileno() == -1
@@ -58,7 +58,7 @@ def test_accepted_connection_that_is_refused_leaves_nothing(serve, connect, monk
     reset(first)
     wait_until(lambda: server.statistics().active == 0)
     with monkeypatch.context() as patch:
-        patch.setattr(get_poller(), "register", refuse)
+        patch.setattr(get_poller(), "_epoll", Refusing())
         assert drain(connect(server)) == 0
     statistics = server.statistics()
     assert (statistics.accepted, statistics.active, statistics.errors) == (1, 0, 1)
@@ -92,7 +92,7 @@ def test_one_that_could_not_be_served_has_no_number(serve, monkeypatch, how):
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
     if how.startswith("refused"):
-        monkeypatch.setattr(get_poller(), "register", refuse)
+        monkeypatch.setattr(get_poller(), "_epoll", Refusing())
     with pytest.raises((OSError, ValueError)):
         server.adopt(theirs)
     assert drain(ours) == 0

@@ -14,7 +14,7 @@ from conftest import PATIENCE, greenlets, read_exactly, wait_until
 from pairs import connected, longest_between_ticks
 
 from greensock import Server
-from greensock.core.poller import Poller, get_poller
+from greensock.core.poller import get_poller
 from greensock.core.syscalls import EVENT_READ
 
 
@@ -28,20 +28,25 @@ def test_callback_that_is_cut_short_loses_no_event(serve, connect, monkeypatch, 
     server = serve(Echo)
     socks = [connect(server) for _ in range(5)]
     wait_until(lambda: server.statistics().active == 5)
-    poller = get_poller()
-    run_workers, times = Poller._run_workers, []
+    poller, times = get_poller(), []
+    ready = server._workers.ready
 
-    def cut(self):
-        if not times:
+    class Cut:
+        """In the place of the queue when it is looked at."""
+
+        def append(self, conn):
+            conn._idle = True  # as if it had not been told
+
+        def __bool__(self):
             times.append(1)
-            for pool in self.worker_pools:
-                pool.ready.clear()
+            server._workers.ready = ready
             for conn in server.connections:
-                conn._idle = True
+                conn._ready = ready
             raise RuntimeError("out of nowhere")
-        run_workers(self)
 
-    monkeypatch.setattr(Poller, "_run_workers", cut)
+    server._workers.ready = cut = Cut()
+    for conn in server.connections:
+        conn._ready = cut
     for sock in socks:
         sock.sendall(b"x")
     for sock in socks:
@@ -61,7 +66,7 @@ def test_a_call_that_orders_the_next_goes_on_in_the_next_pass():
             poller.call_soon(step)
 
     poller.call_soon(step)
-    poller._run_calls()
+    poller._on_events()
     assert steps == [0]
     wait_until(lambda: steps == [0, 1, 2])
 

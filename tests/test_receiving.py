@@ -14,7 +14,7 @@ import pytest
 from conftest import PATIENCE, wait_until
 from gevent.monkey import get_original
 from pairs import Flood, connected, let_engine_look, longest_between_ticks, read_all_fast
-from served import Calls
+from served import Calls, pure_only
 
 from greensock import (
     Connection,
@@ -213,6 +213,7 @@ def test_timeout_is_for_the_whole_call(pair):
     assert conn.recv().strip(b"x") == b""
 
 
+@pure_only
 def test_what_another_took_does_not_put_off_the_deadline(pair, monkeypatch):
     """An event came, and then there was nothing: another process reads the same socket."""
     conn, peer = pair
@@ -306,6 +307,7 @@ def test_a_read_that_stops_at_urgent_data_goes_on_after_it(tcp, reader, blocked)
     assert conn.recv() == b""
 
 
+@pure_only
 @pytest.mark.parametrize("reader", [Connection.recv, into])
 @pytest.mark.parametrize("urgent", [False, True])
 def test_one_read_for_each_short_message_and_one_more_after_urgent_data(tcp, monkeypatch, reader, urgent):
@@ -497,6 +499,7 @@ def read_into_flood(flood):
     return lambda fd, views: len(flood(fd, len(views[0])))
 
 
+@pure_only
 @pytest.mark.parametrize("short", [0, 1])
 @pytest.mark.parametrize("loop", [read_on, read_few, read_into, echo])
 def test_a_peer_that_floods_a_loop_of_reads_does_not_hold_up_timers(pair, monkeypatch, loop, short):
@@ -553,6 +556,7 @@ def read_far(conn):
     return conn.read_until(b"\n", 1 << 40, timeout=0.2)
 
 
+@pure_only
 @pytest.mark.parametrize("loop", [read_much, read_far])
 def test_a_call_ends_in_time_whatever_comes(pair, monkeypatch, loop):
     """The time is looked at where the call waits, and a peer that floods never has it wait."""

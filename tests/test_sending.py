@@ -11,7 +11,7 @@ import gevent
 import pytest
 from conftest import PATIENCE, blocked, read_all, read_exactly, wait_until
 from pairs import connected, drain, read_exactly_fast, reset, tcp_pair, wrap
-from served import Calls
+from served import Calls, pure_only
 
 from greensock import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout, State, WouldBlock
 from greensock.core import send_queue
@@ -269,6 +269,7 @@ def test_what_joins_what_is_kept_goes_behind_all_of_it(pair):
     assert read_all(peer)[8_000_000:] == b"onetwothreefourfive"
 
 
+@pure_only
 @pytest.mark.parametrize(
     ("data", "calls"),
     [
@@ -295,6 +296,7 @@ def test_a_list_goes_out_in_one_system_call(pair, monkeypatch, data, calls, how)
     assert read_exactly(peer, conn.bytes_sent) == b"".join(data if isinstance(data, list) else [data])
 
 
+@pure_only
 def test_a_socket_that_is_full_is_not_tried_in_vain(pair, monkeypatch):
     """What was taken in part has shown that: a short write means full, as a short read means empty."""
     conn, peer = pair

@@ -11,6 +11,7 @@ from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent.event import Event
 from proxies import Origin, Recorded, gateway_to
 from scripts import scripted
+from served import pure_only
 
 from greensock import Lines, Server
 from greensock.core import turns
@@ -359,6 +360,7 @@ def test_what_a_client_pipelined_is_answered(serve, connect, framer):
     stopping.get(timeout=PATIENCE)
 
 
+@pure_only
 def test_a_flood_does_not_keep_a_server(serve, connect, monkeypatch):
     """A turn that always leaves more to be read is followed by the next one, and never by a rest."""
 

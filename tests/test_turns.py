@@ -15,7 +15,7 @@ import gevent.event
 import pytest
 from conftest import PAUSE, read_all, read_exactly, wait_until
 from pairs import let_engine_look
-from served import Calls, Echo, Recorder, passes, refuse, reset
+from served import Calls, Echo, Recorder, Refusing, passes, pure_only, reset
 
 from greensock import (
     DROP,
@@ -32,6 +32,7 @@ from greensock.core.poller import get_poller
 # -- the rules of the engine
 
 
+@pure_only
 @pytest.mark.parametrize("style", ["upcalls", "framed", "handle"])
 def test_one_read_for_each_short_message_and_none_in_vain(serve, connect, monkeypatch, style):
     """Rule 2: a short read means empty, and nothing is tried before it is announced."""
@@ -202,6 +203,7 @@ def test_a_turn_that_spent_its_budget_goes_through_the_loop(serve, connect, fram
     assert len(set(turns)) > len(turns) // 2  # turns in passes of their own
 
 
+@pure_only
 @pytest.mark.parametrize("timeouts", [{"idle_timeout": 60.0}, {"recv_timeout": 60.0, "send_timeout": 60.0}])
 def test_deadlines_that_move_cost_no_timer(serve, connect, timeouts):
     """Rule 7: one heap and one timer a hub; a deadline that moved is looked at again when it comes due."""
@@ -474,7 +476,7 @@ def test_an_upcall_that_closed_gets_nothing_more(serve, connect, framer):
 
 def test_an_acceptor_that_is_refused_can_be_started_again(serve, connect, monkeypatch, caplog):
     with monkeypatch.context() as patch:
-        patch.setattr(get_poller(), "register", refuse)
+        patch.setattr(get_poller(), "_epoll", Refusing())
         server = serve(Echo)
         wait_until(lambda: "has stopped" in caplog.text, 1)
     sock = connect(server)

@@ -7,6 +7,7 @@ syscalls           the system calls of the hot path
 pipes              the pipes of one hub, for what goes from socket to socket
 workers            the pool of parked greenlets in which upcalls run
 poller             one epoll set per hub, wake-ups, deadlines
+forks              what the child of a fork lets go of
 fairness           others get their turn in the middle of what takes long
 transport          what a connection reads from and writes to in the place of its descriptor
 pace               how fast a peer takes what is sent to it
@@ -24,4 +25,23 @@ signals            what signals do while servers serve
 server             start, drain, stop
 socket_connection  a connection with the methods of a socket
 =================  ===================================================================================================
+
+The modules that have a ``.pxd`` beside them run compiled where they could be (``setup.py``): then they lie in
+``_compiled``, which is looked at first. ``GREENSOCK_PURE=1`` in the environment has the ``.py`` run all the same, and
+``greensock.compiled`` tells which it is. Either all of them are compiled or none is.
 """
+
+import os
+
+__all__ = ["compiled"]
+
+_pure = os.environ.get("GREENSOCK_PURE", "0")
+if _pure not in ("0", "1"):
+    raise ImportError(f"GREENSOCK_PURE={_pure!r} in the environment: 0 or 1 expected")
+if _pure == "0":
+    __path__.insert(0, os.path.join(os.path.dirname(__file__), "_compiled"))
+
+from greensock.core import poller
+
+#: Whether the engine runs compiled.
+compiled = not poller.__file__.endswith(".py")

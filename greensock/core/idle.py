@@ -96,9 +96,8 @@ class IdleSweep:
             if not isinstance(conn, Lifecycle) or conn.server is not owner or conn._state is not OPEN:
                 continue
             if not (conn._idle and conn.is_at_rest()):
-                conn._idle_received = None  # a turn is due, or runs, or is blocked: other limits hold
-            elif conn._idle_received is not conn.bytes_received or conn._idle_sent is not conn.bytes_sent:
-                # Compared by identity: a count that changed is a new object, and to keep the old one allocates nothing.
+                conn._idle_received = -1  # a turn is due, or runs, or is blocked: other limits hold
+            elif conn._idle_received != conn.bytes_received or conn._idle_sent != conn.bytes_sent:
                 conn._idle_received, conn._idle_sent = conn.bytes_received, conn.bytes_sent
                 conn._idle_since = now
             # The system call comes last, for the few that would be dropped else

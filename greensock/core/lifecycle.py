@@ -48,8 +48,9 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from gevent.event import Event
 
+from greensock.core.forks import ChildsPoller
 from greensock.core.pace import Pace
-from greensock.core.poller import ChildsPoller, Endpoint, Poller
+from greensock.core.poller import Endpoint, Poller
 from greensock.core.send_queue import Outgoing
 from greensock.core.syscalls import borrow_socket, both_sides_are_down, close, peer_has_hung_up, read, reset_on_close
 from greensock.core.transport import SharedDescriptor, Transport
@@ -218,7 +219,7 @@ class Lifecycle(Endpoint):
         self._events: dict[str, Event] | None = None
         self._on_leave: Callable[[], object] | None = None
         self._due = inf  # of set_deadline
-        self._idle_received: int | None = None  # as of the last sweep at which something had moved, and when that was
+        self._idle_received = -1  # as of the last sweep at which something had moved, and when that was
         self._idle_sent = 0
         self._idle_held = 0  # by the kernel, when it was asked last
         self._idle_since = 0.0

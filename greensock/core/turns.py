@@ -15,19 +15,20 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from socket import AF_UNIX
 from time import monotonic
 from typing import Any, cast
 
 import gevent
-from greenlet import GreenletExit, greenlet
+from greenlet import GreenletExit
 
 from greensock.core.connection import Connection
 from greensock.core.lifecycle import CLOSED, OPEN, Lifecycle
-from greensock.core.poller import Poller, turn_codes
+from greensock.core.poller import Poller
 from greensock.core.syscalls import both_sides_are_down, close, has_input, has_unacknowledged, read
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
-from greensock.core.workers import Workers
+from greensock.core.workers import Turn, Workers
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.framing import Framer
 from greensock.log_limit import LogLimit
@@ -88,8 +89,8 @@ class Turns(Upcalls[ConnectionT]):
         self._poller = poller
         handle = self.given_upcall("handle")
         # Chosen here, once for all turns: the two styles share no loop, so neither pays for the other.
-        drain = self._drain_upcalls if handle is None else self._drain_handles
-        self._workers = Workers(poller.hub, drain, max_workers)
+        drain = _drain_upcalls if handle is None else _drain_handles
+        self._workers = Workers(poller.hub, partial(drain, self), max_workers)
         poller.worker_pools.append(self._workers)
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
@@ -119,6 +120,8 @@ class Turns(Upcalls[ConnectionT]):
         try:
             # The owner of the descriptor closes it: this function until the object stands, from then on the connection.
             conn = self.connection_class(self._poller, fd, family, address, self)
+            if getattr(conn, "_state", None) is None:
+                raise TypeError(f"{type(conn).__name__}.__init__ does not call Connection.__init__")
             conn._ready = self._workers.ready
             if self.framer is not None:
                 conn._decoder = self.framer.decoder()
@@ -128,7 +131,7 @@ class Turns(Upcalls[ConnectionT]):
             # Last, so that whatever fails before it leaves nothing in the epoll set.
             self._poller.register(conn)
         except BaseException:
-            if conn is None or not hasattr(conn, "_state"):  # the class failed, or does not call Connection.__init__
+            if conn is None or getattr(conn, "_state", None) is None:  # the class failed
                 close(fd)
             else:  # it may be kept by the program, and must not have a number that is another file's soon
                 if conn._state is OPEN:
@@ -158,63 +161,6 @@ class Turns(Upcalls[ConnectionT]):
         ]
 
     # -- turns
-
-    def _drain_upcalls(self, ready: deque[ConnectionT], worker: greenlet) -> None:
-        """Give a turn to each connection that is ready, in the style of upcalls."""
-        popleft, size, on_recv, on_finish = ready.popleft, self.recv_size, self._on_recv, self._on_finish
-        # Upcalls of one connection never overlap, as only an idle connection is put in ``ready``, and it is idle again
-        # only at the end of its turn (test_upcalls_of_one_connection_never_overlap). An upcall that blocks takes this
-        # greenlet along; another worker goes on with ``ready``: nothing is kept across an upcall but locals.
-        while ready:
-            conn = popleft()
-            try:
-                if not conn._plain:
-                    again = self._full_turn(conn)
-                else:  # the hot path: one short read, one upcall, nothing else to do
-                    try:
-                        data = read(conn._fd, size)
-                    except OSError as error:
-                        data = self._nothing_read(conn, error)
-                    count = len(data)
-                    # An empty read falls through: EAGAIN or the end of input, which ``_long_turn`` tells apart.
-                    # A short read has emptied the socket, so that no second one is made to hear EAGAIN; unless an end,
-                    # urgent data or passed descriptors may have cut it short: ``_thorough``
-                    # (test_one_read_for_each_short_message_and_none_in_vain, test_urgent_data_stops_no_upcall).
-                    if 0 < count < size and not conn._thorough:
-                        # Before the upcall: what comes while that runs is told by an event, which sets it again
-                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
-                        conn._readable = False
-                        conn.bytes_received += count
-                        verdict = on_recv(conn, data)
-                        # Looked at anew, as the upcall may have blocked, closed, or put bytes back, and more may have
-                        # come meanwhile: that event found a busy connection and only set ``_readable``
-                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
-                        if verdict is None and conn._plain and not conn._readable and on_finish is None:
-                            conn._idle = True
-                            if worker.gr_context is not None:
-                                worker.gr_context = None
-                            continue
-                        again = self._read_turn(conn, data, verdict)
-                    else:
-                        again = self._long_turn(conn, data)
-                if conn._state is OPEN:
-                    self._rest(conn, again)
-                else:
-                    self._end(conn)
-            except BaseException as error:
-                self._failed(conn, error)
-                self._end(conn)
-            # Context variables that an upcall set must not be seen in the next turn, which is another connection's
-            # (test_context_variables_are_fresh_in_every_turn).
-            if worker.gr_context is not None:
-                worker.gr_context = None
-
-    def _drain_handles(self, ready: deque[ConnectionT], worker: greenlet) -> None:
-        """Give each connection that is ready its one turn, in the blocking style."""
-        while ready:
-            self._handle_turn(ready.popleft())
-            if worker.gr_context is not None:
-                worker.gr_context = None
 
     def _full_turn(self, conn: ConnectionT) -> bool:
         """Give a turn to a connection that is new, framed, has a stash, or has ended; True if there is more to read."""
@@ -638,10 +584,68 @@ class Turns(Upcalls[ConnectionT]):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
 
 
-turn_codes.update(
-    each.__code__
-    for each in (Turns._drain_upcalls, Turns._full_turn, Turns._read_turn, Turns._framed_turn, Turns._handle_turn)
-)
+def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
+    """Give a turn to each connection that is ready, in the style of upcalls."""
+    popleft, size, on_recv, on_finish = ready.popleft, turns.recv_size, turns._on_recv, turns._on_finish
+    worker = turn.worker
+    # Upcalls of one connection never overlap, as only an idle connection is put in ``ready``, and it is idle again
+    # only at the end of its turn (test_upcalls_of_one_connection_never_overlap). An upcall that blocks takes this
+    # greenlet along; another worker goes on with ``ready``: nothing is kept across an upcall but locals.
+    while ready:
+        turn.conn = conn = popleft()
+        try:
+            if not conn._plain:
+                again = turns._full_turn(conn)
+            else:  # the hot path: one short read, one upcall, nothing else to do
+                try:
+                    data = read(conn._fd, size)
+                except OSError as error:
+                    data = turns._nothing_read(conn, error)
+                count = len(data)
+                # An empty read falls through: EAGAIN or the end of input, which ``_long_turn`` tells apart.
+                # A short read has emptied the socket, so that no second one is made to hear EAGAIN; unless an end,
+                # urgent data or passed descriptors may have cut it short: ``_thorough``
+                # (test_one_read_for_each_short_message_and_none_in_vain, test_urgent_data_stops_no_upcall).
+                if 0 < count < size and not conn._thorough:
+                    # Before the upcall: what comes while that runs is told by an event, which sets it again
+                    # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
+                    conn._readable = False
+                    conn.bytes_received += count
+                    verdict = on_recv(conn, data)
+                    # Looked at anew, as the upcall may have blocked, closed, or put bytes back, and more may have
+                    # come meanwhile: that event found a busy connection and only set ``_readable``
+                    # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
+                    if verdict is None and conn._plain and not conn._readable and on_finish is None:
+                        conn._idle = True
+                        if worker.gr_context is not None:
+                            worker.gr_context = None
+                        continue
+                    again = turns._read_turn(conn, data, verdict)
+                else:
+                    again = turns._long_turn(conn, data)
+            if conn._state is OPEN:
+                turns._rest(conn, again)
+            else:
+                turns._end(conn)
+        except BaseException as error:
+            turns._failed(conn, error)
+            turns._end(conn)
+        # Context variables that an upcall set must not be seen in the next turn, which is another connection's
+        # (test_context_variables_are_fresh_in_every_turn).
+        if worker.gr_context is not None:
+            worker.gr_context = None
+    turn.conn = None  # a parked worker holds no connection
+
+
+def _drain_handles(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
+    """Give each connection that is ready its one turn, in the blocking style."""
+    worker = turn.worker
+    while ready:
+        turn.conn = conn = ready.popleft()
+        turns._handle_turn(conn)
+        if worker.gr_context is not None:
+            worker.gr_context = None
+    turn.conn = None
 
 
 def _own(error: GreensockError, conn: Connection) -> None:

@@ -23,7 +23,9 @@ from typing import Any
 from gevent.hub import Hub
 from greenlet import getcurrent, greenlet
 
-__all__ = ["Workers"]
+from greensock.core.syscalls import switch_to
+
+__all__ = ["Turn", "Workers"]
 
 #: How many idle workers are kept. On CPython 3.11 and newer a new greenlet costs 18 us and a parked one 2 us to hand
 #: work to, but each parked one holds 6.4 kB.
@@ -31,27 +33,36 @@ MAX_PARKED = 1024
 
 log = logging.getLogger("greensock.server")
 
-_switch = greenlet.switch
 _GO = object()
 _END = object()
+
+
+class Turn:
+    """Whose turn it is in one worker: ``conn``, None while it is nobody's. Noted by ``drain``, for a fork."""
+
+    __slots__ = ("conn", "worker")
+
+    def __init__(self, worker: greenlet) -> None:
+        self.worker = worker
+        self.conn: Any = None
 
 
 class Workers:
     """A ready queue and the greenlets that drain it.
 
-    ``drain(ready, worker)`` is called in a worker to work off the queue, as long as there is something in it; it must
+    ``drain(ready, turn)`` is called in a worker to work off the queue, as long as there is something in it; it must
     not raise, and has to give every item fresh context variables. ``limit`` bounds the greenlets, None for no bound.
     """
 
     __slots__ = ("_all", "_drain", "_ended", "_hub", "_limit", "_max_parked", "_parked", "ready")
 
-    def __init__(self, hub: Hub, drain: Callable[[deque[Any], greenlet], None], limit: int | None) -> None:
+    def __init__(self, hub: Hub, drain: Callable[[deque[Any], Turn], None], limit: int | None) -> None:
         self._hub = hub
         self._drain = drain
         self._limit = limit
         self._max_parked = MAX_PARKED
         self._ended: Callable[[], None] | None = None
-        self._all: set[greenlet] = set()
+        self._all: dict[greenlet, Turn] = {}
         self._parked: list[greenlet] = []
         #: What waits for a turn.
         self.ready: deque[Any] = deque()
@@ -82,7 +93,7 @@ class Workers:
             elif self._limit is None or len(self._all) < self._limit:
                 # Its parent is the hub: there it comes out when it ends, and so would an exception.
                 worker = greenlet(self._work, self._hub)
-                self._all.add(worker)
+                self._all[worker] = Turn(worker)
                 worker.switch()
             # All are blocked. The queue waits until one of them is through with its upcall; waking them needs no
             # worker, since it happens in the hub (test_downcalls_wake_while_every_worker_is_blocked).
@@ -104,27 +115,32 @@ class Workers:
         """Throw ``error`` into every worker that is blocked in an upcall, but for ``spare``. Call it in the hub."""
         # A new set, as a worker that is hit may end and leave ``_all``. Parked ones are left out: no upcall runs in
         # them. ``spare`` is the worker that ordered the kill (test_abort_from_inside_an_upcall_with_others_alive).
-        for worker in self._all.difference(self._parked):
+        for worker in self._all.keys() - self._parked:
             if worker is not spare:
                 worker.throw(error)
 
     def __contains__(self, worker: object) -> bool:
         return worker in self._all
 
+    def turn_of(self, worker: greenlet) -> Any:
+        """Return whose turn it is in that worker; None if it is nobody's, or the worker is none of these."""
+        turn = self._all.get(worker)
+        return turn.conn if turn is not None else None
+
     def _work(self) -> None:
         me = getcurrent()
-        ready, drain = self.ready, self._drain
+        ready, drain, turn = self.ready, self._drain, self._all[me]
         try:
             while True:
                 # Drained until nothing is ready, and only then parked: no switch lies between the last look and the
                 # parking, so nothing can come in between and be left lying.
                 while ready:
-                    drain(ready, me)
+                    drain(ready, turn)
                 if len(self._parked) >= self._max_parked or self._park(me) is _END:
                     return
         finally:
             # However it ends, it no longer counts, or ``dismiss`` would wait for it for ever.
-            self._all.discard(me)
+            del self._all[me]
             if self._ended is not None and not self._all:
                 self._ended()
 
@@ -133,7 +149,7 @@ class Workers:
         # greenlet first: 0.15 us.
         self._parked.append(me)
         try:
-            order: object = _switch(self._hub)
+            order: object = switch_to(self._hub)
         except BaseException as late:  # a kill or a timeout meant for an upcall that has ended
             log.warning("an exception came too late for its upcall: %r", late)
             order = None

@@ -1,0 +1,74 @@
+# What the compiled engine takes straight from C, in place of what its modules import under the same names: each does,
+# and raises, what its namesake in syscalls.py, greenlet or time does. The GIL is kept: none of these calls waits.
+cdef extern from *:
+    """
+    #ifndef GREENSOCK_SYS
+    #define GREENSOCK_SYS
+    #include <errno.h>
+    #include <sys/socket.h>
+    #include <time.h>
+    #include "greenlet/greenlet.h"
+
+    /* A read goes through a buffer of the thread, so that a short message is one small allocation. Behind a long one
+       the next goes straight into its object: that saves a copy where there is much to copy. */
+    #define GREENSOCK_BUFFER 65536
+    #define GREENSOCK_LONG 16384
+    static __thread char greensock_buffer[GREENSOCK_BUFFER];
+    static __thread int greensock_was_long;
+
+    static PyObject *greensock_read(int fd, Py_ssize_t size) {
+        PyObject *data = NULL;
+        char *place = greensock_buffer;
+        ssize_t count;
+        if (size > GREENSOCK_BUFFER || greensock_was_long) {
+            data = PyBytes_FromStringAndSize(NULL, size);
+            if (data == NULL) return NULL;
+            place = PyBytes_AS_STRING(data);
+        }
+        while ((count = recv(fd, place, size, MSG_DONTWAIT)) < 0) {
+            if (errno != EINTR) PyErr_SetFromErrno(PyExc_OSError);
+            else if (PyErr_CheckSignals() == 0) continue;
+            Py_XDECREF(data);
+            return NULL;
+        }
+        greensock_was_long = count > GREENSOCK_LONG;
+        if (data == NULL) return PyBytes_FromStringAndSize(place, count);
+        if (count < size) _PyBytes_Resize(&data, count);
+        return data;
+    }
+
+    /* Of ``bytes`` and nothing else. */
+    static Py_ssize_t greensock_write(int fd, PyObject *data) {
+        ssize_t count;
+        while ((count = send(fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_NOSIGNAL | MSG_DONTWAIT)) < 0) {
+            if (errno != EINTR) PyErr_SetFromErrno(PyExc_OSError);
+            else if (PyErr_CheckSignals() == 0) continue;
+            return -1;
+        }
+        return count;
+    }
+
+    static double greensock_monotonic(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return now.tv_sec + now.tv_nsec * 1e-9;
+    }
+
+    static int greensock_has_greenlets(void) {
+        if (_PyGreenlet_API == NULL) PyGreenlet_Import();
+        return _PyGreenlet_API != NULL;
+    }
+    static PyObject *greensock_switch_to(PyObject *other) {
+        if (!greensock_has_greenlets()) return NULL;
+        return PyGreenlet_Switch((PyGreenlet *)other, NULL, NULL);
+    }
+    static PyObject *greensock_getcurrent(void) {
+        return greensock_has_greenlets() ? (PyObject *)PyGreenlet_GetCurrent() : NULL;
+    }
+    #endif
+    """
+    bytes read "greensock_read"(int fd, Py_ssize_t size)
+    Py_ssize_t write "greensock_write"(int fd, bytes data) except -1
+    double monotonic "greensock_monotonic"()
+    object switch_to "greensock_switch_to"(object other)
+    object getcurrent "greensock_getcurrent"()

@@ -1,0 +1,5 @@
+from greensock.core.receiving cimport Receiving
+
+
+cdef class Connection(Receiving):
+    pass

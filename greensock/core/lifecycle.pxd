@@ -1,0 +1,26 @@
+cimport cython
+
+from greensock.core._sys cimport monotonic, read
+from greensock.core.poller cimport Endpoint
+
+
+cdef class Lifecycle(Endpoint):
+    cdef dict __dict__
+    cdef object __weakref__
+    cdef public bint _clear, _ended, _eof, _fin, _fresh, _plain
+    cdef public int _family, _stage
+    cdef public long long _idle_held, _idle_received, _idle_sent, _kept, _linger_left, _queued
+    cdef public long long bytes_received, bytes_sent
+    cdef public double _due, _idle_since, _linger_due, _read_deadline
+    cdef public object _decoder, _drop_reason, _events, _failure, _flushing, _on_leave, _out, _postponed, _stash
+    cdef public object _state, _transport, address, server
+    cdef public object linger_timeout, min_send_rate, recv_timeout, send_timeout
+    cdef public Py_ssize_t max_send_queue, recv_size
+
+
+cdef class _Engine:
+    cdef public Lifecycle _connection
+
+
+cdef class _WakeReader:
+    cdef public Lifecycle _connection
