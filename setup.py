@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,21 +77,22 @@ def extensions() -> list[Extension]:
 
 
 def hide_imports(module: Path, types: Path) -> None:
-    """Blank out, in a copy of a module, the imports of those functions that its .pxd takes from C."""
-    taken = {
-        name.strip()
-        for line in types.read_text().splitlines()
-        if line.startswith("from greensock.core._sys cimport ")
-        for name in line.partition(" cimport ")[2].split(",")
-    }
+    """Blank out, in a copy of a module, what its .pxd takes from C: imports of functions, and functions of its own."""
+    text = types.read_text()
+    taken = set(re.findall(r"^cdef inline .*\b(\w+)\(", text, re.MULTILINE))
+    for names in re.findall(r"^from greensock.core._sys cimport (.*)$", text, re.MULTILINE):
+        taken.update(name.strip() for name in names.split(","))
     source = module.read_text()
     lines = source.split("\n")
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.ImportFrom) or taken.isdisjoint(alias.name for alias in node.names):
+        kept = ""
+        if isinstance(node, ast.ImportFrom) and not taken.isdisjoint(alias.name for alias in node.names):
+            node.names = [alias for alias in node.names if alias.name not in taken]
+            kept = ast.unparse(node) if node.names else ""
+        elif not isinstance(node, ast.FunctionDef) or node.name not in taken:
             continue
-        node.names = [alias for alias in node.names if alias.name not in taken]
         first, last = node.lineno - 1, node.end_lineno or node.lineno
-        lines[first:last] = [ast.unparse(node) if node.names else ""] + [""] * (last - first - 1)
+        lines[first:last] = [kept] + [""] * (last - first - 1)
     module.write_text("\n".join(lines))
 
 

@@ -133,10 +133,10 @@ def no_leak() -> Iterator[None]:
         leaked = {fd: what for fd, what in descriptors().items() if before.get(fd) != what}
         green = [found for found in greenlets() if id(found) not in green_before]
         more = loop.activecnt - watchers
-        if not (leaked or green or more > 0 or poller.endpoints or poller.worker_pools or poller._armed_count):
+        if not (leaked or green or more > 0 or poller._registered or poller.worker_pools or poller._armed_count):
             return
     armed, pools = poller._armed_count, poller.worker_pools
-    pytest.fail(f"left behind: {leaked} {green} {more} watchers {poller.endpoints} {pools} {armed} deadlines")
+    pytest.fail(f"left behind: {leaked} {green} {more} watchers {poller.endpoints()} {pools} {armed} deadlines")
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_refused():
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
     assert caught.value.address == address
     assert open_descriptors() == before
-    assert not get_poller().endpoints
+    assert not get_poller().endpoints()
 
 
 def test_no_such_unix_socket(tmp_path):
@@ -185,16 +185,16 @@ def test_killed_while_it_connects():
     with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
         before = open_descriptors()
         waits = gevent.spawn(connect, listener.getsockname())
-        wait_until(lambda: get_poller().endpoints)
+        wait_until(lambda: get_poller().endpoints())
         waits.kill()
         assert open_descriptors() == before
-        assert not get_poller().endpoints
+        assert not get_poller().endpoints()
 
 
 def test_it_does_not_stop_the_others():
     with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
         waits = gevent.spawn(connect, listener.getsockname())
-        wait_until(lambda: get_poller().endpoints)
+        wait_until(lambda: get_poller().endpoints())
         assert not waits.ready()
         waits.kill()
 
@@ -203,7 +203,7 @@ def test_an_event_of_whoever_had_the_descriptor_before_connects_nothing():
     """Rule 3."""
     with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
         waits = gevent.spawn(connect, listener.getsockname(), timeout=PATIENCE)
-        (conn,) = wait_until(lambda: list(get_poller().endpoints.values()))
+        (conn,) = wait_until(lambda: list(get_poller().endpoints()))
         for _ in range(3):
             get_poller().call_soon(partial(get_poller()._tell, conn, EVENT_DATA))
             let_engine_look()

@@ -208,7 +208,7 @@ def test_a_listener_in_the_child(serve, is_meant_for_it):
     listener = socket.create_server(("127.0.0.1", 0))
     listener.set_inheritable(is_meant_for_it)
     serve(Echo, listener, cover=nothing)
-    wait_until(lambda: listener.fileno() in get_poller().endpoints)
+    wait_until(lambda: get_poller()._by_fd[listener.fileno()])
     in_a_child(lambda: check_is_a_socket(listener.fileno(), is_meant_for_it))
 
 
@@ -355,7 +355,7 @@ def test_a_program_gets_the_listener(serve, run):
     """An upgrade: a server hands its listener to its successor while it serves."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = serve(Echo, listener, cover=nothing)
-    wait_until(lambda: listener.fileno() in get_poller().endpoints)
+    wait_until(lambda: get_poller()._by_fd[listener.fileno()])
     assert run([sys.executable, "-c", IS_A_SOCKET.format(listener.fileno())], listener.fileno()) == 0
     assert server.started
 
@@ -430,7 +430,7 @@ import gevent
 from greensock import Server
 listener = socket.create_server(("127.0.0.1", 0))
 with Server(listener) as server:
-    while not server._poller.endpoints: gevent.sleep(0)
+    while not server._poller._registered: gevent.sleep(0)
     command = [sys.executable, "-c", {IS_A_SOCKET!r}.format(listener.fileno())]
     print(subprocess.call(command, pass_fds=[listener.fileno()], preexec_fn=os.getpid) == 0)
 """

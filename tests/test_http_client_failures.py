@@ -376,7 +376,7 @@ def test_what_is_thrown_into_a_wait_leaks_nothing(raw, client, script, body, has
             caught.append(thrown)
 
     asking = gevent.spawn(ask)
-    conns = get_poller().endpoints.values()
+    conns = get_poller().endpoints()
     wait_until(lambda: server.accepted)
     wait_until(lambda: any(has_come_so_far(conn.statistics()) for conn in conns if isinstance(conn, ClientConnection)))
     assert not asking.ready()

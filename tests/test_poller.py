@@ -41,12 +41,12 @@ def test_callback_that_is_cut_short_loses_no_event(serve, connect, monkeypatch, 
             times.append(1)
             server._workers.ready = ready
             for conn in server.connections:
-                conn._ready = ready
+                conn._ready = ready.append
             raise RuntimeError("out of nowhere")
 
     server._workers.ready = cut = Cut()
     for conn in server.connections:
-        conn._ready = cut
+        conn._ready = cut.append
     for sock in socks:
         sock.sendall(b"x")
     for sock in socks:
@@ -110,7 +110,7 @@ def test_what_is_queued_for_a_turn_is_queued_once(serve, connect):
     poller = get_poller()
     poller.queue(conn)
     poller._tell(conn, EVENT_READ)
-    assert list(conn._ready) == [conn]
+    assert list(conn._ready.__self__) == [conn]
     sock.sendall(b"x")
     assert read_exactly(sock, 1) == b"x"
 

@@ -127,7 +127,7 @@ def test_a_client_that_leaves_while_the_server_does_not_read(proxied, dial, how,
 
 def is_stuck():
     """Whether a server does not take what is to be sent to it."""
-    endpoints = get_poller().endpoints.values()
+    endpoints = get_poller().endpoints()
     return any(isinstance(each, connection_pool.ClientConnection) and each._queued for each in endpoints)
 
 

@@ -124,7 +124,6 @@ def test_who_always_sends_is_closed_after_a_second(serve, connect):
                 pass
 
     server._on_recv = Chatty.connection_recv.__get__(server)
-    server._workers._drain = server._drain_upcalls
     sock.sendall(b"b")
     while not has_input(conn._fd):
         pass

@@ -768,7 +768,7 @@ def test_many_come_and_go() -> None:
         pool = gevent.pool.Pool(50)
         for greenlet in [pool.spawn(once, number) for number in range(1000)]:
             greenlet.get()
-        wait_until(lambda: not get_poller().endpoints)
+        wait_until(lambda: not get_poller().endpoints())
 
 
 # -- SSL

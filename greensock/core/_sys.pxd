@@ -5,6 +5,7 @@ cdef extern from *:
     #ifndef GREENSOCK_SYS
     #define GREENSOCK_SYS
     #include <errno.h>
+    #include <sys/epoll.h>
     #include <sys/socket.h>
     #include <time.h>
     #include "greenlet/greenlet.h"
@@ -65,6 +66,25 @@ cdef extern from *:
     static PyObject *greensock_getcurrent(void) {
         return greensock_has_greenlets() ? (PyObject *)PyGreenlet_GetCurrent() : NULL;
     }
+
+    /* Of the running greenlet. */
+    static PyObject *greensock_context(void) {
+        PyObject *context = PyThreadState_Get()->context;
+        return Py_NewRef(context == NULL ? Py_None : context);
+    }
+
+    /* What one epoll_wait told; of a thread, as a loop over it may switch to greenlets, and none of them comes back here. */
+    #define GREENSOCK_EVENTS 256
+    static __thread struct epoll_event greensock_events[GREENSOCK_EVENTS];
+    #define greensock_told_fd(index) (greensock_events[index].data.fd)
+    #define greensock_told_events(index) ((int)greensock_events[index].events)
+    static int greensock_poll(int epoll) {
+        int count = epoll_wait(epoll, greensock_events, GREENSOCK_EVENTS, 0);
+        if (count >= 0) return count;
+        if (errno != EINTR) PyErr_SetFromErrno(PyExc_OSError);
+        else if (PyErr_CheckSignals() == 0) return 0;
+        return -1;
+    }
     #endif
     """
     bytes read "greensock_read"(int fd, Py_ssize_t size)
@@ -72,3 +92,16 @@ cdef extern from *:
     double monotonic "greensock_monotonic"()
     object switch_to "greensock_switch_to"(object other)
     object getcurrent "greensock_getcurrent"()
+    object running_context "greensock_context"()
+    int poll "greensock_poll"(int epoll) except -1
+    int told_fd "greensock_told_fd"(int index)
+    int told_events "greensock_told_events"(int index)
+    enum:
+        EPOLLIN
+        EPOLLOUT
+
+cdef extern from "greenlet/greenlet.h":
+    ctypedef class greenlet.greenlet [object PyGreenlet]:
+        @property
+        cdef inline object gr_context(self):
+            return running_context()

@@ -123,11 +123,11 @@ def _abandon(poller: Poller) -> None:
     poller.worker_pools.clear()
     # What takes descriptors comes last: there may be none but those that are given back here.
     left_open = []
-    for endpoint in poller.endpoints.values():
+    for endpoint in poller.endpoints():
         if endpoint not in _survivors:
             with suppress(OSError):  # the program closed it itself
                 left_open.append(endpoint._leave_to_parent())
-    poller.endpoints.clear()
+    poller.forget_all()
     poller.pipes.close()
     _replace_by_silence(poller._epoll.fileno())
     # An object of the program's will close this number: something has to be there until then, or it would close

@@ -63,9 +63,8 @@ class IdleSweep:
     def _begin(self) -> None:
         """Take note of the connections that are there. In the hub; must not raise."""
         self._disarm()
-        # A snapshot, as closing one changes the dictionary. Newer connections
-        # cannot be late yet, and closed ones are skipped.
-        self._rest = iter(list(self._poller.endpoints.values()))
+        # As they are now: newer connections cannot be late yet, and closed ones are skipped.
+        self._rest = iter(self._poller.endpoints())
         self._poller.call_soon(self._sweep)
 
     def _sweep(self) -> None:

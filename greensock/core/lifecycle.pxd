@@ -7,8 +7,8 @@ from greensock.core.poller cimport Endpoint
 cdef class Lifecycle(Endpoint):
     cdef dict __dict__
     cdef object __weakref__
-    cdef public bint _clear, _ended, _eof, _fin, _fresh, _plain
-    cdef public int _family, _stage
+    cdef public unsigned char _clear, _ended, _eof, _fin, _fresh, _plain, _stage
+    cdef public int _family
     cdef public long long _idle_held, _idle_received, _idle_sent, _kept, _linger_left, _queued
     cdef public long long bytes_received, bytes_sent
     cdef public double _due, _idle_since, _linger_due, _read_deadline

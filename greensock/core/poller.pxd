@@ -1,30 +1,50 @@
 cimport cython
 
-from greensock.core._sys cimport getcurrent, monotonic
+from greensock.core._sys cimport EPOLLIN, EPOLLOUT, getcurrent, monotonic, poll, told_events, told_fd
 from greensock.core.workers cimport Workers
 
 
 cdef class Endpoint:
     cdef public object _poller, _reader, _ready
     cdef public int _fd
-    cdef public bint _idle, _readable, _thorough, _writable
+    cdef public unsigned char _idle, _readable, _thorough, _writable
     cdef public double _armed
 
 
 cdef class Poller:
     cdef object __weakref__
     cdef public object _calls, _epoll, _next_pass, _paused, _put_off, _serial, _timer, _watcher, hub, pipes
-    cdef public dict endpoints
-    cdef public list _deadlines, worker_pools
+    cdef public list _by_fd, _deadlines, worker_pools
     cdef public bint _active, _scheduled, is_abandoned
+    cdef public int _epoll_fd
     cdef public double _timer_due, until
-    cdef public Py_ssize_t _armed_count
+    cdef public Py_ssize_t _armed_count, _registered
 
-    @cython.locals(endpoint=Endpoint, events=int, data=int)
-    cdef _harvest(self)
     cpdef _tell(self, Endpoint endpoint, int events)
     cdef _run_calls(self)
     @cython.locals(pool=Workers)
     cpdef _run_workers(self)
     @cython.locals(pool=Workers)
     cdef bint _is_somebody_ready(self) except -1
+
+
+# In the place of the function of that name, which is left out.
+cdef inline int harvest(Poller poller) except -1:
+    cdef list by_fd = poller._by_fd
+    cdef int index, events, fd
+    cdef Endpoint endpoint
+    for index in range(poll(poller._epoll_fd)):
+        fd, events = told_fd(index), told_events(index)
+        endpoint = <Endpoint>by_fd[fd]
+        if endpoint is None:
+            continue
+        if events == (EPOLLIN | EPOLLOUT) and endpoint._writable:
+            endpoint._readable = True
+            if endpoint._reader is not None:
+                endpoint._reader.switch()
+            elif endpoint._idle:
+                endpoint._idle = False
+                endpoint._ready(endpoint)
+        else:
+            poller._tell(endpoint, events)
+    return 0

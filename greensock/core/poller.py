@@ -84,16 +84,16 @@ class Endpoint:
 
     ``_readable`` and ``_writable`` say that the last attempt did not find the socket empty or full. ``_thorough`` says
     that a short read does not mean empty: the peer's FIN, an error or urgent data was announced. ``_idle`` says that an
-    event must put the endpoint on ``_ready``; it is False while a turn is due or running, and for ever where there are
-    no upcalls.
+    event must have ``_ready`` called with it, which queues it for a turn; it is False while a turn is due or running,
+    and for ever where there are no upcalls.
     """
 
     __slots__ = ("_armed", "_fd", "_idle", "_poller", "_readable", "_reader", "_ready", "_thorough", "_writable")
 
-    def __init__(self, poller: Poller, fd: int, ready: deque[Any] | None = None) -> None:
+    def __init__(self, poller: Poller, fd: int) -> None:
         self._poller = poller
         self._fd = fd
-        self._ready: Any = ready
+        self._ready: Any = None
         self._readable = False
         self._writable = True
         self._thorough = False
@@ -162,8 +162,10 @@ class Poller:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
-        #: Every registered endpoint by its descriptor.
-        self.endpoints: dict[int, Endpoint] = {}
+        # Every registered endpoint by its descriptor, and how many there are. A list, as the kernel gives the smallest
+        # number that is free: 8 bytes each where a dictionary takes ten times that.
+        self._by_fd: list[Endpoint | None] = [None] * 64
+        self._registered = 0
         #: The workers of each server of this hub.
         self.worker_pools: list[Workers] = []
         #: The pipes of splices.
@@ -171,6 +173,7 @@ class Poller:
         #: The time from which on a greenlet that does not have to wait lets others run.
         self.until = 0.0
         self._epoll = new_epoll()
+        self._epoll_fd = self._epoll.fileno()
         self._watcher: Any = hub.loop.io(self._epoll.fileno(), 1)
         # One timer, started again and again: to make one costs some 10 us.
         self._next_pass: Any = hub.loop.timer(0.0)
@@ -200,9 +203,14 @@ class Poller:
         # now, so that no edge is missed between accept and this.
         self._epoll.register(endpoint._fd, interest)
         # A watcher that runs keeps the program alive (test_events_need_an_endpoint_to_keep_the_loop_alive).
-        if not self.endpoints:
+        if not self._registered:
             self._watcher.start(self._on_events)
-        self.endpoints[endpoint._fd] = endpoint
+        fd, by_fd = endpoint._fd, self._by_fd
+        while fd >= len(by_fd):
+            by_fd.extend([None] * len(by_fd))
+        if by_fd[fd] is None:  # else the program closed one behind our back, and its number is in use again
+            self._registered += 1
+        by_fd[fd] = endpoint
 
     def forget(self, endpoint: Endpoint, still_open: bool = False) -> None:
         """Stop watching; a descriptor that is about to be closed leaves the epoll set by itself.
@@ -210,13 +218,28 @@ class Poller:
         Not if it is ``still_open``, here or in a child: what it tells would come as long as anybody holds it.
         """
         # The number may be another endpoint's by now, or it never was registered.
-        if self.endpoints.get(endpoint._fd) is endpoint:
-            del self.endpoints[endpoint._fd]
+        if self.is_registered(endpoint):
+            self._by_fd[endpoint._fd] = None
+            self._registered -= 1
             if still_open:
                 with suppress(OSError):  # the program closed it itself
                     self._epoll.unregister(endpoint._fd)
-            if not self.endpoints:
+            if not self._registered:
                 self._watcher.stop()
+
+    def is_registered(self, endpoint: Endpoint) -> bool:
+        """Whether it is watched."""
+        fd, by_fd = endpoint._fd, self._by_fd
+        return 0 <= fd < len(by_fd) and by_fd[fd] is endpoint
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return what is registered now, in the order of the descriptors."""
+        return [endpoint for endpoint in self._by_fd if endpoint is not None]
+
+    def forget_all(self) -> None:
+        """Forget every endpoint, as a child does with those of its parent."""
+        self._by_fd = [None] * 64
+        self._registered = 0
 
     def discard_workers(self, pool: Workers) -> None:
         """Forget the workers of a server that has stopped."""
@@ -260,13 +283,13 @@ class Poller:
         # Not idle from the moment when it is queued: an event that comes before its turn must not queue it a second
         # time (test_what_is_queued_for_a_turn_is_queued_once).
         endpoint._idle = False
-        endpoint._ready.append(endpoint)
+        endpoint._ready(endpoint)
         self.schedule()
 
     def requeue(self, endpoint: Endpoint) -> None:
         """Give the endpoint another turn, but after a pass of the loop, so that others get theirs."""
         # It is not idle meanwhile, as if it were queued: events that come set its flags and nothing else.
-        self._go_on_later(partial(endpoint._ready.append, endpoint))
+        self._go_on_later(partial(endpoint._ready, endpoint))
 
     def pause(self) -> None:
         """Block the calling greenlet until others had their turn."""
@@ -296,7 +319,7 @@ class Poller:
     def _resume(self, endpoint: Endpoint) -> None:
         # It may have been closed while it was put off, and its number be another's.
         self._paused.discard(endpoint)
-        if self.endpoints.get(endpoint._fd) is endpoint:
+        if self.is_registered(endpoint):
             self._tell(endpoint, EVENT_INPUT)
 
     def _go_on_later(self, call: Callable[[], object]) -> None:
@@ -330,7 +353,7 @@ class Poller:
         # (test_timers_fire_in_time_beside_a_flood_of_work, test_a_flood_does_not_starve_a_whisper_nor_timers).
         try:
             self._run_calls()
-            self._harvest()
+            harvest(self)
             self._run_workers()
             if self._put_off:
                 self._run_put_off()
@@ -357,32 +380,6 @@ class Poller:
         for _ in range(len(calls)):
             calls.popleft()()
 
-    def _harvest(self) -> None:
-        """Fetch the events and hand each to its endpoint."""
-        # With a timeout of 0: the watcher fired because something is there, and the hub must not block here. What
-        # exceeds ``MAX_EVENTS`` stays in the kernel's list, and the nested set stays readable for the watcher, which is
-        # level-triggered.
-        lookup, tell, data = self.endpoints.get, self._tell, EVENT_DATA
-        for fd, events in self._epoll.poll(0, MAX_EVENTS):
-            endpoint = lookup(fd)
-            # An event may be about a connection that an upcall of this very loop has closed, and its number may be
-            # another's by now. It is looked up only here, and one more wake-up harms nobody
-            # (test_a_stranger_with_the_same_descriptor_gets_a_harmless_event).
-            if endpoint is None:
-                continue  # closed since
-            # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it.
-            # This mask with ``_writable`` set means data only: a hang-up and urgent data come with another mask, and
-            # room for what waits to be sent with ``_writable`` False (test_room_and_data_that_come_in_one_event).
-            if events == data and endpoint._writable:
-                endpoint._readable = True
-                if endpoint._reader is not None:
-                    endpoint._reader.switch()
-                elif endpoint._idle:
-                    endpoint._idle = False
-                    endpoint._ready.append(endpoint)
-            else:
-                tell(endpoint, events)
-
     def _tell(self, endpoint: Endpoint, events: int) -> None:
         # Edge-triggered: this is told once. What is not acted on now must be kept in the flags, or it is lost for ever
         # (test_the_end_right_behind_the_data_is_seen).
@@ -402,7 +399,7 @@ class Poller:
                 reader.switch()
             elif endpoint._idle:
                 endpoint._idle = False
-                endpoint._ready.append(endpoint)
+                endpoint._ready(endpoint)
 
     def _run_workers(self) -> None:
         # A worker that blocks in an upcall switches to the hub, that is, back into ``run``, which hands on the rest.
@@ -429,12 +426,12 @@ class Poller:
     def _recover(self, error: BaseException) -> None:
         """Lose no event though the callback was cut short: tell every endpoint to look for itself."""
         # The events of this harvest are gone from the kernel's list (test_callback_that_is_cut_short_loses_no_event).
-        self.call_soon(partial(self._look_again, list(self.endpoints.values())))
+        self.call_soon(partial(self._look_again, self.endpoints()))
         self.hub.handle_error(self, type(error), error, error.__traceback__)
 
     def _look_again(self, suspects: list[Endpoint]) -> None:
         for endpoint in suspects:
-            if self.endpoints.get(endpoint._fd) is endpoint:
+            if self.is_registered(endpoint):
                 # As if everything had happened to each: a greenlet that is woken in vain looks, finds nothing, and
                 # waits on.
                 endpoint._on_hangup()
@@ -515,6 +512,33 @@ class Poller:
             # The call may have switched to a greenlet that armed the endpoint for an earlier time: that stands.
             if again < endpoint._armed:
                 self.arm(endpoint, again)
+
+
+def harvest(poller: Poller) -> None:
+    """Fetch the events and hand each to its endpoint."""
+    # With a timeout of 0: the watcher fired because something is there, and the hub must not block here. What exceeds
+    # ``MAX_EVENTS`` stays in the kernel's list, and the nested set stays readable for the watcher, which is
+    # level-triggered. (The compiled engine has this loop in C: ``poller.pxd``.)
+    by_fd, data = poller._by_fd, EVENT_DATA
+    for fd, events in poller._epoll.poll(0, MAX_EVENTS):
+        endpoint = by_fd[fd]
+        # An event may be about a connection that an upcall of this very loop has closed, and its number may be
+        # another's by now. It is looked up only here, and one more wake-up harms nobody
+        # (test_a_stranger_with_the_same_descriptor_gets_a_harmless_event).
+        if endpoint is None:
+            continue  # closed since
+        # The hot path: data for a connection without an upcall running, or for a greenlet that waits for it. This mask
+        # with ``_writable`` set means data only: a hang-up and urgent data come with another mask, and room for what
+        # waits to be sent with ``_writable`` False (test_room_and_data_that_come_in_one_event).
+        if events == data and endpoint._writable:
+            endpoint._readable = True
+            if endpoint._reader is not None:
+                endpoint._reader.switch()
+            elif endpoint._idle:
+                endpoint._idle = False
+                endpoint._ready(endpoint)
+        else:
+            poller._tell(endpoint, events)
 
 
 def get_poller() -> Poller:

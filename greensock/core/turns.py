@@ -28,7 +28,7 @@ from greensock.core.lifecycle import CLOSED, OPEN, Lifecycle
 from greensock.core.poller import Poller
 from greensock.core.syscalls import both_sides_are_down, close, has_input, has_unacknowledged, read
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
-from greensock.core.workers import Turn, Workers
+from greensock.core.workers import Turn, Workers, forget_context
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.framing import Framer
 from greensock.log_limit import LogLimit
@@ -92,6 +92,7 @@ class Turns(Upcalls[ConnectionT]):
         drain = _drain_upcalls if handle is None else _drain_handles
         self._workers = Workers(poller.hub, partial(drain, self), max_workers)
         poller.worker_pools.append(self._workers)
+        self._make_ready = self._workers.ready.append
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
         self._on_new = self.given_upcall("connection_new")
@@ -122,7 +123,7 @@ class Turns(Upcalls[ConnectionT]):
             conn = self.connection_class(self._poller, fd, family, address, self)
             if getattr(conn, "_state", None) is None:
                 raise TypeError(f"{type(conn).__name__}.__init__ does not call Connection.__init__")
-            conn._ready = self._workers.ready
+            conn._ready = self._make_ready
             if self.framer is not None:
                 conn._decoder = self.framer.decoder()
             if self._on_transport is not None and (transport := self._on_transport(conn, fd)) is not None:
@@ -153,10 +154,9 @@ class Turns(Upcalls[ConnectionT]):
     def _mine(self) -> list[ConnectionT]:
         if not hasattr(self, "_poller"):
             return []
-        # A copy: what is done to each of them may close it, or run code that opens another.
         return [
             cast(Any, endpoint)
-            for endpoint in list(self._poller.endpoints.values())
+            for endpoint in self._poller.endpoints()
             if isinstance(endpoint, Connection) and endpoint.server is self
         ]
 
@@ -175,10 +175,7 @@ class Turns(Upcalls[ConnectionT]):
         return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
 
     def _long_turn(self, conn: ConnectionT, data: bytes) -> bool:
-        """Go on after a first read that found all it asked for, nothing, the end of input, or a peer that hung up."""
-        # ``_nothing_read`` has cleared the flag; the end of input leaves it set, since it can be read again and again.
-        if not data and not conn._readable:
-            return False  # the read found nothing
+        """Go on after a first read that found all it asked for, the end of input, or a peer that hung up."""
         if len(data) == self.recv_size:
             return self._flood(conn, data)
         if data:
@@ -302,6 +299,18 @@ class Turns(Upcalls[ConnectionT]):
             if conn._state is not OPEN:
                 conn._release()
         conn._close(DropReason.STOPPED)
+
+    def _turn_raised(self, conn: ConnectionT, error: BaseException, is_read: bool) -> None:
+        """End a turn in which something was raised: by its first read, if ``is_read``, or by an upcall."""
+        if is_read and isinstance(error, OSError):
+            try:
+                self._nothing_read(conn, error)
+                self._rest(conn, False)
+                return
+            except BaseException as failure:
+                error = failure
+        self._failed(conn, error)
+        self._end(conn)
 
     def _nothing_read(self, conn: ConnectionT, error: OSError) -> bytes:
         """Take a failed read: nothing was there after all, or the connection is broken."""
@@ -592,48 +601,50 @@ def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
     # only at the end of its turn (test_upcalls_of_one_connection_never_overlap). An upcall that blocks takes this
     # greenlet along; another worker goes on with ``ready``: nothing is kept across an upcall but locals.
     while ready:
-        turn.conn = conn = popleft()
+        is_read = False
+        # Around the loop and not in it: to enter a ``try`` costs something where this is compiled.
         try:
-            if not conn._plain:
-                again = turns._full_turn(conn)
-            else:  # the hot path: one short read, one upcall, nothing else to do
-                try:
+            while ready:
+                turn.conn = conn = popleft()
+                if not conn._plain:
+                    again = turns._full_turn(conn)
+                else:  # the hot path: one short read, one upcall, nothing else to do
+                    is_read = True
                     data = read(conn._fd, size)
-                except OSError as error:
-                    data = turns._nothing_read(conn, error)
-                count = len(data)
-                # An empty read falls through: EAGAIN or the end of input, which ``_long_turn`` tells apart.
-                # A short read has emptied the socket, so that no second one is made to hear EAGAIN; unless an end,
-                # urgent data or passed descriptors may have cut it short: ``_thorough``
-                # (test_one_read_for_each_short_message_and_none_in_vain, test_urgent_data_stops_no_upcall).
-                if 0 < count < size and not conn._thorough:
-                    # Before the upcall: what comes while that runs is told by an event, which sets it again
-                    # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
-                    conn._readable = False
-                    conn.bytes_received += count
-                    verdict = on_recv(conn, data)
-                    # Looked at anew, as the upcall may have blocked, closed, or put bytes back, and more may have
-                    # come meanwhile: that event found a busy connection and only set ``_readable``
-                    # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
-                    if verdict is None and conn._plain and not conn._readable and on_finish is None:
-                        conn._idle = True
-                        if worker.gr_context is not None:
-                            worker.gr_context = None
-                        continue
-                    again = turns._read_turn(conn, data, verdict)
+                    is_read = False
+                    count = len(data)
+                    # An empty read falls through: it is the end of input. A short one has emptied the socket, so that
+                    # no second one is made to hear EAGAIN; unless an end, urgent data or passed descriptors may have
+                    # cut it short: ``_thorough`` (test_one_read_for_each_short_message_and_none_in_vain,
+                    # test_urgent_data_stops_no_upcall).
+                    if 0 < count < size and not conn._thorough:
+                        # Before the upcall: what comes while that runs is told by an event, which sets it again
+                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
+                        conn._readable = False
+                        conn.bytes_received += count
+                        verdict = on_recv(conn, data)
+                        # Looked at anew, as the upcall may have blocked, closed, or put bytes back, and more may have
+                        # come meanwhile: that event found a busy connection and only set ``_readable``
+                        # (test_what_comes_while_an_upcall_is_blocked_gets_the_next_one).
+                        if verdict is None and conn._plain and not conn._readable and on_finish is None:
+                            conn._idle = True
+                            if worker.gr_context is not None:
+                                forget_context(worker)
+                            continue
+                        again = turns._read_turn(conn, data, verdict)
+                    else:
+                        again = turns._long_turn(conn, data)
+                if conn._state is OPEN:
+                    turns._rest(conn, again)
                 else:
-                    again = turns._long_turn(conn, data)
-            if conn._state is OPEN:
-                turns._rest(conn, again)
-            else:
-                turns._end(conn)
+                    turns._end(conn)
+                # Context variables that an upcall set must not be seen in the next turn, which is another connection's
+                # (test_context_variables_are_fresh_in_every_turn).
+                if worker.gr_context is not None:
+                    forget_context(worker)
         except BaseException as error:
-            turns._failed(conn, error)
-            turns._end(conn)
-        # Context variables that an upcall set must not be seen in the next turn, which is another connection's
-        # (test_context_variables_are_fresh_in_every_turn).
-        if worker.gr_context is not None:
-            worker.gr_context = None
+            turns._turn_raised(turn.conn, error, is_read)
+            forget_context(worker)
     turn.conn = None  # a parked worker holds no connection
 
 
@@ -644,7 +655,7 @@ def _drain_handles(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
         turn.conn = conn = ready.popleft()
         turns._handle_turn(conn)
         if worker.gr_context is not None:
-            worker.gr_context = None
+            forget_context(worker)
     turn.conn = None
 
 

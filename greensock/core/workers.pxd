@@ -1,8 +1,9 @@
-from greensock.core._sys cimport getcurrent, switch_to
+from greensock.core._sys cimport getcurrent, greenlet, switch_to
 
 
 cdef class Turn:
-    cdef public object conn, worker
+    cdef public greenlet worker
+    cdef public object conn
 
 
 cdef class Workers:

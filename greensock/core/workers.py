@@ -25,7 +25,7 @@ from greenlet import getcurrent, greenlet
 
 from greensock.core.syscalls import switch_to
 
-__all__ = ["Turn", "Workers"]
+__all__ = ["Turn", "Workers", "forget_context"]
 
 #: How many idle workers are kept. On CPython 3.11 and newer a new greenlet costs 18 us and a parked one 2 us to hand
 #: work to, but each parked one holds 6.4 kB.
@@ -159,3 +159,8 @@ class Workers:
         if order is not _GO and order is not _END:
             self._parked.remove(me)
         return order
+
+
+def forget_context(worker: greenlet) -> None:
+    """Begin anew with context variables, in the running worker."""
+    worker.gr_context = None
