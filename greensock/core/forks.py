@@ -120,6 +120,7 @@ def _abandon(poller: Poller) -> None:
     poller._deadlines.clear()
     poller._calls.clear()
     poller._put_off.clear()
+    poller._corked.clear()
     poller.worker_pools.clear()
     # What takes descriptors comes last: there may be none but those that are given back here.
     left_open = []

@@ -388,6 +388,10 @@ class Lifecycle(Endpoint):
         # (test_states_change_as_the_table_says).
         if self._state is not OPEN:
             return
+        if self._poller._corked:
+            self._uncork()
+            if self._state is not OPEN:
+                return  # the peer was gone
         # The state first, the queue second: a sender whose entry is withdrawn is woken, and has to find the connection
         # closing. Each step may be the last one, in ``_release``: a flush that fails resets. So ``_fd`` is looked at
         # after them.
@@ -442,6 +446,8 @@ class Lifecycle(Endpoint):
         # The fast paths look at one flag each and not at the state. With these cleared they come to the slow ones,
         # which look and raise (test_flags).
         self._readable = self._clear = self._plain = self._fresh = False
+        if self._poller._corked:  # not by ``_close``, which has sent it
+            self._poller._corked.pop(self, None)
         # The program may keep the connection for long: what came and was not read is not kept with it
         # (test_an_upcall_that_closed_gets_nothing_more).
         self._stash = b""
@@ -587,6 +593,8 @@ class Lifecycle(Endpoint):
 
     def _share(self) -> None:
         """Treat the descriptor as one that others may hold, too."""
+        if self._poller._corked:
+            self._uncork()
         if self._transport is None:
             self._transport = SharedDescriptor(self._fd, self._family)
             self._plain = self._clear = False
@@ -634,6 +642,10 @@ class Lifecycle(Endpoint):
             return
         with borrow_socket(self._fd, self._family) as sock:
             sock.shutdown(_socket.SHUT_WR)
+
+    def _uncork(self) -> None:
+        """Send now what was to wait for the end of the pass."""
+        raise NotImplementedError
 
     def _wind_up(self) -> None:
         """Make the send queue end: withdraw what has not begun, flush the rest."""

@@ -1,6 +1,6 @@
 cimport cython
 
-from greensock.core._sys cimport EPOLLIN, EPOLLOUT, getcurrent, monotonic, poll, told_events, told_fd
+from greensock.core._sys cimport EPOLLIN, EPOLLOUT, getcurrent, greenlet, monotonic, poll, switch_to, told_events, told_fd
 from greensock.core.workers cimport Workers
 
 
@@ -14,10 +14,11 @@ cdef class Endpoint:
 cdef class Poller:
     cdef object __weakref__
     cdef public object _calls, _epoll, _next_pass, _paused, _put_off, _serial, _timer, _watcher, hub, pipes
+    cdef public dict _corked
     cdef public list _by_fd, _deadlines, worker_pools
     cdef public bint _active, _scheduled, is_abandoned
     cdef public int _epoll_fd
-    cdef public double _timer_due, until
+    cdef public double _corked_since, _timer_due, until
     cdef public Py_ssize_t _armed_count, _registered
 
     cpdef _tell(self, Endpoint endpoint, int events)
@@ -40,11 +41,15 @@ cdef inline int harvest(Poller poller) except -1:
             continue
         if events == (EPOLLIN | EPOLLOUT) and endpoint._writable:
             endpoint._readable = True
-            if endpoint._reader is not None:
-                endpoint._reader.switch()
-            elif endpoint._idle:
-                endpoint._idle = False
-                endpoint._ready(endpoint)
+            reader = endpoint._reader
+            if reader is None:
+                if endpoint._idle:
+                    endpoint._idle = False
+                    endpoint._ready(endpoint)
+            elif isinstance(reader, greenlet):
+                switch_to(reader)
+            else:
+                reader.switch()
         else:
             poller._tell(endpoint, events)
     return 0

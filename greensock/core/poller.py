@@ -64,6 +64,9 @@ SLICE_SECONDS = 0.005
 #: Seconds that each of those may go on, in turn: with a slice each, a hundred of them would hold a pass for ever.
 SHARE_SECONDS = 0.001
 
+#: Seconds that what ``send_soon`` was given may wait for more in a pass.
+CORK_SECONDS = 0.002
+
 #: What a wait returns when its time ran out.
 TIMED_OUT = object()
 #: Seconds after which an endpoint whose deadline raised is looked at again.
@@ -182,6 +185,9 @@ class Poller:
         self.is_abandoned = False
         self._active = False
         self._scheduled = False
+        # What ``send_soon`` left for the end of the pass, and since when the first of it waits.
+        self._corked: dict[Any, bytes] = {}
+        self._corked_since = 0.0
         self._put_off: deque[Callable[[], object]] = deque()
         self._paused: set[Endpoint] = set()
         self._deadlines: list[tuple[float, int, Endpoint]] = []
@@ -357,13 +363,15 @@ class Poller:
             self._run_workers()
             if self._put_off:
                 self._run_put_off()
+            if self._corked:
+                self.uncork()
         except BaseException as error:  # a signal's exception can come up anywhere
             self._recover(error)
         finally:
             self._active = False
         # What is left was made while this ran; it must not wait for an event that may never come
         # (test_a_turn_that_spent_its_budget_goes_through_the_loop).
-        if self._calls or self._put_off or self._is_somebody_ready():
+        if self._calls or self._put_off or self._corked or self._is_somebody_ready():
             self._schedule_next_pass()
 
     def _is_somebody_ready(self) -> bool:
@@ -372,6 +380,25 @@ class Poller:
             if pool.ready and pool.can_run:
                 return True
         return False
+
+    def cork(self, conn: Any, data: bytes) -> None:
+        """Have ``conn._send_corked(data)`` called at the end of this pass."""
+        now, corked = monotonic(), self._corked
+        if not corked:
+            self._corked_since = now
+        elif now - self._corked_since > CORK_SECONDS:
+            self.uncork()
+            self._corked_since = now
+        corked[conn] = data
+
+    def uncork(self) -> None:
+        """Send what waits for the end of the pass."""
+        corked = self._corked
+        for conn in list(corked):
+            # One that was closed meanwhile, by what an earlier one led to, is no longer there.
+            data = corked.pop(conn, None)
+            if data is not None:
+                conn._send_corked(data)
 
     def _run_calls(self) -> None:
         # As many as there are now: a call that orders the next one (a flush in steps, a sweep in slices) goes on in

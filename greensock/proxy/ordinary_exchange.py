@@ -123,7 +123,7 @@ class OrdinaryExchange:
         kept: ClientConnection | None = None
         sent_at: float | None = None
         heard: bytes | BaseException = b""
-        written = None
+        written, sent_before = None, 0
         conn.has_left = False
         # Whatever is raised here, by whoever ends this greenlet, too, is for the classes, which know what it means; the
         # server, its connection and its slot are theirs then, to be left (test_what_is_raised_leaves_nothing_behind).
@@ -145,13 +145,16 @@ class OrdinaryExchange:
                     head = b"%b %b HTTP/1.1\r\n%bContent-Length: 0\r\n\r\n" % (verb, path, head)
                 else:
                     head = b"%b %b HTTP/1.1\r\n%b\r\n" % (verb, path, head)
-                kept.send(head, False, deadlines.timeouts.send)
+                sent_before = kept.bytes_sent
+                kept.send_soon(head, deadlines.timeouts.send)
                 sent_at = monotonic()
                 heard = kept.recv(None, deadlines.timeouts.head)
                 if not conn.has_left:
                     written = self._written(heard, method, keep and not proxy.draining)
         except BaseException as error:
             heard = error
+            if kept is not None and kept.bytes_sent == sent_before:
+                sent_at = None  # it was gone before anything was sent, which is told late
         conn.asks = None
 
         if written is None or kept is None:  # its answer is not ordinary, or there is none so far
@@ -179,7 +182,10 @@ class OrdinaryExchange:
             server.leave()
             is_left = True
             proxy.answers_by_status[status] += 1
-            conn.send(out)
+            if type(out) is bytes:
+                conn.send_soon(out)
+            else:
+                conn.send(out)
         except BaseException as error:
             relay = self._relay(conn, method, target, lines, host, length, keep, record, asked)
             relay.route = route
@@ -195,7 +201,8 @@ class OrdinaryExchange:
             record.upstream, record.upstream_status, record.tries = server.name, str(status), 1
             record.connect_time, record.reused = 0.0, True
             record.head_time = record.upstream_time = heard_at - asked
-            record.status, record.sent, record.duration = status, conn.bytes_sent - before, monotonic() - asked
+            record.sent = len(out) if type(out) is bytes else conn.bytes_sent - before
+            record.status, record.duration = status, monotonic() - asked
             proxy.record_done(record)
         return None
 
