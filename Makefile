@@ -1,52 +1,63 @@
-# make run: the reverse proxy before a site of its own. make test: all checks (ARGS=tests/test_x.py: of that file alone).
+# make run: the reverse proxy before a site of its own. make test: all checks, with the engine in Python and compiled
+# (ARGS=tests/test_x.py: of that file alone). make wheels: what pip installs where there is no compiler, and its test.
 # make bench: every experiment, under 30 minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the
 # seed's workload. make mutants: whether the tests notice what is broken, hours. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run seed test bench load mutants clean
+.PHONY: run seed test bench load mutants wheels clean
 .DELETE_ON_ERROR:
 
-run: $(VENV)/installed
+run: $(VENV)/compiled
 	$(BIN)/python -m examples.reverse_proxy $(ARGS)
 
-seed: $(VENV)/installed
+seed: $(VENV)/compiled
 	$(BIN)/python -m loadtests.seed $(ARGS)
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test $(VENV)/compiled
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(if $(ARGS),GREENSOCK_PURE=1 $(BIN)/python -m pytest $(ARGS))
 	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(BIN)/python tests/side_by_side.py)
 
-mutants: $(VENV)/installed-test
-	$(BIN)/python tests/mutants.py $(ARGS)
+wheels: $(VENV)/installed
+	$(BIN)/python tests/wheels.py $(ARGS)
 
-bench: $(VENV)/installed-bench
+mutants: $(VENV)/installed-test
+	GREENSOCK_PURE=1 $(BIN)/python tests/mutants.py $(ARGS)
+
+bench: $(VENV)/installed-bench $(VENV)/compiled
 	$(BIN)/python -m loadtests.bench all $(ARGS); status=$$?; \
 	$(BIN)/python -m loadtests.plots && $(BIN)/python -m loadtests.tables --write && exit $$status
 
-load: $(VENV)/installed-load
+load: $(VENV)/installed-load $(VENV)/compiled
 	$(BIN)/python -m loadtests.load $(ARGS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python pyproject.toml setup.py
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	GREENSOCK_PURE=1 $(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+# In place, and anew whenever one of its sources changed; without a compiler it says so, and all runs in Python.
+$(VENV)/compiled: $(VENV)/installed setup.py $(wildcard greensock/core/*.py greensock/core/*.pxd)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'setuptools>=65' 'Cython>=3.1'
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	GREENSOCK_PURE=1 $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
 $(VENV)/installed-bench: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	GREENSOCK_PURE=1 $(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	touch $@
 
 $(VENV)/installed-load: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[load]'
+	GREENSOCK_PURE=1 $(BIN)/pip install --quiet --disable-pip-version-check -e '.[load]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) loadtests/build *.egg-info
+	rm -rf $(VENV) build loadtests/build greensock/*/_compiled *.egg-info

@@ -1,8 +1,8 @@
 """Build file; what is static is in pyproject.toml.
 
-The engine is compiled by Cython, where there is a C compiler: each module of ``ENGINE`` for which there is a ``.pxd``
-beside the ``.py``. They go to ``greensock/core/_compiled``, from where the package takes them (see there). Nothing of
-them is needed: without a compiler this says so, and the ``.py`` are what runs. ``GREENSOCK_PURE=1`` compiles nothing.
+Each module that has a ``.pxd`` beside the ``.py`` is compiled by Cython, where there is a C compiler. What comes of it
+goes to ``_compiled`` in its package, which looks there first (``greensock/choice.py``). Nothing of it is needed:
+without a compiler this says so, and the ``.py`` are what runs. ``GREENSOCK_PURE=1`` compiles nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-PACKAGE = "greensock/core"
+PACKAGE = ROOT / "greensock"
 BUILD = ROOT / "build" / "cython"
 
 
@@ -27,7 +27,8 @@ class BuildEngine(build_ext):
 
     def run(self) -> None:
         self.parallel = self.parallel or os.cpu_count()
-        (ROOT / PACKAGE / "_compiled").mkdir(exist_ok=True)
+        for each in self.extensions:
+            Path(*each.name.split(".")[:-1]).mkdir(exist_ok=True)
         try:
             super().run()
         except Exception as error:
@@ -49,11 +50,11 @@ def extensions() -> list[Extension]:
         print(f"greensock: the engine is not compiled, and runs in Python: {error}")
         return []
     shutil.rmtree(BUILD, ignore_errors=True)
-    shutil.copytree(ROOT / PACKAGE, BUILD / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "_compiled", "*.c"))
-    (BUILD / "greensock" / "__init__.py").touch()
-    names = sorted(path.stem for path in (ROOT / PACKAGE).glob("*.pxd") if path.with_suffix(".py").exists())
-    for name in names:
-        hide_imports(BUILD / PACKAGE / f"{name}.py", BUILD / PACKAGE / f"{name}.pxd")
+    shutil.copytree(PACKAGE, BUILD / "greensock", ignore=shutil.ignore_patterns("__pycache__", "_compiled"))
+    (BUILD / "greensock" / "__init__.py").write_text("")
+    modules = [path.relative_to(ROOT) for path in sorted(PACKAGE.rglob("*.pxd")) if path.with_suffix(".py").exists()]
+    for module in modules:
+        hide_imports(BUILD / module.with_suffix(".py"), BUILD / module)
     options: dict[str, Any] = {
         "include_dirs": [str(Path(greenlet.__file__).resolve().parent.parent)],
         # Greenlets are switched within a function: what Cython keeps of the thread's state would be another's.
@@ -64,7 +65,7 @@ def extensions() -> list[Extension]:
     os.chdir(BUILD)  # so that tracebacks name the files as they lie in the package
     try:
         made = cythonize(
-            [Extension(f"greensock.core.{name}", [f"{PACKAGE}/{name}.py"], **options) for name in names],
+            [Extension(dotted(module), [str(module.with_suffix(".py"))], **options) for module in modules],
             compiler_directives={"language_level": 3, "annotation_typing": False, "embedsignature": False},
             quiet=True,
         )
@@ -72,8 +73,14 @@ def extensions() -> list[Extension]:
         os.chdir(here)
     for each in made:
         each.sources = [str((BUILD / source).relative_to(ROOT)) for source in each.sources]
-        each.name = each.name.replace(".core.", ".core._compiled.")
+        package, _, name = each.name.rpartition(".")
+        each.name = f"{package}._compiled.{name}"
     return list(made)
+
+
+def dotted(module: Path) -> str:
+    """Return the name of a module."""
+    return ".".join(module.with_suffix("").parts)
 
 
 def hide_imports(module: Path, types: Path) -> None:

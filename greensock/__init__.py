@@ -3,6 +3,7 @@
 The layers, lowest first; each imports only what stands above it:
 
 ==============  ======================================================================================================
+choice          whether modules run as they are, or compiled
 errors          every exception, told apart by whose fault it is; why a connection ended
 framing         framers: cut a stream into messages (no I/O)
 address         how addresses are written, and sockets that listen
@@ -23,6 +24,7 @@ from greensock.core.connection import Connection
 from greensock.core.connector import connect
 from greensock.core.fairness import let_others_run
 from greensock.core.lifecycle import State
+from greensock.core.poller import compiled
 from greensock.core.server import Server
 from greensock.core.socket_connection import SocketConnection
 from greensock.core.transport import Transport
@@ -86,6 +88,7 @@ __all__ = [
     "Verdict",
     "WouldBlock",
     "__version__",
+    "compiled",
     "connect",
     "let_others_run",
     "share_of_descriptors",

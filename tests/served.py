@@ -15,8 +15,7 @@ import pytest
 from greensock import (
     Server,
 )
-from greensock.core import compiled
-from greensock.core.poller import get_poller
+from greensock.core.poller import compiled, get_poller
 
 
 class Recorder(Server):

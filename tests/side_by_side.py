@@ -3,7 +3,8 @@
     python tests/side_by_side.py                        # what ``make test`` does
     python tests/side_by_side.py --processes 1 -- -v    # all that stands behind -- is pytest's
 
-Each process is a pytest of its own, with the whole suite before it. A test file is run by the one that claims it first.
+First with the engine in Python, then with the compiled one, if it is there. Each process is a pytest of its own, with
+the whole suite before it. A test file is run by the one that claims it first.
 The tests marked ``alone`` come last, with nothing beside them: they measure, or hold a deadline that a busy machine
 would miss. pytest-xdist is no way: its workers wait for work on a thread, which gevent has patched.
 """
@@ -25,7 +26,19 @@ PER_CORE = 1.5
 
 
 def run(processes: int, more: list[str]) -> int:
+    """Run all tests over both engines; return the status of the first that failed."""
+    status = run_over("1", processes, more)
+    os.environ["GREENSOCK_PURE"] = "0"
+    if subprocess.run([sys.executable, "-c", "import greensock, sys; sys.exit(not greensock.compiled)"]).returncode:
+        print("the engine is not compiled: no more was tested than the one in Python", flush=True)
+        return status
+    return max(status, run_over("0", processes, more))
+
+
+def run_over(pure: str, processes: int, more: list[str]) -> int:
     """Run all tests, print what each process had to say, and return the status of the first that failed."""
+    os.environ["GREENSOCK_PURE"] = pure
+    print(f"the engine {'in Python' if pure == '1' else 'compiled'}:", flush=True)
     with tempfile.TemporaryDirectory(prefix="claims-") as place:
         running = [_start(["-m", "not alone", f"--claims={place}", *more]) for _ in range(processes)]
         try:

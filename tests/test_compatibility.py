@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served import pure_only
 
 import greensock
 import greensock.http
 import greensock.proxy
 from greensock.http import Phase, Reason
 from greensock.proxy import ConfigError, parse_config
+
+#: They look at the sources, and at what only functions of Python tell of themselves.
+pytestmark = pure_only
 
 HERE = Path(__file__).resolve().parent
 #: What was promised so far. Add to it what is new; what is taken out was named in the changelog a version before.

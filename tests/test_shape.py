@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from gevent import monkey
+from served import pure_only
 
 import greensock
 import greensock.http
@@ -26,6 +27,9 @@ from greensock.core.poller import Endpoint
 from greensock.http.client.pool_state import Action
 from greensock.http.wire.message_parser import ParserState
 from greensock.server_options import OPTIONS
+
+#: They look at the sources, and at what only functions of Python tell of themselves.
+pytestmark = pure_only
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "greensock"

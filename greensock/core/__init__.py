@@ -26,22 +26,10 @@ server             start, drain, stop
 socket_connection  a connection with the methods of a socket
 =================  ===================================================================================================
 
-The modules that have a ``.pxd`` beside them run compiled where they could be (``setup.py``): then they lie in
-``_compiled``, which is looked at first. ``GREENSOCK_PURE=1`` in the environment has the ``.py`` run all the same, and
-``greensock.compiled`` tells which it is. Either all of them are compiled or none is.
+The modules that have a ``.pxd`` beside them run compiled where they could be (see ``greensock/choice.py``): all of them
+or none, as they know each other's fields.
 """
 
-import os
+from greensock.choice import look_for_compiled
 
-__all__ = ["compiled"]
-
-_pure = os.environ.get("GREENSOCK_PURE", "0")
-if _pure not in ("0", "1"):
-    raise ImportError(f"GREENSOCK_PURE={_pure!r} in the environment: 0 or 1 expected")
-if _pure == "0":
-    __path__.insert(0, os.path.join(os.path.dirname(__file__), "_compiled"))
-
-from greensock.core import poller
-
-#: Whether the engine runs compiled.
-compiled = not poller.__file__.endswith(".py")
+look_for_compiled(__path__)

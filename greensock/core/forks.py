@@ -15,7 +15,7 @@ from typing import Any
 
 from greenlet import getcurrent
 
-from greensock.core.poller import Endpoint, Poller, _all_pollers, get_poller
+from greensock.core.poller import Endpoint, Poller, all_pollers, get_poller
 from greensock.core.syscalls import close
 
 __all__ = ["ChildsPoller"]
@@ -83,7 +83,7 @@ def _connections_of_this_turn() -> list[Endpoint]:
             arguments += argument
         elif isinstance(argument, Endpoint):
             return [argument]
-    turns = [pool.turn_of(me) for poller in list(_all_pollers) for pool in poller.worker_pools]
+    turns = [pool.turn_of(me) for poller in list(all_pollers) for pool in poller.worker_pools]
     return [conn for conn in turns if conn is not None]
 
 
@@ -96,9 +96,9 @@ def _after_fork_in_child() -> None:
         return
     # The pollers of other threads are copied too, though their threads are not: each holds descriptors of the parent's.
     failures = []
-    for poller in list(_all_pollers):
+    for poller in list(all_pollers):
         poller.hub.__dict__.pop("greensock_poller", None)
-        _all_pollers.discard(poller)
+        all_pollers.discard(poller)
         try:
             _abandon(poller)
         except Exception as error:

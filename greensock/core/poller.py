@@ -53,7 +53,10 @@ from greensock.core.syscalls import (
 )
 from greensock.core.workers import Workers
 
-__all__ = ["TIMED_OUT", "Endpoint", "Poller", "Switchable", "get_poller"]
+__all__ = ["TIMED_OUT", "Endpoint", "Poller", "Switchable", "all_pollers", "compiled", "get_poller"]
+
+#: Whether the engine runs compiled.
+compiled = not __file__.endswith(".py")
 
 #: How many events one ``epoll_wait`` fetches. The hub's other work gets its chance after so many.
 MAX_EVENTS = 256
@@ -72,7 +75,8 @@ TIMED_OUT = object()
 #: Seconds after which an endpoint whose deadline raised is looked at again.
 RETRY_SECONDS = 1.0
 
-_all_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
+#: Every poller that has not been closed.
+all_pollers: weakref.WeakSet[Poller] = weakref.WeakSet()
 
 
 class Switchable(Protocol):
@@ -195,7 +199,7 @@ class Poller:
         self._timer: Any = None
         self._timer_due = inf
         self._armed_count = 0
-        _all_pollers.add(self)
+        all_pollers.add(self)
 
     # -- registration
 
@@ -273,7 +277,7 @@ class Poller:
             return  # the child's loop goes on watching it
         self._epoll.close()
         self.pipes.close()
-        _all_pollers.discard(self)
+        all_pollers.discard(self)
 
     # -- the callback
 
