@@ -6,7 +6,11 @@ looks there first. ``GREENSOCK_PURE=1`` in the environment has the ``.py`` run a
 
 from __future__ import annotations
 
+import linecache
 import os
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 __all__ = ["look_for_compiled"]
 
@@ -15,7 +19,16 @@ if _PURE not in ("0", "1"):
     raise ImportError(f"GREENSOCK_PURE={_PURE!r} in the environment: 0 or 1 expected")
 
 
-def look_for_compiled(path: list[str]) -> None:
+def look_for_compiled(package: str, path: list[str]) -> None:
     """Have a package look for its modules among the compiled ones first; ``path`` is its ``__path__``."""
-    if _PURE == "0":
-        path.insert(0, os.path.join(path[0], "_compiled"))
+    place = Path(path[0])
+    compiled = place / "_compiled"
+    if _PURE == "1" or not compiled.is_dir():
+        return
+    path.insert(0, str(compiled))
+    # Tracebacks of compiled modules name the files from the package on, and find them in the directory of the project
+    # only. So they are told here where the lines are, to be read when they are asked for.
+    lines: dict[str, Any] = linecache.cache  # an entry of one function is one to be read
+    for made in compiled.iterdir():
+        name = made.name.partition(".")[0] + ".py"
+        lines[f"{package.replace('.', '/')}/{name}"] = (partial((place / name).read_text, "utf-8"),)

@@ -178,6 +178,24 @@ def test_a_traceback_names_the_lines_of_the_engine_too(serve, connect, caplog):
     assert inspect.getsourcefile(Fails) in text
 
 
+@only_compiled
+def test_a_traceback_has_the_text_of_the_lines_from_anywhere(tmp_path):
+    code = (
+        "import greensock, traceback\n"
+        "from greensock.core.poller import get_poller\n"
+        "try:\n"
+        "    get_poller().register(None)\n"
+        "except Exception:\n"
+        "    traceback.print_exc()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GREENSOCK_PURE": "0"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    ).stderr
+    assert 'File "greensock/core/poller.py", line' in told
+    assert "self._epoll.register(endpoint._fd, interest)" in told
+
+
 DEBUGGED = """
 from gevent import monkey; monkey.patch_all()
 import socket

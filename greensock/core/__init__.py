@@ -32,4 +32,4 @@ or none, as they know each other's fields.
 
 from greensock.choice import look_for_compiled
 
-look_for_compiled(__path__)
+look_for_compiled(__name__, __path__)

@@ -1,0 +1,250 @@
+"""``send_soon``: what is sent within one pass of the loop goes out together at its end."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import gevent
+import pytest
+from conftest import PATIENCE, read_exactly, wait_until
+from pairs import drain, let_engine_look, read_exactly_fast, reset, tcp_pair, wrap
+from served import Recorder
+
+from greensock import ConnectionLost, DropReason, State
+from greensock.core import poller as poller_module
+from greensock.core.poller import get_poller
+from greensock.core.syscalls import has_input
+
+
+@pytest.fixture
+def tcp():
+    ours, theirs = tcp_pair()
+    conn = wrap(ours)
+    yield conn, theirs
+    theirs.close()
+    conn.abort()
+
+
+def within_a_pass(call):
+    """Have ``call()`` made within a pass of the engine; return when that is over."""
+    done = []
+
+    def step():
+        try:
+            call()
+        except BaseException as error:
+            done.append(error)
+
+    get_poller().call_soon(step)
+    let_engine_look()
+    wait_until(lambda: not get_poller()._active)
+    if done:
+        raise done[0]
+
+
+def there(sock):
+    """What came so far."""
+    return sock.recv(1000, socket.MSG_PEEK) if has_input(sock.fileno()) else b""
+
+
+def test_it_goes_out_at_the_end_of_the_pass(tcp):
+    conn, peer = tcp
+    seen = []
+
+    def call():
+        conn.send_soon(b"first")
+        seen.append(there(peer))
+
+    within_a_pass(call)
+    assert seen == [b""]
+    assert read_exactly(peer, 5) == b"first"
+    assert conn.bytes_sent == 5
+    assert conn._clear
+
+
+def test_outside_of_a_pass_it_goes_out_at_once(tcp):
+    conn, peer = tcp
+    conn.send_soon(b"now")
+    assert there(peer) == b"now"
+
+
+SENDS = {
+    "send": lambda conn: conn.send(b" second"),
+    "send_soon": lambda conn: conn.send_soon(b" second"),
+    "send_nowait": lambda conn: conn.send_nowait(b" second"),
+    "a list": lambda conn: conn.send([b" sec", b"ond"]),
+    "shutdown_write": lambda conn: conn.shutdown_write(),
+    "close": lambda conn: conn.close(),
+    "send and close": lambda conn: conn.send(b" second", close=True),
+    "fileno": lambda conn: (conn.fileno(), conn.send(b" second")),
+}
+
+
+@pytest.mark.parametrize("then", SENDS)
+def test_what_comes_behind_it_arrives_behind_it(tcp, then):
+    conn, peer = tcp
+
+    def call():
+        conn.send_soon(b"first")
+        SENDS[then](conn)
+
+    within_a_pass(call)
+    expected = b"first" if then in ("shutdown_write", "close") else b"first second"
+    assert read_exactly(peer, len(expected)) == expected
+    if then in ("shutdown_write", "close", "send and close"):
+        assert peer.recv(1) == b""
+    assert conn.bytes_sent == len(expected)
+
+
+def test_abort_throws_it_away(tcp):
+    conn, peer = tcp
+
+    def call():
+        conn.send_soon(b"never")
+        conn.abort()
+
+    within_a_pass(call)
+    assert drain(peer) == 0
+    assert not get_poller()._corked
+
+
+def test_many_go_out_in_the_order_of_the_calls():
+    pairs = [tcp_pair() for _ in range(3)]
+    conns = [wrap(ours) for ours, _ in pairs]
+    waiting = []
+
+    def call():
+        for conn in conns:
+            conn.send_soon(b"x")
+        waiting.extend(get_poller()._corked)
+
+    within_a_pass(call)
+    assert waiting == conns
+    for conn, (_, theirs) in zip(conns, pairs, strict=True):
+        assert read_exactly(theirs, 1) == b"x"
+        theirs.close()
+        conn.abort()
+
+
+def test_it_does_not_wait_for_what_takes_long(tcp, monkeypatch):
+    conn, peer = tcp
+    other_ours, other_peer = tcp_pair()
+    other = wrap(other_ours)
+    monkeypatch.setattr(poller_module, "CORK_SECONDS", 0.0)
+    seen = []
+
+    def call():
+        conn.send_soon(b"first")
+        other.send_soon(b"later")
+        seen.append((there(peer), there(other_peer)))
+
+    within_a_pass(call)
+    assert seen == [(b"first", b"")]
+    assert read_exactly(other_peer, 5) == b"later"
+    other_peer.close()
+    other.abort()
+
+
+def test_what_the_peer_does_not_take_is_sent_by_the_engine(tcp):
+    conn, peer = tcp
+    size = 8_000_000
+    within_a_pass(lambda: conn.send_soon(bytes(size)))
+    assert 0 < conn.bytes_sent < size
+    assert conn._kept == conn._queued == size - conn.bytes_sent
+    assert len(read_exactly_fast(peer, size)) == size
+    wait_until(lambda: conn._clear)
+    assert conn.bytes_sent == size
+
+
+def test_who_takes_nothing_is_dropped(tcp):
+    conn, _ = tcp
+    conn.send_timeout = 0.1
+    within_a_pass(lambda: conn.send_soon(bytes(8_000_000)))
+    conn.wait_closed(PATIENCE)
+    assert conn.drop_reason is DropReason.SEND_TIMEOUT
+
+
+def test_where_the_way_is_not_clear_it_is_send(tcp):
+    conn, peer = tcp
+    conn.max_send_queue = 8_000_000
+    conn.send_nowait(bytes(8_000_000))
+    sending = gevent.spawn(within_a_turn, conn)
+    assert len(read_exactly_fast(peer, 8_000_003)) == 8_000_003
+    sending.get(timeout=PATIENCE)
+
+
+def within_a_turn(conn):
+    conn.send_soon(b"end", PATIENCE)
+
+
+def test_a_peer_that_has_gone_is_noticed(tcp):
+    """Who receives is told, as by a send that fails."""
+    conn, peer = tcp
+    receiving = gevent.spawn(conn.recv)
+    gevent.sleep(0)
+    reset(peer)
+    wait_until(lambda: conn.state is not State.OPEN)
+    with pytest.raises(ConnectionLost):
+        conn.send_soon(b"x")
+    with pytest.raises(ConnectionLost):
+        receiving.get(timeout=PATIENCE)
+
+
+def test_a_peer_that_goes_before_the_end_of_the_pass(tcp):
+    conn, peer = tcp
+    told = []
+
+    def call():
+        conn.notify_disconnect(lambda: told.append(1))
+        conn.send_soon(b"x")
+        reset(peer)
+
+    within_a_pass(call)
+    wait_until(lambda: conn.state is State.CLOSED)
+    assert conn.drop_reason is DropReason.LOST
+    assert told == [1]
+    assert not get_poller()._corked
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_from_an_upcall(serve, connect, calls):
+    class Soon(Recorder):
+        def connection_recv(self, conn, data):
+            for _ in range(calls):
+                conn.send_soon(data)
+
+    server = serve(Soon)
+    socks = [connect(server) for _ in range(20)]
+    for _ in range(3):
+        for sock in socks:
+            sock.sendall(b"ping")
+        for sock in socks:
+            assert read_exactly(sock, 4 * calls) == b"ping" * calls
+
+
+def test_in_a_child_it_is_the_parents_to_send(serve, connect):
+    """As what is queued is: both would send it."""
+
+    class Forks(Recorder):
+        def connection_recv(self, conn, data):
+            other.send_soon(b"other")
+            conn.send_soon(b"mine ")
+            pid = os.fork()
+            if not pid:
+                try:
+                    conn.send(b"child")
+                finally:
+                    os._exit(0)
+            os.waitpid(pid, 0)
+
+    server = serve(Forks)
+    ours, theirs = tcp_pair()
+    other = wrap(ours)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 10) == b"mine child"
+    assert read_exactly(theirs, 5) == b"other"
+    assert there(theirs) == there(sock) == b""
+    theirs.close()
+    other.abort()
