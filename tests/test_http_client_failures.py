@@ -376,9 +376,12 @@ def test_what_is_thrown_into_a_wait_leaks_nothing(raw, client, script, body, has
             caught.append(thrown)
 
     asking = gevent.spawn(ask)
-    conns = get_poller().endpoints()
+
+    def conns():
+        return [conn for conn in get_poller().endpoints() if isinstance(conn, ClientConnection)]
+
     wait_until(lambda: server.accepted)
-    wait_until(lambda: any(has_come_so_far(conn.statistics()) for conn in conns if isinstance(conn, ClientConnection)))
+    wait_until(lambda: any(has_come_so_far(conn.statistics()) for conn in conns()))
     assert not asking.ready()
     asking.kill(error)
     assert isinstance(caught[0], error if isinstance(error, type) else type(error))

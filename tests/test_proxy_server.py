@@ -808,8 +808,8 @@ def test_a_tunnel_that_can_not_begin(proxied, monkeypatch):
         proxy, sock = proxied(server.url, server_options={"abort_on_eof": False})
         sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         wait_until(lambda: proxy.records)
-        ends = get_poller().endpoints()
-        wait_until(lambda: not any(isinstance(each, connection_pool.ClientConnection) for each in ends))
+        ends = get_poller().endpoints
+        wait_until(lambda: not any(isinstance(each, connection_pool.ClientConnection) for each in ends()))
 
 
 @pytest.mark.parametrize("slow", ["short body", "long body", "takes nothing", "server"])
