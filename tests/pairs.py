@@ -34,11 +34,11 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     return server, client
 
 
-def connected(kind: str) -> Iterator[tuple[Connection, socket.socket]]:
+def connected(kind: str, of: type[Connection] = Connection) -> Iterator[tuple[Connection, socket.socket]]:
     """Yield a connection ("unix" or "tcp") and the socket of its peer; both are closed afterwards."""
     ours, theirs = socket.socketpair() if kind == "unix" else tcp_pair()
     theirs.settimeout(PATIENCE)
-    conn = wrap(ours)
+    conn = wrap(ours, kind=of)
     yield conn, theirs
     theirs.close()
     conn.abort()

@@ -37,6 +37,7 @@ from greensock.proxy import (
     Standing,
     StaticAnswer,
 )
+from greensock.proxy.proxy_connection import ProxyConnection
 
 
 def test_a_request_and_its_answer(proxied, origin):
@@ -294,7 +295,8 @@ def test_only_what_nobody_can_reset_is_spliced(proxied, monkeypatch):
         spliced.append(conn)
         return splice(conn, *arguments, **options)
 
-    monkeypatch.setattr(Connection, "splice", noted)
+    for kind in (ProxyConnection, connection_pool.ClientConnection):
+        monkeypatch.setattr(kind, "splice", noted)
 
     def script(server, sock, _number):
         head = server.head(sock)

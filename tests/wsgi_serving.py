@@ -9,6 +9,7 @@ from conftest import read_all
 
 from greensock import Connection
 from greensock.http import WSGIServer
+from greensock.http.server.http_server import HTTPConnection
 
 TEXT = [("Content-Type", "text/plain")]
 
@@ -86,5 +87,5 @@ def sent_files(monkeypatch):
         calls.append(arguments[1:])
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(Connection, "send_file", spy)
+    monkeypatch.setattr(HTTPConnection, "send_file", spy)
     return calls
