@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
 import time
+import weakref
 
 import gevent
 import pytest
@@ -289,6 +291,26 @@ def test_workers_are_reused_and_let_go(serve, connect):
     before = len(greenlets())
     server.stop()
     wait_until(lambda: len(greenlets()) <= before - 20)
+
+
+class Once(Server):
+    def handle(self, conn):
+        conn.send(conn.recv())
+        conn.recv()
+
+
+@pytest.mark.parametrize("kind", [Echo, Once])
+def test_a_worker_that_waits_for_work_holds_no_connection(serve, connect, kind):
+    server = serve(kind)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    seen = weakref.ref(server.connections[0])
+    sock.close()
+    wait_until(lambda: not server.statistics().active)
+    gc.collect()
+    assert server._workers.count == 1
+    assert seen() is None
 
 
 def test_only_so_many_workers_are_kept(serve, connect, monkeypatch):

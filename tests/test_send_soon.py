@@ -103,10 +103,36 @@ def test_abort_throws_it_away(tcp):
     def call():
         conn.send_soon(b"never")
         conn.abort()
+        assert not get_poller()._corked, "it would hold the connection"
 
     within_a_pass(call)
     assert drain(peer) == 0
-    assert not get_poller()._corked
+
+
+def test_what_is_shown_has_sent_it(tcp):
+    """Others may make the descriptor a blocking one from then on."""
+    conn, peer = tcp
+    seen = []
+
+    def call():
+        conn.send_soon(b"first")
+        conn.fileno()
+        seen.append(there(peer))
+
+    within_a_pass(call)
+    assert seen == [b"first"]
+
+
+def test_a_pass_that_is_cut_short_sends_it_in_the_next(tcp, capsys):
+    conn, peer = tcp
+
+    def call():
+        conn.send_soon(b"first")
+        raise RuntimeError("out of nowhere")
+
+    get_poller().call_soon(call)
+    assert read_exactly(peer, 5) == b"first"
+    assert "out of nowhere" in capsys.readouterr().err
 
 
 def test_many_go_out_in_the_order_of_the_calls():

@@ -431,6 +431,22 @@ def test_a_connection_class_that_fails_does_not_end_the_accepting(serve, connect
     assert read_exactly(sock, 1) == b"x"
 
 
+def test_a_connection_class_that_is_no_whole_one(serve):
+    """Its fields would be anything, and its descriptor the program's standard input."""
+
+    class Hollow(Connection):
+        def __init__(self, *args):
+            pass
+
+    server = serve(Echo)
+    server.connection_class = Hollow
+    ours, theirs = socket.socketpair()
+    with pytest.raises(TypeError, match=r"^Hollow.__init__ does not call Connection.__init__$"):
+        server.adopt(theirs)
+    assert ours.recv(1) == b""
+    ours.close()
+
+
 def test_eof_default_and_none_close(serve, connect):
     class Silent(Recorder):
         def connection_eof(self, conn):

@@ -375,7 +375,7 @@ class Poller:
             self._active = False
         # What is left was made while this ran; it must not wait for an event that may never come
         # (test_a_turn_that_spent_its_budget_goes_through_the_loop).
-        if self._calls or self._put_off or self._corked or self._is_somebody_ready():
+        if self._calls or self._put_off or self._is_somebody_ready():
             self._schedule_next_pass()
 
     def _is_somebody_ready(self) -> bool:
