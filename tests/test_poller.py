@@ -301,7 +301,7 @@ class Once(Server):
 
 @pytest.mark.parametrize("kind", [Echo, Once])
 def test_a_worker_that_waits_for_work_holds_no_connection(serve, connect, kind):
-    server = serve(kind)
+    server = serve(kind, recv_timeout=None)  # with one, a void deadline would hold it for a while
     sock = connect(server)
     sock.sendall(b"x")
     assert read_exactly(sock, 1) == b"x"
