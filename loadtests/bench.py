@@ -33,7 +33,15 @@ QUICK = Scale(rounds=1, seconds=0.1, warmup=0.05, quick=True)
 QUIET = 0.1
 
 #: Tables that an experiment ends with, by its name.
-TARGETS = {"figures": ("targets",), "http": ("http-targets",), "proxy": ("proxy-targets",)}
+TARGETS = {
+    "figures": ("targets",),
+    "http": ("http-targets",),
+    "proxy": ("proxy-targets",),
+    "compiled": ("compiled-targets",),
+}
+
+#: Experiments that ``all`` leaves out: most of this one is in the others, too.
+APART = {"compiled"}
 
 Step = tuple[int, Case, str]
 
@@ -208,7 +216,7 @@ def chosen_servers(options: argparse.Namespace) -> list[str]:
 
 
 def chosen_plans(options: argparse.Namespace, scale: Scale) -> list[Plan]:
-    names = list(PLANS) if "all" in options.names else dict.fromkeys(options.names)
+    names = [name for name in PLANS if name not in APART] if "all" in options.names else dict.fromkeys(options.names)
     plans = [choose(PLANS[name](scale), options.cases) for name in names]
     for plan in plans:
         if not plan.cases:

@@ -97,6 +97,28 @@ def figures(scale: Scale) -> Plan:
     return Plan("figures", "The figures aimed at", cases, scale.rounds, {"size": 64})
 
 
+def compiled(scale: Scale) -> Plan:
+    """greensock's engine compiled and in Python, and its rivals."""
+    upcalls = ("greensock_upcalls", "greensock_upcalls_pure", "uvloop_protocol", "epoll")
+    all_of_them = (*upcalls, "greensock_blocking", "greensock_blocking_pure", "gevent_streamserver")
+    cases = (
+        *(echo_case(count, scale, all_of_them) for count in scale.counts((64, 1000, 15000))),
+        *(shortlived_case(count, scale, upcalls) for count in (64, 1)),
+        replace(flood_case(64, scale), servers=upcalls),
+        memory_case("idle", 15000, scale, upcalls[:3]),
+        *http_experiments.small_cases(
+            scale,
+            (
+                *("http_server", "http_server_pure", "wsgi_server", "wsgi_server_pure"),
+                *("http_uvicorn", "http_nginx", "http_pywsgi"),
+            ),
+            ("proxy_greensock", "proxy_greensock_pure", "proxy_nginx", "proxy_aiohttp"),
+        ),
+    )
+    rounds = scale.rounds if scale.quick else max(7, scale.rounds)
+    return Plan("compiled", "The engine compiled, and in Python", cases, rounds, {"size": 64})
+
+
 def messages(scale: Scale) -> Plan:
     """The seed's second experiment: messages/s over the number of connections, ping-pong and flood."""
     scale = replace(scale, seconds=scale.seconds / 2)
@@ -190,4 +212,5 @@ PLANS: dict[str, Callable[[Scale], Plan]] = {
     "latency": latency,
     "http": http_experiments.http,
     "proxy": http_experiments.proxy,
+    "compiled": compiled,
 }

@@ -7,12 +7,12 @@ median is compared with the target: the machine's drift from round to round canc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from loadtests.results import Sample, by_round, spread
 
-__all__ = ["HTTP_TARGETS", "PROXY_TARGETS", "TARGETS", "Row", "Target", "assess"]
+__all__ = ["COMPILED_TARGETS", "HTTP_TARGETS", "PROXY_TARGETS", "TARGETS", "Row", "Target", "assess"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,45 @@ PROXY_TARGETS: tuple[Target, ...] = (
     Target("p99 added at half the top rate", "latency at 50%", PROXY, ADDED, 2.0, unit="ms"),
     *body_targets(PROXY, "the proxy"),
 )
+
+
+EPOLL = "epoll"
+
+
+def compiled_targets() -> tuple[Target, ...]:
+    """What the compiled engine aims at; and the same of the one in Python, to be seen beside it."""
+    asked = [
+        *(
+            Target(f"echo by upcalls, {count:,} connections, of {title}", f"echo {count}", UPCALLS, CPU, most, rival)
+            for count, title, most, rival in (
+                (64, "uvloop Protocol", 0.92, UVLOOP),
+                (64, "bare C", 1.12, EPOLL),
+                (1000, "uvloop Protocol", 0.92, UVLOOP),
+                (1000, "bare C", 1.12, EPOLL),
+                (15000, "uvloop Protocol", 0.95, UVLOOP),
+            )
+        ),
+        *(
+            Target(f"echo, blocking, {count:,} connections, of {title}", f"echo {count}", BLOCKING, CPU, most, rival)
+            for count in (64, 1000)
+            for title, most, rival in (("gevent", 0.47, GEVENT), ("uvloop Protocol", 1.20, UVLOOP))
+        ),
+        Target("connect + echo + close, 64 at a time, of uvloop", "shortlived 64", UPCALLS, CPU, 0.90, UVLOOP),
+        Target("connect + echo + close, 64 at a time, of bare C", "shortlived 64", UPCALLS, CPU, 1.25, EPOLL),
+        Target("connect + echo + close, one at a time, of uvloop", "shortlived 1", UPCALLS, CPU, 1.0, UVLOOP),
+        Target("flood of 64-byte reads, of uvloop", "flood 64", UPCALLS, CPU, 0.80, UVLOOP),
+        Target("memory of an idle connection", "idle memory 15000", UPCALLS, "kb", 0.45, unit="kB"),
+        Target("HTTPServer, small answer, of uvicorn", "small", "http_server", CPU, 0.45, UVICORN),
+        Target("HTTPServer, small answer, of nginx", "small", "http_server", CPU, 1.4, "http_nginx"),
+        Target("proxy, small answer, of nginx", "proxied", PROXY, CPU, 1.6, NGINX),
+        Target("proxy, small answer, of aiohttp on uvloop", "proxied", PROXY, CPU, 0.20, AIOHTTP),
+        Target("proxy, a fresh connection for each, of nginx", "proxied close", PROXY, CPU, 1.8, NGINX),
+    ]
+    pure = (replace(each, title=each.title + "; in Python", server=f"{each.server}_pure") for each in asked)
+    return tuple(target for both in zip(asked, pure, strict=True) for target in both)
+
+
+COMPILED_TARGETS = compiled_targets()
 
 
 @dataclass(frozen=True, slots=True)

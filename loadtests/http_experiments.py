@@ -11,7 +11,7 @@ from loadtests.peers.http_common import BLOCK
 from loadtests.plan import Case, Plan, Scale
 from loadtests.servers import HTTP, PROXIES
 
-__all__ = ["http", "proxy"]
+__all__ = ["http", "proxy", "small_cases"]
 
 #: Connections that wrk keeps busy; with bodies of 1 MB fewer, so that what is under way at the end weighs little.
 CONNECTIONS = 64
@@ -66,6 +66,19 @@ def http(scale: Scale) -> Plan:
         *body_cases(scale, measure_http.bodies, OURS),
     )
     return Plan("http", "HTTP servers", cases, scale.rounds, {"seconds": seconds})
+
+
+def small_cases(scale: Scale, servers: tuple[str, ...], proxies: tuple[str, ...]) -> tuple[Case, ...]:
+    """Small answers by servers, and through proxies: over kept connections, and over a fresh one for each."""
+    seconds = scale.seconds * STRETCH
+    served = partial(measure_http.requests, connections=CONNECTIONS, seconds=seconds, path="/small")
+    through = Proxied(CONNECTIONS, seconds).requests
+    shared = {"mode": "wrk", "connections": CONNECTIONS}
+    return (
+        Case("small", shared, served, servers, seconds + STARTING),
+        Case("proxied", shared, partial(through, path="/small"), proxies, seconds + PROXY_STARTING),
+        Case("proxied close", shared, partial(through, path="/small", close=True), proxies, seconds + PROXY_STARTING),
+    )
 
 
 def proxy(scale: Scale) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = ["SEED_STYLES", "STYLES", "Style"]
@@ -42,6 +42,11 @@ STYLES: dict[str, Style] = {
     "proxy_aiohttp": Style("#1d4ed8", "D"),
     "proxy_nginx": Style("#111111", "X"),
     "proxy_haproxy": Style("#6b7280", "*"),
+}
+#: The same without greensock's compiled engine.
+STYLES |= {
+    f"{name}_pure": replace(STYLES[name], line="--", width=1.2)
+    for name in ("greensock_upcalls", "greensock_blocking", "http_server", "wsgi_server", "proxy_greensock")
 }
 #: Of the seed's own three servers: none of ours, so none of our colours.
 SEED_STYLES: dict[str, tuple[str, Style]] = {

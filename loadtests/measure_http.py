@@ -13,7 +13,7 @@ from loadtests import http_load, transfer, wrk
 from loadtests.generator import Failed, launched
 from loadtests.measure import Values
 from loadtests.peers.http_common import BLOCK, SMALL
-from loadtests.process import GENERATOR_CORES, SERVER_CORES, Group
+from loadtests.process import GENERATOR_CORES, PURE, SERVER_CORES, Group
 from loadtests.servers import missing
 from loadtests.wrk import Load
 
@@ -142,7 +142,7 @@ def origin_name() -> str:
 
 def proxy(name: str, upstream: str) -> Group:
     """Return the proxy, not yet started, that forwards to the upstream."""
-    if name == "proxy_greensock":
+    if name.removesuffix(PURE) == "proxy_greensock":
         command = [sys.executable, "-m", "examples.reverse_proxy"]
         return Group(name, "--upstream", f"http://{upstream}", "--log", "none", command=command, bind="--listen")
     return Group(name, "--upstream", upstream)

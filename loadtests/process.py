@@ -18,6 +18,7 @@ from loadtests.native import build
 
 __all__ = [
     "GENERATOR_CORES",
+    "PURE",
     "ROOT",
     "SERVER_CORES",
     "Group",

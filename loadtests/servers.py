@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from loadtests.peers.programs import program
+from loadtests.process import PURE
 
 __all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "Server", "missing"]
 
-Kind = Literal["tcp", "http", "proxy"]
+Kind = Literal["tcp", "http", "proxy", "pure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ SERVERS: dict[str, Server] = {
     "proxy_aiohttp": http("aiohttp on uvloop", "aiohttp", "uvloop", kind="proxy"),
     "proxy_nginx": http("nginx", kind="proxy", programs=("nginx",)),
     "proxy_haproxy": http("HAProxy", kind="proxy", programs=("haproxy",)),
+}
+#: The same without greensock's compiled engine.
+SERVERS |= {
+    name + PURE: replace(SERVERS[name], title=SERVERS[name].title + ", in Python", kind="pure")
+    for name in ("greensock_upcalls", "greensock_blocking", "http_server", "wsgi_server", "proxy_greensock")
 }
 NAMES = tuple(SERVERS)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import results
-from loadtests.figures import HTTP_TARGETS, PROXY_TARGETS, Row, Target, assess
+from loadtests.figures import COMPILED_TARGETS, HTTP_TARGETS, PROXY_TARGETS, Row, Target, assess
 from loadtests.process import ROOT
 from loadtests.results import Sample, by_round, series
 from loadtests.servers import SERVERS
@@ -198,6 +198,19 @@ MEMORY_CASES = {
     "blocked memory 10000": ("blocked in a downcall, kB", "kb"),
 }
 
+COMPILED_CASES = {
+    "echo 64": ("echo, 64 connections", "server_us"),
+    "echo 1000": ("1,000", "server_us"),
+    "echo 15000": ("15,000", "server_us"),
+    "shortlived 64": ("connect + echo + close, 64 at a time", "server_us"),
+    "shortlived 1": ("one at a time", "server_us"),
+    "flood 64": ("flood, 64 bytes", "server_us"),
+    "idle memory 15000": ("idle, kB", "kb"),
+    "small": ("HTTP, 100 bytes", "server_us"),
+    "proxied": ("proxy, 100 bytes", "server_us"),
+    "proxied close": ("the same, fresh connections", "server_us"),
+}
+
 REQUESTS = {
     "small": "100 bytes",
     "close": "100 bytes, Connection: close",
@@ -349,9 +362,21 @@ TABLES: dict[str, Table] = {
     "proxy-picture": Table("proxy", lambda content: "![CPU per request, rate, latency, speed](results/proxy.png)"),
     "http-targets": Table("http", lambda content: asked_table(HTTP_TARGETS, content)),
     "proxy-targets": Table("proxy", lambda content: asked_table(PROXY_TARGETS, content)),
+    "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
+    "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     **{
         f"{name}-about": Table(name, about)
-        for name in ("figures", "connections", "messages", "shortlived", "memory", "latency", "http", "proxy")
+        for name in (
+            "figures",
+            "connections",
+            "messages",
+            "shortlived",
+            "memory",
+            "latency",
+            "http",
+            "proxy",
+            "compiled",
+        )
     },
 }
 
