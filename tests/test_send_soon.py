@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 import gevent
 import pytest
@@ -15,6 +16,14 @@ from greensock import ConnectionLost, DropReason, State
 from greensock.core import poller as poller_module
 from greensock.core.poller import get_poller
 from greensock.core.syscalls import has_input
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A machine that stands still for a moment changes nothing."""
+    get_poller()._uncorked_until = 0.0
+    monkeypatch.setattr(poller_module, "CORK_SECONDS", PATIENCE)
+    monkeypatch.setattr(poller_module, "CORK_GAP", PATIENCE)
 
 
 @pytest.fixture
@@ -54,10 +63,10 @@ def test_it_goes_out_at_the_end_of_the_pass(tcp):
 
     def call():
         conn.send_soon(b"first")
-        seen.append(there(peer))
+        seen.append((there(peer), conn.bytes_sent))
 
     within_a_pass(call)
-    assert seen == [b""]
+    assert seen == [(b"", 5)]
     assert read_exactly(peer, 5) == b"first"
     assert conn.bytes_sent == 5
     assert conn._clear
@@ -107,6 +116,7 @@ def test_abort_throws_it_away(tcp):
 
     within_a_pass(call)
     assert drain(peer) == 0
+    assert conn.bytes_sent == 0
 
 
 def test_what_is_shown_has_sent_it(tcp):
@@ -172,6 +182,41 @@ def test_it_does_not_wait_for_what_takes_long(tcp, monkeypatch):
     other.abort()
 
 
+def test_it_does_not_wait_for_who_computes_for_long(tcp, monkeypatch):
+    """It waits once, and then for twenty times as long nothing does."""
+    conn, peer = tcp
+    other_ours, other_peer = tcp_pair()
+    other = wrap(other_ours)
+    monkeypatch.setattr(poller_module, "CORK_GAP", 0.01)
+    took = 0.02
+    seen = []
+
+    def compute(seconds):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pass
+
+    def call():
+        conn.send_soon(b"first")
+        compute(took)
+        other.send_soon(b"later")
+        seen.append((there(peer), there(other_peer)))
+
+    def call_again():
+        conn.send_soon(b", second")
+        seen.append(there(peer))
+
+    within_a_pass(call)
+    within_a_pass(call_again)
+    assert seen == [(b"first", b"later"), b"first, second"]
+    compute(poller_module.CORK_PAUSE * took)
+    within_a_pass(call_again)
+    assert seen[2:] == [b"first, second"]
+    assert read_exactly(peer, 21) == b"first, second, second"
+    other_peer.close()
+    other.abort()
+
+
 def test_what_the_peer_does_not_take_is_sent_by_the_engine(tcp):
     conn, peer = tcp
     size = 8_000_000
@@ -229,6 +274,7 @@ def test_a_peer_that_goes_before_the_end_of_the_pass(tcp):
     within_a_pass(call)
     wait_until(lambda: conn.state is State.CLOSED)
     assert conn.drop_reason is DropReason.LOST
+    assert conn.bytes_sent == 0
     assert told == [1]
     assert not get_poller()._corked
 

@@ -447,7 +447,7 @@ class Lifecycle(Endpoint):
         # which look and raise (test_flags).
         self._readable = self._clear = self._plain = self._fresh = False
         if self._poller._corked:  # not by ``_close``, which has sent it
-            self._poller._corked.pop(self, None)
+            self.bytes_sent -= len(self._poller._corked.pop(self, b""))
         # The program may keep the connection for long: what came and was not read is not kept with it
         # (test_an_upcall_that_closed_gets_nothing_more).
         self._stash = b""

@@ -18,7 +18,7 @@ cdef class Poller:
     cdef public list _by_fd, _deadlines, worker_pools
     cdef public bint _active, _scheduled, is_abandoned
     cdef public int _epoll_fd
-    cdef public double _corked_since, _timer_due, until
+    cdef public double _corked_last, _corked_since, _timer_due, _uncorked_until, until
     cdef public Py_ssize_t _armed_count, _registered
 
     cpdef _tell(self, Endpoint endpoint, int events)

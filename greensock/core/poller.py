@@ -69,6 +69,8 @@ SHARE_SECONDS = 0.001
 
 #: Seconds that what ``send_soon`` was given may wait for more in a pass.
 CORK_SECONDS = 0.002
+#: Seconds between two of those after which nothing waits for more, and for how many times as long.
+CORK_GAP, CORK_PAUSE = 0.0005, 20
 
 #: What a wait returns when its time ran out.
 TIMED_OUT = object()
@@ -189,9 +191,10 @@ class Poller:
         self.is_abandoned = False
         self._active = False
         self._scheduled = False
-        # What ``send_soon`` left for the end of the pass, and since when the first of it waits.
+        # What ``send_soon`` left for the end of the pass; when the first and the last of it came, and until when
+        # nothing is to wait.
         self._corked: dict[Any, bytes] = {}
-        self._corked_since = 0.0
+        self._corked_since = self._corked_last = self._uncorked_until = 0.0
         self._put_off: deque[Callable[[], object]] = deque()
         self._paused: set[Endpoint] = set()
         self._deadlines: list[tuple[float, int, Endpoint]] = []
@@ -385,15 +388,25 @@ class Poller:
                 return True
         return False
 
-    def cork(self, conn: Any, data: bytes) -> None:
-        """Have ``conn._send_corked(data)`` called at the end of this pass."""
+    def cork(self, conn: Any, data: bytes) -> bool:
+        """Have ``conn._send_corked(data)`` called at the end of this pass; False: send it now."""
         now, corked = monotonic(), self._corked
+        if now < self._uncorked_until:
+            return False
         if not corked:
             self._corked_since = now
+        elif now - self._corked_last > CORK_GAP:
+            # Somebody computed for long, and what was there waited for that. It is not to happen again soon: so what
+            # waits in vain is a small part of the time (test_it_does_not_wait_for_who_computes_for_long).
+            self._uncorked_until = now + CORK_PAUSE * (now - self._corked_last)
+            self.uncork()
+            return False
         elif now - self._corked_since > CORK_SECONDS:
             self.uncork()
             self._corked_since = now
+        self._corked_last = now
         corked[conn] = data
+        return True
 
     def uncork(self) -> None:
         """Send what waits for the end of the pass."""

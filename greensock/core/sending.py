@@ -95,17 +95,20 @@ class Sending(Lifecycle):
         """Send like ``send``, but at the end of this pass of the loop, together with what others send soon.
 
         Each send may wake the process at its other end; those that go out at once wake it once. That makes many short
-        exchanges cheaper, and one later by up to 2 ms under load (``CORK_SECONDS``). It returns before the data is out:
-        what the peer does not take then is sent by the engine, and bounded by ``send_timeout`` as what ``send_nowait``
-        keeps. Where the way is not clear it is ``send``, and blocks for ``timeout`` seconds at the most.
+        exchanges cheaper, and one of them later by up to 2 ms under load (``CORK_SECONDS``); where upcalls compute for
+        long, nothing waits (``CORK_GAP``). It returns before the data is out: what the peer does not take then is sent
+        by the engine, and bounded by ``send_timeout`` as what ``send_nowait`` keeps. Where the way is not clear it is
+        ``send``, and blocks for ``timeout`` seconds at the most.
         """
         poller = self._poller
         if not self._clear or not poller._active or not data:
             self.send(data, False, timeout)
             return
-        # Whoever sends now finds the way not clear, and lets this go first (``_submit``).
-        self._clear = False
-        poller.cork(self, data)
+        if poller.cork(self, data):
+            self._clear = False  # whoever sends now lets this go first (``_submit``)
+            self.bytes_sent += len(data)  # already: who counts what an answer was does so before the pass ends
+        else:
+            self.send(data, False, timeout)
 
     def _send_corked(self, data: bytes) -> None:
         """Send what was left for the end of the pass. Must not raise."""
@@ -114,14 +117,16 @@ class Sending(Lifecycle):
         except BlockingIOError:
             sent = 0
         except OSError as error:
+            self.bytes_sent -= len(data)
             self._fail(error)  # who receives is told; nobody else waits
             return
-        self.bytes_sent += sent
-        if sent == len(data):
+        left = len(data) - sent
+        if not left:
             self._clear = self._state is OPEN
             return
+        self.bytes_sent -= left
         self._writable = False
-        entry = Buffers([memoryview(data)[sent:]], len(data) - sent)
+        entry = Buffers([memoryview(data)[sent:]], left)
         entry.sent = sent
         entry.kept = True
         self._kept += entry.left

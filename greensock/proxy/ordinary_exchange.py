@@ -201,8 +201,7 @@ class OrdinaryExchange:
             record.upstream, record.upstream_status, record.tries = server.name, str(status), 1
             record.connect_time, record.reused = 0.0, True
             record.head_time = record.upstream_time = heard_at - asked
-            record.sent = len(out) if type(out) is bytes else conn.bytes_sent - before
-            record.status, record.duration = status, monotonic() - asked
+            record.status, record.sent, record.duration = status, conn.bytes_sent - before, monotonic() - asked
             proxy.record_done(record)
         return None
 

@@ -73,7 +73,7 @@ class AnsweringServer(Server[ConnectionT]):
         if bodiless:
             conn.send(head)
         elif len(body) <= JOINED:
-            conn.send(head + body)
+            conn.send_soon(head + body)
         else:
             self.send_piece(request, head, body)
         return keep

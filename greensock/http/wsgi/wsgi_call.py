@@ -168,7 +168,7 @@ class Answer:
         if self.is_bodiless or not size:
             conn.send(head)
         elif size <= JOINED:
-            conn.send(head + data)
+            conn.send_soon(head + data)
         else:
             self.server.send_piece(self.request, head, data)
         self.is_finished = True
