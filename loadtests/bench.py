@@ -14,7 +14,7 @@ from typing import Any
 
 from loadtests import results, tables
 from loadtests.arguments import at_least
-from loadtests.experiments import PLANS
+from loadtests.experiments import APART, PLANS
 from loadtests.generator import Failed
 from loadtests.machine import Bystanders, commit, machine, versions
 from loadtests.native import BuildError, build
@@ -39,9 +39,6 @@ TARGETS = {
     "proxy": ("proxy-targets",),
     "compiled": ("compiled-targets",),
 }
-
-#: Experiments that ``all`` leaves out: most of this one is in the others, too.
-APART = {"compiled"}
 
 Step = tuple[int, Case, str]
 
@@ -189,7 +186,8 @@ def experiment(plan: Plan, scale: Scale, servers: Sequence[str], output: Path, d
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=[*PLANS, "all"], metavar="NAME", help=", ".join([*PLANS, "all"]))
+    names = [*PLANS, *APART, "all"]
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument(
         "--quick", action="store_true", default=results.is_quick(), help="tiny: shows that it works (QUICK=1)"
     )
@@ -216,8 +214,8 @@ def chosen_servers(options: argparse.Namespace) -> list[str]:
 
 
 def chosen_plans(options: argparse.Namespace, scale: Scale) -> list[Plan]:
-    names = [name for name in PLANS if name not in APART] if "all" in options.names else dict.fromkeys(options.names)
-    plans = [choose(PLANS[name](scale), options.cases) for name in names]
+    names = list(PLANS) if "all" in options.names else dict.fromkeys(options.names)
+    plans = [choose((PLANS | APART)[name](scale), options.cases) for name in names]
     for plan in plans:
         if not plan.cases:
             sys.exit(f"{plan.name}: no case with {options.cases!r} in its name")

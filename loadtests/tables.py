@@ -22,7 +22,7 @@ from loadtests.servers import SERVERS
 __all__ = ["DOCUMENTS", "TABLES", "filled", "main", "samples_table"]
 
 #: Where tables are written between markers.
-DOCUMENTS = (ROOT / "README.md", ROOT / "loadtests" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "loadtests" / "README.md", ROOT / "loadtests" / "PROFILE.md")
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Content = Mapping[str, Any]

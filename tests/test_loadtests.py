@@ -14,7 +14,7 @@ import pytest
 
 from greensock import DROP, Server
 from loadtests import bench, experiments, figures, generator, looks, measure, native, progress, results, tables
-from loadtests.experiments import PLANS
+from loadtests.experiments import APART, PLANS
 from loadtests.plan import Case, Plan, Scale
 from loadtests.process import ROOT, Peer, StartError
 from loadtests.servers import HTTP, NAMES, PROXIES, SERVERS, TCP, missing
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 
 INSTALLED = [name for name in NAMES if missing(name) is None]
 #: Enough to have every mode of the peers, and the peers that need little but greensock.
-FEW = ("greensock_upcalls", "greensock_blocking", "gevent_streamserver", "epoll")
+FEW = ("greensock_upcalls", "greensock_upcalls_pure", "greensock_blocking", "gevent_streamserver", "epoll")
 FEW += tuple(name for name in ("http_server", "http_client", "proxy_aiohttp") if name in INSTALLED)
 QUICK = Scale(rounds=1, seconds=0.05, warmup=0.02, quick=True)
 
@@ -46,17 +46,18 @@ def succeed(module: str, *arguments: object) -> str:
 def tiny(tmp_path_factory) -> Path:
     """The results of a tiny run of every experiment."""
     path = tmp_path_factory.mktemp("results")
-    succeed("bench", "all", "--quick", "--seconds", 0.1, "--servers", ",".join(FEW), "--output", path)
+    for names in ("all", *APART):
+        succeed("bench", names, "--quick", "--seconds", 0.1, "--servers", ",".join(FEW), "--output", path)
     return path
 
 
 # -- experiments
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", [*PLANS, *APART])
 def test_a_tiny_run_of(name, tiny):
     content = results.load(tiny, name)
-    plan = PLANS[name](QUICK)
+    plan = (PLANS | APART)[name](QUICK)
     expected = {(case.label, server) for case in plan.cases for server in case.servers if server in FEW}
     assert {(sample["case"], sample["server"]) for sample in content["samples"]} == expected
     assert not [sample for sample in content["samples"] if sample["failed"]]
@@ -95,7 +96,7 @@ def test_an_upcall_that_blocks_delays_its_own_connection_only(tiny):
 
 
 def test_the_issues_points_are_measured_at_full_scale():
-    plans = {name: plan(Scale()) for name, plan in PLANS.items()}
+    plans = {name: plan(Scale()) for name, plan in (PLANS | APART).items()}
     assert all(plan.rounds >= 5 for plan in plans.values())
     counts = (32, 128, 512, 1024, 2048, 8192, 19000)
     wanted = [f"{kind} {count}" for kind in ("echo", "flood") for count in counts]
@@ -104,7 +105,7 @@ def test_the_issues_points_are_measured_at_full_scale():
     assert ramp.parameters["connections"] == 19000
     assert [case.parameters["share"] for case in plans["latency"].cases] == [0.3, 0.6, 0.9, 0.3]
     labels = {case.label for plan in plans.values() for case in plan.cases}
-    targets = (*figures.TARGETS, *figures.HTTP_TARGETS, *figures.PROXY_TARGETS)
+    targets = (*figures.TARGETS, *figures.HTTP_TARGETS, *figures.PROXY_TARGETS, *figures.COMPILED_TARGETS)
     assert {target.case for target in targets} <= labels
 
 
