@@ -112,25 +112,18 @@ def test_one_that_could_not_be_served_has_no_number(serve, monkeypatch, how):
     assert (server.statistics().accepted, server.statistics().active) == (0, 0)
 
 
-class FailingListener:
-    """In the acceptor's place of the real one: accept() fails so many times, then goes on."""
-
-    def __init__(self, real, *errors):
-        self._real = real
-        self._errors = list(errors)
-        self.fileno = real.fileno
-        self.detach = real.detach
-
-    def _accept(self):
-        if self._errors:
-            number = self._errors.pop(0)
-            raise OSError(number, os.strerror(number))
-        return self._real._accept()
-
-
 def fail_to_accept(server, *errors):
+    """Have accept() fail so many times, then go on."""
     (acceptor,) = server._acceptors()
-    acceptor._raw = FailingListener(acceptor._raw, *errors)
+    take, left = acceptor._take, list(errors)
+
+    def fail_or_take(listener):
+        if left:
+            number = left.pop(0)
+            raise OSError(number, os.strerror(number))
+        return take(listener)
+
+    acceptor._take = fail_or_take
 
 
 def test_accepting_stops_loudly_and_starts_again(serve, connect, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -521,3 +522,41 @@ def test_serve_forever_gives_the_signals_back():
         [sys.executable, "-c", SIGNALS_GIVEN_BACK], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
+PEERS = {
+    "IPv4": (socket.AF_INET, "127.0.0.1"),
+    "IPv6": (socket.AF_INET6, "::1"),
+    "Unix": (socket.AF_UNIX, ""),
+    "Unix, bound": (socket.AF_UNIX, "client"),
+    "Unix, abstract": (socket.AF_UNIX, b"\0greensock-%d" % os.getpid()),
+}
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_the_address_is_what_the_standard_library_says(kind, tmp_path):
+    """It is kept in few bytes, and made when it is asked for; to be set, too."""
+    family, name = PEERS[kind]
+    place = str(tmp_path / "server") if family == socket.AF_UNIX else (name, 0)
+    seen = []
+
+    class Asks(Recorder):
+        def connection_recv(self, conn, data):
+            seen.extend((conn._address, conn.address, conn.address, conn.peer_address))
+            conn.address = ("somebody", 1)
+            seen.append(conn.address)
+
+    server = Asks(place)
+    server.start()
+    with socket.socket(family) as sock:
+        if family == socket.AF_UNIX and name:
+            sock.bind(str(tmp_path / name) if isinstance(name, str) else name)
+        sock.connect(server.address)
+        sock.sendall(b"x")
+        wait_until(lambda: len(seen) == 5)
+        packed, *found, changed = seen
+        assert found == [sock.getsockname()] * 3
+        assert changed == ("somebody", 1)
+        if family != socket.AF_UNIX:
+            assert len(packed) == (6 if family == socket.AF_INET else 26)
+    server.stop(0)

@@ -302,7 +302,7 @@ def test_shortage_at_one_listener_lets_no_more_in_than_are_allowed(dial):
             socks.extend(dial(server.addresses[1]) for _ in range(2))
             wait_until(lambda: server.statistics().active == 2)
 
-        first._raw = ShortOnce(first._raw)
+        first._take = ShortOnce(first._take)
         first._wait_for_descriptors = fill
         socks.append(dial(server.addresses[0]))
         wait_until(lambda: len(socks) == 3)
@@ -312,18 +312,17 @@ def test_shortage_at_one_listener_lets_no_more_in_than_are_allowed(dial):
 
 
 class ShortOnce:
-    """A listener that finds no descriptor left, once."""
+    """In the place of accept(): finds no descriptor left, once."""
 
     def __init__(self, real):
         self._real = real
         self._is_short = True
-        self.fileno, self.detach = real.fileno, real.detach
 
-    def _accept(self):
+    def __call__(self, listener):
         if self._is_short:
             self._is_short = False
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return self._real._accept()
+        return self._real(listener)
 
 
 def test_a_wsgi_server_on_several_listeners(dial):

@@ -4,10 +4,14 @@ cdef extern from *:
     """
     #ifndef GREENSOCK_SYS
     #define GREENSOCK_SYS
+    #include <arpa/inet.h>
     #include <errno.h>
+    #include <netinet/in.h>
     #include <sys/epoll.h>
     #include <sys/socket.h>
+    #include <sys/un.h>
     #include <time.h>
+    #include <unistd.h>
     #include "greenlet/greenlet.h"
 
     /* A read goes through a buffer of the thread, so that a short message is one small allocation. Behind a long one
@@ -47,6 +51,48 @@ cdef extern from *:
             return -1;
         }
         return count;
+    }
+
+    /* The address is packed as by syscalls.pack_address. */
+    static PyObject *greensock_accept(PyObject *listener) {
+        struct sockaddr_storage address;
+        unsigned char packed[26];
+        uint32_t number;
+        socklen_t size = sizeof address;
+        PyObject *found;
+        int fd = PyObject_AsFileDescriptor(listener);
+        if (fd < 0) return NULL;
+        while ((fd = accept4(fd, (struct sockaddr *)&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)) < 0) {
+            if (errno != EINTR) return PyErr_SetFromErrno(PyExc_OSError);
+            if (PyErr_CheckSignals()) return NULL;
+            fd = PyObject_AsFileDescriptor(listener);
+            size = sizeof address;
+        }
+        if (address.ss_family == AF_INET) {
+            struct sockaddr_in *ipv4 = (struct sockaddr_in *)&address;
+            memcpy(packed, &ipv4->sin_addr, 4);
+            memcpy(packed + 4, &ipv4->sin_port, 2);
+            found = Py_BuildValue("(iy#)", fd, packed, (Py_ssize_t)6);
+        } else if (address.ss_family == AF_INET6) {
+            struct sockaddr_in6 *ipv6 = (struct sockaddr_in6 *)&address;
+            memcpy(packed, &ipv6->sin6_addr, 16);
+            memcpy(packed + 16, &ipv6->sin6_port, 2);
+            memcpy(packed + 18, &ipv6->sin6_flowinfo, 4);
+            number = htonl(ipv6->sin6_scope_id);
+            memcpy(packed + 22, &number, 4);
+            found = Py_BuildValue("(iy#)", fd, packed, (Py_ssize_t)26);
+        } else {
+            /* A path, an abstract name (bytes, the first of which is 0), or nothing: most often. */
+            char *name = ((struct sockaddr_un *)&address)->sun_path;
+            Py_ssize_t length = (Py_ssize_t)size - (Py_ssize_t)offsetof(struct sockaddr_un, sun_path);
+            if (length > 0 && name[0] == 0) found = Py_BuildValue("(iy#)", fd, name, length);
+            else {
+                PyObject *path = PyUnicode_DecodeFSDefaultAndSize(name, length > 0 ? (Py_ssize_t)strnlen(name, length) : 0);
+                found = path == NULL ? NULL : Py_BuildValue("(iN)", fd, path);
+            }
+        }
+        if (found == NULL) close(fd);
+        return found;
     }
 
     static double greensock_monotonic(void) {
@@ -89,6 +135,7 @@ cdef extern from *:
     """
     bytes read "greensock_read"(int fd, Py_ssize_t size)
     Py_ssize_t write "greensock_write"(int fd, bytes data) except -1
+    object accept "greensock_accept"(object listener)
     double monotonic "greensock_monotonic"()
     object switch_to "greensock_switch_to"(object other)
     object getcurrent "greensock_getcurrent"()

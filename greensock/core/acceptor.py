@@ -28,7 +28,7 @@ import gevent
 from gevent.event import Event
 
 from greensock.core.poller import Endpoint, get_poller
-from greensock.core.syscalls import BorrowedSocket, close
+from greensock.core.syscalls import BorrowedSocket, accept, close
 
 __all__ = ["Acceptor"]
 
@@ -47,7 +47,8 @@ LOG_EVERY = 10.0
 
 
 class Acceptor:
-    """Accepts on one listening socket, which it owns, and calls ``accepted(fd, address)`` for each connection.
+    """Accepts on one listening socket, which it owns, and calls ``accepted(fd, address)`` for each connection; the
+    address is packed (see ``syscalls``).
 
     ``may_accept()`` says how many more are welcome now; call ``more_welcome()`` when it may have risen.
     """
@@ -72,8 +73,7 @@ class Acceptor:
         self._logged = -LOG_EVERY
         self._greenlet: gevent.Greenlet[[], None] | None = None
         listener.setblocking(False)
-        # The C type's ``_accept`` gives a bare descriptor, where ``socket.accept`` would make an object for each
-        # connection.
+        self._take: Callable[[BorrowedSocket], tuple[int, Any]] = accept
         self._raw = BorrowedSocket(listener.family, listener.type, listener.proto, listener.fileno())
 
     def start(self) -> None:
@@ -136,10 +136,10 @@ class Acceptor:
 
     def _drain(self, limit: int) -> bool:
         """Accept up to ``limit`` connections; False if the queue was found empty."""
-        accept = self._raw._accept
+        take, listener = self._take, self._raw
         for _ in range(limit):
             try:
-                fd, address = accept()
+                fd, address = take(listener)
             except BlockingIOError:
                 return False
             except OSError as error:
@@ -149,8 +149,6 @@ class Acceptor:
                 if error.errno not in _GONE:
                     raise
                 continue
-            # O_NONBLOCK is not inherited from the listener, as TCP_NODELAY and keep-alive are.
-            os.set_blocking(fd, False)
             self._pause = SHORTEST_PAUSE
             self._accepted(fd, address)
         return True

@@ -13,7 +13,7 @@ cdef class Lifecycle(Endpoint):
     cdef public long long bytes_received, bytes_sent
     cdef public double _due, _idle_since, _linger_due, _read_deadline
     cdef public object _decoder, _drop_reason, _events, _failure, _flushing, _on_leave, _out, _postponed, _stash
-    cdef public object _state, _transport, address, server
+    cdef public object _address, _state, _transport, server
     cdef public object linger_timeout, min_send_rate, recv_timeout, send_timeout
     cdef public Py_ssize_t max_send_queue, recv_size
 

@@ -52,7 +52,15 @@ from greensock.core.forks import ChildsPoller
 from greensock.core.pace import Pace
 from greensock.core.poller import Endpoint, Poller
 from greensock.core.send_queue import Outgoing
-from greensock.core.syscalls import borrow_socket, both_sides_are_down, close, peer_has_hung_up, read, reset_on_close
+from greensock.core.syscalls import (
+    borrow_socket,
+    both_sides_are_down,
+    close,
+    peer_has_hung_up,
+    read,
+    reset_on_close,
+    unpack_address,
+)
 from greensock.core.transport import SharedDescriptor, Transport
 from greensock.errors import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout
 
@@ -132,6 +140,7 @@ class Lifecycle(Endpoint):
     __slots__ = (
         "__dict__",
         "__weakref__",
+        "_address",
         "_clear",
         "_decoder",
         "_drop_reason",
@@ -161,7 +170,6 @@ class Lifecycle(Endpoint):
         "_stash",
         "_state",
         "_transport",
-        "address",
         "bytes_received",
         "bytes_sent",
         "linger_timeout",
@@ -190,8 +198,7 @@ class Lifecycle(Endpoint):
         self._reader = None
         self._armed = inf
         self._ready = None
-        #: The peer: ``(host, port)`` for IPv4, four items for IPv6, ``""`` for a Unix socket.
-        self.address = address
+        self._address = address  # bytes: packed, and not asked for so far
         #: The server that serves it, or None.
         self.server: Any = server
         self._family = family
@@ -242,6 +249,18 @@ class Lifecycle(Endpoint):
             self.send_timeout = server.send_timeout
             self.min_send_rate = server.min_send_rate
             self.linger_timeout = server.linger_timeout
+
+    @property
+    def address(self) -> Any:
+        """The peer: ``(host, port)`` for IPv4, four items for IPv6, ``""`` for a Unix socket. It can be set."""
+        found = self._address
+        if type(found) is bytes and self._family != _socket.AF_UNIX:
+            found = self._address = unpack_address(self._family, found)
+        return found
+
+    @address.setter
+    def address(self, address: Any) -> None:
+        self._address = address
 
     @property
     def state(self) -> State:

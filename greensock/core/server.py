@@ -32,6 +32,7 @@ from greensock.core.lifecycle import OPEN
 from greensock.core.poller import get_poller
 from greensock.core.send_queue import Buffer, as_views
 from greensock.core.signals import serving
+from greensock.core.syscalls import unpack_address
 from greensock.core.turns import Turns
 from greensock.core.upcalls import ConnectionT
 from greensock.errors import DropReason, WouldBlock
@@ -521,6 +522,8 @@ class Server(Turns[ConnectionT]):
             self._serve(fd, family, address)
         except Exception as error:  # epoll's limit is reached, or the program's connection class failed
             self.error_count += 1
+            if family != _socket.AF_UNIX:
+                address = unpack_address(family, address)
             self.log_failure(error, "a connection from %r could not be served and is closed", address)
 
     def connection_ended(self) -> None:

@@ -3,7 +3,8 @@
 A connection is a descriptor and no socket object: that saves 0.4 kB each, and ``os.read`` and ``os.write`` cost less
 than a method of a socket. What only a socket object can do (options, shutdown, names) borrows one for a moment.
 The names are bound here once, from the real modules, so that monkey-patching cannot put a cooperative version in
-their place. Where the engine is compiled, ``read``, ``write`` and ``switch_to`` are calls of C (``_sys.pxd``).
+their place. Where the engine is compiled, ``accept``, ``read``, ``write`` and ``switch_to`` are calls of C
+(``_sys.pxd``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from gevent.monkey import get_original
 from greenlet import greenlet
@@ -31,6 +33,7 @@ __all__ = [
     "INTEREST",
     "BorrowedSocket",
     "RawSocket",
+    "accept",
     "borrow_socket",
     "both_sides_are_down",
     "close",
@@ -42,6 +45,7 @@ __all__ = [
     "readv",
     "reset_on_close",
     "switch_to",
+    "unpack_address",
     "unread",
     "write",
     "writev",
@@ -98,6 +102,38 @@ _new_poll = get_original("select", "poll")
 new_epoll = get_original("select", "epoll")
 
 _LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+def accept(listener: BorrowedSocket) -> tuple[int, Any]:
+    """Take one connection: its descriptor, which never blocks, and the peer's address, packed where that saves room.
+
+    Raises:
+        OSError: as accept(2) does.
+    """
+    # The C type's ``_accept`` gives a bare descriptor, where ``socket.accept`` makes an object for each connection.
+    fd, address = listener._accept()
+    # O_NONBLOCK is not inherited from the listener, as TCP_NODELAY and keep-alive are.
+    os.set_blocking(fd, False)
+    return fd, pack_address(listener.family, address)
+
+
+def pack_address(family: int, address: Any) -> Any:
+    """Return an address in the fewest bytes: most are never asked for, and a tuple, a text and a number are 170."""
+    if family == _stdlib_socket.AF_INET:
+        return _IPV4.pack(_stdlib_socket.inet_aton(address[0]), address[1])
+    if family == _stdlib_socket.AF_INET6:
+        return _IPV6.pack(_stdlib_socket.inet_pton(family, address[0].partition("%")[0]), *address[1:])
+    return address
+
+
+def unpack_address(family: int, packed: bytes) -> tuple[Any, ...]:
+    """Return an address as the standard library writes it."""
+    host, *rest = (_IPV4 if family == _stdlib_socket.AF_INET else _IPV6).unpack(packed)
+    return (_stdlib_socket.inet_ntop(family, host), *rest)
+
+
+#: Host and port, and for IPv6 flow information and scope; in the order of bytes of networks.
+_IPV4, _IPV6 = struct.Struct("!4sH"), struct.Struct("!16sHII")
 
 
 @contextmanager
