@@ -95,10 +95,9 @@ class IdleSweep:
             if not isinstance(conn, Lifecycle) or conn.server is not owner or conn._state is not OPEN:
                 continue
             if not (conn._idle and conn.is_at_rest()):
-                conn._idle_received = -1  # a turn is due, or runs, or is blocked: other limits hold
-            elif conn._idle_received != conn.bytes_received or conn._idle_sent != conn.bytes_sent:
-                conn._idle_received, conn._idle_sent = conn.bytes_received, conn.bytes_sent
-                conn._idle_since = now
+                conn._idle_moved = -1  # a turn is due, or runs, or is blocked: other limits hold
+            elif conn._idle_moved != (moved := conn.bytes_received + conn.bytes_sent):
+                conn._idle_moved, conn._idle_since = moved, now
             # The system call comes last, for the few that would be dropped else
             # (test_who_still_takes_what_was_sent_is_not_idle).
             elif now - conn._idle_since >= limit and not self._still_takes(conn, now):

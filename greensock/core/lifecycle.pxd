@@ -7,10 +7,10 @@ from greensock.core.poller cimport Endpoint
 cdef class Lifecycle(Endpoint):
     cdef dict __dict__
     cdef object __weakref__
-    cdef public unsigned char _clear, _ended, _eof, _fin, _fresh, _plain, _stage
-    cdef public int _family
-    cdef public long long _idle_held, _idle_received, _idle_sent, _kept, _linger_left, _queued
-    cdef public long long bytes_received, bytes_sent
+    # Small ones together: an object is a multiple of 16 bytes.
+    cdef public unsigned char _clear, _ended, _eof, _family, _fin, _fresh, _plain, _stage
+    cdef public int _idle_held, _linger_left
+    cdef public long long _idle_moved, _kept, _queued, bytes_received, bytes_sent
     cdef public double _due, _idle_since, _linger_due, _read_deadline
     cdef public object _decoder, _drop_reason, _events, _failure, _flushing, _on_leave, _out, _postponed, _stash
     cdef public object _address, _state, _transport, server

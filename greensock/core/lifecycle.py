@@ -154,8 +154,7 @@ class Lifecycle(Endpoint):
         "_flushing",
         "_fresh",
         "_idle_held",
-        "_idle_received",
-        "_idle_sent",
+        "_idle_moved",
         "_idle_since",
         "_kept",
         "_linger_due",
@@ -226,8 +225,7 @@ class Lifecycle(Endpoint):
         self._events: dict[str, Event] | None = None
         self._on_leave: Callable[[], object] | None = None
         self._due = inf  # of set_deadline
-        self._idle_received = -1  # as of the last sweep at which something had moved, and when that was
-        self._idle_sent = 0
+        self._idle_moved = -1  # bytes both ways, as of the last sweep at which some had moved, and when that was
         self._idle_held = 0  # by the kernel, when it was asked last
         self._idle_since = 0.0
         #: Bytes received and sent so far.
