@@ -25,7 +25,7 @@ wheels: $(VENV)/installed
 	$(BIN)/python tests/wheels.py $(ARGS)
 
 mutants: $(VENV)/installed-test
-	GREENSOCK_PURE=1 $(BIN)/python tests/mutants.py $(ARGS)
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 bench: $(VENV)/installed-bench $(VENV)/compiled
 	$(BIN)/python -m loadtests.bench all $(ARGS); status=$$?; \

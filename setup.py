@@ -32,9 +32,10 @@ class BuildEngine(build_ext):
         try:
             super().run()
         except Exception as error:
-            # Half of an engine is none: its modules know each other's fields.
-            for name in self.get_outputs():
-                Path(name).unlink(missing_ok=True)
+            # Half of an engine is none: its modules know each other's fields. Nor is one of an earlier build.
+            for each in self.extensions:
+                for place in (ROOT, Path(self.build_lib)):
+                    (place / self.get_ext_filename(each.name)).unlink(missing_ok=True)
             print(f"greensock: the engine is not compiled, and runs in Python: {error}")
             self.extensions = []
 
@@ -69,6 +70,9 @@ def extensions() -> list[Extension]:
             compiler_directives={"language_level": 3, "annotation_typing": False, "embedsignature": False},
             quiet=True,
         )
+    except Exception as error:  # a Cython that does not know what this one does
+        print(f"greensock: the engine is not compiled, and runs in Python: {error}")
+        return []
     finally:
         os.chdir(here)
     for each in made:

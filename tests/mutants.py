@@ -56,6 +56,8 @@ MODULES = {
     "response_relay": ("proxy/response_relay.py", PROXY),
     "pool": ("http/client/pool_state.py", POOL),
 }
+#: What a process of tests is told: the modules as they are written are what is broken.
+ALWAYS = {"PYTHONDONTWRITEBYTECODE": "1", "GREENSOCK_PURE": "1"}
 #: Seconds that one test may take, and those from which on it is asked last; how many tests are asked at first.
 TEST_TIMEOUT, SLOW, FEW = 30, 1.0, 60
 #: Seconds that all tests of a module may take, with nothing broken.
@@ -283,7 +285,7 @@ class Copy:
         return subprocess.Popen(
             command,
             cwd=self.place,
-            env={**os.environ, "PYTHONPATH": str(self.place), "PYTHONDONTWRITEBYTECODE": "1", **environment},
+            env={**os.environ, "PYTHONPATH": str(self.place), **ALWAYS, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
