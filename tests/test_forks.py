@@ -598,3 +598,53 @@ def test_a_child_that_does_nothing_leaves_the_parents_loop_alone(loop):
     command = [sys.executable, "-c", QUIET_CHILD.format(server=OURS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.endswith("answered\n"), done.stderr
+
+
+WITHIN_A_HARVEST = """
+from gevent import monkey; monkey.patch_all()
+import os, socket, sys
+import gevent
+from greensock import Server
+
+def say(*what):
+    os.write(1, (" ".join(map(str, what)) + "\\n").encode())
+
+parent, first = os.getpid(), []
+
+class Handling(Server):
+    def handle(self, conn):
+        try:
+            conn.recv()
+        except OSError:
+            say("woken in the child" if os.getpid() != parent else "failed")
+            raise
+        if not first:
+            first.append(conn)
+            pid = os.fork()
+            if not pid:
+                gevent.sleep(0.1)  # lets the loop of the child go on where that of the parent was
+                os._exit(0)
+            os.waitpid(pid, 0)
+        else:
+            say("heard in the parent" if os.getpid() == parent else "heard in the child")
+
+server = Handling(("127.0.0.1", 0))
+server.start()
+socks = [socket.create_connection(server.address) for _ in range(3)]
+while server.statistics().workers_busy < 3:
+    gevent.sleep(0.001)
+for sock in socks:
+    sock.send(b"x")
+while server.statistics().active:
+    gevent.sleep(0.001)
+server.stop(0)
+"""
+
+
+def test_a_child_that_was_forked_within_a_harvest_wakes_nobody_elses_greenlet():
+    """Both processes are in the middle of what one epoll_wait told; the child has nobody there but its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHIN_A_HARVEST], capture_output=True, text=True, timeout=6 * PATIENCE
+    )
+    assert done.stdout.splitlines() == ["heard in the parent"] * 2, done.stderr
+    assert not done.stderr

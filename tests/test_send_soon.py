@@ -9,7 +9,7 @@ import time
 import gevent
 import pytest
 from conftest import PATIENCE, read_exactly, wait_until
-from pairs import drain, let_engine_look, read_exactly_fast, reset, tcp_pair, wrap
+from pairs import connected, drain, let_engine_look, read_exactly_fast, reset, tcp_pair, wrap
 from served import Recorder
 
 from greensock import ConnectionLost, DropReason, State
@@ -28,11 +28,13 @@ def patience(monkeypatch):
 
 @pytest.fixture
 def tcp():
-    ours, theirs = tcp_pair()
-    conn = wrap(ours)
-    yield conn, theirs
-    theirs.close()
-    conn.abort()
+    yield from connected("tcp")
+
+
+@pytest.fixture
+def other():
+    """A second one."""
+    yield from connected("tcp")
 
 
 def within_a_pass(call):
@@ -163,10 +165,8 @@ def test_many_go_out_in_the_order_of_the_calls():
         conn.abort()
 
 
-def test_it_does_not_wait_for_what_takes_long(tcp, monkeypatch):
-    conn, peer = tcp
-    other_ours, other_peer = tcp_pair()
-    other = wrap(other_ours)
+def test_it_does_not_wait_for_what_takes_long(tcp, other, monkeypatch):
+    (conn, peer), (other, other_peer) = tcp, other
     monkeypatch.setattr(poller_module, "CORK_SECONDS", 0.0)
     seen = []
 
@@ -178,15 +178,11 @@ def test_it_does_not_wait_for_what_takes_long(tcp, monkeypatch):
     within_a_pass(call)
     assert seen == [(b"first", b"")]
     assert read_exactly(other_peer, 5) == b"later"
-    other_peer.close()
-    other.abort()
 
 
-def test_it_does_not_wait_for_who_computes_for_long(tcp, monkeypatch):
+def test_it_does_not_wait_for_who_computes_for_long(tcp, other, monkeypatch):
     """It waits once, and then for twenty times as long nothing does."""
-    conn, peer = tcp
-    other_ours, other_peer = tcp_pair()
-    other = wrap(other_ours)
+    (conn, peer), (other, other_peer) = tcp, other
     monkeypatch.setattr(poller_module, "CORK_GAP", 0.01)
     took = 0.05
     seen = []
@@ -213,8 +209,6 @@ def test_it_does_not_wait_for_who_computes_for_long(tcp, monkeypatch):
     within_a_pass(call_again)
     assert seen[2:] == [b"first, second"]
     assert read_exactly(peer, 21) == b"first, second, second"
-    other_peer.close()
-    other.abort()
 
 
 def test_what_the_peer_does_not_take_is_sent_by_the_engine(tcp):
@@ -320,3 +314,25 @@ def test_in_a_child_it_is_the_parents_to_send(serve, connect):
     assert there(theirs) == there(sock) == b""
     theirs.close()
     other.abort()
+
+
+@pytest.mark.parametrize("when", ["before", "in the pass"])
+def test_what_is_sent_soon_while_it_drains(serve, connect, when):
+    """A connection at rest is closed at once then, but not before what it was to send is out."""
+
+    class Stops(Recorder):
+        def connection_recv(self, conn, data):
+            conn.send_soon(b"answer")
+            if when == "in the pass":
+                self._draining, self._draining_since = True, time.monotonic()  # as ``stop`` does, before it looks
+                self.end_resting({})
+
+    server = serve(Stops)
+    sock = connect(server)
+    wait_until(lambda: server.statistics().active)
+    (conn,) = server.connections
+    if when == "before":
+        server._draining, server._draining_since = True, time.monotonic()
+    sock.sendall(b"x")
+    assert read_exactly(sock, 6) == b"answer"
+    wait_until(lambda: conn.bytes_sent == 6)

@@ -206,6 +206,7 @@ class Connection(Receiving):
             OSError: no descriptor is to be had.
         """
         self._check_fd()
+        self._poller.uncork_for(self)  # before whatever is sent by that one
         return os.dup(self._fd)
 
     def register_with(self, poll: Any, events: int) -> None:

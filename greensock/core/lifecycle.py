@@ -406,7 +406,7 @@ class Lifecycle(Endpoint):
         if self._state is not OPEN:
             return
         if self._poller._corked:
-            self._uncork()
+            self._poller.uncork_for(self)
             if self._state is not OPEN:
                 return  # the peer was gone
         # The state first, the queue second: a sender whose entry is withdrawn is woken, and has to find the connection
@@ -611,7 +611,7 @@ class Lifecycle(Endpoint):
     def _share(self) -> None:
         """Treat the descriptor as one that others may hold, too."""
         if self._poller._corked:
-            self._uncork()
+            self._poller.uncork_for(self)
         if self._transport is None:
             self._transport = SharedDescriptor(self._fd, self._family)
             self._plain = self._clear = False
@@ -659,10 +659,6 @@ class Lifecycle(Endpoint):
             return
         with borrow_socket(self._fd, self._family) as sock:
             sock.shutdown(_socket.SHUT_WR)
-
-    def _uncork(self) -> None:
-        """Send now what was to wait for the end of the pass."""
-        raise NotImplementedError
 
     def _wind_up(self) -> None:
         """Make the send queue end: withdraw what has not begun, flush the rest."""

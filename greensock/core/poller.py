@@ -251,7 +251,9 @@ class Poller:
 
     def forget_all(self) -> None:
         """Forget every endpoint, as a child does with those of its parent."""
-        self._by_fd = [None] * 64
+        # In place: the child may have been forked in the middle of a harvest, which goes on there with this very list
+        # (test_a_child_that_was_forked_within_a_harvest_wakes_nobody_elses_greenlet).
+        self._by_fd[:] = [None] * len(self._by_fd)
         self._registered = 0
 
     def discard_workers(self, pool: Workers) -> None:
@@ -410,12 +412,15 @@ class Poller:
 
     def uncork(self) -> None:
         """Send what waits for the end of the pass."""
-        corked = self._corked
-        for conn in list(corked):
-            # One that was closed meanwhile, by what an earlier one led to, is no longer there.
-            data = corked.pop(conn, None)
-            if data is not None:
-                conn._send_corked(data)
+        for conn in list(self._corked):
+            self.uncork_for(conn)
+
+    def uncork_for(self, conn: Any) -> None:
+        """Send now what was to wait for the end of the pass, if there is any."""
+        # One that was closed meanwhile, by what an earlier one led to, is no longer there.
+        data = self._corked.pop(conn, None)
+        if data is not None:
+            conn._send_corked(data)
 
     def _run_calls(self) -> None:
         # As many as there are now: a call that orders the next one (a flush in steps, a sweep in slices) goes on in

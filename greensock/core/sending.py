@@ -133,12 +133,6 @@ class Sending(Lifecycle):
         self._submit(entry)
         self._leave_to_engine(entry)
 
-    def _uncork(self) -> None:
-        """Send now what was to wait for the end of the pass."""
-        data = self._poller._corked.pop(self, None)
-        if data is not None:
-            self._send_corked(data)
-
     def send_nowait(self, data: Buffer | Sequence[Buffer]) -> None:
         """Send without ever blocking: what the kernel does not take now is kept and sent by the engine.
 
@@ -243,7 +237,7 @@ class Sending(Lifecycle):
     def _submit(self, entry: Outgoing) -> None:
         """Put the entry in the queue and push as far as it goes."""
         if self._poller._corked:
-            self._uncork()
+            self._poller.uncork_for(self)
         self._check_open()
         if self._fin:
             raise self._no_more()

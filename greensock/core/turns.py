@@ -248,6 +248,8 @@ class Turns(Upcalls[ConnectionT]):
         """
         # So that its next turn is no short one, which would end without a look at the draining.
         conn._plain = False
+        if self._poller._corked:
+            self._poller.uncork_for(conn)  # it is on its way like all else (test_what_is_sent_soon_while_it_drains)
         if not conn._idle or conn._out or conn.held_bytes():
             return
         if conn._eof:
