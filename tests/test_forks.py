@@ -628,23 +628,41 @@ class Handling(Server):
         else:
             say("heard in the parent" if os.getpid() == parent else "heard in the child")
 
-server = Handling(("127.0.0.1", 0))
+class Upcalls(Server):
+    def connection_recv(self, conn, data):
+        if not first:
+            first.append(conn)
+            pid = os.fork()
+            if not pid:
+                gevent.sleep(0.1)
+                os._exit(0)
+            os.waitpid(pid, 0)
+        else:
+            say("heard in the parent" if os.getpid() == parent else "heard in the child")
+
+    def connection_drop(self, conn):
+        if os.getpid() != parent:
+            say("told in the child")
+
+server = (Handling if sys.argv[1] == "handle" else Upcalls)(("127.0.0.1", 0))
 server.start()
 socks = [socket.create_connection(server.address) for _ in range(3)]
-while server.statistics().workers_busy < 3:
+while server.statistics().active < 3 or sys.argv[1] == "handle" and server.statistics().workers_busy < 3:
     gevent.sleep(0.001)
 for sock in socks:
     sock.send(b"x")
+    sock.shutdown(socket.SHUT_WR)
 while server.statistics().active:
     gevent.sleep(0.001)
 server.stop(0)
 """
 
 
-def test_a_child_that_was_forked_within_a_harvest_wakes_nobody_elses_greenlet():
+@pytest.mark.parametrize("style", ["handle", "upcalls"])
+def test_a_child_that_was_forked_within_a_harvest_wakes_nobody_elses_greenlet(style):
     """Both processes are in the middle of what one epoll_wait told; the child has nobody there but its own."""
     done = subprocess.run(
-        [sys.executable, "-c", WITHIN_A_HARVEST], capture_output=True, text=True, timeout=6 * PATIENCE
+        [sys.executable, "-c", WITHIN_A_HARVEST, style], capture_output=True, text=True, timeout=6 * PATIENCE
     )
     assert done.stdout.splitlines() == ["heard in the parent"] * 2, done.stderr
     assert not done.stderr

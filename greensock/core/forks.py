@@ -121,6 +121,8 @@ def _abandon(poller: Poller) -> None:
     poller._calls.clear()
     poller._put_off.clear()
     poller._corked.clear()
+    for pool in poller.worker_pools:
+        pool.ready.clear()
     poller.worker_pools.clear()
     # What takes descriptors comes last: there may be none but those that are given back here.
     left_open = []
