@@ -610,6 +610,7 @@ def say(*what):
     os.write(1, (" ".join(map(str, what)) + "\\n").encode())
 
 parent, first = os.getpid(), []
+PASSES, A_MOMENT = 0.1, 0.001
 
 class Handling(Server):
     def handle(self, conn):
@@ -622,7 +623,7 @@ class Handling(Server):
             first.append(conn)
             pid = os.fork()
             if not pid:
-                gevent.sleep(0.1)  # lets the loop of the child go on where that of the parent was
+                gevent.sleep(PASSES)  # lets the loop of the child go on where that of the parent was
                 os._exit(0)
             os.waitpid(pid, 0)
         else:
@@ -634,7 +635,7 @@ class Upcalls(Server):
             first.append(conn)
             pid = os.fork()
             if not pid:
-                gevent.sleep(0.1)
+                gevent.sleep(PASSES)
                 os._exit(0)
             os.waitpid(pid, 0)
         else:
@@ -648,12 +649,12 @@ server = (Handling if sys.argv[1] == "handle" else Upcalls)(("127.0.0.1", 0))
 server.start()
 socks = [socket.create_connection(server.address) for _ in range(3)]
 while server.statistics().active < 3 or sys.argv[1] == "handle" and server.statistics().workers_busy < 3:
-    gevent.sleep(0.001)
+    gevent.sleep(A_MOMENT)
 for sock in socks:
     sock.send(b"x")
     sock.shutdown(socket.SHUT_WR)
 while server.statistics().active:
-    gevent.sleep(0.001)
+    gevent.sleep(A_MOMENT)
 server.stop(0)
 """
 
