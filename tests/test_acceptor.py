@@ -112,6 +112,29 @@ def test_one_that_could_not_be_served_has_no_number(serve, monkeypatch, how):
     assert (server.statistics().accepted, server.statistics().active) == (0, 0)
 
 
+def test_what_came_with_the_connection_is_served_in_the_pass_that_accepts_it(serve, connect):
+    passes = []  # of the poller; each has an end of its own
+
+    class Noting(Connection):
+        def __init__(self, *args):
+            super().__init__(*args)
+            passes.append(get_poller().until)
+
+    class Early(Server):
+        connection_class = Noting
+
+        def connection_recv(self, conn, data):
+            passes.append(get_poller().until)
+            conn.send(data)
+
+    server = serve(Early)
+    sock = connect(server)
+    sock.sendall(b"x")  # nothing has switched to the hub so far
+    assert read_exactly(sock, 1) == b"x"
+    assert len(passes) == 2
+    assert passes[0] == passes[1]
+
+
 def fail_to_accept(server, *errors):
     """Have accept() fail so many times, then go on."""
     (acceptor,) = server._acceptors()

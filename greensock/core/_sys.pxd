@@ -63,6 +63,7 @@ cdef extern from *:
         int fd = PyObject_AsFileDescriptor(listener);
         if (fd < 0) return NULL;
         while ((fd = accept4(fd, (struct sockaddr *)&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)) < 0) {
+            if (errno == EAGAIN) return Py_NewRef(Py_None);
             if (errno != EINTR) return PyErr_SetFromErrno(PyExc_OSError);
             if (PyErr_CheckSignals()) return NULL;
             fd = PyObject_AsFileDescriptor(listener);

@@ -73,7 +73,7 @@ class Acceptor:
         self._logged = -LOG_EVERY
         self._greenlet: gevent.Greenlet[[], None] | None = None
         listener.setblocking(False)
-        self._take: Callable[[BorrowedSocket], tuple[int, Any]] = accept
+        self._take: Callable[[BorrowedSocket], tuple[int, Any] | None] = accept
         self._raw = BorrowedSocket(listener.family, listener.type, listener.proto, listener.fileno())
 
     def start(self) -> None:
@@ -108,22 +108,25 @@ class Acceptor:
             return  # forked before the loop ran: this is the child's copy, and the connections are the parent's
         poller = get_poller()
         endpoint = Endpoint(poller, self._raw.fileno())
+        may_accept, most = self._may_accept, self._max_accept
         try:
             poller.register(endpoint)
             while True:
                 # Edge-triggered, as everything: the flag stays set until a drain has found the queue empty.
                 while not endpoint._readable:
                     endpoint._wait_readable()
-                # Cleared before the question and not after it: a connection that ends in between sets it, and the wait
-                # returns at once.
-                self._welcome.clear()
-                if (permits := self._may_accept()) < 1:
-                    self._welcome.wait()
+                if (permits := may_accept()) < 1:
+                    # Cleared before it is asked once more and not after it: a connection that ends in between sets it,
+                    # and the wait returns at once.
+                    self._welcome.clear()
+                    if may_accept() < 1:
+                        self._welcome.wait()
                     continue
-                if self._drain(int(min(permits, self._max_accept))):
+                if self._drain(int(min(permits, most))):
                     gevent.sleep(0)  # more may be there: after those that are
                 else:
                     endpoint._readable = False
+                poller.has_newcomers = True
         # Not BaseException: GreenletExit is how ``stop()`` ends it.
         except Exception:
             log.exception("accepting on %r failed and has stopped", self.listener)
@@ -136,12 +139,11 @@ class Acceptor:
 
     def _drain(self, limit: int) -> bool:
         """Accept up to ``limit`` connections; False if the queue was found empty."""
-        take, listener = self._take, self._raw
+        take, listener, accepted = self._take, self._raw, self._accepted
+        found: tuple[int, Any] | None = None
         for _ in range(limit):
             try:
-                fd, address = take(listener)
-            except BlockingIOError:
-                return False
+                found = take(listener)
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._wait_for_descriptors(error)
@@ -149,9 +151,11 @@ class Acceptor:
                 if error.errno not in _GONE:
                     raise
                 continue
-            self._pause = SHORTEST_PAUSE
-            self._accepted(fd, address)
-        return True
+            if found is None:
+                break
+            accepted(*found)
+        self._pause = SHORTEST_PAUSE
+        return found is not None
 
     def _wait_for_descriptors(self, error: OSError) -> None:
         # The reserve is what the log line, or an answer that opens a file, can be made with.

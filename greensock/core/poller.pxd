@@ -16,11 +16,16 @@ cdef class Poller:
     cdef public object _calls, _epoll, _next_pass, _paused, _put_off, _serial, _timer, _watcher, hub, pipes
     cdef public dict _corked
     cdef public list _by_fd, _deadlines, worker_pools
-    cdef public bint _active, _scheduled, is_abandoned
+    cdef public bint _active, _scheduled, has_newcomers, is_abandoned
     cdef public int _epoll_fd
     cdef public double _corked_last, _corked_since, _timer_due, _uncorked_until, until
     cdef public Py_ssize_t _armed_count, _registered
 
+    cpdef register(self, Endpoint endpoint, interest=*)
+    cpdef forget(self, Endpoint endpoint, still_open=*)
+    cpdef bint is_registered(self, Endpoint endpoint) except -1
+    cpdef queue(self, Endpoint endpoint)
+    cpdef schedule(self)
     cpdef _tell(self, Endpoint endpoint, int events)
     cdef _run_calls(self)
     @cython.locals(pool=Workers)

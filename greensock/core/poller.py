@@ -187,6 +187,8 @@ class Poller:
         # One timer, started again and again: to make one costs some 10 us.
         self._next_pass: Any = hub.loop.timer(0.0)
         self._calls: deque[Callable[[], object]] = deque()
+        #: Whether connections were accepted in this pass.
+        self.has_newcomers = False
         #: Whether it is a parent's, in the child of a fork.
         self.is_abandoned = False
         self._active = False
@@ -369,6 +371,11 @@ class Poller:
         try:
             self._run_calls()
             harvest(self)
+            if self.has_newcomers:
+                # What they have to say most often came by the time that they were accepted: a second look saves it a
+                # pass (test_what_came_with_the_connection_is_served_in_the_pass_that_accepts_it).
+                self.has_newcomers = False
+                harvest(self)
             self._run_workers()
             if self._put_off:
                 self._run_put_off()

@@ -33,7 +33,7 @@ from greensock.core.poller import get_poller
 from greensock.core.send_queue import Buffer, as_views
 from greensock.core.signals import serving
 from greensock.core.syscalls import unpack_address
-from greensock.core.turns import Turns
+from greensock.core.turns import Tally, Turns
 from greensock.core.upcalls import ConnectionT
 from greensock.errors import DropReason, WouldBlock
 from greensock.framing import Framer
@@ -151,16 +151,12 @@ class Server(Turns[ConnectionT]):
             raise ValueError("listener=[]: one at least expected")
         self._places = [_place(each) for each in (listener if isinstance(listener, list) else [listener])]
         self._pauses = 0
-        self._accepted = 0
-        self._alive = 0
+        self._tally = Tally()
         self._is_full = False  # an acceptor waits for one to end
         self._full_logged = -LOG_EVERY
         self._dropped: Counter[str] = Counter()
         self.error_count = 0
         self._failures_logged = LogLimit()
-        self._messages = 0
-        self._gone_received = 0
-        self._gone_sent = 0
         self._draining = False
         self._draining_since = 0.0
         self._pid = os.getpid()
@@ -214,7 +210,7 @@ class Server(Turns[ConnectionT]):
     @property
     def connections_alive(self) -> int:
         """How many connections have come and not yet ended."""
-        return self._alive
+        return self._tally.alive
 
     @property
     def connections(self) -> list[ConnectionT]:
@@ -283,7 +279,7 @@ class Server(Turns[ConnectionT]):
                 self.end_resting(heard)
                 look_at = monotonic() + pause
                 pause = min(2 * pause, LONGEST_LOOK)
-            if self._alive <= self._own():
+            if self._tally.alive <= self._own():
                 return True
             now = monotonic()
             if now >= deadline:
@@ -324,11 +320,11 @@ class Server(Turns[ConnectionT]):
         # returns (test_abort_from_inside_an_upcall_with_others_alive).
         poller.call_soon(partial(workers.kill, GreenletExit("the server was aborted"), getcurrent()))
         try:
-            while self._alive > self._own() and (left := deadline - monotonic()) > 0:
+            while self._tally.alive > self._own() and (left := deadline - monotonic()) > 0:
                 self._changed.clear()
                 self._changed.wait(min(left, 0.1))
-            if self._alive > self._own():
-                log.error("%d upcalls did not end when they were killed", self._alive - self._own())
+            if self._tally.alive > self._own():
+                log.error("%d upcalls did not end when they were killed", self._tally.alive - self._own())
         finally:  # this greenlet may be killed in its wait: two upcalls that abort at once kill each other
             if self._sweep is not None:
                 self._sweep.stop()
@@ -429,14 +425,14 @@ class Server(Turns[ConnectionT]):
         mine = self._mine()
         workers = getattr(self, "_workers", None)
         return ServerStatistics(
-            accepted=self._accepted,
-            active=self._alive,
+            accepted=self._tally.accepted,
+            active=self._tally.alive,
             dropped=dict(self._dropped),
             errors=self.error_count,
             accept_pauses=self._pauses + sum(acceptor.pauses for acceptor in self._acceptors()),
-            bytes_received=self._gone_received + sum(conn.bytes_received for conn in mine),
-            bytes_sent=self._gone_sent + sum(conn.bytes_sent for conn in mine),
-            messages=self._messages,
+            bytes_received=self._tally.received + sum(conn.bytes_received for conn in mine),
+            bytes_sent=self._tally.sent + sum(conn.bytes_sent for conn in mine),
+            messages=self._tally.messages,
             workers=workers.count if workers is not None else 0,
             workers_busy=workers.busy if workers is not None else 0,
         )
@@ -508,7 +504,7 @@ class Server(Turns[ConnectionT]):
         """Return how many more connections are welcome; asked before each round of accepting."""
         if self.max_connections is None:
             return inf
-        permits = self.max_connections - self._alive
+        permits = self.max_connections - self._tally.alive
         if permits < 1:
             self._is_full = True
             now = monotonic()
@@ -527,7 +523,7 @@ class Server(Turns[ConnectionT]):
             self.log_failure(error, "a connection from %r could not be served and is closed", address)
 
     def connection_ended(self) -> None:
-        self._alive -= 1
+        self._tally.alive -= 1
         # An event is set only for who may wait for it: this runs once for each connection.
         if self._draining:
             self._changed.set()

@@ -104,14 +104,19 @@ new_epoll = get_original("select", "epoll")
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
-def accept(listener: BorrowedSocket) -> tuple[int, Any]:
+def accept(listener: BorrowedSocket) -> tuple[int, Any] | None:
     """Take one connection: its descriptor, which never blocks, and the peer's address, packed where that saves room.
+
+    None: there is none. Each drain ends so, and an exception for it would cost as much as all else of a connection.
 
     Raises:
         OSError: as accept(2) does.
     """
     # The C type's ``_accept`` gives a bare descriptor, where ``socket.accept`` makes an object for each connection.
-    fd, address = listener._accept()
+    try:
+        fd, address = listener._accept()
+    except BlockingIOError:
+        return None
     # O_NONBLOCK is not inherited from the listener, as TCP_NODELAY and keep-alive are.
     os.set_blocking(fd, False)
     return fd, pack_address(listener.family, address)

@@ -33,7 +33,7 @@ from greensock.errors import DropReason, GreensockError, IncompleteMessage, Mess
 from greensock.framing import Framer
 from greensock.log_limit import LogLimit
 
-__all__ = ["SERVED", "Turns"]
+__all__ = ["SERVED", "Tally", "Turns"]
 
 log = logging.getLogger("greensock.server")
 
@@ -57,6 +57,21 @@ _NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
 _PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
 
 
+class Tally:
+    """What a server counts of its connections: those that came, those that live, and what went through the others."""
+
+    __slots__ = ("accepted", "alive", "messages", "received", "sent")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.alive = 0
+        #: Those that framers have cut.
+        self.messages = 0
+        #: Bytes, both ways, of connections whose descriptor is closed.
+        self.received = 0
+        self.sent = 0
+
+
 class Turns(Upcalls[ConnectionT]):
     """A server's dealings with its connections, from the first turn of each to its end."""
 
@@ -73,14 +88,10 @@ class Turns(Upcalls[ConnectionT]):
     _poller: Poller
     _draining: bool
     _draining_since: float
-    _accepted: int
-    _alive: int
+    _tally: Tally
     error_count: int
     _failures_logged: LogLimit
-    _messages: int
     _dropped: Counter[str]
-    _gone_received: int
-    _gone_sent: int
     #: The upcalls that were given as functions.
     _functions: frozenset[str]
 
@@ -117,38 +128,7 @@ class Turns(Upcalls[ConnectionT]):
     # -- the beginning of a connection, and which there are
 
     def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
-        conn: ConnectionT | None = None
-        try:
-            # The owner of the descriptor closes it: this function until the object stands, from then on the connection.
-            conn = self.connection_class(self._poller, fd, family, address, self)
-            if getattr(conn, "_state", None) is None:
-                raise TypeError(f"{type(conn).__name__}.__init__ does not call Connection.__init__")
-            conn._ready = self._make_ready
-            if self.framer is not None:
-                conn._decoder = self.framer.decoder()
-            if self._on_transport is not None and (transport := self._on_transport(conn, fd)) is not None:
-                conn._transport = transport
-                conn._clear = False
-            # Last, so that whatever fails before it leaves nothing in the epoll set.
-            self._poller.register(conn)
-        except BaseException:
-            if conn is None or getattr(conn, "_state", None) is None:  # the class failed
-                close(fd)
-            else:  # it may be kept by the program, and must not have a number that is another file's soon
-                if conn._state is OPEN:
-                    conn._leave_open(CLOSED, DropReason.ERROR)
-                conn._release()
-            raise
-        self._accepted += 1
-        self._alive += 1
-        # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one
-        # that never says a word costs no worker.
-        if self._on_new is None and self._on_handle is None:
-            conn._stage = SERVED
-            conn._plain = conn._decoder is None and conn._transport is None
-            conn._idle = True
-        else:
-            self._poller.queue(conn)
+        conn: ConnectionT = serve(self, fd, family, address)
         return conn
 
     def _mine(self) -> list[ConnectionT]:
@@ -173,50 +153,6 @@ class Turns(Upcalls[ConnectionT]):
             if conn._state is not OPEN:
                 return False
         return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
-
-    def _long_turn(self, conn: ConnectionT, data: bytes) -> bool:
-        """Go on after a first read that found all it asked for, the end of input, or a peer that hung up."""
-        if len(data) == self.recv_size:
-            return self._flood(conn, data)
-        if data:
-            conn._received(len(data), self.recv_size)
-            return self._read_turn(conn, data, self._on_recv(conn, data))
-        # Nothing is held of a plain connection, so its end is never within a message, and needs none of
-        # ``_peer_is_done``.
-        conn._eof = True
-        if self._on_eof is None:  # nothing is held: the connection was plain
-            conn._close(_PEER_CLOSED)
-        else:
-            conn._plain = False
-            self._peer_is_done(conn)
-        return False
-
-    def _flood(self, conn: ConnectionT, data: bytes) -> bool:
-        """Read and call ``connection_recv`` while reads are full and nothing else is to be done; then go on as ever.
-
-        With small reads this is where a flood spends its time: 0.2 us a message less than in ``_read_turn``.
-        """
-        # A turn ends by bytes and by time: by bytes, so that others come soon if each read is dear, and by time, if
-        # each upcall is (test_a_flooding_turn_ends_after_its_budget, test_a_turn_ends_after_its_time).
-        size, on_recv = self.recv_size, self._on_recv
-        reads, most = 0, max(1, self.turn_budget // size)
-        while len(data) == size:
-            conn.bytes_received += size
-            verdict = on_recv(conn, data)
-            reads += 1
-            if verdict is not None or not conn._plain:
-                return self._read_turn(conn, data, verdict)
-            if reads == most or (not reads % READS_PER_LOOK and monotonic() > self._poller.until):
-                return self._finish_turn(conn, True)
-            try:
-                data = read(conn._fd, size)
-            except OSError as error:
-                # The last read was full, and nothing was left behind it.
-                self._nothing_read(conn, error)
-                return self._finish_turn(conn, True)
-        if conn._received(len(data), size):
-            return self._read_turn(conn, data, on_recv(conn, data))
-        return self._finish_turn(conn, True)
 
     def _rest(self, conn: ConnectionT, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
@@ -312,7 +248,7 @@ class Turns(Upcalls[ConnectionT]):
             except BaseException as failure:
                 error = failure
         self._failed(conn, error)
-        self._end(conn)
+        _end(self, conn)
 
     def _nothing_read(self, conn: ConnectionT, error: OSError) -> bytes:
         """Take a failed read: nothing was there after all, or the connection is broken."""
@@ -335,7 +271,7 @@ class Turns(Upcalls[ConnectionT]):
                 conn._close(DropReason.PEER_CLOSED if conn._eof else DropReason.CLOSED)
         except BaseException as error:
             self._failed(conn, error)
-        self._end(conn)
+        _end(self, conn)
 
     def _begin(self, conn: ConnectionT) -> None:
         # Before the upcall: if that raises, or is killed, ``connection_drop`` is due all the same
@@ -431,7 +367,7 @@ class Turns(Upcalls[ConnectionT]):
                 raise
             if message is None:
                 return given
-            self._messages += 1
+            self._tally.messages += 1
             if conn._postponed:
                 message = conn._postponed + message
                 conn._postponed = b""
@@ -541,34 +477,9 @@ class Turns(Upcalls[ConnectionT]):
             hub.handle_error(conn, type(error), error, error.__traceback__)
         self._tell_error(conn, error)
 
-    def _end(self, conn: ConnectionT) -> None:
-        """Make the last upcall of a connection that is not open any more."""
-        # A guard. Whatever leads here twice, ``connection_drop`` is made once
-        # (test_stop_under_load_drops_each_connection_exactly_once counts).
-        if conn._ended:
-            return
-        # Set before the upcalls below, each of which may block and let another turn come here.
-        conn._ended = True
-        # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
-        # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
-        reason = conn._drop_reason or DropReason.CLOSED
-        if reason is _LOST:
-            self._tell_error(conn, conn._closed_error())
-        self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
-        if self._on_drop is not None and conn._stage != _NEW:
-            self._tell(self._on_drop, conn)
-        # Two things end a connection, in either order: its last upcall, here, and its descriptor, in ``_released``.
-        # Whichever is second counts it. The stage is set behind the upcall, which may block
-        # (test_a_drop_upcall_that_blocks_is_counted_once).
-        conn._stage = _ALL_TOLD
-        if conn._state is CLOSED:
-            self.connection_ended()
-
     def _released(self, conn: Lifecycle) -> None:
         """The descriptor is closed."""
-        self._gone_received += conn.bytes_received
-        self._gone_sent += conn.bytes_sent
-        if conn._stage == _ALL_TOLD:
+        if count_released(self._tally, conn):
             self.connection_ended()
 
     def log_failure(self, error: BaseException, text: str, *about: object) -> None:
@@ -593,6 +504,47 @@ class Turns(Upcalls[ConnectionT]):
             self.log_failure(error, "%s failed", getattr(upcall, "__name__", upcall))
             if not isinstance(error, Exception) and not isinstance(error, GreenletExit | gevent.Timeout):
                 self._poller.hub.handle_error(self, type(error), error, error.__traceback__)
+
+
+def serve(turns: Turns[Any], fd: int, family: int, address: Any) -> Any:
+    """Make a connection of a descriptor, which is its own from then on, and have it watched and served."""
+    tally, poller = turns._tally, turns._poller
+    framer, on_transport = turns.framer, turns._on_transport
+    conn = None
+    try:
+        # The owner of the descriptor closes it: this function until the object stands, from then on the connection.
+        conn = turns.connection_class(poller, fd, family, address, turns)
+        if conn._state is None:
+            raise TypeError  # as below
+        conn._ready = turns._make_ready
+        if framer is not None:
+            conn._decoder = framer.decoder()
+        if on_transport is not None and (transport := on_transport(conn, fd)) is not None:
+            conn._transport = transport
+            conn._clear = False
+        # Last, so that whatever fails before it leaves nothing in the epoll set.
+        poller.register(conn)
+    except BaseException:
+        if conn is None or getattr(conn, "_state", None) is None:  # the class failed
+            close(fd)
+            if conn is not None:
+                raise TypeError(f"{type(conn).__name__}.__init__ does not call Connection.__init__") from None
+        else:  # it may be kept by the program, and must not have a number that is another file's soon
+            if conn._state is OPEN:
+                conn._leave_open(CLOSED, DropReason.ERROR)
+            conn._release()
+        raise
+    tally.accepted += 1
+    tally.alive += 1
+    # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one that
+    # never says a word costs no worker.
+    if turns._on_new is None and turns._on_handle is None:
+        conn._stage = SERVED
+        conn._plain = conn._decoder is None and conn._transport is None
+        conn._idle = True
+    else:
+        poller.queue(conn)
+    return conn
 
 
 def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
@@ -635,11 +587,11 @@ def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
                             continue
                         again = turns._read_turn(conn, data, verdict)
                     else:
-                        again = turns._long_turn(conn, data)
+                        again = _long_turn(turns, conn, data)
                 if conn._state is OPEN:
                     turns._rest(conn, again)
                 else:
-                    turns._end(conn)
+                    _end(turns, conn)
                 # Context variables that an upcall set must not be seen in the next turn, which is another connection's
                 # (test_context_variables_are_fresh_in_every_turn).
                 if worker.gr_context is not None:
@@ -648,6 +600,52 @@ def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
             turns._turn_raised(turn.conn, error, is_read)
             forget_context(worker)
     turn.conn = None  # a parked worker holds no connection
+
+
+def _long_turn(turns: Turns[Any], conn: Connection, data: bytes) -> bool:
+    """Go on after a first read that found all it asked for, the end of input, or a peer that hung up."""
+    if len(data) == turns.recv_size:
+        return _flood(turns, conn, data)
+    if data:
+        conn._received(len(data), turns.recv_size)
+        return turns._read_turn(conn, data, turns._on_recv(conn, data))
+    # Nothing is held of a plain connection, so its end is never within a message, and needs none of
+    # ``_peer_is_done``.
+    conn._eof = True
+    if turns._on_eof is None:  # nothing is held: the connection was plain
+        conn._close(_PEER_CLOSED)
+    else:
+        conn._plain = False
+        turns._peer_is_done(conn)
+    return False
+
+
+def _flood(turns: Turns[Any], conn: Connection, data: bytes) -> bool:
+    """Read and call ``connection_recv`` while reads are full and nothing else is to be done; then go on as ever.
+
+    With small reads this is where a flood spends its time: 0.2 us a message less than in ``_read_turn``.
+    """
+    # A turn ends by bytes and by time: by bytes, so that others come soon if each read is dear, and by time, if
+    # each upcall is (test_a_flooding_turn_ends_after_its_budget, test_a_turn_ends_after_its_time).
+    size, on_recv, poller = turns.recv_size, turns._on_recv, turns._poller
+    reads, most, each = 0, max(1, turns.turn_budget // size), READS_PER_LOOK
+    while len(data) == size:
+        conn.bytes_received += size
+        verdict = on_recv(conn, data)
+        reads += 1
+        if verdict is not None or not conn._plain:
+            return turns._read_turn(conn, data, verdict)
+        if reads == most or (not reads % each and monotonic() > poller.until):
+            return turns._finish_turn(conn, True)
+        try:
+            data = read(conn._fd, size)
+        except OSError as error:
+            # The last read was full, and nothing was left behind it.
+            turns._nothing_read(conn, error)
+            return turns._finish_turn(conn, True)
+    if conn._received(len(data), size):
+        return turns._read_turn(conn, data, on_recv(conn, data))
+    return turns._finish_turn(conn, True)
 
 
 def _drain_handles(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
@@ -659,6 +657,37 @@ def _drain_handles(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
         if worker.gr_context is not None:
             forget_context(worker)
     turn.conn = None
+
+
+def _end(turns: Turns[Any], conn: Connection) -> None:
+    """Make the last upcall of a connection that is not open any more."""
+    # A guard. Whatever leads here twice, ``connection_drop`` is made once
+    # (test_stop_under_load_drops_each_connection_exactly_once counts).
+    if conn._ended:
+        return
+    # Set before the upcalls below, each of which may block and let another turn come here.
+    conn._ended = True
+    # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
+    # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
+    reason = conn._drop_reason or DropReason.CLOSED
+    if reason is _LOST:
+        turns._tell_error(conn, conn._closed_error())
+    turns._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
+    if turns._on_drop is not None and conn._stage != _NEW:
+        turns._tell(turns._on_drop, conn)
+    # Two things end a connection, in either order: its last upcall, here, and its descriptor, in ``_released``.
+    # Whichever is second counts it. The stage is set behind the upcall, which may block
+    # (test_a_drop_upcall_that_blocks_is_counted_once).
+    conn._stage = _ALL_TOLD
+    if conn._state is CLOSED:
+        turns.connection_ended()
+
+
+def count_released(tally: Tally, conn: Lifecycle) -> bool:
+    """Count what a connection whose descriptor is closed has moved; True if its last upcall was made, too."""
+    tally.received += conn.bytes_received
+    tally.sent += conn.bytes_sent
+    return conn._stage == _ALL_TOLD
 
 
 def _own(error: GreensockError, conn: Connection) -> None:
