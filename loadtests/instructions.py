@@ -57,9 +57,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, default="echo")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--each", type=int, default=200, help="operations of each connection; default: %(default)s")
-    parser.add_argument(
-        "--output", default="/dev/null", help="where callgrind writes its profile; %(default)s"
-    )
+    parser.add_argument("--output", default="/dev/null", help="where callgrind writes its profile; %(default)s")
     options = parser.parse_args()
     for name in options.servers:
         instructions = count(name, options.kind, options.connections, options.each, options.output)

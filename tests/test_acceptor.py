@@ -140,11 +140,11 @@ def fail_to_accept(server, *errors):
     (acceptor,) = server._acceptors()
     take, left = acceptor._take, list(errors)
 
-    def fail_or_take(listener):
+    def fail_or_take(listener, fd):
         if left:
             number = left.pop(0)
             raise OSError(number, os.strerror(number))
-        return take(listener)
+        return take(listener, fd)
 
     acceptor._take = fail_or_take
 

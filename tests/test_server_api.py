@@ -318,11 +318,11 @@ class ShortOnce:
         self._real = real
         self._is_short = True
 
-    def __call__(self, listener):
+    def __call__(self, listener, fd):
         if self._is_short:
             self._is_short = False
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return self._real(listener)
+        return self._real(listener, fd)
 
 
 def test_a_wsgi_server_on_several_listeners(dial):

@@ -54,19 +54,17 @@ cdef extern from *:
     }
 
     /* The address is packed as by syscalls.pack_address. */
-    static PyObject *greensock_accept(PyObject *listener) {
+    static PyObject *greensock_accept(PyObject *socket, int listener) {
         struct sockaddr_storage address;
         unsigned char packed[26];
         uint32_t number;
         socklen_t size = sizeof address;
         PyObject *found;
-        int fd = PyObject_AsFileDescriptor(listener);
-        if (fd < 0) return NULL;
-        while ((fd = accept4(fd, (struct sockaddr *)&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)) < 0) {
+        int fd;
+        while ((fd = accept4(listener, (struct sockaddr *)&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC)) < 0) {
             if (errno == EAGAIN) return Py_NewRef(Py_None);
             if (errno != EINTR) return PyErr_SetFromErrno(PyExc_OSError);
             if (PyErr_CheckSignals()) return NULL;
-            fd = PyObject_AsFileDescriptor(listener);
             size = sizeof address;
         }
         if (address.ss_family == AF_INET) {
@@ -136,7 +134,7 @@ cdef extern from *:
     """
     bytes read "greensock_read"(int fd, Py_ssize_t size)
     Py_ssize_t write "greensock_write"(int fd, bytes data) except -1
-    object accept "greensock_accept"(object listener)
+    object accept "greensock_accept"(object listener, int fd)
     double monotonic "greensock_monotonic"()
     object switch_to "greensock_switch_to"(object other)
     object getcurrent "greensock_getcurrent"()

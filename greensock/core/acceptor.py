@@ -73,7 +73,7 @@ class Acceptor:
         self._logged = -LOG_EVERY
         self._greenlet: gevent.Greenlet[[], None] | None = None
         listener.setblocking(False)
-        self._take: Callable[[BorrowedSocket], tuple[int, Any] | None] = accept
+        self._take: Callable[[BorrowedSocket, int], tuple[int, Any] | None] = accept
         self._raw = BorrowedSocket(listener.family, listener.type, listener.proto, listener.fileno())
 
     def start(self) -> None:
@@ -140,10 +140,11 @@ class Acceptor:
     def _drain(self, limit: int) -> bool:
         """Accept up to ``limit`` connections; False if the queue was found empty."""
         take, listener, accepted = self._take, self._raw, self._accepted
+        fd = listener.fileno()
         found: tuple[int, Any] | None = None
         for _ in range(limit):
             try:
-                found = take(listener)
+                found = take(listener, fd)
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     self._wait_for_descriptors(error)

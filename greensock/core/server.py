@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import socket as _socket
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -154,7 +153,7 @@ class Server(Turns[ConnectionT]):
         self._tally = Tally()
         self._is_full = False  # an acceptor waits for one to end
         self._full_logged = -LOG_EVERY
-        self._dropped: Counter[str] = Counter()
+        self._dropped: dict[str, int] = {}
         self.error_count = 0
         self._failures_logged = LogLimit()
         self._draining = False

@@ -104,10 +104,11 @@ new_epoll = get_original("select", "epoll")
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
-def accept(listener: BorrowedSocket) -> tuple[int, Any] | None:
+def accept(listener: BorrowedSocket, fd: int) -> tuple[int, Any] | None:
     """Take one connection: its descriptor, which never blocks, and the peer's address, packed where that saves room.
 
-    None: there is none. Each drain ends so, and an exception for it would cost as much as all else of a connection.
+    ``fd`` is the listener's number, which is all that C needs. None: there is none. Each drain ends so, and an
+    exception for that would cost as much as half of a connection's life.
 
     Raises:
         OSError: as accept(2) does.

@@ -25,6 +25,7 @@ cpdef _long_turn(turns, Connection conn, bytes data)
 @cython.locals(size=Py_ssize_t, each=Py_ssize_t, reads=Py_ssize_t, most=Py_ssize_t, poller=Poller)
 cpdef _flood(turns, Connection conn, bytes data)
 
+@cython.locals(dropped=dict)
 cpdef _end(turns, Connection conn)
 
 cpdef bint count_released(Tally tally, Lifecycle conn) except -1

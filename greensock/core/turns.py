@@ -13,7 +13,7 @@ spent; then ``connection_recv_finish``; ``connection_eof`` when the peer is done
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from socket import AF_UNIX
@@ -91,7 +91,7 @@ class Turns(Upcalls[ConnectionT]):
     _tally: Tally
     error_count: int
     _failures_logged: LogLimit
-    _dropped: Counter[str]
+    _dropped: dict[str, int]
     #: The upcalls that were given as functions.
     _functions: frozenset[str]
 
@@ -672,7 +672,9 @@ def _end(turns: Turns[Any], conn: Connection) -> None:
     reason = conn._drop_reason or DropReason.CLOSED
     if reason is _LOST:
         turns._tell_error(conn, conn._closed_error())
-    turns._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
+    dropped = turns._dropped
+    name = reason._name_  # .name is a slow property before Python 3.12
+    dropped[name] = dropped.get(name, 0) + 1
     if turns._on_drop is not None and conn._stage != _NEW:
         turns._tell(turns._on_drop, conn)
     # Two things end a connection, in either order: its last upcall, here, and its descriptor, in ``_released``.

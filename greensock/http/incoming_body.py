@@ -71,6 +71,11 @@ class IncomingBody:
         if self.length is not None and not self.ended:
             if self.length - self.received + len(self.rest) > max_bytes:
                 raise self.too_long(max_bytes)
+        if self.ended:  # what is left of it has come
+            piece, self.rest = self.rest, b""
+            if len(piece) > max_bytes:
+                raise self.too_long(max_bytes)
+            return bytes(piece)
         pieces, size = [], 0
         while piece := self.next_piece():
             size += len(piece)

@@ -47,7 +47,7 @@ WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 class Call:
     """A request, ready to be written, maybe more than once."""
 
-    __slots__ = ("closes", "expects", "head", "interim", "is_upgrade", "method", "payload", "trailers")
+    __slots__ = ("closes", "expects", "head", "interim", "is_upgrade", "method", "payload", "short", "trailers")
 
     def __init__(
         self,
@@ -88,6 +88,12 @@ class Call:
         self.head = write_request_head(method, target, headers, content_length=length, chunked=chunked)
         #: What follows it.
         self.payload = payload
+        #: All of it, if it goes out in one write; else empty.
+        self.short = b""
+        if not has_body:
+            self.short = self.head
+        elif not self.expects and length is not None and length <= JOINED and len(payload.data) == length:
+            self.short = self.head + payload.data
         #: What follows a body in chunks.
         self.trailers = trailers
         #: The callback for interim answers (1xx), if any.
@@ -108,6 +114,7 @@ class Call:
         call.method = method
         call.head = head
         call.payload = payload
+        call.short = b""
         call.trailers = trailers
         call.interim = interim
         call.is_upgrade = is_upgrade
@@ -204,6 +211,8 @@ class Exchange:
         call, conn = self._call, self._conn
         conn.requests += 1
         conn.parser.expect(call.method, upgrade=call.is_upgrade)
+        if call.short:
+            return self._run_short(call.short)
         payload = call.payload
         length = payload.length
         if length == 0:
@@ -371,7 +380,7 @@ class Exchange:
         seconds = deadlines.timeouts.send
         try:
             within = seconds if deadlines.total_due == inf else deadlines.within(seconds, SendTimeout, self._conn)
-            self._conn.send(data, False, within)
+            self._conn.send_soon(data, within)
         except OperationTimeout:
             raise self._deadlines.late(SendTimeout, seconds, self._conn) from None
         self.is_sent = True

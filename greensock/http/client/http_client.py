@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from math import inf
+from time import monotonic
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -28,23 +30,25 @@ from greensock import (
     Rule,
     __version__,
 )
-from greensock.http.client.connection_pool import ConnectionPool, Lease
+from greensock.http.client.connection_pool import ClientConnection, ConnectionPool, Lease
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.client.exchange import Call, Exchange, Interim, Trailers
-from greensock.http.client.origin import origin_at, parse_url
-from greensock.http.client.payload import Body, let_go, payload_of
+from greensock.http.client.origin import Origin, origin_at, parse_url
+from greensock.http.client.payload import NOTHING, Body, let_go, payload_of
 from greensock.http.client.pool_state import PoolState, PoolStatistics
 from greensock.http.errors import BadResponse, BodyTimeout
 from greensock.http.incoming_body import IncomingBody
 from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
-from greensock.http.wire.response_parser import ResponseParser
+from greensock.http.wire.response_parser import ResponseParser, plain_answer
 
 __all__ = ["ClientResponse", "HTTPClient"]
 
 #: How many pieces of a body are taken before its head is given out.
 MAX_AHEAD = 4
+#: How many calls are kept written, of those that are nothing but a method and a URL.
+MAX_WRITTEN = 256
 #: Seconds that a detached connection lingers when it is closed: as any other.
 LINGER_SECONDS = 5.0
 
@@ -108,6 +112,23 @@ class ClientResponse(IncomingBody):
         self.is_reused = lease.is_reused
         if not head.is_switch:
             self._look_ahead()
+
+    @classmethod
+    def whole(cls, conn: ClientConnection, head: ResponseHead, body: bytes, is_reused: bool) -> ClientResponse:
+        """Return an answer that has come whole, and holds no connection."""
+        answer = cls.__new__(cls)
+        answer._lease = None
+        answer._conn = conn
+        answer.ended = True
+        answer.length = head.content_length
+        answer.rest = body
+        answer.received = len(body)
+        answer.trailers = None
+        answer.head = head
+        answer.status = head.status
+        answer.headers = head.headers
+        answer.is_reused = is_reused
+        return answer
 
     def too_long(self, max_bytes: int) -> LimitExceeded:
         self.close()
@@ -260,6 +281,8 @@ class HTTPClient:
             max_requests=self.max_requests,
         )
         self._pool = ConnectionPool(state, self.limits)
+        self._unbounded = Deadlines(self.timeouts, None)
+        self._written: dict[tuple[str, str], tuple[Origin, Call]] = {}
 
     def request(
         self,
@@ -306,8 +329,19 @@ class HTTPClient:
             ConnectionClosed: the client is closed.
             ValueError, TypeError: what was asked for cannot be sent.
         """
+        deadlines = self._unbounded
+        if (
+            timeouts is not None
+            or timeout is not None
+            or deadlines.timeouts is not self.timeouts
+            or deadlines.total is not None
+        ):
+            deadlines = self._deadlines(timeouts, timeout, body)
+        if body is None and headers == () and trailers is None and target is None and address is None:
+            if not expect_continue and on_interim is None and type(url) is str:
+                origin, call = self._written.get((method, url)) or self._write(method, url)
+                return self.perform(call, self._pool.lease(origin, deadlines), deadlines)
         try:
-            deadlines = Deadlines(self.timeouts if timeouts is None else timeouts, timeout)
             destination = parse_url(url)
             if type(headers) is not Headers:
                 headers = Headers(headers.items() if isinstance(headers, Mapping) else headers)
@@ -323,6 +357,23 @@ class HTTPClient:
         except BaseException:
             payload.close()
             raise
+
+    def _deadlines(self, timeouts: Timeouts | None, timeout: float | None, body: Body) -> Deadlines:
+        try:
+            return Deadlines(self.timeouts if timeouts is None else timeouts, timeout)
+        except BaseException:
+            let_go(body)
+            raise
+
+    def _write(self, method: str, url: str) -> tuple[Origin, Call]:
+        """Write the call of a method and a URL alone, and keep it for the next time."""
+        destination = parse_url(url)
+        fields = self._fields(Headers(), destination.authority, False)
+        written = destination.origin, Call(method, destination.target, fields, NOTHING, None, None)
+        if len(self._written) >= MAX_WRITTEN:
+            self._written.clear()
+        self._written[method, url] = written
+        return written
 
     def get(self, url: str, **options: Any) -> ClientResponse:
         """Make a GET request; see :meth:`request`."""
@@ -390,9 +441,26 @@ class HTTPClient:
         try:
             conn = lease.connection
             assert conn is not None
+            sent_at: float | None = None
+            heard: bytes | Exception | None = None
+            if call.short and deadlines.total_due == inf:
+                # The ordinary call in one go: what came is looked at as a whole first, and parsed only if it is more
+                # than that. What was raised is the exchange's to judge.
+                conn.requests += 1
+                try:
+                    conn.send_soon(call.short, deadlines.timeouts.send)
+                    sent_at = monotonic()
+                    heard = conn.recv(None, deadlines.timeouts.head)
+                    if (found := plain_answer(heard, call.method, self.limits)) is not None:
+                        answer = ClientResponse.whole(conn, *found, lease.is_reused)
+                        lease.end(not call.closes)
+                        call.payload.close()
+                        return answer
+                except Exception as error:
+                    heard = error
             exchange = Exchange(call, conn, deadlines)
             try:
-                head = exchange.run()
+                head = exchange.run() if heard is None else exchange.go_on(sent_at, heard)
             except Exception as error:
                 if not lease.is_reused or not exchange.may_repeat(error):
                     raise

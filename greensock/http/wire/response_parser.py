@@ -27,7 +27,7 @@ from greensock.http.wire.message_parser import BODY, END, HEAD, IDLE, RAW, Messa
 from greensock.http.wire.plain_heads import lex_plain_fields
 from greensock.http.wire.syntax import TOKEN, is_value
 
-__all__ = ["ResponseParser", "parts_of_status_line"]
+__all__ = ["ResponseParser", "parts_of_status_line", "plain_answer"]
 
 _status_line = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: (.*))?", re.DOTALL).fullmatch
 _fold = re.compile(rb"(?<![ \t])[ \t]*\r\n[ \t]+").sub
@@ -42,6 +42,40 @@ def parts_of_status_line(line: bytes) -> tuple[str, int, bytes] | None:
         return None
     version = "1.0" if match.group(1) == b"0" else "1.1"  # a higher minor version is 1.1 to us (RFC 9110 section 2.5)
     return version, int(match.group(2)), match.group(3) or b""
+
+
+def plain_answer(data: bytes, method: str, limits: Limits) -> tuple[ResponseHead, bytes] | None:
+    """Return head and body of an answer to a ``method`` that came whole, with nothing behind it; None: to be parsed.
+
+    Its head is plain, its body has a Content-Length, and its connection is kept. It never raises; whatever is taken
+    here, the parser takes in the same sense (test_http_plain_answer).
+    """
+    end = data.find(b"\r\n\r\n")
+    if not 0 < end <= limits.max_head - 4:
+        return None
+    lines = data[:end].split(b"\r\n")
+    parts = parts_of_status_line(lines[0])
+    if parts is None:
+        return None
+    version, status, phrase = parts
+    if version != "1.1" or status < 200 or status == 204 or status == 304 or method == "HEAD" or method == "CONNECT":
+        return None
+    del lines[0]
+    found = lex_plain_fields(lines)
+    if found is None:
+        return None
+    fields, index, is_ordinary = found
+    if not is_ordinary or len(fields) > limits.max_fields or b"content-length" not in index:
+        return None
+    try:
+        length, _ = framing_of(fields, index, version)
+    except BadMessage:
+        return None
+    most = limits.max_body
+    if length is None or length != len(data) - end - 4 or (most is not None and length > most):
+        return None
+    headers = Headers.of_raw(fields, index)
+    return ResponseHead(status, phrase, version, headers, length, False, length > 0, False, True), data[end + 4 :]
 
 
 class ResponseParser(MessageParser):
