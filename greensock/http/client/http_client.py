@@ -114,7 +114,7 @@ class ClientResponse(IncomingBody):
             self._look_ahead()
 
     @classmethod
-    def whole(cls, conn: ClientConnection, head: ResponseHead, body: bytes, is_reused: bool) -> ClientResponse:
+    def _whole(cls, conn: ClientConnection, head: ResponseHead, body: bytes, is_reused: bool) -> ClientResponse:
         """Return an answer that has come whole, and holds no connection."""
         answer = cls.__new__(cls)
         answer._lease = None
@@ -452,7 +452,7 @@ class HTTPClient:
                     sent_at = monotonic()
                     heard = conn.recv(None, deadlines.timeouts.head)
                     if (found := plain_answer(heard, call.method, self.limits)) is not None:
-                        answer = ClientResponse.whole(conn, *found, lease.is_reused)
+                        answer = ClientResponse._whole(conn, *found, lease.is_reused)
                         lease.end(not call.closes)
                         call.payload.close()
                         return answer
