@@ -38,6 +38,7 @@ TARGETS = {
     "http": ("http-targets",),
     "proxy": ("proxy-targets",),
     "compiled": ("compiled-targets",),
+    "flat": ("flat-targets",),
 }
 
 Step = tuple[int, Case, str]

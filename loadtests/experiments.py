@@ -14,6 +14,7 @@ from typing import Any
 from loadtests import http_experiments, measure
 from loadtests.generator import Failed
 from loadtests.measure import Values
+from loadtests.peers.common import MESSAGE
 from loadtests.plan import Case, Plan, Scale
 from loadtests.process import StartError
 from loadtests.servers import TCP
@@ -119,6 +120,19 @@ def compiled(scale: Scale) -> Plan:
     return Plan("compiled", "The engine compiled, and in Python", cases, rounds, {"size": 64})
 
 
+def flat(scale: Scale) -> Plan:
+    """What else goes a flat path: framers, WSGI, the client, the proxy with a log and with an upcall."""
+    framed = ("greensock_upcalls", "uvloop_protocol", "greensock_upcalls_pure")
+    # Sixteen messages at once: the generator sends them as one of its own, and waits for all of the echo.
+    options = {"serve": "framed", "size": 16 * MESSAGE, **scale.timed(64)}
+    cases = (
+        replace(case("framed", 64, scale, "pingpong", measure.pingpong, framed, **options), label="framed 16 x 64"),
+        *http_experiments.flat_cases(scale),
+    )
+    rounds = scale.rounds if scale.quick else max(7, scale.rounds)
+    return Plan("flat", "Flat paths", cases, rounds, {"size": MESSAGE})
+
+
 def messages(scale: Scale) -> Plan:
     """The seed's second experiment: messages/s over the number of connections, ping-pong and flood."""
     scale = replace(scale, seconds=scale.seconds / 2)
@@ -213,5 +227,5 @@ PLANS: dict[str, Callable[[Scale], Plan]] = {
     "http": http_experiments.http,
     "proxy": http_experiments.proxy,
 }
-#: Those that ``all`` leaves out, and that no chart is drawn of: most of this one is in the others, too.
-APART: dict[str, Callable[[Scale], Plan]] = {"compiled": compiled}
+#: Those that ``all`` leaves out, and that no chart is drawn of: much of them is in the others, too.
+APART: dict[str, Callable[[Scale], Plan]] = {"compiled": compiled, "flat": flat}

@@ -12,7 +12,7 @@ from statistics import median
 
 from loadtests.results import Sample, by_round, spread
 
-__all__ = ["COMPILED_TARGETS", "HTTP_TARGETS", "PROXY_TARGETS", "TARGETS", "Row", "Target", "assess"]
+__all__ = ["COMPILED_TARGETS", "FLAT_TARGETS", "HTTP_TARGETS", "PROXY_TARGETS", "TARGETS", "Row", "Target", "assess"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,36 @@ def compiled_targets() -> tuple[Target, ...]:
         Target("proxy, small answer, of aiohttp on uvloop", "proxied", PROXY, CPU, 0.20, AIOHTTP),
         Target("proxy, a fresh connection for each, of nginx", "proxied close", PROXY, CPU, 1.8, NGINX),
     ]
+    return with_pure(asked)
+
+
+def with_pure(asked: Sequence[Target]) -> tuple[Target, ...]:
+    """Return the targets, each with the same of the engine in Python behind it."""
     pure = (replace(each, title=each.title + "; in Python", server=f"{each.server}_pure") for each in asked)
     return tuple(target for both in zip(asked, pure, strict=True) for target in both)
 
 
 COMPILED_TARGETS = compiled_targets()
+
+WSGI = "wsgi_server"
+FLAT_TARGETS = with_pure(
+    [
+        Target("sixteen messages with a framer, of uvloop", "framed 16 x 64", UPCALLS, CPU, 0.50, UVLOOP),
+        Target("WSGIServer, small answer, of granian", "wsgi small", WSGI, CPU, 0.80, "wsgi_granian"),
+        Target("WSGIServer, small answer, of bjoern", "wsgi small", WSGI, CPU, 1.5, "wsgi_bjoern"),
+        *(
+            Target(f"WSGIServer, {way} of 1 MB, of {rival.partition('_')[2]}", f"wsgi {case}", WSGI, CPU, 1.0, rival)
+            for case, way in (("upload", "upload"), ("large", "answer"))
+            for rival in (PYWSGI, UVICORN)
+        ),
+        Target("HTTPClient, of geventhttpclient's", "client", "client_greensock", CPU, 0.65, "client_geventhttpclient"),
+        Target("HTTPClient, of its UserAgent", "client", "client_greensock", CPU, 0.45, "client_useragent"),
+        Target(
+            "proxy with an access log, of nginx with one", "proxied, logging", f"{PROXY}_log", CPU, 1.6, f"{NGINX}_log"
+        ),
+        Target("proxy that edits, of nginx with Lua", "proxied, edited", f"{PROXY}_edit", CPU, 0.7, f"{NGINX}_lua"),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,10 +123,12 @@ def command(mode: Mode, connect: str, options: Mapping[str, object]) -> list[str
 
 
 @contextmanager
-def launched(arguments: Sequence[str], cores: Sequence[int]) -> Iterator[subprocess.Popen[str]]:
+def launched(
+    arguments: Sequence[str], cores: Sequence[int], environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A generator that is ended with the block, whatever happens in it."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         try:
             if cores:
                 os.sched_setaffinity(process.pid, cores)

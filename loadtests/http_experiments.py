@@ -9,13 +9,16 @@ from loadtests import measure_http
 from loadtests.measure_http import Proxied
 from loadtests.peers.http_common import BLOCK
 from loadtests.plan import Case, Plan, Scale
+from loadtests.process import PURE
 from loadtests.servers import HTTP, PROXIES
 
-__all__ = ["http", "proxy", "small_cases"]
+__all__ = ["flat_cases", "http", "proxy", "small_cases"]
 
 #: Connections that wrk keeps busy; with bodies of 1 MB fewer, so that what is under way at the end weighs little.
 CONNECTIONS = 64
 LARGE_CONNECTIONS = 16
+#: Greenlets that ask at the same time, in a client.
+ASKING = 32
 #: Seconds of a measurement, of those of the other experiments.
 STRETCH = 1.6
 #: Seconds that a server, and what it needs, takes to start and end.
@@ -78,6 +81,36 @@ def small_cases(scale: Scale, servers: tuple[str, ...], proxies: tuple[str, ...]
         Case("small", shared, served, servers, seconds + STARTING),
         Case("proxied", shared, partial(through, path="/small"), proxies, seconds + PROXY_STARTING),
         Case("proxied close", shared, partial(through, path="/small", close=True), proxies, seconds + PROXY_STARTING),
+    )
+
+
+def flat_cases(scale: Scale) -> tuple[Case, ...]:
+    """WSGI servers, clients, proxies with an access log, and proxies that edit a field of each request."""
+    seconds = scale.seconds * STRETCH
+    shared = {"mode": "wrk", "connections": CONNECTIONS}
+
+    def both(*names: str) -> tuple[str, ...]:
+        return (*names, names[0] + PURE)
+
+    def served(label: str, servers: tuple[str, ...], connections: int, **options: Any) -> Case:
+        measured = partial(measure_http.requests, connections=connections, seconds=seconds, **options)
+        parameters = {"mode": "wrk", "connections": connections}
+        return Case(label, parameters, measured, servers, seconds + STARTING)
+
+    def proxied(label: str, *servers: str, **options: Any) -> Case:
+        measured = partial(Proxied(CONNECTIONS, seconds).requests, path="/small", **options)
+        return Case(label, shared, measured, both(*servers), seconds + PROXY_STARTING)
+
+    wsgi = both("wsgi_server", "wsgi_granian", "wsgi_bjoern", "http_pywsgi", "http_uvicorn")
+    clients = both("client_greensock", "client_geventhttpclient", "client_useragent")
+    asked = partial(measure_http.client_requests, connections=ASKING, seconds=seconds)
+    return (
+        served("wsgi small", wsgi, CONNECTIONS, path="/small"),
+        served("wsgi upload", wsgi, LARGE_CONNECTIONS, path="/upload", upload=len(BLOCK)),
+        served("wsgi large", wsgi, LARGE_CONNECTIONS, path="/large"),
+        Case("client", {"mode": "client", "connections": ASKING}, asked, clients, seconds + STARTING),
+        proxied("proxied, logging", "proxy_greensock_log", "proxy_nginx_log"),
+        proxied("proxied, edited", "proxy_greensock_edit", "proxy_nginx_lua", "proxy_nginx"),
     )
 
 

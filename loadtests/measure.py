@@ -42,9 +42,9 @@ def outcome(result: Result) -> Values:
     }
 
 
-def pingpong(name: str, **options: Any) -> Values:
+def pingpong(name: str, *, serve: str = "echo", **options: Any) -> Values:
     """Messages and their echo, closed loop."""
-    return outcome(drive(name, "pingpong", **options))
+    return outcome(drive(name, "pingpong", "--mode", serve, **options))
 
 
 def flood(name: str, *, connections: int, total: int, recv: int = 64) -> Values:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +14,11 @@ from loadtests import http_load, transfer, wrk
 from loadtests.generator import Failed, launched
 from loadtests.measure import Values
 from loadtests.peers.http_common import BLOCK, SMALL
-from loadtests.process import GENERATOR_CORES, PURE, SERVER_CORES, Group
+from loadtests.process import GENERATOR_CORES, PURE, SERVER_CORES, Group, environment
 from loadtests.servers import missing
 from loadtests.wrk import Load
 
-__all__ = ["Proxied", "bodies", "client_bodies", "requests"]
+__all__ = ["Proxied", "bodies", "client_bodies", "client_requests", "requests"]
 
 #: Blocks (1 MiB) that go through before memory is measured for the first time.
 WARMUP_BLOCKS = 16
@@ -114,6 +115,28 @@ def bodies(name: str, *, way: str, blocks: int) -> Values:
         return transferred(server, way, blocks)
 
 
+def client_requests(name: str, *, connections: int, seconds: float) -> Values:
+    """Requests of a client, in a closed loop at nginx: its CPU time for each."""
+    command = [sys.executable, "-m", "loadtests.peers.client_small", name.removesuffix(PURE).removeprefix("client_")]
+    with Group(origin_name(), cores=GENERATOR_CORES) as origin:
+        arguments = [*command, origin.address, "--connections", str(connections), "--seconds", str(seconds)]
+        with launched(arguments, SERVER_CORES, environment(name)) as process:
+            try:
+                output, errors = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise Failed("the client did not end") from None
+    if process.returncode != 0:
+        raise Failed(errors.strip() or f"the client ended with {process.returncode}")
+    found = json.loads(output)
+    return {
+        "messages": found["asked"],
+        "seconds": found["seconds"],
+        "rate": found["asked"] / found["seconds"],
+        "server_us": found["cpu"] * 1e6 / found["asked"] if found["asked"] else None,
+        **failures({"wrong": found["wrong"]}),
+    }
+
+
 def client_bodies(*, way: str, blocks: int) -> Values:
     """The same for greensock's HTTPClient, at greensock's HTTPServer."""
     command = [sys.executable, "-m", "loadtests.peers.http_client", way]
@@ -140,11 +163,11 @@ def origin_name() -> str:
     return "http_server" if missing("http_nginx") else "http_nginx"
 
 
-def proxy(name: str, upstream: str) -> Group:
-    """Return the proxy, not yet started, that forwards to the upstream."""
-    if name.removesuffix(PURE) == "proxy_greensock":
+def proxy(name: str, upstream: str, log: str = "none") -> Group:
+    """Return the proxy, not yet started, that forwards to the upstream; ``log`` is where greensock's logs to."""
+    if name.removesuffix(PURE) in ("proxy_greensock", "proxy_greensock_log"):
         command = [sys.executable, "-m", "examples.reverse_proxy"]
-        return Group(name, "--upstream", f"http://{upstream}", "--log", "none", command=command, bind="--listen")
+        return Group(name, "--upstream", f"http://{upstream}", "--log", log, command=command, bind="--listen")
     return Group(name, "--upstream", upstream)
 
 
@@ -162,8 +185,9 @@ class Proxied:
     @contextmanager
     def _started(self, name: str, origin: str | None = None, *serve: str) -> Iterator[tuple[Group, Group]]:
         with (
+            tempfile.TemporaryDirectory() as directory,
             Group(origin or origin_name(), *serve, cores=GENERATOR_CORES) as upstream,
-            proxy(name, upstream.address) as server,
+            proxy(name, upstream.address, f"{directory}/log" if name.endswith("_log") else "none") as server,
         ):
             yield server, upstream
 

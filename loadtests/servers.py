@@ -11,7 +11,7 @@ from loadtests.process import PURE
 
 __all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "Server", "missing"]
 
-Kind = Literal["tcp", "http", "proxy", "pure"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,29 @@ SERVERS: dict[str, Server] = {
     "proxy_aiohttp": http("aiohttp on uvloop", "aiohttp", "uvloop", kind="proxy"),
     "proxy_nginx": http("nginx", kind="proxy", programs=("nginx",)),
     "proxy_haproxy": http("HAProxy", kind="proxy", programs=("haproxy",)),
+    "wsgi_granian": http("granian, WSGI", "granian", kind="flat"),
+    "wsgi_bjoern": http("bjoern, WSGI", "bjoern", kind="flat"),
+    "client_greensock": Server("greensock HTTPClient", ("gevent", "greensock"), "flat"),
+    "client_geventhttpclient": Server("geventhttpclient HTTPClient", ("gevent", "geventhttpclient"), "flat"),
+    "client_useragent": Server("geventhttpclient UserAgent", ("gevent", "geventhttpclient"), "flat"),
+    "proxy_greensock_log": http("greensock reverse_proxy, logging", "gevent", "greensock", kind="flat"),
+    "proxy_nginx_log": http("nginx, logging", kind="flat", programs=("nginx",)),
+    "proxy_greensock_edit": http("greensock ReverseProxy, edit_request", "gevent", "greensock", kind="flat"),
+    "proxy_nginx_lua": http("nginx, Lua", kind="flat", programs=("nginx",)),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
     name + PURE: replace(SERVERS[name], title=SERVERS[name].title + ", in Python", kind="pure")
-    for name in ("greensock_upcalls", "greensock_blocking", "http_server", "wsgi_server", "proxy_greensock")
+    for name in (
+        "greensock_upcalls",
+        "greensock_blocking",
+        "http_server",
+        "wsgi_server",
+        "proxy_greensock",
+        "client_greensock",
+        "proxy_greensock_log",
+        "proxy_greensock_edit",
+    )
 }
 NAMES = tuple(SERVERS)
 

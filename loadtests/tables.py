@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import results
-from loadtests.figures import COMPILED_TARGETS, HTTP_TARGETS, PROXY_TARGETS, Row, Target, assess
+from loadtests.figures import COMPILED_TARGETS, FLAT_TARGETS, HTTP_TARGETS, PROXY_TARGETS, Row, Target, assess
 from loadtests.process import ROOT
 from loadtests.results import Sample, by_round, series
 from loadtests.servers import SERVERS
@@ -211,6 +211,16 @@ COMPILED_CASES = {
     "proxied close": ("the same, fresh connections", "server_us"),
 }
 
+FLAT_CASES = {
+    "framed 16 x 64": ("16 messages", "server_us"),
+    "wsgi small": ("WSGI, 100 bytes", "server_us"),
+    "wsgi upload": ("upload of 1 MB", "server_us"),
+    "wsgi large": ("answer of 1 MB", "server_us"),
+    "client": ("client, 100 bytes", "server_us"),
+    "proxied, logging": ("proxy, logging", "server_us"),
+    "proxied, edited": ("proxy, a field edited", "server_us"),
+}
+
 REQUESTS = {
     "small": "100 bytes",
     "close": "100 bytes, Connection: close",
@@ -364,6 +374,8 @@ TABLES: dict[str, Table] = {
     "proxy-targets": Table("proxy", lambda content: asked_table(PROXY_TARGETS, content)),
     "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
+    "flat": Table("flat", lambda content: cases_table(FLAT_CASES, content)),
+    "flat-targets": Table("flat", lambda content: asked_table(FLAT_TARGETS, content)),
     **{
         f"{name}-about": Table(name, about)
         for name in (
@@ -376,6 +388,7 @@ TABLES: dict[str, Table] = {
             "http",
             "proxy",
             "compiled",
+            "flat",
         )
     },
 }

@@ -74,6 +74,27 @@ def test_it_goes_out_at_the_end_of_the_pass(tcp):
     assert conn._clear
 
 
+def test_pieces_of_one_connection_are_one_write(tcp):
+    conn, peer = tcp
+    waiting = get_poller()._corked
+
+    def call():
+        for piece in b"one ", b"two ", b"three ":
+            conn.send_soon(piece)
+        assert waiting == {conn: b"one two three "}
+        assert there(peer) == b""
+        conn.send_soon(bytes(poller_module.CORK_BYTES))  # a copy of that costs more than a write
+        assert there(peer) == b"one two three " + bytes(1000 - 14)
+        conn.send_soon(b"end")
+
+    within_a_pass(call)
+    assert conn.bytes_sent == 14 + poller_module.CORK_BYTES + 3
+    assert (
+        read_exactly_fast(peer, conn.bytes_sent).strip(b"\0")
+        == b"one two three " + bytes(poller_module.CORK_BYTES) + b"end"
+    )
+
+
 def test_outside_of_a_pass_it_goes_out_at_once(tcp):
     conn, peer = tcp
     conn.send_soon(b"now")

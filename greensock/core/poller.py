@@ -69,6 +69,8 @@ SHARE_SECONDS = 0.001
 
 #: Seconds that what ``send_soon`` was given may wait for more in a pass.
 CORK_SECONDS = 0.002
+#: Bytes of one connection that wait together.
+CORK_BYTES = 16384
 #: Seconds between two of those after which nothing waits for more, and for how many times as long.
 CORK_GAP, CORK_PAUSE = 0.0005, 20
 
@@ -398,7 +400,7 @@ class Poller:
         return False
 
     def cork(self, conn: Any, data: bytes) -> bool:
-        """Have ``conn._send_corked(data)`` called at the end of this pass; False: send it now."""
+        """Have ``conn._send_corked(data)`` called at the end of this pass, behind what waits; False: send it now."""
         now, corked = monotonic(), self._corked
         if now < self._uncorked_until:
             return False
@@ -414,6 +416,11 @@ class Poller:
             self.uncork()
             self._corked_since = now
         self._corked_last = now
+        waiting = corked.get(conn)
+        if waiting is not None:
+            if len(waiting) + len(data) > CORK_BYTES:
+                return False  # a copy of much costs more than a write
+            data = waiting + data
         corked[conn] = data
         return True
 

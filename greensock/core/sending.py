@@ -94,17 +94,14 @@ class Sending(Lifecycle):
     def send_soon(self, data: bytes, timeout: Timeout = INHERIT) -> None:
         """Send like ``send``, but at the end of this pass of the loop, together with what others send soon.
 
-        Each send may wake the process at its other end; those that go out at once wake it once. That makes many short
-        exchanges cheaper, and one of them later by up to 2 ms under load (``CORK_SECONDS``); where upcalls compute for
-        long, nothing waits (``CORK_GAP``). It returns before the data is out: what the peer does not take then is sent
-        by the engine, and bounded by ``send_timeout`` as what ``send_nowait`` keeps. Where the way is not clear it is
-        ``send``, and blocks for ``timeout`` seconds at the most.
+        Each send may wake the process at its other end; those that go out at once wake it once, and several of one
+        connection are one write. That makes many short exchanges cheaper, and one of them later by up to 2 ms under
+        load (``CORK_SECONDS``); where upcalls compute for long, nothing waits (``CORK_GAP``). It returns before the
+        data is out: what the peer does not take then is sent by the engine, and bounded by ``send_timeout`` as what
+        ``send_nowait`` keeps. Where the way is not clear it is ``send``, and blocks for ``timeout`` seconds at most.
         """
         poller = self._poller
-        if not self._clear or not poller._active or not data:
-            self.send(data, False, timeout)
-            return
-        if poller.cork(self, data):
+        if data and poller._active and (self._clear or self in poller._corked) and poller.cork(self, data):
             self._clear = False  # whoever sends now lets this go first (``_submit``)
             self.bytes_sent += len(data)  # already: who counts what an answer was does so before the pass ends
         else:

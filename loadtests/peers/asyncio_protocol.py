@@ -16,6 +16,25 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
+class Framed(Echo):
+    """Cut into messages of ``MESSAGE`` bytes."""
+
+    rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self.rest:
+            data = self.rest + data
+        at, size, write = 0, common.MESSAGE, self.message_received
+        end = len(data) - size
+        while at <= end:
+            write(data[at : at + size])
+            at += size
+        self.rest = data[at:]
+
+    def message_received(self, message: bytes) -> None:
+        self.transport.write(message)
+
+
 class Sink(asyncio.BufferedProtocol):
     """A Protocol cannot say how much to read at a time; a BufferedProtocol brings a buffer of that size."""
 
@@ -41,10 +60,13 @@ class Slow(Echo):
             self.transport.write(data)
 
 
+KINDS: dict[str, type[asyncio.BaseProtocol]] = {"echo": Echo, "framed": Framed, "sink": Sink, "slow": Slow}
+
+
 async def serve(options: common.Options) -> None:
     sock = common.listener(options)
     Sink.recv = options.recv
-    factory: type[asyncio.BaseProtocol] = {"echo": Echo, "sink": Sink, "slow": Slow}[options.mode]
+    factory: type[asyncio.BaseProtocol] = KINDS[options.mode]
     server = await asyncio.get_running_loop().create_server(factory, sock=sock, backlog=common.BACKLOG)
     common.announce(sock)
     await server.serve_forever()

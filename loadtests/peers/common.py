@@ -11,9 +11,11 @@ import resource
 import socket
 from dataclasses import dataclass
 
-__all__ = ["BACKLOG", "SLOW_BYTE", "SLOW_SECONDS", "Options", "announce", "listener", "options"]
+__all__ = ["BACKLOG", "MESSAGE", "SLOW_BYTE", "SLOW_SECONDS", "Options", "announce", "listener", "options"]
 
 BACKLOG = 4096
+#: Bytes of a message in mode ``framed``.
+MESSAGE = 64
 
 #: In mode ``slow``, data that begins with this byte is answered ``SLOW_SECONDS`` late: an upcall that blocks.
 SLOW_BYTE = 0xFF
@@ -24,8 +26,8 @@ SLOW_SECONDS = 0.05
 class Options:
     host: str
     port: int
-    #: echo: answer with the same bytes; sink: read and forget; slow: echo, but see ``SLOW_BYTE``; held: echo,
-    #: then block in a downcall within the upcall (only a server whose upcalls can block).
+    #: echo: answer with the same bytes; framed: the same, message by message; sink: read and forget; slow: echo, but
+    #: see ``SLOW_BYTE``; held: echo, then block in a downcall within the upcall (only where upcalls can block).
     mode: str
     #: Bytes to read at a time, at most.
     recv: int
@@ -35,7 +37,7 @@ def options() -> Options:
     """Parse the command line and raise the limit of descriptors."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--bind", default="127.0.0.1:0", help="HOST:PORT")
-    parser.add_argument("--mode", choices=("echo", "sink", "slow", "held"), default="echo")
+    parser.add_argument("--mode", choices=("echo", "framed", "sink", "slow", "held"), default="echo")
     parser.add_argument("--recv", type=int, default=65536, help="bytes to read at a time")
     chosen = parser.parse_args()
     host, _, port = chosen.bind.rpartition(":")

@@ -6,7 +6,7 @@ monkey.patch_all()
 
 import gevent
 
-from greensock import Connection, Server
+from greensock import Connection, FixedSize, Server
 from loadtests.peers import common
 from loadtests.peers.greensock_main import run
 
@@ -14,6 +14,13 @@ from loadtests.peers.greensock_main import run
 class Echo(Server):
     def connection_recv(self, conn: Connection, data: bytes) -> None:
         conn.send(data)
+
+
+class Framed(Server):
+    framer = FixedSize(common.MESSAGE)
+
+    def connection_recv(self, conn: Connection, data: bytes) -> None:
+        conn.send_soon(data)
 
 
 class Sink(Server):
@@ -39,4 +46,4 @@ class Held(Server):
 
 
 if __name__ == "__main__":
-    run({"echo": Echo, "sink": Sink, "slow": Slow, "held": Held})
+    run({"echo": Echo, "framed": Framed, "sink": Sink, "slow": Slow, "held": Held})

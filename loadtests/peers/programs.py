@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from loadtests.peers import common, http_common
@@ -15,6 +15,7 @@ __all__ = ["haproxy", "nginx", "program"]
 
 #: What both of nginx's configurations begin with: one worker, no log, nothing that ends a kept connection.
 NGINX = """
+{modules}
 worker_processes 1;
 daemon off;
 {user}
@@ -83,13 +84,14 @@ def remove_later(directory: str) -> None:
     os._exit(0)
 
 
-def nginx(configure: Callable[[Path], str]) -> None:
+def nginx(configure: Callable[[Path], str], modules: Iterable[Path] = ()) -> None:
     """Run nginx; ``configure`` makes files in a directory and gives the servers, ``{listen}`` where they listen."""
     sock = http_common.listener(http_common.options())
     host, port = sock.getsockname()[:2]
     name = tempfile.mkdtemp(prefix="greensock-nginx-")
     user = "user root;" if os.geteuid() == 0 else ""  # the directory is ours alone
-    head = NGINX.format(directory=name, user=user)
+    loaded = "\n".join(f"load_module {module};" for module in modules)
+    head = NGINX.format(directory=name, user=user, modules=loaded)
     body = configure(Path(name)).replace("{listen}", f"listen {host}:{port} backlog={common.BACKLOG};")
     path = Path(name) / "nginx.conf"
     path.write_text(f"{head}{body}}}\n")
