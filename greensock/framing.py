@@ -114,7 +114,7 @@ class LengthPrefixed(Framer):
     """Messages after a length of 1 to 8 bytes, which does not count itself."""
 
     #: The longest message that a prefix of this many bytes can tell.
-    LARGEST: ClassVar[dict[int, int]] = {width: 256**width - 1 for width in range(1, 9)}
+    LARGEST: ClassVar[dict[int, int]] = {width: int.from_bytes(b"\xff" * width, "big") for width in range(1, 9)}
 
     __slots__ = ("byteorder", "width")
 

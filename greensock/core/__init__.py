@@ -30,6 +30,9 @@ The modules that have a ``.pxd`` beside them run compiled where they could be (s
 or none, as they know each other's fields.
 """
 
+import sys
+
 from greensock.choice import look_for_compiled
 
+look_for_compiled("greensock", sys.modules["greensock"].__path__)
 look_for_compiled(__name__, __path__)

@@ -27,6 +27,8 @@ cdef class Poller:
     cpdef queue(self, Endpoint endpoint)
     cpdef schedule(self)
     cpdef _tell(self, Endpoint endpoint, int events)
+    @cython.locals(now=double, corked=dict, data=bytes, waiting=bytes)
+    cpdef bint cork(self, conn, data) except -1
     cdef _run_calls(self)
     @cython.locals(pool=Workers)
     cpdef _run_workers(self)

@@ -25,6 +25,12 @@ cpdef _long_turn(turns, Connection conn, bytes data)
 @cython.locals(size=Py_ssize_t, each=Py_ssize_t, reads=Py_ssize_t, most=Py_ssize_t, poller=Poller)
 cpdef _flood(turns, Connection conn, bytes data)
 
+@cython.locals(poller=Poller, size=Py_ssize_t, budget=Py_ssize_t, most=Py_ssize_t, given=Py_ssize_t, heard=bint, late=bint, more=bint)
+cpdef _framed_turn(turns, Connection conn)
+
+@cython.locals(tally=Tally, given=Py_ssize_t)
+cdef Py_ssize_t _give_messages(turns, Connection conn, decoder, Py_ssize_t most) except -1
+
 @cython.locals(dropped=dict)
 cpdef _end(turns, Connection conn)
 

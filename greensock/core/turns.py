@@ -152,7 +152,7 @@ class Turns(Upcalls[ConnectionT]):
             self._begin(conn)
             if conn._state is not OPEN:
                 return False
-        return self._read_turn(conn) if conn._decoder is None else self._framed_turn(conn)
+        return self._read_turn(conn) if conn._decoder is None else _framed_turn(self, conn)
 
     def _rest(self, conn: ConnectionT, again: bool) -> None:
         """Let the connection wait for its next event, or for its next turn if one is due."""
@@ -322,63 +322,6 @@ class Turns(Upcalls[ConnectionT]):
                     conn._stash = b""
             verdict = self._on_recv(conn, data)
         return self._finish_turn(conn, heard)
-
-    def _framed_turn(self, conn: ConnectionT) -> bool:
-        """As ``_read_turn``, one ``connection_recv`` for each whole message."""
-        size, budget, most = self.recv_size, self.turn_budget, 2
-        decoder = conn._decoder
-        heard = False
-        while True:
-            given = self._give_messages(conn, decoder, most)
-            heard = heard or given > 0
-            # ``more`` says that the decoder may hold whole messages. They are given first, in another turn if need be:
-            # neither a read nor the end of input may come before them
-            # (test_messages_that_are_there_come_before_the_end).
-            late = monotonic() > self._poller.until
-            more = given == most and conn._state is OPEN
-            if more and not late:
-                most = min(2 * most, MESSAGES_PER_LOOK)  # not at once: an upcall may take long
-                continue
-            if more or late or budget <= 0 or conn._state is not OPEN or conn._eof or not conn._readable:
-                break
-            try:
-                data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
-            except OSError as error:
-                self._nothing_read(conn, error)
-                break
-            budget -= conn._received(len(data), size)
-            if data:
-                self._feed(conn, decoder, data)
-        return self._finish_turn(conn, heard, more)
-
-    def _give_messages(self, conn: ConnectionT, decoder: Any, most: int) -> int:
-        """Call ``connection_recv`` for up to ``most`` messages; return for how many."""
-        next_message, on_recv = decoder.next_message, self._on_recv
-        for given in range(most):
-            if conn._stash:  # raw bytes were put back, or a raw read left some
-                rest = bytes(conn._stash) + decoder.take()
-                conn._stash = b""
-                conn._fresh = False
-                self._feed(conn, decoder, rest)
-            try:
-                message = next_message()
-            except GreensockError as error:
-                _own(error, conn)
-                raise
-            if message is None:
-                return given
-            self._tally.messages += 1
-            if conn._postponed:
-                message = conn._postponed + message
-                conn._postponed = b""
-            verdict = on_recv(conn, message)
-            if verdict is not None and self._obey(conn, verdict, "connection_recv", message):
-                conn._close(DropReason.VERDICT)
-            # None after the one in which it was closed, though the decoder holds more
-            # (test_no_framed_message_after_drop).
-            if conn._state is not OPEN:
-                return given + 1
-        return most
 
     def _feed(self, conn: ConnectionT, decoder: Any, data: bytes) -> None:
         try:
@@ -657,6 +600,65 @@ def _drain_handles(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
         if worker.gr_context is not None:
             forget_context(worker)
     turn.conn = None
+
+
+def _framed_turn(turns: Turns[Any], conn: Connection) -> bool:
+    """As ``Turns._read_turn``, one ``connection_recv`` for each whole message."""
+    size, budget, most = turns.recv_size, turns.turn_budget, 2
+    decoder, poller = conn._decoder, turns._poller
+    heard = False
+    while True:
+        given = _give_messages(turns, conn, decoder, most)
+        heard = heard or given > 0
+        # ``more`` says that the decoder may hold whole messages. They are given first, in another turn if need be:
+        # neither a read nor the end of input may come before them
+        # (test_messages_that_are_there_come_before_the_end).
+        late = monotonic() > poller.until
+        more = given == most and conn._state is OPEN
+        if more and not late:
+            most = min(2 * most, MESSAGES_PER_LOOK)  # not at once: an upcall may take long
+            continue
+        if more or late or budget <= 0 or conn._state is not OPEN or conn._eof or not conn._readable:
+            break
+        try:
+            data = read(conn._fd, size) if conn._transport is None else conn._transport.read(size)
+        except OSError as error:
+            turns._nothing_read(conn, error)
+            break
+        budget -= conn._received(len(data), size)
+        if data:
+            turns._feed(conn, decoder, data)
+    return turns._finish_turn(conn, heard, more)
+
+
+def _give_messages(turns: Turns[Any], conn: Connection, decoder: Any, most: int) -> int:
+    """Call ``connection_recv`` for up to ``most`` messages; return for how many."""
+    next_message, on_recv, tally = decoder.next_message, turns._on_recv, turns._tally
+    for given in range(most):
+        if conn._stash:  # raw bytes were put back, or a raw read left some
+            rest = bytes(conn._stash) + decoder.take()
+            conn._stash = b""
+            conn._fresh = False
+            turns._feed(conn, decoder, rest)
+        try:
+            message = next_message()
+        except GreensockError as error:
+            _own(error, conn)
+            raise
+        if message is None:
+            return given
+        tally.messages += 1
+        if conn._postponed:
+            message = conn._postponed + message
+            conn._postponed = b""
+        verdict = on_recv(conn, message)
+        if verdict is not None and turns._obey(conn, verdict, "connection_recv", message):
+            conn._close(DropReason.VERDICT)
+        # None after the one in which it was closed, though the decoder holds more
+        # (test_no_framed_message_after_drop).
+        if conn._state is not OPEN:
+            return given + 1
+    return most
 
 
 def _end(turns: Turns[Any], conn: Connection) -> None:
