@@ -101,7 +101,9 @@ class Sending(Lifecycle):
         ``send_nowait`` keeps. Where the way is not clear it is ``send``, and blocks for ``timeout`` seconds at most.
         """
         poller = self._poller
-        if type(data) is bytes and data and poller._active and (self._clear or self in poller._corked) and poller.cork(self, data):
+        if not (data and poller._active and type(data) is bytes and (self._clear or self in poller._corked)):
+            self.send(data, False, timeout)
+        elif poller.cork(self, data):
             self._clear = False  # whoever sends now lets this go first (``_submit``)
             self.bytes_sent += len(data)  # already: who counts what an answer was does so before the pass ends
         else:
