@@ -6,6 +6,7 @@ Its parts, lowest first; each imports only what stands above it, and of greensoc
 errors         why a message was refused, and whose fault it is
 wire           messages as bytes: parsers and writers, without I/O
 incoming_body  a body that is read as it comes, of a request or of an answer
+websocket      WebSocket, whichever side of it
 server         one request after the other, each answered
 client         blocking calls over kept connections
 wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
@@ -36,6 +37,8 @@ from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
 from greensock.http.server.stream import ResponseStream
+from greensock.http.websocket.websocket import WebSocket, WebSocketClosed, WebSocketState
+from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.http.wire.events import (
     END_OF_INPUT,
     NEED_DATA,
@@ -104,6 +107,10 @@ __all__ = [
     "Timeouts",
     "TotalTimeout",
     "WSGIServer",
+    "WebSocket",
+    "WebSocketClosed",
+    "WebSocketOptions",
+    "WebSocketState",
     "end_to_end",
     "end_to_end_trailers",
     "format_date",
