@@ -16,6 +16,7 @@ wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
 from greensock.http.client.deadlines import Timeouts
 from greensock.http.client.http_client import ClientResponse, HTTPClient
 from greensock.http.client.pool_state import PoolStatistics
+from greensock.http.client.websocket_client import WebSocketRefused, connect_websocket
 from greensock.http.errors import (
     BadMessage,
     BadRequest,
@@ -110,7 +111,9 @@ __all__ = [
     "WebSocket",
     "WebSocketClosed",
     "WebSocketOptions",
+    "WebSocketRefused",
     "WebSocketState",
+    "connect_websocket",
     "end_to_end",
     "end_to_end_trailers",
     "format_date",

@@ -363,10 +363,12 @@ class WebSocket:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it: with 1000, or with 1011 if an error comes through."""
+        """Close it: with 1000, or with 1011 if an error comes through. A client waits for the server's answer."""
         if self._state is CONNECTING:
             return
         self.close(NORMAL if error[0] is None else FAILED)
+        if self._finisher is not None:
+            self._finisher.join()
 
     # -- what comes
 
