@@ -33,6 +33,6 @@ request's life. Programs override the upcalls (``handle_request``, ``filter_for`
 - ``allowed_methods``: what Allow says; ``head_watch``: until when heads must be whole;
 - ``requests_taken``: how many requests came;
 - ``switch``, ``end_switch``: leave HTTP, and what becomes of the connection then; ``detach``, ``upgrade_websocket``,
-  ``open_websocket``, ``websocket_ended``: the ways there are; ``takes_websockets``, ``on_websocket_message``: what the
-  program has for them.
+  ``new_websocket``, ``open_websocket``, ``websocket_ended``: the ways there are; ``takes_websockets``,
+  ``on_websocket_message``: what the program has for them.
 """

@@ -134,7 +134,9 @@ class SwitchingServer(AnsweringServer[ConnectionT]):
         self, request: Request, subprotocols: Collection[str], headers: Fields, options: WebSocketOptions | None
     ) -> WebSocket:
         """Accept a request for a WebSocket now: :meth:`Request.upgrade_websocket`."""
-        websocket = self._new_websocket(request, options or self.websocket_options)
+        if self.draining:
+            raise HTTPError(503)
+        websocket = self.new_websocket(request, options or self.websocket_options)
         websocket.subprotocol = next((name for name in request.offered_subprotocols if name in subprotocols), None)
         websocket.accept(headers)
         return websocket
@@ -143,7 +145,9 @@ class SwitchingServer(AnsweringServer[ConnectionT]):
         """Serve a request that asks for a WebSocket by the upcalls; True if the connection goes on with HTTP."""
         websocket: WebSocket | None = None
         try:
-            websocket = self._new_websocket(request, self.websocket_options)
+            if self.draining:
+                raise HTTPError(503)
+            websocket = self.new_websocket(request, self.websocket_options)
             response = self.websocket_open(websocket, request)
             if response is None:
                 if not request.is_answered:
@@ -177,14 +181,17 @@ class SwitchingServer(AnsweringServer[ConnectionT]):
         """Call ``request_done``: of :class:`HTTPServer`."""
         raise NotImplementedError
 
-    def _new_websocket(self, request: Request, options: WebSocketOptions) -> WebSocket:
+    def new_websocket(self, request: Request, options: WebSocketOptions) -> WebSocket:
+        """Return the WebSocket that a request asks for, which is not accepted yet.
+
+        Raises:
+            HTTPError: it asks for none, or not as it should.
+        """
         try:
             key = check_request(request.head, options.origins)
         except BadHandshake as bad:
             fields = {"Sec-WebSocket-Version": VERSION, "Upgrade": "websocket", "Connection": "Upgrade"}
             raise HTTPError(bad.status, str(bad), fields if bad.status == 426 else ()) from None
-        if self.draining:
-            raise HTTPError(503)
         agreed: tuple[Agreement, bytes] | None = None
         if options.compress:
             offers = request.headers.get_raw(b"sec-websocket-extensions")
