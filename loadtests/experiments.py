@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from loadtests import http_experiments, measure
+from loadtests import http_experiments, measure, websocket_experiments
 from loadtests.generator import Failed
 from loadtests.measure import Values
 from loadtests.plan import Case, Plan, Scale
@@ -213,5 +213,5 @@ PLANS: dict[str, Callable[[Scale], Plan]] = {
     "http": http_experiments.http,
     "proxy": http_experiments.proxy,
 }
-#: Those that ``all`` leaves out, and that no chart is drawn of: most of this one is in the others, too.
-APART: dict[str, Callable[[Scale], Plan]] = {"compiled": compiled}
+#: Those that ``all`` leaves out, and that no chart is drawn of: most of ``compiled`` is in the others, too.
+APART: dict[str, Callable[[Scale], Plan]] = {"compiled": compiled, "websocket": websocket_experiments.websocket}

@@ -12,7 +12,16 @@ from statistics import median
 
 from loadtests.results import Sample, by_round, spread
 
-__all__ = ["COMPILED_TARGETS", "HTTP_TARGETS", "PROXY_TARGETS", "TARGETS", "Row", "Target", "assess"]
+__all__ = [
+    "COMPILED_TARGETS",
+    "HTTP_TARGETS",
+    "PROXY_TARGETS",
+    "TARGETS",
+    "WEBSOCKET_TARGETS",
+    "Row",
+    "Target",
+    "assess",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,22 @@ def compiled_targets() -> tuple[Target, ...]:
 
 
 COMPILED_TARGETS = compiled_targets()
+
+WEBSOCKETS = "websocket_websockets"
+WEBSOCKET_TARGETS: tuple[Target, ...] = (
+    *(
+        Target(
+            f"{title}, {count:,} connections, of websockets on uvloop", f"echo {count}", server, CPU, most, WEBSOCKETS
+        )
+        for title, server, most in (
+            ("echo by upcalls", "websocket_upcalls", 0.35),
+            ("echo, blocking", "websocket_blocking", 0.45),
+            ("echo by wsgi.websocket", "websocket_wsgi", 0.45),
+        )
+        for count in (64, 1000)
+    ),
+    Target("memory of one at rest, by upcalls", "idle memory 5000", "websocket_upcalls", "kb", 5.0, unit="kB"),
+)
 
 
 @dataclass(frozen=True, slots=True)

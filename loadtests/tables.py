@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import results
-from loadtests.figures import COMPILED_TARGETS, HTTP_TARGETS, PROXY_TARGETS, Row, Target, assess
+from loadtests.figures import (
+    COMPILED_TARGETS,
+    HTTP_TARGETS,
+    PROXY_TARGETS,
+    WEBSOCKET_TARGETS,
+    Row,
+    Target,
+    assess,
+)
 from loadtests.process import ROOT
 from loadtests.results import Sample, by_round, series
 from loadtests.servers import SERVERS
@@ -211,6 +219,12 @@ COMPILED_CASES = {
     "proxied close": ("the same, fresh connections", "server_us"),
 }
 
+WEBSOCKET_CASES = {
+    "echo 64": ("echo of 64 characters, 64 connections, us", "server_us"),
+    "echo 1000": ("1,000 connections, us", "server_us"),
+    "idle memory 5000": ("memory of one at rest, kB", "kb"),
+}
+
 REQUESTS = {
     "small": "100 bytes",
     "close": "100 bytes, Connection: close",
@@ -363,6 +377,8 @@ TABLES: dict[str, Table] = {
     "http-targets": Table("http", lambda content: asked_table(HTTP_TARGETS, content)),
     "proxy-targets": Table("proxy", lambda content: asked_table(PROXY_TARGETS, content)),
     "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
+    "websocket": Table("websocket", lambda content: cases_table(WEBSOCKET_CASES, content)),
+    "websocket-targets": Table("websocket", lambda content: asked_table(WEBSOCKET_TARGETS, content)),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     **{
         f"{name}-about": Table(name, about)
@@ -376,6 +392,7 @@ TABLES: dict[str, Table] = {
             "http",
             "proxy",
             "compiled",
+            "websocket",
         )
     },
 }

@@ -49,6 +49,7 @@ from greensock.http.websocket.frames import (
     BadFrame,
     FrameReader,
     close_payload,
+    masked,
     write_frame,
 )
 from greensock.http.websocket.websocket_options import WebSocketOptions
@@ -326,9 +327,11 @@ class WebSocket:
             self.accept()
         due = None if timeout is None else monotonic() + timeout
         while True:
-            message: str | bytes | None = self._next_message()
-            if message is not None:
-                return message
+            message: str | bytes | None = None
+            if self._reader is not None or self._state is not OPEN:
+                message = self._next_message()
+                if message is not None:
+                    return message
             if self._finisher is not None and self._finisher is not gevent.getcurrent():
                 self._finisher.join()
                 continue
@@ -347,6 +350,8 @@ class WebSocket:
                 self.take_eof()
                 continue
             if self._reader is None:
+                if self._state is OPEN and (message := self._flat(data)) is not None:
+                    return message
                 self._reader = self._new_reader()
             self._reader.feed(data)
 
@@ -481,6 +486,25 @@ class WebSocket:
         return True
 
     # -- in detail
+
+    def _flat(self, data: bytes) -> str | bytes | None:
+        """Return the message if it is short and sound, whole, and all of what came, as in ``take``; else None."""
+        head = 2 if self._is_client else 6
+        size = len(data) - head
+        if not 0 <= size <= self.options.short or data[1] != (size if head == 2 else size | 0x80):
+            return None
+        first = data[0]
+        if first not in (_TEXT_FRAME, _BINARY_FRAME):
+            return None
+        message = data[head:]
+        if head == 6:
+            message = masked(message, data[2:6])
+        if first == _BINARY_FRAME:
+            return message
+        try:
+            return str(message, "utf-8")
+        except UnicodeDecodeError:
+            return None
 
     def _next_message(self, raising: bool = True) -> Any:
         """Return the next message of what has come; None if there is none. Pings and closes are answered on the way.
