@@ -147,7 +147,7 @@ WEBSOCKET_TARGETS: tuple[Target, ...] = (
         )
         for count in (64, 1000)
     ),
-    Target("memory of one at rest, by upcalls", "idle memory 5000", "websocket_upcalls", "kb", 5.0, unit="kB"),
+    Target("memory of one at rest, by upcalls", "idle memory 2000", "websocket_upcalls", "kb", 5.0, unit="kB"),
 )
 
 

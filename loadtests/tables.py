@@ -222,7 +222,7 @@ COMPILED_CASES = {
 WEBSOCKET_CASES = {
     "echo 64": ("echo of 64 characters, 64 connections, us", "server_us"),
     "echo 1000": ("1,000 connections, us", "server_us"),
-    "idle memory 5000": ("memory of one at rest, kB", "kb"),
+    "idle memory 2000": ("memory of one at rest, kB", "kb"),
 }
 
 REQUESTS = {

@@ -15,7 +15,7 @@ STRETCH = 3.0
 #: Seconds that a server takes to start and end.
 STARTING = 0.7
 #: WebSockets whose memory is measured.
-IDLE = 5000
+IDLE = 2000
 
 
 def websocket(scale: Scale) -> Plan:
@@ -38,6 +38,7 @@ def websocket(scale: Scale) -> Plan:
             partial(measure_websocket.memory, connections=idle),
             WEBSOCKETS,
             STARTING + 3.0,
+            rounds=1,
         ),
     )
     return Plan("websocket", "WebSockets", cases, scale.rounds, {"seconds": seconds, "size": 64})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,15 +36,21 @@ def command(address: str, connections: int, seconds: float) -> list[str]:
     return [str(build(SOURCE)), host, port, "/", str(connections), str(seconds)]
 
 
-def echo(address: str, *, cores: Sequence[int], connections: int, seconds: float) -> EchoLoad:
+def echo(
+    address: str, *, cores: Sequence[int], connections: int, seconds: float, on_open: Callable[[], object]
+) -> EchoLoad:
     """Have so many connections send a message of 64 characters, again as soon as it is back.
+
+    ``on_open`` is called when all are open and nothing has been counted yet.
 
     Raises:
         Failed: it could not run, or did not end.
     """
     with launched(command(address, connections, seconds), cores) as process:
+        wait_until_ready(process)
+        on_open()
         try:
-            output, errors = process.communicate(timeout=seconds + ENDING)
+            output, errors = process.communicate("\n", timeout=seconds + ENDING)
         except subprocess.TimeoutExpired:
             raise Failed("the generator did not end") from None
     if process.returncode != 0:
@@ -60,9 +66,14 @@ def idle(address: str, *, cores: Sequence[int], connections: int) -> Iterator[in
         Failed: it could not run.
     """
     with launched(command(address, connections, 0), cores) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("ready "):
-            _, errors = process.communicate(timeout=ENDING)
-            raise Failed(errors.strip() or "the generator ended early")
-        yield int(line.split()[1])
+        yield wait_until_ready(process)
+
+
+def wait_until_ready(process: subprocess.Popen[str]) -> int:
+    """Return how many connections are open, once all are that will be."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line.startswith("ready "):
+        _, errors = process.communicate(timeout=ENDING)
+        raise Failed(errors.strip() or "the generator ended early")
+    return int(line.split()[1])

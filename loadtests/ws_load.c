@@ -2,9 +2,9 @@
  *
  *     ws_load HOST PORT PATH CONNECTIONS SECONDS [FRAMES]
  *
- * All connections are opened first, and one message of each is answered. Every frame is masked with a key of its own;
- * every answer must be one frame, not masked, with the same characters. With SECONDS 0 it says "ready N" then, and keeps
- * the connections, silent, until its input ends. FRAMES is "text" (the default) or "binary".
+ * All connections are opened first, and one message of each is answered; then it says "ready N", and waits for a line.
+ * Every frame is masked with a key of its own; every answer must be one frame, not masked, with the same characters. With
+ * SECONDS 0 it keeps the connections, silent, until its input ends. FRAMES is "text" (the default) or "binary".
  *
  * Prints JSON: messages answered, seconds, failures, CPU time of its own in seconds. Exit status 2: it could not run.
  */
@@ -175,6 +175,10 @@ int main(int argc, char **argv)
     }
     run(epoll, now() + PATIENCE);
     failed = count - open_count;
+    printf("ready %zu\n", open_count);
+    fflush(stdout);
+    if (seconds > 0)
+        getchar();
     double began = now(), ended = began;
     if (seconds > 0 && !failed) {
         messages = 0;
@@ -184,8 +188,6 @@ int main(int argc, char **argv)
         run(epoll, began + seconds);
         ended = now();
     } else if (seconds <= 0) {
-        printf("ready %zu\n", open_count);
-        fflush(stdout);
         while (getchar() != EOF)
             ;
         ended = now();
