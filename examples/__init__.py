@@ -6,5 +6,6 @@ chat    one sends, all receive; who reads too slowly is dropped, and nobody wait
 sink    takes messages of 64 bytes and says how many a second: the server of ``make run``
 
 hello_http   a web server
+live_chat    a chat in the browser over WebSockets, on one machine or on several
 wsgi_app     a Flask application
 """

@@ -12,12 +12,18 @@ from greensock import Server
 __all__ = ["run"]
 
 
-def run(kind: type[Server[Any]], description: str | None) -> Server[Any]:
-    """Serve until the program is told to end, and return the server that has stopped."""
+def run(kind: type[Server[Any]], description: str | None, **flags: str) -> Server[Any]:
+    """Serve until the program is told to end, and return the server that has stopped.
+
+    ``flags`` are options of the server that can be given, each with what it says of itself.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bind", default="127.0.0.1:5000", metavar="HOST:PORT", help="default: %(default)s")
+    for name, words in flags.items():
+        parser.add_argument(f"--{name}", help=words)
+    chosen = parser.parse_args()
     try:
-        server = kind(parser.parse_args().bind)
+        server = kind(chosen.bind, **{name: getattr(chosen, name) for name in flags})
     except ValueError as error:
         parser.error(str(error))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import linecache
 import os
+from collections.abc import MutableSequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ if _PURE not in ("0", "1"):
     raise ImportError(f"GREENSOCK_PURE={_PURE!r} in the environment: 0 or 1 expected")
 
 
-def look_for_compiled(package: str, path: list[str]) -> None:
+def look_for_compiled(package: str, path: MutableSequence[str]) -> None:
     """Have a package look for its modules among the compiled ones first; ``path`` is its ``__path__``."""
     place = Path(path[0])
     compiled = place / "_compiled"

@@ -39,6 +39,7 @@ TARGETS = {
     "proxy": ("proxy-targets",),
     "compiled": ("compiled-targets",),
     "flat": ("flat-targets",),
+    "websocket": ("websocket-targets",),
 }
 
 Step = tuple[int, Case, str]
@@ -233,7 +234,7 @@ def main(given: Sequence[str] | None = None) -> int:
     output = options.output or results.directory(options.quick)
     os.sched_setaffinity(0, GENERATOR_CORES)  # nothing of ours on the server's core
     try:
-        for source in ("generator.c", "http_load.c"):  # not while a server waits, and once
+        for source in ("generator.c", "http_load.c", "ws_load.c"):  # not while a server waits, and once
             build(source)
     except BuildError as error:
         print(error)

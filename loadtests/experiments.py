@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from loadtests import http_experiments, measure
+from loadtests import http_experiments, measure, websocket_experiments
 from loadtests.generator import Failed
 from loadtests.measure import Values
 from loadtests.peers.common import MESSAGE
@@ -228,4 +228,8 @@ PLANS: dict[str, Callable[[Scale], Plan]] = {
     "proxy": http_experiments.proxy,
 }
 #: Those that ``all`` leaves out, and that no chart is drawn of: much of them is in the others, too.
-APART: dict[str, Callable[[Scale], Plan]] = {"compiled": compiled, "flat": flat}
+APART: dict[str, Callable[[Scale], Plan]] = {
+    "compiled": compiled,
+    "flat": flat,
+    "websocket": websocket_experiments.websocket,
+}

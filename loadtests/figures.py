@@ -12,7 +12,17 @@ from statistics import median
 
 from loadtests.results import Sample, by_round, spread
 
-__all__ = ["COMPILED_TARGETS", "FLAT_TARGETS", "HTTP_TARGETS", "PROXY_TARGETS", "TARGETS", "Row", "Target", "assess"]
+__all__ = [
+    "COMPILED_TARGETS",
+    "FLAT_TARGETS",
+    "HTTP_TARGETS",
+    "PROXY_TARGETS",
+    "TARGETS",
+    "WEBSOCKET_TARGETS",
+    "Row",
+    "Target",
+    "assess",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,22 @@ FLAT_TARGETS = with_pure(
         ),
         Target("proxy that edits, of nginx with Lua", "proxied, edited", f"{PROXY}_edit", CPU, 0.7, f"{NGINX}_lua"),
     ]
+)
+
+WEBSOCKETS = "websocket_websockets"
+WEBSOCKET_TARGETS: tuple[Target, ...] = (
+    *(
+        Target(
+            f"{title}, {count:,} connections, of websockets on uvloop", f"echo {count}", server, CPU, most, WEBSOCKETS
+        )
+        for title, server, most in (
+            ("echo by upcalls", "websocket_upcalls", 0.35),
+            ("echo, blocking", "websocket_blocking", 0.45),
+            ("echo by wsgi.websocket", "websocket_wsgi", 0.45),
+        )
+        for count in (64, 1000)
+    ),
+    Target("memory of one at rest, by upcalls", "idle memory 2000", "websocket_upcalls", "kb", 5.0, unit="kB"),
 )
 
 

@@ -42,6 +42,13 @@ STYLES: dict[str, Style] = {
     "proxy_aiohttp": Style("#1d4ed8", "D"),
     "proxy_nginx": Style("#111111", "X"),
     "proxy_haproxy": Style("#6b7280", "*"),
+    "websocket_upcalls": Style("#15803d", "o"),
+    "websocket_blocking": Style("#84cc16", "s"),
+    "websocket_wsgi": Style("#0d9488", "p"),
+    "websocket_websockets": Style("#86198f", "v"),
+    "websocket_picows": Style("#111111", "X"),
+    "websocket_aiohttp": Style("#1d4ed8", "D"),
+    "websocket_gevent": Style("#ea580c", "^"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {

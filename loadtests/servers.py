@@ -9,9 +9,9 @@ from typing import Literal
 from loadtests.peers.programs import program
 from loadtests.process import PURE
 
-__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "Server", "missing"]
+__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "WEBSOCKETS", "Server", "missing"]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,11 @@ class Server:
 def http(title: str, *needs: str, kind: Kind = "http", programs: tuple[str, ...] = ()) -> Server:
     """Return a server that wrk drives."""
     return Server(title, needs, kind, ("wrk", *programs))
+
+
+def websocket(title: str, *needs: str) -> Server:
+    """Return a server of WebSockets."""
+    return Server(title, needs, "websocket")
 
 
 SERVERS: dict[str, Server] = {
@@ -66,6 +71,13 @@ SERVERS: dict[str, Server] = {
     "proxy_nginx_log": http("nginx, logging", kind="flat", programs=("nginx",)),
     "proxy_greensock_edit": http("greensock ReverseProxy, edit_request", "gevent", "greensock", kind="flat"),
     "proxy_nginx_lua": http("nginx, Lua", kind="flat", programs=("nginx",)),
+    "websocket_upcalls": websocket("greensock, upcalls", "gevent", "greensock"),
+    "websocket_blocking": websocket("greensock, for message in ws", "gevent", "greensock"),
+    "websocket_wsgi": websocket("greensock, wsgi.websocket", "gevent", "greensock"),
+    "websocket_websockets": websocket("websockets on uvloop", "websockets", "uvloop"),
+    "websocket_picows": websocket("picows on uvloop", "picows", "uvloop"),
+    "websocket_aiohttp": websocket("aiohttp on uvloop", "aiohttp", "uvloop"),
+    "websocket_gevent": websocket("gevent-websocket", "gevent", "geventwebsocket"),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -91,6 +103,7 @@ def of_kind(kind: Kind) -> tuple[str, ...]:
 TCP = of_kind("tcp")
 HTTP = of_kind("http")
 PROXIES = of_kind("proxy")
+WEBSOCKETS = of_kind("websocket")
 
 
 def is_there(module: str) -> bool:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from loadtests import results
-from loadtests.figures import COMPILED_TARGETS, FLAT_TARGETS, HTTP_TARGETS, PROXY_TARGETS, Row, Target, assess
+from loadtests.figures import (
+    COMPILED_TARGETS,
+    FLAT_TARGETS,
+    HTTP_TARGETS,
+    PROXY_TARGETS,
+    WEBSOCKET_TARGETS,
+    Row,
+    Target,
+    assess,
+)
 from loadtests.process import ROOT
 from loadtests.results import Sample, by_round, series
 from loadtests.servers import SERVERS
@@ -221,6 +230,12 @@ FLAT_CASES = {
     "proxied, edited": ("proxy, a field edited", "server_us"),
 }
 
+WEBSOCKET_CASES = {
+    "echo 64": ("echo of 64 characters, 64 connections, us", "server_us"),
+    "echo 1000": ("1,000 connections, us", "server_us"),
+    "idle memory 2000": ("memory of one at rest, kB", "kb"),
+}
+
 REQUESTS = {
     "small": "100 bytes",
     "close": "100 bytes, Connection: close",
@@ -373,6 +388,8 @@ TABLES: dict[str, Table] = {
     "http-targets": Table("http", lambda content: asked_table(HTTP_TARGETS, content)),
     "proxy-targets": Table("proxy", lambda content: asked_table(PROXY_TARGETS, content)),
     "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
+    "websocket": Table("websocket", lambda content: cases_table(WEBSOCKET_CASES, content)),
+    "websocket-targets": Table("websocket", lambda content: asked_table(WEBSOCKET_TARGETS, content)),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     "flat": Table("flat", lambda content: cases_table(FLAT_CASES, content)),
     "flat-targets": Table("flat", lambda content: asked_table(FLAT_TARGETS, content)),
@@ -389,6 +406,7 @@ TABLES: dict[str, Table] = {
             "proxy",
             "compiled",
             "flat",
+            "websocket",
         )
     },
 }

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from conftest import PATIENCE, read_exactly
 from proxies import Origin, fields_of
 
 from greensock import Connection, Server
-from greensock.http import HTTPClient
+from greensock.http import HTTPClient, WebSocketRefused, connect_websocket
 from greensock.proxy import ReverseProxy, load_config
 from greensock.server_options import OPTIONS
 
@@ -72,9 +73,26 @@ def test_the_programs_of_wsgi_and_of_the_client_run():
     assert (done.stdout, done.stderr) == ("200 text/plain b'hello from /'\n12 bytes, as they came\n", "")
 
 
+def test_the_programs_with_websockets_run():
+    with running(PROGRAMS[5]) as (host, port):
+        with connect_websocket(f"ws://{host}:{port}/shout") as websocket:
+            for message, shouted in (("hello", "HELLO"), (b"hello", b"HELLO")):
+                websocket.send(message)
+                assert websocket.receive(timeout=PATIENCE) == shouted
+        with pytest.raises(WebSocketRefused), connect_websocket(f"ws://{host}:{port}/other"):
+            pass
+        with HTTPClient() as client, client.get(f"http://{host}:{port}/") as answer:
+            assert answer.read_all() == b"a page"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    program = PROGRAMS[6].replace("8081", port)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("HELLO\n", "")
+
+
 def test_the_proxy_of_the_readme_runs(serve):
     origins = [serve(Origin) for _ in range(2)]
-    program = PROGRAMS[5]
+    program = PROGRAMS[7]
     for port, origin in zip((9000, 9001), origins, strict=True):
         program = program.replace(f"http://127.0.0.1:{port}", origin.url)
     with running(program) as (host, port), HTTPClient() as client:
@@ -95,7 +113,7 @@ def test_the_proxy_of_the_readme_runs(serve):
 
 def test_the_filter_of_the_readme_runs():
     text = b"a long text " * 1000
-    with running(PROGRAMS[6]) as (host, port), HTTPClient() as client:
+    with running(PROGRAMS[8]) as (host, port), HTTPClient() as client:
         with client.get(f"http://{host}:{port}/", headers={"Accept-Encoding": "gzip"}) as answer:
             body = answer.read_all()
             assert answer.headers["content-encoding"] == "gzip"

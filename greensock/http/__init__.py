@@ -6,6 +6,7 @@ Its parts, lowest first; each imports only what stands above it, and of greensoc
 errors         why a message was refused, and whose fault it is
 wire           messages as bytes: parsers and writers, without I/O
 incoming_body  a body that is read as it comes, of a request or of an answer
+websocket      WebSocket, whichever side of it
 server         one request after the other, each answered
 client         blocking calls over kept connections
 wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
@@ -15,6 +16,7 @@ wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
 from greensock.http.client.deadlines import Timeouts
 from greensock.http.client.http_client import ClientResponse, HTTPClient
 from greensock.http.client.pool_state import PoolStatistics
+from greensock.http.client.websocket_client import WebSocketRefused, connect_websocket
 from greensock.http.errors import (
     BadMessage,
     BadRequest,
@@ -36,6 +38,8 @@ from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
 from greensock.http.server.stream import ResponseStream
+from greensock.http.websocket.websocket import WebSocket, WebSocketClosed, WebSocketState
+from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.http.wire.events import (
     END_OF_INPUT,
     NEED_DATA,
@@ -104,6 +108,12 @@ __all__ = [
     "Timeouts",
     "TotalTimeout",
     "WSGIServer",
+    "WebSocket",
+    "WebSocketClosed",
+    "WebSocketOptions",
+    "WebSocketRefused",
+    "WebSocketState",
+    "connect_websocket",
     "end_to_end",
     "end_to_end_trailers",
     "format_date",

@@ -10,12 +10,13 @@ filters          what changes the body of an answer on its way out
 http_stats       what a server counted
 deadline_watch   until when heads must be whole, and bodies must go on
 response_writer  how an answer goes out
+switching        the ways out of HTTP: WebSockets, and other protocols
 http_server      one request after the other, each answered
 ===============  =====================================================================================================
 
 The seam for what is built on ``HTTPServer`` (the WSGI server, the proxy, and what is to come), in the order of a
 request's life. Programs override the upcalls (``handle_request``, ``filter_for``, ``request_done``,
-``request_refused``) and need none of these:
+``request_refused``, ``websocket_open`` and its like) and need none of these:
 
 - ``take_awaited_body``: bytes came of a body that is waited for without a worker;
 - ``take_requests``: answer the requests that a parser holds;
@@ -30,5 +31,8 @@ request's life. Programs override the upcalls (``handle_request``, ``filter_for`
 - ``written_head``, ``send_piece``, ``send_file_range``: parts of an answer as they go out;
 - ``look_at_upcalls``: which upcalls there are, at the start; ``on_filter``, ``on_request_done``: two of them;
 - ``allowed_methods``: what Allow says; ``head_watch``: until when heads must be whole;
-- ``requests_taken``: how many requests came.
+- ``requests_taken``: how many requests came;
+- ``switch``, ``end_switch``: leave HTTP, and what becomes of the connection then; ``detach``, ``upgrade_websocket``,
+  ``new_websocket``, ``open_websocket``, ``websocket_ended``: the ways there are; ``takes_websockets``,
+  ``on_websocket_message``: what the program has for them.
 """

@@ -46,13 +46,23 @@ from greensock.http.server.filters import BodyFilter, apply_filter
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.request import NO_BODY, Request, RequestBody
 from greensock.http.server.response import HTTPError, Response
-from greensock.http.server.response_writer import BODILESS, CLOSE, AnsweringServer
+from greensock.http.server.response_writer import BODILESS, CLOSE
 from greensock.http.server.stream import ResponseStream
+from greensock.http.server.switching import NO_PARSER, SwitchingServer
+from greensock.http.websocket.handshake import asks_for_websocket
+from greensock.http.websocket.websocket import WebSocket
+from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.http.wire.events import SWITCHED, RequestHead
 from greensock.http.wire.limits import Limits
 from greensock.http.wire.request_parser import RequestParser, plain_request_head
 
-__all__ = ["HTTP_OPTIONS", "HTTPConnection", "HTTPServer", "HTTPServerKeywords", "HTTPServerSettings"]
+__all__ = [
+    "HTTP_OPTIONS",
+    "HTTPConnection",
+    "HTTPServer",
+    "HTTPServerKeywords",
+    "HTTPServerSettings",
+]
 
 log = logging.getLogger("greensock.server")
 
@@ -68,7 +78,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 class HTTPConnection(Connection):
     """A connection that speaks HTTP."""
 
-    __slots__ = ("head_parser", "parser_in_use", "requests")
+    __slots__ = ("head_parser", "parser_in_use", "requests", "taker")
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -77,6 +87,8 @@ class HTTPConnection(Connection):
         self.parser_in_use: RequestParser | None = None
         #: How many requests came so far.
         self.requests = 0
+        #: What takes what comes, if it is no longer HTTP.
+        self.taker: WebSocket | None = None
 
     #: A process that an application starts does not answer the request: it would only keep the client from its end.
     survives_fork = False
@@ -86,8 +98,9 @@ class HTTPConnection(Connection):
 
     def held_bytes(self) -> int:
         """Count part of a head as held: a server that drains lets such a connection go on."""
-        parser = self.head_parser
-        return super().held_bytes() + (parser.pending if parser is not None else 0)
+        parser, taker = self.head_parser, self.taker
+        held = super().held_bytes() + (parser.pending if parser is not None else 0)
+        return held if taker is None else held + taker.held
 
 
 if TYPE_CHECKING:
@@ -125,13 +138,17 @@ class HTTPServerSettings(ServerSettings, total=False):
 class HTTPServerKeywords(HTTPServerSettings, total=False):
     """Those and the upcalls, as functions that get the arguments without the server."""
 
-    handle_request: Callable[[Request], Response]
+    handle_request: Callable[[Request], Response | None]
+    websocket_options: WebSocketOptions
+    websocket_open: Callable[[WebSocket, Request], Response | None]
+    websocket_message: Callable[[WebSocket, Any], object]
+    websocket_close: Callable[[WebSocket, int, str], object]
     filter_for: Callable[[Request, Response], BodyFilter | None]
     request_done: Callable[[Request, Response, int], object]
     request_refused: Callable[[Any, BadRequest | HTTPError], Response]
 
 
-class HTTPServer(AnsweringServer[HTTPConnectionT]):
+class HTTPServer(SwitchingServer[HTTPConnectionT]):
     """An HTTP/1.1 server: subclass it and override ``handle_request``, which may block; or give a function for it.
 
     Options are those of :class:`Server` and the ones below. A request that breaks the protocol or crosses a limit is
@@ -160,6 +177,10 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
         "handle_request": Rule.function(),
+        "websocket_options": Rule.instance(WebSocketOptions, "WebSocketOptions"),
+        "websocket_open": Rule.function(),
+        "websocket_message": Rule.function(),
+        "websocket_close": Rule.function(),
         "filter_for": Rule.function(),
         "request_done": Rule.function(),
         "request_refused": Rule.function(),
@@ -186,15 +207,17 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         super().start()
 
     def look_at_upcalls(self) -> None:
-        """Look which upcalls the program has, once: at the start, so that they may be given until then."""
+        super().look_at_upcalls()
         self._needs_no_parser = not self.overrides_upcall("take_requests", HTTPServer)
         self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
         self.on_filter = self.filter_for if self.overrides_upcall("filter_for", HTTPServer) else None
 
     # -- what to override
 
-    def handle_request(self, request: Request) -> Response:
+    def handle_request(self, request: Request) -> Response | None:
         """Answer a request. May block; other connections go on.
+
+        None if it has left HTTP, by ``request.upgrade_websocket()`` or ``request.detach()``.
 
         Raise :class:`HTTPError` for an error. What the request's body raises may be let through: it becomes 400, 408 or
         413. Any other exception is logged with its traceback and becomes 500.
@@ -246,6 +269,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
                     self._exchange(conn, None, head)
                     return
             parser = self._spare.pop() if self._spare else RequestParser(self.limits)
+        elif conn.taker is not None:
+            conn.taker.take(data)
+            return
         else:
             # Taken off the connection while it is in use: one that waits for its next request holds none
             # (test_idle_connections_hold_no_parser_and_few_are_kept).
@@ -260,6 +286,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         parser = conn.head_parser
         if parser is None:
             return
+        if conn.taker is not None:
+            conn.taker.take_eof()
+            return
         parser.feed_eof()
         try:
             parser.next_event()
@@ -270,6 +299,8 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
         """Forget a head that will not become whole."""
         if self.head_watch:
             self.head_watch.pop(conn, None)
+        if conn.head_parser is NO_PARSER:
+            super().connection_drop(conn)
 
     def abort(self) -> None:
         """Stop now; see :meth:`Server.abort`."""
@@ -394,11 +425,17 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
 
     def serve_request(self, request: Request, keep: bool) -> bool:
         """Have the program answer, and send that; True if the connection goes on. The seam of other interfaces."""
+        if not request.head.is_ordinary and self.takes_websockets and asks_for_websocket(request.head):
+            return self.open_websocket(request, keep)
         try:
             response = self.handle_request(request)
+            if request.is_answered:
+                return self.end_switch(request, None)
             if not isinstance(response, Response):
                 raise TypeError(f"handle_request returned {response!r}: a Response expected")
         except BaseException as error:
+            if request.is_answered:
+                return self.end_switch(request, error)
             response = self.error_response(request, error)
             keep = keep and isinstance(error, HTTPError)
         return self.send_answer(request, response, keep)
@@ -534,7 +571,9 @@ class HTTPServer(AnsweringServer[HTTPConnectionT]):
             self.tell_request_done(request, response, sent)
 
     def tell_request_done(self, request: Request, response: Response, sent: int) -> None:
-        """Call ``request_done``; what it raises is logged and counted."""
+        """Call ``request_done``, if the program has it; what it raises is logged and counted."""
+        if self.on_request_done is None:
+            return
         try:
             self.request_done(request, response, sent)
         except Exception:

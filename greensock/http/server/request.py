@@ -8,7 +8,7 @@ does between two reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from time import monotonic
 from typing import Any
 from urllib.parse import unquote
@@ -17,6 +17,9 @@ from greensock import Connection, OperationTimeout
 from greensock.http.errors import BadRequest, Reason
 from greensock.http.incoming_body import IncomingBody
 from greensock.http.server.stream import ResponseStream
+from greensock.http.websocket.handshake import offered_subprotocols
+from greensock.http.websocket.websocket import WebSocket
+from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.request_parser import RequestParser
@@ -187,6 +190,8 @@ class Request:
 
     #: The stream that its answer goes to; None: the connection, as HTTP/1.1.
     stream: ResponseStream | None = None
+    #: What it has left HTTP for: a WebSocket, or its connection.
+    switched_to: Any = None
 
     def __init__(self, conn: Connection, head: RequestHead, body: RequestBody, scheme: str = "http") -> None:
         #: As the parser gave it, :class:`RequestHead`.
@@ -270,6 +275,50 @@ class Request:
             self.body.stop_awaiting()
         self.connection.send(write_response_head(status, fields))
         return True
+
+    @property
+    def offered_subprotocols(self) -> list[str]:
+        """The subprotocols that a client offers for its WebSocket, the one it likes best first."""
+        return offered_subprotocols(self.headers)
+
+    def upgrade_websocket(
+        self,
+        subprotocols: Collection[str] = (),
+        headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]] = (),
+        options: WebSocketOptions | None = None,
+    ) -> WebSocket:
+        """Answer with 101 and return the WebSocket, for the blocking style.
+
+        It is closed when ``handle_request`` returns.
+
+        Of the client's subprotocols the first one that is in ``subprotocols`` is chosen. ``headers`` are fields of the
+        answer. ``options`` take the place of the server's ``websocket_options``.
+
+        Raises:
+            HTTPError: 426 or 400, the request asks for no WebSocket, or not as it should; 403, its Origin is not
+                allowed; 503, the server drains. Let it through.
+            RuntimeError: it was answered before.
+        """
+        made: WebSocket = self.connection.server.upgrade_websocket(self, subprotocols, headers, options)
+        return made
+
+    def detach(
+        self,
+        protocol: str | None = None,
+        headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]] = (),
+    ) -> Connection:
+        """Leave HTTP: answer with 101 and return the connection, which is closed when ``handle_request`` returns.
+
+        ``protocol`` is the one that Upgrade gets, by default the first that the client offers. ``headers`` are fields
+        of the answer. What came behind the request is received first. CONNECT, where it is not refused, is answered
+        with 200. A server that drains ends the input.
+
+        Raises:
+            HTTPError: 426, the client does not offer it. Let it through.
+            RuntimeError: the request was answered before, or its body was not read.
+        """
+        conn: Connection = self.connection.server.detach(self, protocol, headers)
+        return conn
 
     def wait_disconnect(self, timeout: float | None = None) -> None:
         """Block until the client has left. For answers that take long.

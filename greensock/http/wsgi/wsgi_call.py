@@ -25,6 +25,7 @@ from greensock.http.wire.syntax import is_token, is_value
 from greensock.http.wire.writer import LAST_CHUNK, phrase_of
 from greensock.http.wsgi.wsgi_input import FileWrapper, RawInput, plain_file
 from greensock.http.wsgi.wsgi_socket import ConnectionSocket
+from greensock.http.wsgi.wsgi_websocket import WSGIWebSocket
 
 __all__ = ["Answer", "GatheredAnswer"]
 
@@ -56,6 +57,7 @@ class Answer:
         "since",
         "socket",
         "traits",
+        "websocket",
     )
 
     def __init__(self, server: HTTPServer, request: Request, keep: bool) -> None:
@@ -75,8 +77,9 @@ class Answer:
         self.is_bodiless = False
         #: ``wsgi.input`` without its buffer; None if there is no body.
         self.input: RawInput | None = None
-        #: What a request that asks for an upgrade is offered; None for all others.
+        #: What a request that asks for an upgrade is offered, and one that asks for a WebSocket; None for all others.
         self.socket: ConnectionSocket | None = None
+        self.websocket: WSGIWebSocket | None = None
         #: Since when pieces go out without others having had their turn; 0.0: since the next.
         self.since = 0.0
         #: What is wrong with an answer that went out.
@@ -145,9 +148,16 @@ class Answer:
                     break  # the rest would go nowhere
         self._finish()
 
+    @property
+    def has_left(self) -> bool:
+        """Whether the application took the connection, or its WebSocket: then nothing else can be sent."""
+        if self.socket is None:
+            return False
+        return self.socket.is_taken or (self.websocket is not None and self.websocket.is_taken)
+
     def as_response(self) -> Response:
         """Return what was answered, for ``request_done``; its body is gone."""
-        if self.socket is not None and self.socket.is_taken:
+        if self.has_left:
             response = Response()
             response.status = self.code
             return response
@@ -224,7 +234,7 @@ class Answer:
         ``size`` is the body's in bytes, None if that is not known.
         """
         lines, request, server, code, length = self.lines, self.request, self.server, self.code, self.length
-        if self.socket is not None and self.socket.is_taken:
+        if self.has_left:
             raise ConnectionAbortedError("the application took the socket: nothing else can be sent")
         if lines is None:
             raise AssertionError("the application did not call start_response")

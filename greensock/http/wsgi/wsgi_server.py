@@ -10,7 +10,7 @@ for its next request holds no greenlet. Here are the environ, ``start_response``
 
 What a program could notice: requests are judged strictly; no body goes out with HEAD, 204 and 304; an answer's
 ``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101
-but through the socket that a request for an upgrade finds in its environ (see ``wsgi_socket``); ``handler_class``,
+but through what a request for an upgrade finds in its environ (``wsgi_socket``, ``wsgi_websocket``); ``handler_class``,
 ``handle`` and ``set_handle`` are refused, for there are no handlers (``format_request`` and ``application_failed`` can
 be overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; TLS is not spoken yet.
 """
@@ -38,9 +38,13 @@ from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPServer, HTTPServerSettings
 from greensock.http.server.request import NO_BODY, Request
 from greensock.http.server.response import HTTPError, Response
+from greensock.http.websocket.handshake import BadHandshake, check_request
+from greensock.http.websocket.websocket import WebSocket
+from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.http.wsgi.wsgi_call import Answer, GatheredAnswer
 from greensock.http.wsgi.wsgi_input import FileWrapper, InputError, RawInput, environ_key
 from greensock.http.wsgi.wsgi_socket import ConnectionSocket
+from greensock.http.wsgi.wsgi_websocket import WSGIWebSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,6 +68,7 @@ SPAWNS = (None, "default", "raw", gevent.spawn, gevent.spawn_raw)
 class WSGIServerKeywords(HTTPServerSettings, total=False):
     """What ``WSGIServer`` may be told beside pywsgi's arguments, as a type checker is to know it."""
 
+    websocket_options: WebSocketOptions
     filter_for: Callable[[Request, Response], BodyFilter | None]
     request_done: Callable[[Request, Response, int], object]
     request_refused: Callable[[Any, BadRequest | HTTPError], Response]
@@ -98,6 +103,7 @@ class WSGIServer(HTTPServer):
     }
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
+        "websocket_options": Rule.instance(WebSocketOptions, "WebSocketOptions"),
         "filter_for": Rule.function(),
         "request_done": Rule.function(),
         "request_refused": Rule.function(),
@@ -214,6 +220,10 @@ class WSGIServer(HTTPServer):
         if not request.head.is_ordinary and "HTTP_UPGRADE" in environ and request.body is NO_BODY:
             answer.socket = ConnectionSocket(request.connection, partial(self._hand_over, answer))
             environ["werkzeug.socket"] = answer.socket
+            if _asks_soundly(request, self.websocket_options):
+                answer.websocket = WSGIWebSocket(environ, partial(self._make_websocket, answer))
+                environ["wsgi.websocket"] = answer.websocket
+                environ["wsgi.websocket_version"] = environ["HTTP_SEC_WEBSOCKET_VERSION"]
         return environ
 
     # -- life
@@ -309,7 +319,7 @@ class WSGIServer(HTTPServer):
         try:
             try:
                 result = self.application(self._environ_of(answer), answer.start_response)
-                if answer.socket is None or not answer.socket.is_taken:
+                if not answer.has_left:
                     answer.send_all(result)
             finally:
                 close = getattr(result, "close", None)
@@ -335,9 +345,13 @@ class WSGIServer(HTTPServer):
             keep = answer.keep
             if answer.complaint:
                 self.application_failed(request, ValueError(answer.complaint))
-            if self.on_request_done is not None:
-                self.tell_request_done(request, answer.as_response(), conn.bytes_sent - before)
-            keep = self.end_exchange(request, keep)
+            if answer.websocket is not None and answer.websocket.is_taken:
+                answer.code = 101
+                keep = self.end_switch(request, None)  # the client's answer to the close comes in a turn
+            else:
+                if self.on_request_done is not None:
+                    self.tell_request_done(request, answer.as_response(), conn.bytes_sent - before)
+                keep = self.end_exchange(request, keep)
         if answer.socket is not None and answer.socket.is_taken:
             self._end_socket(conn, answer.socket)
         if type(self.log) is not _NoLog:
@@ -371,9 +385,20 @@ class WSGIServer(HTTPServer):
         if self.draining:
             sock.end_input()
 
+    def _make_websocket(self, answer: Answer) -> WebSocket:
+        """The application begins to use its WebSocket."""
+        assert answer.socket is not None
+        if answer.socket.is_taken or answer.is_begun or answer.is_over:
+            raise RuntimeError("wsgi.websocket: the request was answered already, or its socket was taken")
+        websocket = self.new_websocket(answer.request, self.websocket_options)
+        answer.socket.expire()
+        return websocket
+
     def _take_back(self, answer: Answer, sock: ConnectionSocket) -> None:
         """The request that was offered a socket is over."""
         sock.expire()
+        if answer.websocket is not None:
+            answer.websocket.expire()
         if sock.is_taken and not answer.is_begun:
             answer.code = 101
             self.answers_by_status[101] += 1
@@ -398,7 +423,10 @@ class WSGIServer(HTTPServer):
         request = answer.request
         conn = request.connection
         answer.keep = False
-        if answer.socket is not None and answer.socket.is_taken:
+        if answer.websocket is not None and answer.websocket.taken is not None and answer.has_left:
+            answer.websocket.taken.program_failed(error)
+            conn.close()
+        if answer.has_left:
             if not isinstance(error, ConnectionError | StopIteration):  # with which programs say that there is no more
                 self.error_count += 1
                 self.application_failed(request, error)
@@ -420,6 +448,15 @@ class WSGIServer(HTTPServer):
         if not answer.is_finished:
             self.cut_off_answer(request, error)
         return None
+
+
+def _asks_soundly(request: Request, options: WebSocketOptions) -> bool:
+    """Whether a request asks for a WebSocket, and as it should."""
+    try:
+        check_request(request.head, options.origins)
+    except BadHandshake:
+        return False
+    return True
 
 
 class _NoLog:

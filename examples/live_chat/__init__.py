@@ -1,0 +1,1 @@
+"""A chat in the browser over WebSockets: ``python -m examples.live_chat``."""
