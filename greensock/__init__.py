@@ -15,6 +15,7 @@ core            the engine: connections, turns, the server
 stream_server   takes the place of ``gevent.server.StreamServer``
 http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
+gunicorn        many processes, under gunicorn
 ==============  ======================================================================================================
 
 An underscore is private to its folder: each folder below is one unit.

@@ -21,6 +21,8 @@ class Limits:
     max_head: int = 16384
     #: Fields of a head, and of the trailers.
     max_fields: int = 100
+    #: Bytes of one field of a request's head, from its name to its CRLF; None: as many as the head may have.
+    max_field: int | None = None
     #: Bytes of a body without its chunk framing; None for no limit.
     max_body: int | None = None
     #: Bytes of the trailers with the empty line that ends them; the empty line alone always passes.
@@ -35,7 +37,7 @@ class Limits:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "max_body":
+            if value is None and field.name in ("max_field", "max_body"):
                 continue
             least = 1 if field.name in ("max_target", "max_head") else 0
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -180,7 +180,8 @@ class WSGIServer(HTTPServer):
                 self.environ["SERVER_NAME"] = str(address[0])
         self.environ.setdefault("SERVER_PORT", str(address[1]))
 
-    def _environ_of(self, answer: Answer) -> dict[str, Any]:
+    def environ_of(self, answer: Answer) -> dict[str, Any]:
+        """Return the environ of a request. The seam of servers that give their applications more."""
         environ = self.get_environ()
         request = answer.request
         target = request.target
@@ -308,7 +309,7 @@ class WSGIServer(HTTPServer):
         result: Any = None
         try:
             try:
-                result = self.application(self._environ_of(answer), answer.start_response)
+                result = self.application(self.environ_of(answer), answer.start_response)
                 if answer.socket is None or not answer.socket.is_taken:
                     answer.send_all(result)
             finally:
@@ -349,7 +350,7 @@ class WSGIServer(HTTPServer):
         """Have the application answer a stream, or through a filter: its answer becomes a Response like any other."""
         answer, before = GatheredAnswer(self, request, keep), request.connection.bytes_sent
         try:
-            response = answer.gather(self.application(self._environ_of(answer), answer.start_response))
+            response = answer.gather(self.application(self.environ_of(answer), answer.start_response))
         except BaseException as error:
             answer.close()
             failed = self._on_failure(answer, error) if isinstance(error, Exception | gevent.Timeout) else None
