@@ -21,8 +21,6 @@ class Limits:
     max_head: int = 16384
     #: Fields of a head, and of the trailers.
     max_fields: int = 100
-    #: Bytes of one field of a request's head, from its name to its CRLF; None: as many as the head may have.
-    max_field: int | None = None
     #: Bytes of a body without its chunk framing; None for no limit.
     max_body: int | None = None
     #: Bytes of the trailers with the empty line that ends them; the empty line alone always passes.
@@ -33,6 +31,8 @@ class Limits:
     max_chunk_excess: int = 16384
     #: Answers 1xx before the final one.
     max_interim: int = 10
+    #: Bytes of one field of a request's head, from its name to its CRLF; None: as many as the head may have.
+    max_field: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
