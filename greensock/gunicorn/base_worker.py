@@ -55,8 +55,8 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
     alive: bool
     #: Whether it ends at once.
     _is_quick = False
-    #: Whether the master found it silent.
-    _is_hung = False
+    #: Whether it ends because it has served enough.
+    _is_recycled = False
 
     def made_servers(self) -> Sequence[Server[Any]]:
         """Return the servers, one for each of ``taken_sockets``; they are started here."""
@@ -124,12 +124,15 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
         if self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
+            self._is_recycled = True
             self.wake()
 
     def _end(self) -> None:
         """End what runs, for ``graceful_timeout`` seconds at the most, and stop; at once if it is quick."""
         due = monotonic() + self.cfg.graceful_timeout
-        ending = [gevent.spawn(server.stop, self.cfg.graceful_timeout) for server in self.servers]
+        # A worker that is recycled has its successor only when it has ended: until what rests is closed it serves on.
+        timeout, accepting = self.cfg.graceful_timeout, self._is_recycled
+        ending = [gevent.spawn(server.hand_over, timeout, accepting) for server in self.servers]
         for each in ending:
             each.link(lambda _: self.wake())
         while not self._is_quick and not all(each.ready() for each in ending):
@@ -157,7 +160,6 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:
         """SIGABRT: say where it hangs."""
         self.alive = False
-        self._is_hung = True
         # First what hangs, as there may be no time for the rest: the master kills it within a second.
         where = "".join(traceback.format_stack(frame)) if frame is not None else "nowhere in Python\n"
         self.log.critical("Worker (pid:%s) hangs here:\n%s", self.pid, where)

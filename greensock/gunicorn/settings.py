@@ -112,6 +112,8 @@ def wsgi_options(cfg: Any) -> dict[str, Any]:
         "limits": limits,
         "refused_methods": frozenset({"CONNECT"}),
         "stop_timeout": float(cfg.graceful_timeout),
+        # So a worker that ends closes what rests no sooner than ``keepalive`` would have.
+        "close_spread": 2.0 * keepalive,
     }
 
 

@@ -273,7 +273,8 @@ class WSGIServer(HTTPServer):
     def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
         super().end_resting(heard)
         for sock in self._sockets:
-            sock.end_input()
+            if not self.spares(sock._conn):
+                sock.end_input()
 
     # -- what to override
 
@@ -369,7 +370,7 @@ class WSGIServer(HTTPServer):
         conn.unread(conn.parser_in_use.take_rest())
         answer.keep = False
         self._sockets.add(sock)
-        if self.draining:
+        if self.draining and not self.spares(conn):
             sock.end_input()
 
     def _take_back(self, answer: Answer, sock: ConnectionSocket) -> None:
