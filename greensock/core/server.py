@@ -24,7 +24,7 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 from greenlet import GreenletExit, getcurrent
 
-from greensock.address import listen, parse_address, remove_file
+from greensock.address import listen, parse_address, pass_on, remove_file
 from greensock.core.acceptor import Acceptor
 from greensock.core.connection import Connection
 from greensock.core.idle import IdleSweep
@@ -516,6 +516,14 @@ class Server(Turns[ConnectionT]):
         if listener.family != _socket.AF_UNIX:
             listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self.no_delay)
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
+
+    def pass_listeners(self) -> list[_socket.socket]:
+        """Return the listeners once more, for a server that takes this one's place in this process.
+
+        They are yours: give them to the other server, or close them. The file of a Unix socket goes with them, and is
+        removed with the other server's end and not with this one's.
+        """
+        return [pass_on(listener) for listener in self.listeners]
 
     def close_listeners(self) -> None:
         """Close the listeners; connections go on. A later ``start`` binds anew."""
