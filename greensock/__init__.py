@@ -15,6 +15,7 @@ core            the engine: connections, turns, the server
 stream_server   takes the place of ``gevent.server.StreamServer``
 http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
+sources         what the command line serves
 gunicorn        many processes, under gunicorn
 ==============  ======================================================================================================
 

@@ -136,7 +136,7 @@ def test_what_cannot_start_leaves_nothing(serve, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         path.write_text(config(origin, f'127.0.0.2:0", "127.0.0.1:{taken.getsockname()[1]}'))
         program = ProxyProgram(load_config(str(path)))
-        with pytest.raises(CannotStart, match="cannot listen on 127.0.0.1:"):
+        with pytest.raises(CannotStart, match=r"cannot listen on 127\.0\.0\.1:"):
             program.start()
     assert program.proxies == []
     assert program.gateway is None

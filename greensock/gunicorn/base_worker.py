@@ -39,7 +39,12 @@ from gunicorn.workers.base import Worker as GunicornWorker
 
 from greensock import Server
 
-__all__ = ["BaseWorker"]
+__all__ = ["BEGUN", "ENDING", "HELD_BACK", "BaseWorker"]
+
+#: What a worker tells its master by the length of the file that is its heart: that it serves, and that it ends.
+BEGUN, ENDING = 1, 2
+#: The signals that a worker takes, which may be held back until it can.
+HELD_BACK = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 #: Seconds between two beats of the heart, at the most.
 LONGEST_BEAT = 1.0
@@ -76,6 +81,7 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
         signal.signal(signal.SIGTERM, self.handle_exit)
         signal.signal(signal.SIGQUIT, self.handle_quit)
         signal.signal(signal.SIGINT, self.handle_quit)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         monkey.patch_all()
         reinit()
         _join_logs()
@@ -88,6 +94,7 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
         self.servers = self.made_servers()
         for server in self.servers:
             server.start()
+        os.ftruncate(self.tmp.fileno(), BEGUN)
         while self.alive:
             self.notify()
             self._wait(self._beat())
@@ -125,6 +132,7 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
             self._is_recycled = True
+            os.ftruncate(self.tmp.fileno(), ENDING)
             self.wake()
 
     def _end(self) -> None:
