@@ -18,6 +18,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -175,13 +176,14 @@ def _run(given: argparse.Namespace) -> int:
         if not given.single:
             return _many(source, given, given.workers or 1)
         _log_to_stderr(given)
-        server = source.made_server(addresses if len(addresses) > 1 else addresses[0])
+        source.made_class()
+        with ExitStack() as undone:
+            sockets = [undone.enter_context(source.listen(address)) for address in addresses]
+            server = source.made_server(sockets)
+            undone.pop_all()
     except Refused as error:
-        return _fail(error, WRONG)
-    try:
-        server.start()
-    except OSError as error:
-        return _fail(f"cannot listen: {error}", REFUSED)
+        return _fail(error, REFUSED if error.by_system else WRONG)
+    server.start()
     _say_where(server)
     server.serve_forever()
     return 0
@@ -211,7 +213,7 @@ def _many(source: Any, given: argparse.Namespace, workers: int) -> int:
     try:
         ServerApplication(source, settings).run()
     except Refused as error:
-        return _fail(error, REFUSED)
+        return _fail(error, REFUSED if error.by_system else WRONG)
     return 0
 
 

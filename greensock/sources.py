@@ -23,6 +23,11 @@ __all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
 class Refused(Exception):
     """What is to be served can't be: the text has a line for each problem."""
 
+    def __init__(self, text: str, by_system: bool = False) -> None:
+        super().__init__(text)
+        #: Whether the system said no, and not a check of what was told.
+        self.by_system = by_system
+
 
 class Source(Protocol):
     """What workers serve."""
@@ -56,7 +61,7 @@ def listen(address: Any, **options: Any) -> socket.socket:
         server.open_listeners()
     except (OSError, ValueError) as error:
         shown = address if isinstance(address, str) else ":".join(map(str, address))
-        raise Refused(f"cannot listen on {shown}: {error}") from error
+        raise Refused(f"cannot listen on {shown}: {error}", isinstance(error, OSError)) from error
     (sock,) = server.pass_listeners()
     server.close_listeners()
     return sock

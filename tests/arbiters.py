@@ -107,7 +107,7 @@ def arbiter(
     place.mkdir(exist_ok=True)
     (place / "conf.py").write_text(ALWAYS + settings)
     command = command or [sys.executable, "-m", "gunicorn", "-c", str(place / "conf.py"), *arguments]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}"}
     with (
         open(place / "stderr", "wb") as stderr,
         open(place / "stdout", "wb") as stdout,
@@ -130,6 +130,6 @@ def refused(place: Path, settings: str = "", *arguments: str) -> tuple[int, str]
     """Start gunicorn with what it is to refuse; return its status and what it said."""
     (place / "conf.py").write_text(ALWAYS + settings)
     command = [sys.executable, "-m", "gunicorn", "-c", str(place / "conf.py"), *arguments]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}"}
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, env=environ)
     return done.returncode, done.stdout + done.stderr

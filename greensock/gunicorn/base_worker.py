@@ -58,6 +58,8 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
     servers: Sequence[Server[Any]] = ()
     #: Whether it goes on: gunicorn's word.
     alive: bool
+    #: Whether it has begun: gunicorn's word.
+    booted: bool
     #: Whether it ends at once.
     _is_quick = False
     #: Whether it ends because it has served enough.
@@ -91,9 +93,11 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until the worker is to end, and then end what runs."""
+        self.booted = False  # what fails until they are started fails at the beginning
         self.servers = self.made_servers()
         for server in self.servers:
             server.start()
+        self.booted = True
         os.ftruncate(self.tmp.fileno(), BEGUN)
         while self.alive:
             self.notify()
