@@ -23,6 +23,9 @@ pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "peer_programs"
+#: By its script, as ``-m gunicorn`` does not survive USR2: what is executed then is its ``__main__.py``, beside which
+#: there is a folder ``http``.
+GUNICORN = [sys.executable, str(Path(sys.executable).with_name("gunicorn"))]
 #: These tests are many processes, and the same with both engines: where it is compiled that one is tested.
 once = pytest.mark.skipif(
     not compiled and (ROOT / "greensock" / "core" / "_compiled").is_dir(), reason="it is run with the compiled engine"
@@ -106,7 +109,7 @@ def arbiter(
     """Start gunicorn with a configuration file that says this; end it, with all that it started."""
     place.mkdir(exist_ok=True)
     (place / "conf.py").write_text(ALWAYS + settings)
-    command = command or [sys.executable, "-m", "gunicorn", "-c", str(place / "conf.py"), *arguments]
+    command = command or [*GUNICORN, "-c", str(place / "conf.py"), *arguments]
     environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}"}
     with (
         open(place / "stderr", "wb") as stderr,
@@ -129,7 +132,7 @@ def arbiter(
 def refused(place: Path, settings: str = "", *arguments: str) -> tuple[int, str]:
     """Start gunicorn with what it is to refuse; return its status and what it said."""
     (place / "conf.py").write_text(ALWAYS + settings)
-    command = [sys.executable, "-m", "gunicorn", "-c", str(place / "conf.py"), *arguments]
+    command = [*GUNICORN, "-c", str(place / "conf.py"), *arguments]
     environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}"}
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, env=environ)
     return done.returncode, done.stdout + done.stderr

@@ -129,7 +129,11 @@ def test_it_may_accept_until_what_rests_is_closed(serve, connect):
     wait_until(lambda: site.connections_alive == 1)
     handing = gevent.spawn(site.hand_over, PATIENCE, accepting=True)
     gevent.sleep(A_WHILE)
+    with connect(site) as soon:
+        assert b"\r\nConnection: close\r\n" in ask(soon)
+    gevent.sleep(SPREAD / 2 - 2 * A_WHILE)
     with connect(site) as late:
+        gevent.sleep(2 * A_WHILE)  # when no more are accepted
         assert b"\r\nConnection: close\r\n" in ask(late)
     idle.close()
     handing.join(PATIENCE)

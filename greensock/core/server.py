@@ -166,6 +166,7 @@ class Server(Turns[ConnectionT]):
         self._draining = False
         self._draining_since = 0.0
         self._spread = 0.0
+        self._spread_since = 0.0  # infinite while more connections are accepted: what has just come is to ask first
         self._pid = os.getpid()
         self._changed = Event()
         self._stopped = Event()
@@ -279,15 +280,16 @@ class Server(Turns[ConnectionT]):
         What rests is not closed at once, when its peer may be about to write, but stays for half of ``close_spread``
         seconds (of ``timeout``, if that is less), and is closed within the other half, each connection at another
         moment. Meanwhile a protocol can tell its peers to go: HTTP answers with ``Connection: close``. The listener is
-        closed, and its backlog left to those that have it too; with ``accepting`` it is served on until what rests is
-        closed: for a process whose successor comes only when it has ended.
+        closed, and its backlog left to those that have it too; with ``accepting`` that comes half of ``close_spread``
+        later, and until then more are served: for a process whose successor comes only when it has ended.
         """
         self._check_thread("hand_over")
         if self.started:
             life = self._workers
             seconds = self.stop_timeout if timeout is None else timeout
             self._spread = min(self.close_spread, seconds / 2)
-            self._drain(seconds, self._spread if accepting else 0.0)
+            self._spread_since = inf if accepting else monotonic()
+            self._drain(seconds, self._spread / 2 if accepting else 0.0)
             if self._workers is not life:
                 return  # it was stopped meanwhile, and lives anew
         self.abort()
@@ -318,7 +320,7 @@ class Server(Turns[ConnectionT]):
                 if close_at == inf:
                     return True
                 self.close_listeners()  # one may have come just now
-                close_at = inf
+                close_at, self._spread_since = inf, monotonic()
                 continue
             if now >= deadline:
                 return False

@@ -74,6 +74,7 @@ class Turns(Upcalls[ConnectionT]):
     _draining: bool
     _draining_since: float
     _spread: float
+    _spread_since: float
     _accepted: int
     _alive: int
     error_count: int
@@ -278,7 +279,7 @@ class Turns(Upcalls[ConnectionT]):
         """Whether a connection may rest for now, though the server drains: see ``Server.hand_over``."""
         # One of 1,024 moments within the second half, by its descriptor (a multiple of the golden ratio's).
         moment = (conn._fd * 0x9E3779B1 >> 22 & 1023) / 1024
-        return monotonic() < self._draining_since + self._spread * (1 + moment) / 2
+        return monotonic() < self._spread_since + self._spread * (1 + moment) / 2
 
     def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
         """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
