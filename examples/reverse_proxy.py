@@ -7,20 +7,25 @@ monkey.patch_all()
 import argparse
 import logging
 import resource
-import signal
 import sys
+from functools import partial
 from typing import Any
-
-import gevent
 
 sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/reverse_proxy.py` finds the others
 
 from examples._site import Site, WebSocketEcho
 from examples._tour import take_tour, url_of
 from greensock import Server
-from greensock.proxy import ConfigError, Gateway, ProxyConfig, ReverseProxy, check_listeners, load_config, parse_config
-
-log = logging.getLogger("greensock.proxy")
+from greensock.proxy import (
+    CannotStart,
+    ConfigError,
+    ProxyConfig,
+    ProxyProgram,
+    ReverseProxy,
+    check_listeners,
+    load_config,
+    parse_config,
+)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -67,13 +72,6 @@ def started_site() -> tuple[list[Site], dict[str, Any], list[dict[str, Any]]]:
     return sites, upstreams, [{"path": "/echo", "upstream": "echo"}, {"upstream": "site"}]
 
 
-def shown(address: Any) -> str:
-    if isinstance(address, str):
-        return address
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def main() -> int:
     parser = arguments()
     given = parser.parse_args()
@@ -101,50 +99,42 @@ def main() -> int:
         return 2 if problems else 0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return serve(config, sites, given.once)
+    return serve(config, given.config, sites, given.once)
 
 
-def reopen(gateway: Gateway) -> None:
-    """Open the log anew: it was renamed."""
-    if gateway.log is not None:
-        gateway.log.reopen()
-    else:
-        log.warning("SIGUSR1: there is no log to be opened anew")
+def serve(config: ProxyConfig, file: str | None, sites: list[Site], once: bool) -> int:
+    program = ProxyProgram(config, partial(load_config, file) if file else None)
+    passed = True
 
-
-def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
-    try:
-        gateway = config.gateway()
-    except ValueError as error:
-        print(f"the log: {error}", file=sys.stderr)
-        return 1
-    gevent.signal_handler(signal.SIGUSR1, reopen, gateway)
-    for number in (signal.SIGHUP, signal.SIGUSR2):
-        gevent.signal_handler(number, log.warning, "%s is ignored: a new configuration needs a restart", number.name)
-    proxies: list[ReverseProxy] = []
-    for listen in config.listen:
-        try:
-            proxies.append(ReverseProxy(listen, gateway, **config.proxy_options()))
-            proxies[-1].start()
-        except (OSError, ValueError) as error:
-            print(f"cannot listen on {shown(listen)}: {error}", file=sys.stderr)
-            return 1
-        print(f"listening on {shown(proxies[-1].address)}", flush=True)
-    if sites:
-        print("No server was named: the proxy stands before a site of its own, two servers and an echo of WebSockets.")
-    failed = bool(sites) and not take_tour(proxies[0], sites)
-    if not once:
+    def started() -> None:
+        nonlocal passed
+        for proxy in program.proxies:
+            print(f"listening on {shown(proxy)}", flush=True)
         if sites:
-            print(f"It serves now: open {url_of(proxies[0])}/ in a browser. Ctrl-C ends it.", flush=True)
-        others = [gevent.spawn(proxy.serve_forever) for proxy in proxies[1:]]
-        proxies[0].serve_forever()
-        gevent.joinall(others, timeout=1)
-    servers: list[Server[Any]] = [*proxies, *sites]
-    for server in servers:
-        server.stop()
-    if gateway.log is not None:
-        gateway.log.close()
-    return int(failed)
+            print(
+                "No server was named: the proxy stands before a site of its own, two servers and an echo of WebSockets."
+            )
+            passed = take_tour(program.proxies[0], sites)
+            if once:
+                program.stop()
+            else:
+                print(f"It serves now: open {url_of(program.proxies[0])}/ in a browser. Ctrl-C ends it.", flush=True)
+
+    try:
+        program.serve_forever(started)
+    except CannotStart as error:
+        print(error, file=sys.stderr)
+        return 1
+    for site in sites:
+        site.stop()
+    return int(not passed)
+
+
+def shown(proxy: ReverseProxy) -> str:
+    host, port = proxy.server_host, proxy.server_port
+    if host is None:
+        return str(proxy.address)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 if __name__ == "__main__":

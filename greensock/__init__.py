@@ -15,6 +15,8 @@ core            the engine: connections, turns, the server
 stream_server   takes the place of ``gevent.server.StreamServer``
 http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
+sources         what the command line serves
+gunicorn        many processes, under gunicorn
 ==============  ======================================================================================================
 
 An underscore is private to its folder: each folder below is one unit.

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from gevent.monkey import get_original
 
-__all__ = ["listen", "owner_ids", "parse_address", "port_number", "remove_file", "split_address"]
+__all__ = ["listen", "owner_ids", "parse_address", "pass_on", "port_number", "remove_file", "split_address"]
 
 
 def parse_address(address: Any) -> tuple[int, Any]:
@@ -155,6 +155,15 @@ def remove_file(sock: _socket.socket) -> None:
             os.unlink(file.path)
         except OSError:
             pass  # it was removed meanwhile, or its folder may not be written any more
+
+
+def pass_on(sock: _socket.socket) -> _socket.socket:
+    """Return a listening socket once more; the file of a Unix socket is the new one's to remove."""
+    copy = sock.dup()
+    file = _files.pop(sock, None)
+    if file is not None:
+        _files[copy] = file
+    return copy
 
 
 @dataclass(frozen=True, slots=True)

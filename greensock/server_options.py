@@ -86,6 +86,7 @@ OPTIONS: Mapping[str, Rule] = {
     "min_send_rate": Rule.whole(0),
     "linger_timeout": Rule.seconds(),
     "stop_timeout": Rule.seconds(),
+    "close_spread": Rule.seconds(),
     "reuse_port": Rule.flag(),
     "no_delay": Rule.flag(),
     "keep_alive": Rule.flag(),
@@ -125,6 +126,7 @@ class ServerSettings(TypedDict, total=False):
     min_send_rate: int
     linger_timeout: float
     stop_timeout: float
+    close_spread: float
     reuse_port: bool
     no_delay: bool
     keep_alive: bool

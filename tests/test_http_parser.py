@@ -46,7 +46,7 @@ def reason(parser, data):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Limits)])
 def test_limits_are_checked(field):
     least = 1 if field in ("max_target", "max_head") else 0
-    for value in -1, least - 1, 1.5, "1", True, [] if field == "max_body" else None:
+    for value in -1, least - 1, 1.5, "1", True, [] if field in ("max_body", "max_field") else None:
         with pytest.raises(ValueError, match=f"{field}=.*at least {least}"):
             Limits(**{field: value})
     assert getattr(Limits(**{field: least}), field) == least
@@ -90,6 +90,16 @@ def test_max_fields(most):
         if most >= 2:
             data = CHUNKED + b"0\r\n" + b"X: y\r\n" * count + b"\r\n"
             assert reason(parser, data) == ("too-many-fields" if count > most else None)
+
+
+@pytest.mark.parametrize("most", [12, 20, 100])
+def test_max_field(most):
+    parser = lambda: RequestParser(Limits(max_field=most))  # noqa: E731
+    for size in most, most + 1:
+        refused = "field-too-large" if size > most else None
+        field = b"X-Long: " + b"y" * (size - 10) + b"\r\n"
+        for line in b"GET / HTTP/1.1", b"GET / HTTP/1.0", b"BREW / HTTP/1.1":
+            assert reason(parser, line + b"\r\nHost: a\r\n" + field + b"\r\n") == refused, line
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 300])

@@ -101,7 +101,8 @@ def test_most_requests_are_plain():
 
 
 def test_limits_hold_for_plain_heads():
-    for limits in Limits(max_fields=2), Limits(max_target=10), Limits(max_body=2), Limits(max_head=100):
+    given = {"max_fields": 2, "max_target": 10, "max_field": 30, "max_body": 2, "max_head": 100}
+    for limits in [Limits(**{name: most}) for name, most in given.items()]:
         for data in BROWSER, b"GET /0123456789 HTTP/1.1\r\nHost: a\r\n\r\n":
             assert play(RequestParser(limits), [data]) == play(LexedRequests(limits), [data])
 

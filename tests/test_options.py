@@ -10,7 +10,7 @@ from greensock import Lines, Rule, Server
 from greensock.server_options import OPTIONS, checked
 
 FLAGS = {"reuse_port", "no_delay", "keep_alive"}
-SECONDS = {"linger_timeout", "stop_timeout"}
+SECONDS = {"linger_timeout", "stop_timeout", "close_spread"}
 SECONDS_OR_NONE = {"idle_timeout", "recv_timeout", "send_timeout"}
 FROM_0 = {"max_postponed", "max_send_queue", "min_send_rate"}
 FROM_1 = {"backlog", "max_accept", "recv_size", "turn_budget"}

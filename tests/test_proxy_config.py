@@ -392,7 +392,7 @@ KINDS = {
 #: Fields that are no keys: they are said elsewhere, or say nothing there.
 NO_KEYS = {
     *(("upstreams/app", "name"), ("routes/3", "action")),
-    *(("limits", "max_interim"), ("answer_limits", "max_target")),
+    *(("limits", "max_interim"), ("answer_limits", "max_target"), ("answer_limits", "max_field")),
 }
 
 

@@ -23,7 +23,7 @@ from gevent.event import Event
 from gevent.monkey import is_module_patched
 from greenlet import GreenletExit, getcurrent
 
-from greensock.address import listen, parse_address, remove_file
+from greensock.address import listen, parse_address, pass_on, remove_file
 from greensock.core.acceptor import Acceptor
 from greensock.core.connection import Connection
 from greensock.core.idle import IdleSweep
@@ -124,6 +124,8 @@ class Server(Turns[ConnectionT]):
     linger_timeout: float = 5.0
     #: Seconds that ``stop`` waits, at the most, for upcalls that run and messages that are still coming.
     stop_timeout: float = 30.0
+    #: Seconds within which ``hand_over`` closes what rests: nothing in their first half, then here one and there one.
+    close_spread: float = 10.0
     #: Whether several sockets may listen on the port (SO_REUSEPORT).
     reuse_port: bool = False
     #: Whether small sends go out at once (TCP_NODELAY).
@@ -158,6 +160,8 @@ class Server(Turns[ConnectionT]):
         self._failures_logged = LogLimit()
         self._draining = False
         self._draining_since = 0.0
+        self._spread = 0.0
+        self._spread_since = 0.0  # infinite while more connections are accepted: what has just come is to ask first
         self._pid = os.getpid()
         self._changed = Event()
         self._stopped = Event()
@@ -232,6 +236,7 @@ class Server(Turns[ConnectionT]):
         self._pid = os.getpid()
         self._stopped.clear()
         self._draining = False
+        self._spread = 0.0
         if self.idle_timeout is not None:
             self._sweep = IdleSweep(self._poller, self, self.idle_timeout)
             self._sweep.start()
@@ -261,7 +266,33 @@ class Server(Turns[ConnectionT]):
         ``handle`` can look at ``draining``.
         """
         self._check_thread("drain")
-        self.close_listeners()
+        self._spread = 0.0
+        return self._drain(timeout, 0.0)
+
+    def hand_over(self, timeout: float | None = None, accepting: bool = False) -> None:
+        """Stop as :meth:`stop` does, but for a successor: who has a connection may ask once more.
+
+        What rests is not closed at once, when its peer may be about to write, but stays for half of ``close_spread``
+        seconds (of ``timeout``, if that is less), and is closed within the other half, each connection at another
+        moment. Meanwhile a protocol can tell its peers to go: HTTP answers with ``Connection: close``. The listener is
+        closed, and its backlog left to those that have it too; with ``accepting`` that comes half of ``close_spread``
+        later, and until then more are served: for a process whose successor comes only when it has ended.
+        """
+        self._check_thread("hand_over")
+        if self.started:
+            life = self._workers
+            seconds = self.stop_timeout if timeout is None else timeout
+            self._spread = min(self.close_spread, seconds / 2)
+            self._spread_since = inf if accepting else monotonic()
+            self._drain(seconds, self._spread / 2 if accepting else 0.0)
+            if self._workers is not life:
+                return  # it was stopped meanwhile, and lives anew
+        self.abort()
+
+    def _drain(self, timeout: float | None, accepting: float) -> bool:
+        """Let the connections end; accept more of them for so many seconds. True if all did within ``timeout``."""
+        if not accepting:
+            self.close_listeners()
         self._begin_draining()
         if not self.started:
             return True
@@ -271,6 +302,7 @@ class Server(Turns[ConnectionT]):
         deadline = inf if timeout is None else monotonic() + timeout
         heard: dict[Connection, tuple[int, float]] = {}
         pause, look_at = SHORTEST_LOOK, 0.0
+        close_at = monotonic() + accepting if accepting else inf
         while self._workers is life and self.started:  # another greenlet may stop it meanwhile, and start it again
             # Cleared before the looks, so that a connection that ends during them is not waited for in vain.
             self._changed.clear()
@@ -278,13 +310,17 @@ class Server(Turns[ConnectionT]):
                 self.end_resting(heard)
                 look_at = monotonic() + pause
                 pause = min(2 * pause, LONGEST_LOOK)
-            if self._tally.alive <= self._own():
-                return True
             now = monotonic()
+            if self._tally.alive <= self._own() or now >= close_at:
+                if close_at == inf:
+                    return True
+                self.close_listeners()  # one may have come just now
+                close_at, self._spread_since = inf, monotonic()
+                continue
             if now >= deadline:
                 return False
             # Woken by each connection that ends. The looks are for what no event tells: the peer has what was sent.
-            self._changed.wait(max(0.0, min(deadline, look_at) - now))
+            self._changed.wait(max(0.0, min(deadline, look_at, close_at) - now))
         return True
 
     def stop(self, timeout: float | None = None) -> None:
@@ -477,6 +513,14 @@ class Server(Turns[ConnectionT]):
         if listener.family != _socket.AF_UNIX:
             listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self.no_delay)
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
+
+    def pass_listeners(self) -> list[_socket.socket]:
+        """Return the listeners once more, for a server that takes this one's place in this process.
+
+        They are yours: give them to the other server, or close them. The file of a Unix socket goes with them, and is
+        removed with the other server's end and not with this one's.
+        """
+        return [pass_on(listener) for listener in self.listeners]
 
     def close_listeners(self) -> None:
         """Close the listeners; connections go on. A later ``start`` binds anew."""

@@ -89,6 +89,8 @@ class Turns(Upcalls[ConnectionT]):
     _draining: bool
     _draining_since: float
     _tally: Tally
+    _spread: float
+    _spread_since: float
     error_count: int
     _failures_logged: LogLimit
     _dropped: dict[str, int]
@@ -162,7 +164,11 @@ class Turns(Upcalls[ConnectionT]):
         # ``_readable`` once more: an event that came while the last upcall was blocked does not come again. Behind the
         # end of input the flag stays set for ever, and would keep the engine busy.
         if again or (conn._readable and not conn._eof):
-            if self._draining and monotonic() >= self._draining_since + PIPELINE_SECONDS:
+            if (
+                self._draining
+                and monotonic() >= self._draining_since + PIPELINE_SECONDS
+                and not (self._spread and self.spares(conn))
+            ):
                 # A peer that never stops is served for a second of the drain, and no longer
                 # (test_a_flood_does_not_keep_a_server).
                 conn._idle = True  # so that it gets the turn in which its end is told
@@ -186,7 +192,7 @@ class Turns(Upcalls[ConnectionT]):
         conn._plain = False
         if self._poller._corked:
             self._poller.uncork_for(conn)  # it is on its way like all else (test_what_is_sent_soon_while_it_drains)
-        if not conn._idle or conn._out or conn.held_bytes():
+        if not conn._idle or conn._out or conn.held_bytes() or (self._spread and self.spares(conn)):
             return
         if conn._eof:
             conn._close(DropReason.STOPPED)
@@ -196,6 +202,8 @@ class Turns(Upcalls[ConnectionT]):
             else:
                 conn._readable = True
                 self._poller.queue(conn)
+        elif self._spread and was_heard:
+            conn._close(DropReason.STOPPED)  # its moment has come, though it is never quiet
         elif (
             conn._family == AF_UNIX  # whose bytes are with the peer as soon as they are sent
             or not has_unacknowledged(conn._fd)
@@ -203,11 +211,20 @@ class Turns(Upcalls[ConnectionT]):
         ):
             conn._close_now(DropReason.STOPPED)
 
+    def spares(self, conn: Connection) -> bool:
+        """Whether a connection may rest for now, though the server drains: see ``Server.hand_over``."""
+        # One of 1,024 moments within the second half, by its descriptor (a multiple of the golden ratio's).
+        moment = (conn._fd * 0x9E3779B1 >> 22 & 1023) / 1024
+        return monotonic() < self._spread_since + self._spread * (1 + moment) / 2
+
     def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
         """End what waits for its peer; ``heard`` holds what came from each that may wait a little, and when."""
         now = monotonic()
         for conn in self._mine():
             conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
+            if self._spread and conn._state is OPEN and self.spares(conn):
+                heard.pop(conn, None)
+                continue
             if conn._idle and conn._state is OPEN:
                 self._end_rest(conn)
             if not self._waits_in_vain(conn):

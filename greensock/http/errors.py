@@ -79,6 +79,8 @@ class Reason(enum.Enum):
     OBS_FOLD = "obs-fold"
     #: More than ``max_head`` bytes (RFC 6585 section 5).
     HEAD_TOO_LARGE = "head-too-large"
+    #: A field of more than ``max_field`` bytes (RFC 6585 section 5).
+    FIELD_TOO_LARGE = "field-too-large"
     #: More than ``max_fields`` fields (RFC 6585 section 5).
     TOO_MANY_FIELDS = "too-many-fields"
 
@@ -147,6 +149,7 @@ STATUSES = {
     Reason.TARGET_TOO_LONG: 414,
     Reason.VERSION: 505,
     Reason.HEAD_TOO_LARGE: 431,
+    Reason.FIELD_TOO_LARGE: 431,
     Reason.TOO_MANY_FIELDS: 431,
     Reason.TRAILERS_TOO_LARGE: 431,
     Reason.UNKNOWN_CODING: 501,

@@ -25,6 +25,7 @@ ordinary_exchange  the ordinary request and its answer, in one function
 proxy_server       the reverse proxy: listeners, upcalls, bodies that come slowly
 config_tables      tables of a configuration, each made into an object
 config             a configuration: read, checked, and made into a gateway
+proxy_program      a proxy as a program of one process: started, read anew, ended
 =================  =====================================================================================================
 """
 
@@ -37,6 +38,7 @@ from greensock.proxy.log.access_log import AccessLog
 from greensock.proxy.log.log_lines import combined_line, json_line
 from greensock.proxy.log.record import Record
 from greensock.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.proxy.proxy_program import CannotStart, ProxyProgram
 from greensock.proxy.proxy_protocol import (
     MAX_PROXY_HEADER,
     BadProxyHeader,
@@ -57,6 +59,7 @@ __all__ = [
     "MAX_PROXY_HEADER",
     "AccessLog",
     "BadProxyHeader",
+    "CannotStart",
     "ConfigError",
     "ConfigProblem",
     "ErrorPage",
@@ -73,6 +76,7 @@ __all__ = [
     "LogOptions",
     "ProxyConfig",
     "ProxyHeader",
+    "ProxyProgram",
     "ProxyTimeouts",
     "Record",
     "Redirect",

@@ -240,7 +240,8 @@ class _Reader(Tables):
         log = self.log(mapping.get("log", {"path": None}))
         limits = self.made("[limits]", mapping.get("limits", {}), Limits, max_interim=DEFAULT_LIMITS.max_interim)
         given = mapping.get("answer_limits", {})
-        answer_limits = self.made("[answer_limits]", given, Limits, max_target=DEFAULT_LIMITS.max_target)
+        of_requests: dict[str, Any] = {"max_target": DEFAULT_LIMITS.max_target, "max_field": None}
+        answer_limits = self.made("[answer_limits]", given, Limits, **of_requests)
         timeouts = self.made("[timeouts]", mapping.get("timeouts", {}), ProxyTimeouts)
         routes = self.routes(mapping.get("routes", []), names, timeouts or ProxyTimeouts())
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)

@@ -129,6 +129,23 @@ class Gateway:
             )
         return made
 
+    def inherit(self, old: Gateway) -> None:
+        """Take over what another gateway knows, before a listener is started: of servers, and of clients.
+
+        It is what is known of the health of servers that are in both, under the same name, with the same rules; and the
+        limits and bans of clients, if they are the same.
+        """
+        if self.guard is not None and old.guard is not None and self.guard.options == old.guard.options:
+            self.guard = old.guard
+        for name, upstream in self.upstreams.items():
+            before = old.upstreams.get(name)
+            known = {server.name: server for server in before.all} if before is not None else {}
+            for server in upstream.all:
+                same = known.get(server.name)
+                if same is not None and same.health.options == server.health.options:
+                    server.health = same.health
+        old.stop_checks()  # or each check would count twice
+
     # -- listeners
 
     def enter(self, listener: Listener) -> None:
@@ -174,14 +191,18 @@ class Gateway:
         self._listeners.discard(listener)
         if self._listeners:
             return
+        self.stop_checks()
+        for upstream in self.upstreams.values():
+            upstream.drop_idle()
+
+    def stop_checks(self) -> None:
+        """Check the servers no more."""
         for checker in self._checkers:
             checker.stop()
         self._checkers.clear()
         for client in self._clients.values():
             client.close()
         self._clients.clear()
-        for upstream in self.upstreams.values():
-            upstream.drop_idle()
 
     def _make_room(self) -> bool:
         """Close the kept connection that has been idle the longest, whatever server it leads to."""

@@ -205,6 +205,7 @@ class Guard:
     """
 
     def __init__(self, options: GuardOptions) -> None:
+        #: What it was made with.
         self.options = options
         self._clients: OrderedDict[str, _Client] = OrderedDict()  # in the order in which they were added or looked at
         self._requests = _Rate(options.request_rate, options.request_burst)

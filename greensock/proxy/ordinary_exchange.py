@@ -150,7 +150,7 @@ class OrdinaryExchange:
                 sent_at = monotonic()
                 heard = kept.recv(None, deadlines.timeouts.head)
                 if not conn.has_left:
-                    written = self._written(heard, method, keep and not proxy.draining)
+                    written = self._written(heard, method, keep and (not proxy.draining or proxy.asks_on(conn)))
         except BaseException as error:
             heard = error
             if kept is not None and kept.bytes_sent == sent_before:

@@ -113,7 +113,7 @@ def _pass_whole(relay: Relay, head: ResponseHead, body: bytes) -> bool:
 def _may_keep(relay: Relay) -> bool:
     """Whether the answer may say that the client's connection goes on."""
     request, exchange = relay.request, relay.exchange
-    keep = relay.keep and not relay.proxy.draining
+    keep = relay.keep and (not relay.proxy.draining or relay.proxy.asks_on(relay.conn))
     # The head says it, so it is decided here; ``_go_on`` keeps to it, or closes
     # (test_an_early_answer_says_whether_the_connection_goes_on).
     if keep and request.body is not NO_BODY and not request.body.is_ended:

@@ -25,6 +25,7 @@ request's life. Programs override the upcalls (``handle_request``, ``filter_for`
 - ``error_response``: the answer to what the program raised;
 - ``send_answer``: send a :class:`Response`, to the connection or to ``request.stream``, through the filter there is;
 - ``date_line``, ``answers_by_status``: for servers that write answers themselves;
+- ``asks_on``: whether more requests have come, which are answered though the server drains;
 - ``can_discard_body``, ``end_exchange``: whether the connection goes on behind an answer, and that it does;
 - ``cut_off_answer``: end an answer that cannot be finished, so that it is seen;
 - ``tell_request_done``, ``log_program_failure``: tell the program, and tell of the program;

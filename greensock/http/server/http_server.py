@@ -486,7 +486,7 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
         # body has no end that could be found (test_a_broken_body_that_the_program_forgives_closes), or is too long.
         if body is not NO_BODY and not body.is_ended:
             keep = keep and self.can_discard_body(request)
-        keep = keep and not self.draining
+        keep = keep and (not self.draining or self.asks_on(conn))
         before = conn.bytes_sent
         try:
             keep = self._send(request, response, keep)
@@ -520,6 +520,11 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
         finally:
             self._finish(request, response, sent)
         return True
+
+    def asks_on(self, conn: Any) -> bool:
+        """Whether more requests have come on a connection already: a server that drains answers these, too."""
+        parser: RequestParser | None = conn.parser_in_use
+        return parser is not None and parser.pending > 0
 
     def end_exchange(self, request: Request, keep: bool) -> bool:
         """Drop what is left of the body, or close; True if the connection goes on."""

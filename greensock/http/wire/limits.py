@@ -31,11 +31,13 @@ class Limits:
     max_chunk_excess: int = 16384
     #: Answers 1xx before the final one.
     max_interim: int = 10
+    #: Bytes of one field of a request's head, from its name to its CRLF; None: as many as the head may have.
+    max_field: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name == "max_body":
+            if value is None and field.name in ("max_field", "max_body"):
                 continue
             least = 1 if field.name in ("max_target", "max_head") else 0
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -176,6 +176,9 @@ class RequestParser(MessageParser):
         if target.find(b"#") >= 0 or len(target) > self._limits.max_target:
             raise self._refusal_of_target(target)
         fields, index = self._checked_fields()
+        most = self._limits.max_field
+        if most is not None and _longest(fields) > most:
+            raise BadMessage(f"a field of more than max_field={most} bytes", Reason.FIELD_TOO_LARGE)
         host = index.get(b"host")
         if host is not None:
             if len(index) != len(fields) and sum(name.lower() == b"host" for name, _ in fields) > 1:
@@ -270,6 +273,11 @@ class RequestParser(MessageParser):
         return BadMessage(f"the target {target[:80]!r}", Reason.TARGET)
 
 
+def _longest(fields: list[tuple[bytes, bytes]]) -> int:
+    """Return the bytes of the longest field, with its colon, a space and CRLF."""
+    return max((len(name) + len(value) + 4 for name, value in fields), default=0)
+
+
 def plain_request_head(head: bytes, limits: Limits) -> RequestHead | None:
     """Return a head if all of it is plain and sound, None if the lexer is to look at it. Never raises.
 
@@ -289,6 +297,8 @@ def plain_request_head(head: bytes, limits: Limits) -> RequestHead | None:
     fields, index, is_ordinary = found
     host = index.get(b"host")
     if host is None or not is_sound(host) or len(fields) > limits.max_fields:
+        return None
+    if limits.max_field is not None and len(head) > limits.max_field and _longest(fields) > limits.max_field:
         return None
     if len(fields) != len(index) and sum(name.lower() == b"host" for name, _ in fields) > 1:
         return None

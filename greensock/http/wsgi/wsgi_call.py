@@ -238,7 +238,8 @@ class Answer:
             raise ConnectionAbortedError("the application took the socket: nothing else can be sent")
         if lines is None:
             raise AssertionError("the application did not call start_response")
-        keep = self.keep and not self.traits & _CLOSES and not server.draining
+        keep = self.keep and not self.traits & _CLOSES
+        keep = keep and (not server.draining or server.asks_on(request.connection))
         if keep and self.input is not None and not request.body.is_ended:
             keep = not self.input.is_broken and server.can_discard_body(request)
         if length is None and code != 304 and (size or request.method != "HEAD"):

@@ -186,7 +186,8 @@ class WSGIServer(HTTPServer):
                 self.environ["SERVER_NAME"] = str(address[0])
         self.environ.setdefault("SERVER_PORT", str(address[1]))
 
-    def _environ_of(self, answer: Answer) -> dict[str, Any]:
+    def environ_of(self, answer: Answer) -> dict[str, Any]:
+        """Return the environ of a request. The seam of servers that give their applications more."""
         environ = self.get_environ()
         request = answer.request
         target = request.target
@@ -282,7 +283,8 @@ class WSGIServer(HTTPServer):
     def end_resting(self, heard: dict[Connection, tuple[int, float]]) -> None:
         super().end_resting(heard)
         for sock in self._sockets:
-            sock.end_input()
+            if not self.spares(sock._conn):
+                sock.end_input()
 
     # -- what to override
 
@@ -318,7 +320,7 @@ class WSGIServer(HTTPServer):
         result: Any = None
         try:
             try:
-                result = self.application(self._environ_of(answer), answer.start_response)
+                result = self.application(self.environ_of(answer), answer.start_response)
                 if not answer.has_left:
                     answer.send_all(result)
             finally:
@@ -363,7 +365,7 @@ class WSGIServer(HTTPServer):
         """Have the application answer a stream, or through a filter: its answer becomes a Response like any other."""
         answer, before = GatheredAnswer(self, request, keep), request.connection.bytes_sent
         try:
-            response = answer.gather(self.application(self._environ_of(answer), answer.start_response))
+            response = answer.gather(self.application(self.environ_of(answer), answer.start_response))
         except BaseException as error:
             answer.close()
             failed = self._on_failure(answer, error) if isinstance(error, Exception | gevent.Timeout) else None
@@ -382,7 +384,7 @@ class WSGIServer(HTTPServer):
         conn.unread(conn.parser_in_use.take_rest())
         answer.keep = False
         self._sockets.add(sock)
-        if self.draining:
+        if self.draining and not self.spares(conn):
             sock.end_input()
 
     def _make_websocket(self, answer: Answer) -> WebSocket:

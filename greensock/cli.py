@@ -1,0 +1,228 @@
+"""The command line: ``greensock run`` serves a server class, ``greensock proxy`` is the reverse proxy.
+
+Both run in many processes under gunicorn (``pip install greensock[proxy]``), or with ``--single`` in this one. What
+serves is patched: a worker after it was forked, a single process here, before anything that might be in the way is
+imported. The master of many is not, and never has a hub.
+
+Exit status: 0 when it was told to end; 1 for what the system refused (an address, a log); 2 for what the command line
+or the configuration says wrong; 3 and 4 for a first worker that could not begin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import logging
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from greensock.version import __version__
+
+if TYPE_CHECKING:
+    from greensock.proxy.config import ProxyConfig
+
+__all__ = ["main"]
+
+REFUSED, WRONG = 1, 2
+#: How a line of the log looks in a process of its own; under gunicorn it is gunicorn's.
+LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+#: Seconds that requests have to end when a server class is stopped.
+DRAIN = 30.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say, by default those of the program; return the exit status."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.workers is not None and given.single:
+        parser.error("--workers, --single: one of both expected")
+    if given.workers is not None and given.workers < 1:
+        parser.error(f"--workers={given.workers}: at least 1 expected")
+    if not given.single and not getattr(given, "check", False) and importlib.util.find_spec("gunicorn") is None:
+        parser.error(
+            "gunicorn is not installed, which many processes need: pip install 'greensock[proxy]', or --single"
+        )
+    if given.single:
+        from gevent import monkey
+
+        monkey.patch_all()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection is a descriptor; the usual 1,024 are few
+    return _proxy(parser, given) if given.command == "proxy" else _run(given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="greensock", description="Servers on greensock, in one process or many.")
+    parser.add_argument("--version", action="version", version=f"greensock {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    proxy = commands.add_parser("proxy", help="the reverse proxy", description="The reverse proxy.")
+    proxy.add_argument("--config", metavar="FILE", help="a configuration: see examples/reverse_proxy.toml")
+    proxy.add_argument("--check", action="store_true", help="say what is wrong with the configuration, and end")
+    proxy.add_argument(
+        "--listen",
+        action="append",
+        metavar="ADDRESS",
+        help="[HOST]:PORT, or the path of a socket; 127.0.0.1:8080 if not given; may be repeated",
+    )
+    proxy.add_argument(
+        "--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH; may be repeated"
+    )
+    proxy.add_argument("--log", metavar="FILE", help="of requests; - is standard output, the default; none is none")
+    run = commands.add_parser("run", help="a server class", description="Serve a class of your own.")
+    run.add_argument("where", metavar="MODULE:CLASS", help="a subclass of greensock.Server")
+    run.add_argument(
+        "--bind",
+        action="append",
+        metavar="ADDRESS",
+        help="[HOST]:PORT, or the path of a socket; 127.0.0.1:8000 if not given; may be repeated",
+    )
+    run.add_argument(
+        "--option",
+        "-o",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the class, its value as in Python: -o idle_timeout=60",
+    )
+    run.add_argument(
+        "--drain", type=float, default=DRAIN, metavar="SECONDS", help="for what runs at the end; default: %(default)g"
+    )
+    for each, workers in (proxy, "the cores"), (run, "1"):
+        each.add_argument("--workers", "-w", type=int, metavar="N", help=f"processes; default: {workers}")
+        each.add_argument("--single", action="store_true", help="serve in this process itself, without gunicorn")
+        each.add_argument("--pid", metavar="FILE", help="where the master writes its number")
+        each.add_argument("--user", metavar="USER", help="whose processes the workers are")
+        each.add_argument("--group", metavar="GROUP")
+        each.add_argument(
+            "--timeout", type=int, default=30, metavar="SECONDS",
+            help="a worker that is silent for longer is killed, and the log says where it hung; default: %(default)s",
+        )  # fmt: skip
+        each.add_argument(
+            "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="default: %(default)s"
+        )
+    return parser
+
+
+def _fail(error: object, status: int) -> int:
+    print(error, file=sys.stderr)
+    return status
+
+
+# -- the proxy
+
+
+def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    from greensock.proxy.config import ConfigError, check_listeners, load_config, parse_config
+
+    if given.config and (given.listen or given.upstream or given.log):
+        parser.error("--config says it all: --listen, --upstream and --log don't go with it")
+    if not given.config and not given.upstream:
+        parser.error("--config, or an --upstream at least, expected")
+    path = given.log or "-"
+    try:
+        if given.config:
+            config = load_config(given.config)
+        else:
+            told = {
+                "listen": given.listen or ["127.0.0.1:8080"],
+                "upstreams": {"upstream": {"servers": given.upstream}},
+                **({} if path == "none" else {"log": {"path": path}}),
+            }
+            config = parse_config(told, "the command line")
+    except ConfigError as error:
+        return _fail(error, WRONG)
+    if given.check:
+        problems = check_listeners(config, given.config or "the command line")
+        if problems:
+            return _fail("\n".join(map(str, problems)), WRONG)
+        print("the configuration is sound")
+        return 0
+    read = partial(load_config, os.path.abspath(given.config)) if given.config else None
+    if given.single:
+        return _single_proxy(config, read, given)
+    from greensock.sources import ProxySource
+
+    return _many(ProxySource(config, read), given, given.workers or len(os.sched_getaffinity(0)))
+
+
+def _single_proxy(config: ProxyConfig, read: Any, given: argparse.Namespace) -> int:
+    from greensock.proxy.proxy_program import CannotStart, ProxyProgram
+
+    _log_to_stderr(given)
+    program = ProxyProgram(config, read)
+    try:
+        program.serve_forever(lambda: _say_where(*program.proxies))
+    except CannotStart as error:
+        return _fail(error, REFUSED)
+    return 0
+
+
+# -- a server class
+
+
+def _run(given: argparse.Namespace) -> int:
+    from greensock.sources import ClassSource, Refused
+
+    addresses = given.bind or ["127.0.0.1:8000"]
+    try:
+        options = dict(map(_option, given.option))
+        source = ClassSource(given.where, addresses, options, given.drain)
+        if not given.single:
+            return _many(source, given, given.workers or 1)
+        _log_to_stderr(given)
+        source.made_class()
+        with ExitStack() as undone:
+            sockets = [undone.enter_context(source.listen(address)) for address in addresses]
+            server = source.made_server(sockets)
+            undone.pop_all()
+    except Refused as error:
+        return _fail(error, REFUSED if error.by_system else WRONG)
+    server.start()
+    _say_where(server)
+    server.serve_forever()
+    return 0
+
+
+def _option(text: str) -> tuple[str, Any]:
+    from greensock.sources import Refused
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise Refused(f"--option {text!r}: NAME=VALUE expected")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+# -- both
+
+
+def _many(source: Any, given: argparse.Namespace, workers: int) -> int:
+    from greensock.gunicorn.master import ServerApplication
+    from greensock.sources import Refused
+
+    settings = {"workers": workers, "timeout": given.timeout, "loglevel": given.log_level, "pidfile": given.pid}
+    settings.update({name: getattr(given, name) for name in ("user", "group") if getattr(given, name) is not None})
+    try:
+        ServerApplication(source, settings).run()
+    except Refused as error:
+        return _fail(error, REFUSED if error.by_system else WRONG)
+    return 0
+
+
+def _log_to_stderr(given: argparse.Namespace) -> None:
+    logging.basicConfig(format=LINE, level=given.log_level.upper())
+
+
+def _say_where(*servers: Any) -> None:
+    for address in [address for server in servers for address in server.addresses]:
+        host, port = address[:2] if isinstance(address, tuple) else (address, None)
+        shown = host if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        print(f"listening on {shown}", flush=True)

@@ -1,0 +1,236 @@
+"""The master process of ``greensock run`` and ``greensock proxy``: gunicorn's arbiter, mended where we need it other.
+
+What gunicorn's does (read in 27.0), and what this one does instead:
+
+- A configuration that is wrong ends the master at a reload. Here it is read and checked first; what is wrong is logged,
+  and the old one goes on.
+- A reload waits for the old workers, up to ``graceful_timeout``, and does nothing else: it reaps nobody, and takes no
+  signal. Here it waits for nobody.
+- A worker that is told to end counts as one that serves, so that nobody takes its place before it is gone. Here the
+  next one begins at once, also where the worker ends by itself and says so (``BaseWorker.recycle``).
+- A worker that can't begin halts all, at any time. Here only until the first has begun; later it is tried again, with a
+  pause that grows.
+- A second SIGTERM hastens nothing. Here it does.
+- A signal that a worker is sent while it begins is lost, as it still has the master's handlers. Here signals are held
+  back until it has its own.
+- Of sd_notify it says READY. Here also RELOADING, STOPPING and WATCHDOG.
+
+It never makes a hub: it is blocking code, and not patched.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+from gunicorn import sock
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
+from gunicorn.systemd import sd_notify
+
+from greensock.gunicorn.base_worker import BEGUN, ENDING, HELD_BACK
+from greensock.sources import Refused, Source
+
+__all__ = ["Master", "ServerApplication"]
+
+#: Seconds before a worker is tried again that could not begin: the first time, and at the most.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+#: In the environment of a master whose sockets are somebody else's first.
+INHERITED = ("GUNICORN_FD", "LISTEN_FDS")
+
+
+class ServerApplication(BaseApplication):  # type: ignore[misc]
+    """What the master is told: a source, and gunicorn's settings."""
+
+    def __init__(self, source: Source, settings: dict[str, Any]) -> None:
+        self.source = source
+        self.settings = settings
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Take over the settings."""
+        self.cfg.set("worker_class", "greensock.gunicorn.server_worker.ServerWorker")
+        self.cfg.set("default_proc_name", self.source.name)
+        self.cfg.set("graceful_timeout", max(1, round(self.source.drain_seconds)))
+        if "control_socket_disable" in self.cfg.settings:
+            self.cfg.set("control_socket_disable", True)
+        for name, value in self.settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """Return nothing: there is no application."""
+        return None
+
+    def run(self) -> None:
+        """Run the master until it ends, with its status."""
+        Master(self).run()
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """Starts, watches and replaces workers."""
+
+    def __init__(self, app: ServerApplication) -> None:
+        super().__init__(app)
+        # gunicorn's words for USR2 are those of a script; this is how the interpreter was really called.
+        self.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
+        self._addresses: list[Any] = []
+        self._has_served = False
+        self._is_stopping = False
+        self._pause = 0.0
+        self._spawn_at = 0.0
+        microseconds = os.environ.get("WATCHDOG_USEC", "")
+        self._watchdog = int(microseconds) / 2e6 if microseconds.isdigit() else 0.0
+        self._watchdog_at = 0.0
+
+    # -- life
+
+    def start(self) -> None:
+        """Listen, before anything else is there that would have to be undone; then start as gunicorn does."""
+        addresses = list(self.app.source.addresses)
+        if not any(name in os.environ for name in INHERITED):
+            self.LISTENERS = self._opened(addresses)
+        super().start()
+        self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
+
+    def _opened(self, addresses: list[Any]) -> list[Any]:
+        """Return listeners on these addresses, all or none."""
+        made: list[Any] = []
+        try:
+            for address in addresses:
+                made.append(self.app.source.listen(address))
+        except Refused:
+            for each in made:
+                path = each.getsockname()
+                each.close()
+                if isinstance(path, str):
+                    os.unlink(path)
+            raise
+        # A configuration without addresses: gunicorn would listen on those as well.
+        listeners: list[Any] = sock.create_sockets(self.cfg, self.log, [each.detach() for each in made]) if made else []
+        return listeners
+
+    def maybe_promote_master(self) -> None:
+        """Called about once a second: tell the watchdog that all is well."""
+        super().maybe_promote_master()
+        now = monotonic()
+        if self._watchdog and now >= self._watchdog_at:
+            self._watchdog_at = now + self._watchdog
+            sd_notify("WATCHDOG=1", self.log)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        """Stop all, and end."""
+        self._is_stopping = True
+        sd_notify("STOPPING=1", self.log)
+        super().halt(reason, exit_status)
+
+    def signal(self, sig: int, frame: FrameType | None) -> None:
+        """Queue a signal. A SIGTERM while it stops means what SIGQUIT does: no more waiting."""
+        super().signal(signal.SIGQUIT if self._is_stopping and sig == signal.SIGTERM else sig, frame)
+
+    # -- a new configuration
+
+    def reload(self) -> None:
+        """Have new workers serve what is configured now, and the old ones end; or say what is wrong, and go on."""
+        sd_notify(f"RELOADING=1\nMONOTONIC_USEC={int(monotonic() * 1e6)}", self.log)
+        try:
+            self._reload()
+        except Refused as error:
+            for line in str(error).splitlines():
+                self.log.error("the configuration stays as it was: %s", line)
+        finally:
+            sd_notify("READY=1", self.log)
+
+    def _reload(self) -> None:
+        take = self.app.source.read()
+        before = self.app.source
+        old = dict(zip(self._addresses, self.LISTENERS, strict=False))
+        take()
+        addresses = list(before.addresses)
+        if self._addresses and addresses != self._addresses:
+            fresh = [address for address in addresses if address not in old]
+            opened = dict(zip(fresh, self._opened(fresh), strict=True))
+            self.LISTENERS = [old[each] if each in old else opened[each] for each in addresses]
+            self._addresses = addresses
+            sock.close_sockets([old[each] for each in old if each not in addresses])
+        self.app.load_default_config()
+        self.app.load_config()
+        self.setup(self.app)
+        self.log.reopen_files()
+        self.cfg.on_reload(self)
+        self._pause = self._spawn_at = 0.0
+        for worker in self.WORKERS.values():
+            worker.is_to_end = True
+        self.manage_workers()
+        self.log.info("the configuration was read anew")
+
+    # -- workers
+
+    def manage_workers(self) -> None:
+        """Have as many workers as there should be that serve; tell the others to end, once."""
+        for worker in list(self.WORKERS.values()):
+            state = _state_of(worker)
+            self._has_served = self._has_served or state >= BEGUN
+            if state >= ENDING:
+                worker.is_leaving = True
+        serving = [worker for worker in self.WORKERS.values() if not _is_leaving(worker) and not _is_to_end(worker)]
+        if len(serving) < self.num_workers and monotonic() >= self._spawn_at:
+            for _ in range(self.num_workers - len(serving)):
+                self.spawn_worker()
+        begun = [worker for worker in self.WORKERS.values() if not _is_to_end(worker) and _state_of(worker) == BEGUN]
+        serving.sort(key=lambda worker: worker.age)
+        more = serving[: max(0, len(serving) - self.num_workers)]
+        # The old ones serve until the new ones do: a new one that can't begin leaves things as they were.
+        replaced = [worker for worker in self.WORKERS.values() if _is_to_end(worker) and not _is_leaving(worker)]
+        replaced.sort(key=lambda worker: worker.age)
+        spare = len(begun) + len(replaced) - self.num_workers
+        for worker in [*more, *replaced[: max(0, spare)]]:
+            worker.is_leaving = True
+            self.kill_worker(worker.pid, signal.SIGTERM)
+
+    def spawn_worker(self) -> Any:
+        """Fork a worker, which gets no signal before it has handlers of its own for it."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        try:
+            return super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def reap_workers(self) -> None:
+        """Take note of workers that ended; one that could not begin halts all only if none has ever begun."""
+        while True:
+            there = dict(self.WORKERS)
+            try:
+                super().reap_workers()
+            except HaltServer as halted:
+                for pid in there.keys() - self.WORKERS.keys():
+                    there[pid].tmp.close()
+                if not self._has_served or self._is_stopping:
+                    raise
+                self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+                self._spawn_at = monotonic() + self._pause
+                self.log.error("%s It is tried again in %g s.", halted.reason, self._pause)
+                continue
+            if there.keys() - self.WORKERS.keys():
+                self.wakeup()  # to have them replaced at once
+            return
+
+
+def _state_of(worker: Any) -> int:
+    """Return how far a worker is, which it writes as the length of its file; see ``BaseWorker``."""
+    try:
+        return os.fstat(worker.tmp.fileno()).st_size
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_leaving(worker: Any) -> bool:
+    return getattr(worker, "is_leaving", False)
+
+
+def _is_to_end(worker: Any) -> bool:
+    return getattr(worker, "is_to_end", False)

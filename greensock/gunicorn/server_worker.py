@@ -1,0 +1,39 @@
+"""The worker of ``greensock run`` and ``greensock proxy``: it serves what its source makes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import gevent
+
+from greensock import Server
+from greensock.gunicorn.base_worker import BaseWorker
+from greensock.sources import Refused
+
+__all__ = ["ServerWorker"]
+
+#: The status of a worker that can't begin: gunicorn's for an application that can't be loaded.
+CANNOT_BEGIN = 4
+
+
+class ServerWorker(BaseWorker):
+    """Serves what ``app.source`` makes."""
+
+    def load_wsgi(self) -> None:
+        """Load nothing: there is no application, but a source."""
+
+    def made_servers(self) -> Sequence[Server[Any]]:
+        try:
+            return self.app.source.made_servers(self.taken_sockets())  # type: ignore[no-any-return]
+        except Refused as error:
+            for line in str(error).splitlines():
+                self.log.error("%s", line)
+            sys.exit(CANNOT_BEGIN)
+
+    def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
+        """SIGUSR1: open all logs anew."""
+        super().handle_usr1(sig, frame)
+        gevent.spawn(self.app.source.reopen_logs)

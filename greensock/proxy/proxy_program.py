@@ -1,0 +1,181 @@
+"""A proxy as a program of one process: its listeners start, its configuration is read anew in place, and it ends.
+
+What a new configuration shares with the old one goes on: the sockets that listen, so that nothing in their backlog is
+lost; what is known of clients and of servers (``Gateway.inherit``). The old listeners hand over: who is connected may
+ask once more. A new configuration that is wrong, or that can't be listened for, changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from greensock.proxy.config import ConfigError, ProxyConfig
+from greensock.proxy.gateway import Gateway
+from greensock.proxy.proxy_server import ReverseProxy
+
+__all__ = ["CannotStart", "ProxyProgram"]
+
+log = logging.getLogger("greensock.server")
+
+_Address = tuple[str, int] | str
+
+
+class CannotStart(Exception):
+    """A proxy that cannot be started: the text says what keeps it from that. Nothing is left of it."""
+
+
+class ProxyProgram:
+    """A proxy that is told by a configuration: ``ProxyProgram(config, read).serve_forever()``.
+
+    ``read`` returns the configuration anew for :meth:`reload`, and raises :class:`ConfigError` if it is wrong; None:
+    there is nothing to be read.
+    """
+
+    def __init__(self, config: ProxyConfig, read: Callable[[], ProxyConfig] | None = None) -> None:
+        #: What it serves by.
+        self.config = config
+        #: The proxies, one for each address of ``config.listen``; empty before ``start`` and after ``stop``.
+        self.proxies: list[ReverseProxy] = []
+        self._read = read
+        self._leaving: list[gevent.Greenlet[..., None]] = []
+
+    @property
+    def gateway(self) -> Gateway | None:
+        """The gateway of the proxies; None if it is not started."""
+        return self.proxies[0].gateway if self.proxies else None
+
+    def start(self) -> None:
+        """Listen everywhere, and serve.
+
+        Raises:
+            CannotStart: the log or an address cannot be had. None of the addresses is held then.
+        """
+        if not self.proxies:
+            self.proxies = _started(self.config, None, {})
+
+    def reload(self) -> bool:
+        """Read the configuration anew and go on with it; False if that can't be: then nothing has changed.
+
+        What is wrong is logged, a line for each problem.
+        """
+        if self._read is None:
+            log.warning("there is no file to be read anew")
+            return False
+        try:
+            config = self._read()
+            proxies = _started(config, self.gateway, dict(zip(self.config.listen, self.proxies, strict=True)))
+        except (ConfigError, CannotStart) as error:
+            for line in str(error).splitlines():
+                log.error("the configuration stays as it was: %s", line)
+            return False
+        old, self.proxies, self.config = self.proxies, proxies, config
+        for proxy in old:
+            proxy.close_listeners()  # at once: what comes now is for the new ones
+        self._leaving = [each for each in self._leaving if not each.ready()]
+        self._leaving.append(gevent.spawn(_hand_over, old))
+        log.warning("the configuration was read anew")
+        return True
+
+    def reopen_log(self) -> None:
+        """Open the log anew: it was renamed."""
+        if self.gateway is not None and self.gateway.log is not None:
+            self.gateway.log.reopen()
+        else:
+            log.warning("there is no log to be opened anew")
+
+    def serve_forever(self, on_started: Callable[[], object] | None = None) -> None:
+        """Start, call ``on_started``, and block until a signal stops it: see :meth:`Server.serve_forever`.
+
+        SIGHUP has the configuration read anew, SIGUSR1 the log opened anew, from before the start on.
+
+        Raises:
+            CannotStart: see :meth:`start`.
+        """
+        jobs = {signal.SIGHUP: self.reload, signal.SIGUSR1: self.reopen_log}
+        watchers = [gevent.signal_handler(number, _heed, number.name, job) for number, job in jobs.items()]
+        try:
+            self.start()
+            if on_started is not None:
+                on_started()
+            served: list[ReverseProxy] = []
+            # The main greenlet serves one of them, whichever is there, so that a signal ends this and not the program.
+            while self.proxies and self.proxies is not served:
+                served = self.proxies
+                others = [gevent.spawn(proxy.serve_forever) for proxy in served[1:]]
+                served[0].serve_forever()
+                gevent.joinall(others)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            self.stop()
+
+    def stop(self) -> None:
+        """Drain, stop, and write what the log holds."""
+        proxies, self.proxies = self.proxies, []
+        gevent.joinall([gevent.spawn(proxy.stop) for proxy in proxies])
+        gevent.joinall(self._leaving)
+        _close_log(proxies)
+
+
+def _heed(name: str, job: Callable[[], Any]) -> None:
+    log.warning("%s: %s", name, job.__name__)
+    job()
+
+
+def _started(config: ProxyConfig, before: Gateway | None, old: dict[_Address, ReverseProxy]) -> list[ReverseProxy]:
+    """Return started proxies; one whose address is among the old ones takes the old one's listener over."""
+    try:
+        gateway = config.gateway()
+    except ValueError as error:
+        raise CannotStart(f"the log: {error}") from error
+    made: dict[_Address, ReverseProxy] = {}
+    try:
+        # What may fail comes first: a listener that was passed on is no longer the old one's.
+        for address in config.listen:
+            if address not in old:
+                made[address] = _listening(address, address, gateway, config)
+        for address in config.listen:
+            if address in old:
+                made[address] = _listening(address, old[address].pass_listeners()[0], gateway, config)
+        if before is not None:
+            gateway.inherit(before)
+        for proxy in made.values():
+            proxy.start()
+    except BaseException:
+        for proxy in made.values():
+            proxy.abort()
+        if gateway.log is not None:
+            gateway.log.close()
+        raise
+    return [made[address] for address in config.listen]
+
+
+def _listening(address: _Address, listener: Any, gateway: Gateway, config: ProxyConfig) -> ReverseProxy:
+    try:
+        proxy = ReverseProxy(listener, gateway, **config.proxy_options())
+        proxy.open_listeners()
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"cannot listen on {_shown(address)}: {error}") from error
+    return proxy
+
+
+def _shown(address: _Address) -> str:
+    if isinstance(address, str):
+        return address
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _hand_over(proxies: list[ReverseProxy]) -> None:
+    gevent.joinall([gevent.spawn(proxy.hand_over) for proxy in proxies])
+    _close_log(proxies)
+
+
+def _close_log(proxies: list[ReverseProxy]) -> None:
+    if proxies and proxies[0].gateway.log is not None:
+        proxies[0].gateway.log.close()

@@ -1,0 +1,178 @@
+"""What ``greensock run`` and ``greensock proxy`` serve: read and checked in the master, made into servers in a worker.
+
+A source is read anew when the master is told to reload. It is first read whole, and only if all of it is right is it
+what the next workers are made of.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from greensock.core.server import Server
+from greensock.proxy.config import ConfigError, ProxyConfig
+from greensock.proxy.proxy_server import ReverseProxy
+
+__all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
+
+
+class Refused(Exception):
+    """What is to be served can't be: the text has a line for each problem."""
+
+    def __init__(self, text: str, by_system: bool = False) -> None:
+        super().__init__(text)
+        #: Whether the system said no, and not a check of what was told.
+        self.by_system = by_system
+
+
+class Source(Protocol):
+    """What workers serve."""
+
+    #: What the process is called.
+    name: str
+    #: Seconds that requests have when a worker ends.
+    drain_seconds: float
+
+    @property
+    def addresses(self) -> Sequence[Any]:
+        """Where to listen."""
+
+    def read(self) -> Callable[[], None]:
+        """Read it anew; what is returned makes it what is served. Raises :class:`Refused`, and changes nothing."""
+
+    def listen(self, address: Any) -> socket.socket:
+        """Return a socket that listens there. Raises :class:`Refused`."""
+
+    def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
+        """Return the servers on these sockets; called in a worker, which is patched."""
+
+    def reopen_logs(self) -> None:
+        """Open anew what this worker logs to: it was renamed."""
+
+
+def listen(address: Any, **options: Any) -> socket.socket:
+    """Return a socket that listens on an address, or raise :class:`Refused`."""
+    try:
+        server: Server[Any] = Server(address, **options)
+        server.open_listeners()
+    except (OSError, ValueError) as error:
+        shown = address if isinstance(address, str) else ":".join(map(str, address))
+        raise Refused(f"cannot listen on {shown}: {error}", isinstance(error, OSError)) from error
+    (sock,) = server.pass_listeners()
+    server.close_listeners()
+    return sock
+
+
+class ProxySource:
+    """The reverse proxy, told by a configuration; ``read_config`` reads it anew."""
+
+    name = "greensock proxy"
+
+    def __init__(self, config: ProxyConfig, read_config: Callable[[], ProxyConfig] | None) -> None:
+        self.config = config
+        self._read_config = read_config
+        self._proxies: list[ReverseProxy] = []
+
+    @property
+    def drain_seconds(self) -> float:
+        """As ``timeouts.drain`` says."""
+        return self.config.timeouts.drain
+
+    @property
+    def addresses(self) -> Sequence[Any]:
+        """As ``listen`` says."""
+        return self.config.listen
+
+    def read(self) -> Callable[[], None]:
+        """Read the file anew."""
+        if self._read_config is None:
+            raise Refused("there is no file to be read anew")
+        try:
+            config = self._read_config()
+        except ConfigError as error:
+            raise Refused(str(error)) from error
+
+        def take() -> None:
+            self.config = config
+
+        return take
+
+    def listen(self, address: Any) -> socket.socket:
+        """Listen as ``[server]`` says."""
+        return listen(address, backlog=self.config.server.backlog)
+
+    def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
+        """Return a proxy for each socket, all with one gateway."""
+        gateway = self.config.gateway()
+        self._proxies = [ReverseProxy(sock, gateway, **self.config.proxy_options()) for sock in sockets]
+        return self._proxies
+
+    def reopen_logs(self) -> None:
+        """Open the access log anew."""
+        for proxy in self._proxies[:1]:
+            if proxy.gateway.log is not None:
+                proxy.gateway.log.reopen()
+
+
+class ClassSource:
+    """A server class, ``package.module:Class``. It is imported in each worker, and so anew with each reload."""
+
+    def __init__(self, where: str, addresses: Sequence[str], options: Mapping[str, Any], drain_seconds: float) -> None:
+        module, colon, name = where.partition(":")
+        if not (module and colon and name):
+            raise Refused(f"{where!r}: MODULE:CLASS expected")
+        self.name = f"greensock {where}"
+        self.drain_seconds = drain_seconds
+        self.addresses = addresses
+        self._module, self._class = module, name
+        self._options = options
+
+    def read(self) -> Callable[[], None]:
+        """There is nothing to be read here: the workers import it."""
+        return lambda: None
+
+    def listen(self, address: Any) -> socket.socket:
+        """Listen with the options of the socket that were given."""
+        of_sockets = ("backlog", "reuse_port", "unix_mode", "unix_owner")
+        return listen(address, **{name: value for name, value in self._options.items() if name in of_sockets})
+
+    def made_class(self) -> type[Server[Any]]:
+        """Import the class.
+
+        Raises:
+            Refused: there is no such module or class, or it is no server.
+        """
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            found = importlib.import_module(self._module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{self._module}.".startswith(f"{error.name}."):
+                raise  # it is there, and imports what is not
+            raise Refused(f"{self._module}:{self._class}: there is no module {error.name!r}") from error
+        kind = getattr(found, self._class, None)
+        if not (isinstance(kind, type) and issubclass(kind, Server)):
+            raise Refused(f"{self._module}:{self._class}: a subclass of greensock.Server expected, not {kind!r}")
+        return kind
+
+    def made_server(self, listener: Any) -> Server[Any]:
+        """Return a server.
+
+        Raises:
+            Refused: it can't be made so.
+        """
+        try:
+            return self.made_class()(listener, **{"stop_timeout": self.drain_seconds, **self._options})
+        except (TypeError, ValueError) as error:
+            raise Refused(f"{self._module}:{self._class}: {error}") from error
+
+    def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
+        """Return one server on all sockets."""
+        return [self.made_server(sockets)]
+
+    def reopen_logs(self) -> None:
+        """What the program logs to is its own."""

@@ -1,0 +1,169 @@
+"""The master of many processes: reloads, workers that come and go, signals, systemd."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from arbiters import PROGRAMS, ROOT, arbiter, once
+from conftest import PATIENCE, wait_until
+from proxies import Origin
+
+pytestmark = once
+
+#: Routes, of which the one to the upstream is never taken.
+GONE = '[[routes]]\npath = "/never"\nupstream = "a"\n[[routes]]\nanswer = { status = 410, body = "gone" }\n'
+
+
+def running(tmp_path, *arguments, where="served_classes:Site", workers=1):
+    """``greensock run`` in a folder of its own."""
+    command = [sys.executable, "-m", "greensock", "run", where, "--bind", "127.0.0.1:0", f"--workers={workers}"]
+    return arbiter(tmp_path, "", command=[*command, *arguments])
+
+
+def boots(master):
+    return [int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", master.log())]
+
+
+def test_a_reload_of_code(tmp_path):
+    with running(tmp_path, "--pid", str(tmp_path / "pid")) as master:
+        assert int((tmp_path / "pid").read_text()) == master.process.pid
+        before = master.ask()
+        assert before.text == "hello 75.0"
+        (tmp_path / "words").write_text("new")
+        master.send(signal.SIGHUP)
+        wait_until(lambda: master.ask().text == "new 75.0")
+        wait_until(lambda: not os.path.exists(f"/proc/{before.pid}"))
+        # New code that is broken: the old one serves on, and a worker is tried again, later and later.
+        (tmp_path / "words").write_text("broken")
+        master.send(signal.SIGHUP)
+        master.wait_for("It is tried again in 0.5 s.")
+        assert master.ask().text == "new 75.0"
+        (tmp_path / "words").write_text("mended")
+        wait_until(lambda: master.ask().text == "mended 75.0")
+        assert master.stop() == 0
+        assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("no_such_module:Class", "there is no module 'no_such_module'"),
+        ("served_classes:NO_CLASS", "a subclass of greensock.Server expected, not 5"),
+        ("served_classes:Odd", "it wants something else"),
+    ],
+)
+def test_a_first_worker_that_cannot_begin_halts_all(tmp_path, where, words):
+    with running(tmp_path, where=where) as master:
+        assert master.process.wait(PATIENCE) == 4
+        assert words in master.log()
+        assert "Traceback" not in master.log()
+
+
+def test_a_worker_that_is_killed_and_one_that_hangs(tmp_path):
+    with running(tmp_path, "--timeout=1") as master:
+        first = master.ask().pid
+        os.kill(first, signal.SIGKILL)
+        second = master.ask().pid
+        assert second != first
+        with master.connect() as sock:
+            sock.sendall(b"GET /busy?60 HTTP/1.1\r\nHost: a\r\n\r\n")
+            master.wait_for("hangs here")
+            assert master.ask().pid not in (first, second)
+        assert re.search(r"hangs here:\n(.*\n)*?.*in handle_request\n", master.log())
+
+
+def test_a_second_sigterm_hastens_the_end(tmp_path):
+    with running(tmp_path) as master, master.connect() as sock:
+        sock.sendall(b"GET /sleep?60 HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert master.ask().status == 200
+        master.send(signal.SIGTERM)
+        master.wait_for("Handling signal: term")
+        began = time.monotonic()
+        assert master.stop() == 0
+        assert time.monotonic() - began < 3
+
+
+def test_more_and_fewer_workers(tmp_path):
+    with running(tmp_path) as master:
+        wait_until(lambda: len(boots(master)) == 1)
+        master.send(signal.SIGTTIN)
+        wait_until(lambda: len(boots(master)) == 2)
+        master.send(signal.SIGTTOU)
+        wait_until(lambda: not os.path.exists(f"/proc/{boots(master)[0]}"))
+        assert master.ask().pid == boots(master)[1]
+
+
+def test_a_proxy_whose_file_changes(serve, tmp_path):
+    origin = serve(Origin)
+    path, access = tmp_path / "proxy.toml", tmp_path / "access"
+    text = f'listen = ["127.0.0.1:0"]\n[log]\npath = "{access}"\n[upstreams.a]\nservers = ["{origin.url}"]\n'
+    path.write_text(text + '[[routes]]\nupstream = "a"\n')
+    command = [sys.executable, "-m", "greensock", "proxy", "--config", str(path)]
+    with arbiter(tmp_path, command=[*command]) as master:
+        wait_until(lambda: len(boots(master)) == len(os.sched_getaffinity(0)))
+        assert master.ask().status == 200
+        path.write_text(text + '[[routes]]\nupstream = "b"\n')
+        master.send(signal.SIGHUP)
+        master.wait_for("the configuration stays as it was: ")
+        assert f'{path}: [[routes]] no. 1 upstream = "b"' in master.log()
+        assert master.ask().status == 200
+        path.write_text(text + GONE)
+        master.send(signal.SIGHUP)
+        wait_until(lambda: master.ask().status == 410)
+        wait_until(lambda: access.read_text().count(" 410 ") >= 1)
+        access.rename(tmp_path / "access.1")
+        master.send(signal.SIGUSR1)
+        wait_until(lambda: master.ask() and access.exists() and " 410 " in access.read_text())
+        assert master.stop() == 0
+
+
+def test_systemd(tmp_path):
+    """It takes the socket that it is given, and says when it is ready, reads anew, is alive and stops."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, socket.create_server(("127.0.0.1", 0)) as given:
+        notified.bind(str(tmp_path / "notify"))
+        notified.settimeout(PATIENCE)
+        program = f"import os, sys; os.dup2({given.fileno()}, 3); os.environ['LISTEN_PID'] = str(os.getpid());"
+        program += "os.execv(sys.executable, [sys.executable, '-m', 'greensock', 'run', 'served_classes:Site'])"
+        environ = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{PROGRAMS}",
+            "LISTEN_FDS": "1",
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "WATCHDOG_USEC": "1000000",
+        }
+        with (
+            open(tmp_path / "stderr", "wb") as stderr,
+            subprocess.Popen(
+                [sys.executable, "-c", program], cwd=tmp_path, env=environ, pass_fds=[given.fileno()], stderr=stderr
+            ) as process,
+        ):
+            try:
+                heard = ""
+
+                def hear(words):
+                    nonlocal heard
+                    while words not in heard:
+                        heard += notified.recv(4096).decode() + "\n"
+                    heard = heard.partition(words)[2]
+
+                hear("READY=1")
+                with socket.create_connection(given.getsockname()) as sock:
+                    sock.settimeout(PATIENCE)
+                    sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                    assert b"200 OK" in sock.recv(4096)
+                hear("WATCHDOG=1")
+                process.send_signal(signal.SIGHUP)
+                hear("RELOADING=1\nMONOTONIC_USEC=")
+                hear("READY=1")
+                process.terminate()
+                hear("STOPPING=1")
+                assert process.wait(PATIENCE) == 0
+            finally:
+                process.kill()
