@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from greenlet import getcurrent
 
-from greensock.core.lifecycle import CLOSING, INHERIT, OPEN, Lifecycle, Timeout
+from greensock.core.lifecycle import CLOSING, INHERIT, OPEN, OPENING, Lifecycle, Timeout
 from greensock.core.pace import Pace
 from greensock.core.poller import TIMED_OUT
 from greensock.core.send_queue import Buffer, Buffers, FileSegment, Fin, Outgoing, Passage, as_views
@@ -416,6 +416,8 @@ class Sending(Lifecycle):
             self._flush()
         elif self._state is OPEN:
             self._clear = not self._fin and self._transport is None
+        elif self._state is OPENING and self._reader is not None:
+            self._reader.switch()
 
 
 def _wait_no_more(entry: Outgoing) -> None:

@@ -18,13 +18,13 @@ from collections.abc import Callable
 from functools import partial
 from socket import AF_UNIX
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gevent
 from greenlet import GreenletExit
 
 from greensock.core.connection import Connection
-from greensock.core.lifecycle import CLOSED, OPEN, Lifecycle
+from greensock.core.lifecycle import CLOSED, OPEN, OPENING, Lifecycle
 from greensock.core.poller import Poller
 from greensock.core.syscalls import both_sides_are_down, close, has_input, has_unacknowledged, read
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
@@ -32,6 +32,12 @@ from greensock.core.workers import Turn, Workers, forget_context
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.framing import Framer
 from greensock.log_limit import LogLimit
+from greensock.tls import TLS, server_contexts
+
+if TYPE_CHECKING:
+    import ssl
+
+    from greensock.core.handshakes import Handshakes
 
 __all__ = ["SERVED", "Turns"]
 
@@ -54,7 +60,8 @@ MAY_POSTPONE = ("connection_recv", "connection_eof")
 # connection_error was; all were.
 _NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
 # Names of the module, as in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
-_PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
+_PEER_CLOSED, _LOST, _TRUNCATED = DropReason.PEER_CLOSED, DropReason.LOST, DropReason.TRUNCATED
+_HANDSHAKE = DropReason.HANDSHAKE
 
 
 class Turns(Upcalls[ConnectionT]):
@@ -70,6 +77,10 @@ class Turns(Upcalls[ConnectionT]):
     max_send_queue: int
     turn_budget: int
     max_postponed: int
+    tls: TLS | ssl.SSLContext | None
+    handshake_timeout: float | None
+    max_handshakes: int
+    _handshakes: Handshakes | None
     _poller: Poller
     _draining: bool
     _draining_since: float
@@ -95,11 +106,31 @@ class Turns(Upcalls[ConnectionT]):
         self._make_ready = self._workers.ready.append
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
+        self._handshakes = None
+        if self.tls is not None:
+            self._on_transport = self.transport_for
+            self._handshakes = self._prepare_handshakes(poller)
+        self._on_handshake_failed = self.given_upcall("handshake_failed")
         self._on_new = self.given_upcall("connection_new")
         self._on_recv = self.connection_recv
         self._on_finish = self.given_upcall("connection_recv_finish")
         self._on_eof = self.given_upcall("connection_eof")
         self._on_drop = self.given_upcall("connection_drop")
+
+    def _prepare_handshakes(self, poller: Poller) -> Handshakes:
+        # Not before somebody speaks TLS: it loads OpenSSL.
+        from greensock.core.handshakes import Handshakes
+
+        assert self.tls is not None
+        return Handshakes(
+            poller,
+            server_contexts(self.tls),
+            self.handshake_timeout,
+            self.max_handshakes,
+            self._begin_sealed,
+            self.plaintext_answer,
+            getattr(self, "take_preface", None),
+        )
 
     def given_upcall(self, name: str) -> Callable[..., Any] | None:
         """Return an upcall that the program gave; None if it gave none, so that no empty method is called."""
@@ -126,9 +157,8 @@ class Turns(Upcalls[ConnectionT]):
             conn._ready = self._make_ready
             if self.framer is not None:
                 conn._decoder = self.framer.decoder()
-            if self._on_transport is not None and (transport := self._on_transport(conn, fd)) is not None:
-                conn._transport = transport
-                conn._clear = False
+            if self._on_transport is not None and self._take_transport(conn, fd):
+                return conn
             # Last, so that whatever fails before it leaves nothing in the epoll set.
             self._poller.register(conn)
         except BaseException:
@@ -141,6 +171,31 @@ class Turns(Upcalls[ConnectionT]):
             raise
         self._accepted += 1
         self._alive += 1
+        self._begin_turns(conn)
+        return conn
+
+    def _take_transport(self, conn: ConnectionT, fd: int) -> bool:
+        """Give a new connection its transport, if it gets one; True: it speaks TLS, and its turns begin behind that."""
+        if self._handshakes is None:
+            assert self._on_transport is not None
+            transport = self._on_transport(conn, fd)
+            if transport is not None:
+                conn._transport = transport
+                conn._clear = False
+            return False
+        self._handshakes.begin(conn)
+        try:
+            self._poller.register(conn)
+        except BaseException:
+            self._handshakes.forget(conn)
+            conn._idle, conn._reader = False, None
+            raise
+        self._accepted += 1
+        self._alive += 1
+        return True
+
+    def _begin_turns(self, conn: ConnectionT) -> None:
+        """Have a connection's upcalls begin."""
         # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one
         # that never says a word costs no worker.
         if self._on_new is None and self._on_handle is None:
@@ -149,7 +204,18 @@ class Turns(Upcalls[ConnectionT]):
             conn._idle = True
         else:
             self._poller.queue(conn)
-        return conn
+
+    def _begin_sealed(self, conn: ConnectionT) -> None:
+        """Have the upcalls begin of a connection whose handshake is done."""
+        self._begin_turns(conn)
+        # What came behind the handshake was read with it, and no event tells of that
+        # (test_data_that_comes_with_the_end_of_the_handshake).
+        if conn._idle and (conn._readable or self._draining):
+            self._poller.queue(conn)
+
+    def plaintext_answer(self, conn: Any, data: bytes) -> bytes:
+        """Return what a peer is told that speaks no TLS to a server that does; ``data`` is what came first of it."""
+        return b""
 
     def _mine(self) -> list[ConnectionT]:
         if not hasattr(self, "_poller"):
@@ -274,6 +340,8 @@ class Turns(Upcalls[ConnectionT]):
             conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
             if conn._idle and conn._state is OPEN:
                 self._end_rest(conn)
+            elif conn._state is OPENING and self._is_handshake_in_vain(conn, now):
+                conn._abort(DropReason.STOPPED)
             if not self._waits_in_vain(conn):
                 heard.pop(conn, None)
                 continue
@@ -284,6 +352,10 @@ class Turns(Upcalls[ConnectionT]):
                 heard[conn] = mark, now
             elif now - since >= QUIET_SECONDS:
                 self._give_up(conn)
+
+    def _is_handshake_in_vain(self, conn: Any, now: float) -> bool:
+        """Whether a draining server waits no longer for a handshake: it has not begun, or takes long."""
+        return not conn._transport.is_begun or now >= self._draining_since + QUIET_SECONDS
 
     def _waits_in_vain(self, conn: Connection) -> bool:
         """Whether it may be that the peer has no more to say: inside a message, in ``handle``, or after our FIN."""
@@ -552,8 +624,10 @@ class Turns(Upcalls[ConnectionT]):
         # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
         # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
         reason = conn._drop_reason or DropReason.CLOSED
-        if reason is _LOST:
+        if reason is _LOST or reason is _TRUNCATED:
             self._tell_error(conn, conn._closed_error())
+        elif reason is _HANDSHAKE and self._on_handshake_failed is not None:
+            self._tell(self._on_handshake_failed, conn, conn._failure)
         self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
