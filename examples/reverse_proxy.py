@@ -15,9 +15,10 @@ import gevent
 
 sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/reverse_proxy.py` finds the others
 
+from examples._self_signed import self_signed
 from examples._site import Site, WebSocketEcho
 from examples._tour import take_tour, url_of
-from greensock import Server
+from greensock import TLS, Server
 from greensock.proxy import ConfigError, Gateway, ProxyConfig, ReverseProxy, check_listeners, load_config, parse_config
 
 log = logging.getLogger("greensock.proxy")
@@ -40,6 +41,11 @@ def arguments() -> argparse.ArgumentParser:
         "--log",
         metavar="FILE",
         help="of requests; - is standard output, none is none; default: -, and none with a site of its own",
+    )
+    parser.add_argument(
+        "--tls-self-signed",
+        action="store_true",
+        help="speak TLS, with a certificate for localhost that is made for this run: for a first try",
     )
     parser.add_argument("--once", action="store_true", help="with a site of its own: end after the tour")
     return parser
@@ -77,8 +83,8 @@ def shown(address: Any) -> str:
 def main() -> int:
     parser = arguments()
     given = parser.parse_args()
-    if given.config and (given.listen or given.upstream or given.log):
-        parser.error("--config says it all: --listen, --upstream and --log don't go with it")
+    if given.config and (given.listen or given.upstream or given.log or given.tls_self_signed):
+        parser.error("--config says it all: --listen, --upstream, --log and --tls-self-signed don't go with it")
     if given.check and not (given.config or given.upstream):
         parser.error("--check wants a --config, or an --upstream")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -101,7 +107,13 @@ def main() -> int:
         return 2 if problems else 0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return serve(config, sites, given.once)
+    tls = None
+    if given.tls_self_signed:
+        try:
+            tls = self_signed()
+        except ImportError:
+            parser.error("--tls-self-signed needs the package cryptography: pip install cryptography")
+    return serve(config, sites, given.once, tls)
 
 
 def reopen(gateway: Gateway) -> None:
@@ -112,7 +124,7 @@ def reopen(gateway: Gateway) -> None:
         log.warning("SIGUSR1: there is no log to be opened anew")
 
 
-def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
+def serve(config: ProxyConfig, sites: list[Site], once: bool, tls: TLS | None) -> int:
     try:
         gateway = config.gateway()
     except ValueError as error:
@@ -122,12 +134,13 @@ def serve(config: ProxyConfig, sites: list[Site], once: bool) -> int:
     for number in (signal.SIGHUP, signal.SIGUSR2):
         gevent.signal_handler(number, log.warning, "%s is ignored: a new configuration needs a restart", number.name)
     proxies: list[ReverseProxy] = []
-    for listen in config.listen:
+    for listener in config.listeners:
         try:
-            proxies.append(ReverseProxy(listen, gateway, **config.proxy_options()))
+            options = {**config.proxy_options(listener), **({} if tls is None else {"tls": tls})}
+            proxies.append(ReverseProxy(listener.address, gateway, **options))
             proxies[-1].start()
         except (OSError, ValueError) as error:
-            print(f"cannot listen on {shown(listen)}: {error}", file=sys.stderr)
+            print(f"cannot listen on {shown(listener.address)}: {error}", file=sys.stderr)
             return 1
         print(f"listening on {shown(proxies[-1].address)}", flush=True)
     if sites:

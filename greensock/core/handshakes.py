@@ -139,7 +139,7 @@ class Handshake:
         self._conn = conn
         self._transport = transport
         self._read = 0
-        self._start = b""  # what is in front of the handshake, as far as it came; None: that is over
+        self._start: bytes | None = b""  # what is in front of the handshake, as far as it came; None: that is over
         #: Whether a step of it is due.
         self.waits = False
 
@@ -201,7 +201,7 @@ class Handshake:
     def _begin(self, data: bytes) -> bytes | None:
         """Take what stands in front of the handshake, and look whether it is one; None: it is not, or not yet."""
         conn, of = self._conn, self._of
-        if of.take_preface is not None:
+        if of.take_preface is not None and self._start is not None:
             data = self._start + data
             try:
                 size = of.take_preface(conn, data)
@@ -211,7 +211,7 @@ class Handshake:
             if size is None:
                 self._start = data
                 return None
-            data, self._start = data[size:], b""
+            data, self._start = data[size:], None
         if not data:
             return None
         if data[0] != HANDSHAKE_RECORD:

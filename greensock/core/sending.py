@@ -72,6 +72,23 @@ class Sending(Lifecycle):
             self._stop_clear()
             entry = Buffers(views, size - sent)
             entry.sent = sent
+        elif self._transport is not None and type(data) is bytes and data and self._is_way_clear():
+            # As above, by the transport: without an entry of the queue if it takes all.
+            try:
+                sent = self._transport.write(data)
+            except BlockingIOError:
+                sent = 0
+                self._writable = False
+            except OSError as error:
+                raise self._lost(error) from error
+            self.bytes_sent += sent
+            if sent == len(data):
+                if close:
+                    self.close()
+                return sent
+            size = len(data)
+            entry = Buffers([memoryview(data)[sent:]], size - sent)
+            entry.sent = sent
         else:
             views, size = as_views(data)
             self._check_open()
@@ -90,6 +107,10 @@ class Sending(Lifecycle):
             self._submit(entry)
             self.await_sent(entry, timeout)
         return size
+
+    def _is_way_clear(self) -> bool:
+        """Whether a send may go straight to the transport."""
+        return self._state is OPEN and self._writable and not self._out and not self._fin
 
     def send_soon(self, data: bytes, timeout: Timeout = INHERIT) -> None:
         """Send like ``send``, but at the end of this pass of the loop, together with what others send soon.
