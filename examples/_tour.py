@@ -9,6 +9,7 @@ from urllib.parse import quote
 import gevent
 
 from examples._site import Site
+from greensock import TLS
 from greensock.http import HTTPClient
 from greensock.proxy import ReverseProxy
 
@@ -23,7 +24,7 @@ class Tour:
     def __init__(self, proxy: ReverseProxy, sites: list[Site]) -> None:
         self._sites = sites
         self._base = url_of(proxy)
-        self._client = HTTPClient()
+        self._client = HTTPClient(tls=TLS(verify=False))  # of a certificate that was made for a try, if at all
         self._proxy = proxy
         self._all_right = True
 
@@ -110,12 +111,13 @@ class Tour:
 def url_of(proxy: ReverseProxy) -> str:
     """Return where a program of this machine reaches it."""
     address = proxy.address
+    scheme = "http" if proxy.tls is None else "https"
     if isinstance(address, str):
-        return f"http+unix://{quote(address, safe='')}"
+        return f"{scheme}+unix://{quote(address, safe='')}"
     host, port = address[:2]
     if host in ("::", "0.0.0.0"):
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def take_tour(proxy: ReverseProxy, sites: list[Site]) -> bool:

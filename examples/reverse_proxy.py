@@ -13,9 +13,10 @@ from typing import Any
 
 sys.path.append(__file__.rpartition("examples")[0])  # so that `python examples/reverse_proxy.py` finds the others
 
+from examples._self_signed import self_signed
 from examples._site import Site, WebSocketEcho
 from examples._tour import take_tour, url_of
-from greensock import Server
+from greensock import TLS, Server
 from greensock.proxy import (
     CannotStart,
     ConfigError,
@@ -46,6 +47,11 @@ def arguments() -> argparse.ArgumentParser:
         metavar="FILE",
         help="of requests; - is standard output, none is none; default: -, and none with a site of its own",
     )
+    parser.add_argument(
+        "--tls-self-signed",
+        action="store_true",
+        help="speak TLS, with a certificate for localhost that is made for this run: for a first try",
+    )
     parser.add_argument("--once", action="store_true", help="with a site of its own: end after the tour")
     return parser
 
@@ -75,8 +81,8 @@ def started_site() -> tuple[list[Site], dict[str, Any], list[dict[str, Any]]]:
 def main() -> int:
     parser = arguments()
     given = parser.parse_args()
-    if given.config and (given.listen or given.upstream or given.log):
-        parser.error("--config says it all: --listen, --upstream and --log don't go with it")
+    if given.config and (given.listen or given.upstream or given.log or given.tls_self_signed):
+        parser.error("--config says it all: --listen, --upstream, --log and --tls-self-signed don't go with it")
     if given.check and not (given.config or given.upstream):
         parser.error("--check wants a --config, or an --upstream")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
@@ -99,11 +105,18 @@ def main() -> int:
         return 2 if problems else 0
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return serve(config, given.config, sites, given.once)
+    tls = None
+    if given.tls_self_signed:
+        try:
+            tls = self_signed()
+        except ImportError:
+            parser.error("--tls-self-signed needs the package cryptography: pip install cryptography")
+    return serve(config, given.config, sites, given.once, tls)
 
 
-def serve(config: ProxyConfig, file: str | None, sites: list[Site], once: bool) -> int:
-    program = ProxyProgram(config, partial(load_config, file) if file else None)
+def serve(config: ProxyConfig, file: str | None, sites: list[Site], once: bool, tls: TLS | None) -> int:
+    options = {} if tls is None else {"tls": tls}
+    program = ProxyProgram(config, partial(load_config, file) if file else None, **options)
     passed = True
 
     def started() -> None:

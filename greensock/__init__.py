@@ -5,6 +5,7 @@ The layers, lowest first; each imports only what stands above it:
 ==============  ======================================================================================================
 choice          whether modules run as they are, or compiled
 errors          every exception, told apart by whose fault it is; why a connection ended
+tls             what a server or a client is told of TLS, and what a connection tells of it
 framing         framers: cut a stream into messages (no I/O)
 address         how addresses are written, and sockets that listen
 server_options  what a server can be told
@@ -33,12 +34,15 @@ from greensock.core.transport import Transport
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Verdict
 from greensock.descriptors import share_of_descriptors
 from greensock.errors import (
+    CertificateRefused,
     ConnectFailed,
     ConnectionBusy,
     ConnectionClosed,
     ConnectionLost,
+    ConnectionTruncated,
     DropReason,
     GreensockError,
+    HandshakeFailed,
     IncompleteMessage,
     LimitExceeded,
     MessageTooLong,
@@ -51,6 +55,7 @@ from greensock.log_limit import LogLimit
 from greensock.server_options import Rule, ServerKeywords, ServerSettings
 from greensock.stats import ConnectionStatistics, ServerStatistics
 from greensock.stream_server import StreamServer
+from greensock.tls import TLS, Certificate, TLSInfo
 from greensock.version import __version__
 
 __all__ = [
@@ -58,6 +63,9 @@ __all__ = [
     "HALF_OPEN",
     "OK",
     "POSTPONE",
+    "TLS",
+    "Certificate",
+    "CertificateRefused",
     "ConnectFailed",
     "Connection",
     "ConnectionBusy",
@@ -65,11 +73,13 @@ __all__ = [
     "ConnectionLost",
     "ConnectionStatistics",
     "ConnectionT",
+    "ConnectionTruncated",
     "Delimited",
     "DropReason",
     "FixedSize",
     "Framer",
     "GreensockError",
+    "HandshakeFailed",
     "IncompleteMessage",
     "LengthPrefixed",
     "LimitExceeded",
@@ -86,6 +96,7 @@ __all__ = [
     "SocketConnection",
     "State",
     "StreamServer",
+    "TLSInfo",
     "Transport",
     "Verdict",
     "WouldBlock",

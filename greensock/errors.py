@@ -6,6 +6,9 @@ whose fault                     exception                                   also
 we closed the connection        :class:`ConnectionClosed`                   ``ConnectionError``
 the peer or the network         :class:`ConnectionLost`                     ``ConnectionError``
 -- from the beginning           :class:`ConnectFailed`                      ``ConnectionError``
+-- in the TLS handshake         :class:`HandshakeFailed`                    ``ConnectionError``
+-- by a certificate             :class:`CertificateRefused`                 ``ConnectionError``
+-- by an end without a word     :class:`ConnectionTruncated`                ``ConnectionError``
 the peer stopped half way       :class:`IncompleteMessage`                  ``EOFError``
 the peer broke the protocol     :class:`ProtocolError`                      ``ValueError``
 a limit was crossed             :class:`LimitExceeded` (and the next two)
@@ -27,12 +30,15 @@ import errno
 from typing import Any
 
 __all__ = [
+    "CertificateRefused",
     "ConnectFailed",
     "ConnectionBusy",
     "ConnectionClosed",
     "ConnectionLost",
+    "ConnectionTruncated",
     "DropReason",
     "GreensockError",
+    "HandshakeFailed",
     "IncompleteMessage",
     "LimitExceeded",
     "MessageTooLong",
@@ -51,6 +57,10 @@ class DropReason(enum.Enum):
     INCOMPLETE = "the peer closed in the middle of a message"
     #: The connection was reset, or the network gave up.
     LOST = "the connection was lost"
+    #: The TLS handshake failed, or was not done in ``handshake_timeout``: no upcall but ``handshake_failed`` was made.
+    HANDSHAKE = "the TLS handshake failed"
+    #: The input ended without TLS's close_notify: somebody may have cut it off.
+    TRUNCATED = "the peer's input was cut off"
     #: The program called ``close()``, sent with ``close=True``, or its ``handle`` returned.
     CLOSED = "closed by the program"
     #: The program called ``abort()``.
@@ -118,6 +128,45 @@ class ConnectFailed(GreensockError, ConnectionError):
     def __init__(self, message: str, connection: Any = None, address: Any = None) -> None:
         super().__init__(message, connection)
         self.address = address
+
+
+class HandshakeFailed(ConnectFailed):
+    """No TLS was agreed on. ``__cause__`` is the ``ssl.SSLError``, if there was one.
+
+    ``reason`` says why, in one word or two:
+
+    - ``"plain_http"``, ``"plain_text"``: the peer speaks HTTP, or something else, without TLS;
+    - ``"version"``, ``"cipher"``, ``"alpn"``, ``"name"``: nothing that both have;
+    - ``"no_certificate"``: the peer gave none, and one is required;
+    - ``"refused"``: the peer refused ours, or wanted one;
+    - ``"cut"``: the peer left, ``"timeout"``: it took too long, ``"crowded_out"``: others came, and it was the oldest
+      of ``max_handshakes``, ``"stopped"``: the server stopped;
+    - ``"protocol"``: anything else;
+    - those of :class:`CertificateRefused`.
+    """
+
+    drop_reason = DropReason.HANDSHAKE
+
+    def __init__(self, message: str, connection: Any = None, address: Any = None, reason: str = "protocol") -> None:
+        super().__init__(message, connection, address)
+        self.reason = reason
+
+
+class CertificateRefused(HandshakeFailed):
+    """The peer's certificate did not convince us.
+
+    ``reason`` is ``"expired"``, ``"not_yet_valid"``, ``"wrong_name"``, ``"self_signed"``, ``"unknown_issuer"`` (of no
+    authority that is trusted, or a link of its chain is missing), ``"revoked"`` or ``"bad_certificate"``.
+    """
+
+
+class ConnectionTruncated(ConnectionLost):
+    """The input ended without TLS's close_notify (RFC 8446 section 6.1): what came may be a part. It is of no more use.
+
+    Peers that frame what they send, as HTTP does with Content-Length and chunks, often end so between two messages.
+    """
+
+    drop_reason = DropReason.TRUNCATED
 
 
 class IncompleteMessage(GreensockError, EOFError):

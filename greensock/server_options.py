@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from greensock.address import owner_ids
+from greensock.errors import HandshakeFailed
 from greensock.framing import Framer
+from greensock.tls import TLS, is_tls
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["OPTIONS", "UPCALLS", "Rule", "ServerKeywords", "ServerSettings", "checked"]
 
@@ -94,6 +99,9 @@ OPTIONS: Mapping[str, Rule] = {
     "unix_owner": Rule(
         lambda value: owner_ids(value) is not None, "'user', 'user:group' or ':group' of this system, (uid, gid)"
     ).or_none(),
+    "tls": Rule(is_tls, "TLS(certificate, key), or an ssl.SSLContext").or_none(),
+    "handshake_timeout": Rule.seconds(zero=False),
+    "max_handshakes": Rule.whole(1),
     "framer": Rule.instance(Framer, "a framer (greensock.framing)").or_none(),
 }
 
@@ -106,6 +114,7 @@ UPCALLS: Mapping[str, Rule] = {
     "connection_error": Rule.function(),
     "connection_drop": Rule.function(),
     "handle": Rule.function(),
+    "handshake_failed": Rule.function(),
 }
 
 
@@ -132,6 +141,9 @@ class ServerSettings(TypedDict, total=False):
     keep_alive: bool
     unix_mode: int | None
     unix_owner: str | tuple[int, int] | None
+    tls: TLS | ssl.SSLContext | None
+    handshake_timeout: float
+    max_handshakes: int
     framer: Framer | None
 
 
@@ -145,6 +157,7 @@ class ServerKeywords(ServerSettings, total=False):
     connection_error: Callable[[Any, BaseException], object]
     connection_drop: Callable[[Any], object]
     handle: Callable[[Any], object]
+    handshake_failed: Callable[[Any, HandshakeFailed], object]
 
 
 def checked(owner: object, given: Mapping[str, Any], rules: Mapping[str, Rule] = OPTIONS) -> dict[str, Any]:

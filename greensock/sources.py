@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from greensock.core.server import Server
 from greensock.proxy.config import ConfigError, ProxyConfig
+from greensock.proxy.options import ListenPlace
 from greensock.proxy.proxy_server import ReverseProxy
 
 __all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
@@ -108,7 +109,13 @@ class ProxySource:
     def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
         """Return a proxy for each socket, all with one gateway."""
         gateway = self.config.gateway()
-        self._proxies = [ReverseProxy(sock, gateway, **self.config.proxy_options()) for sock in sockets]
+        # In the order of ``addresses``; what else was inherited is a plain one.
+        places: list[ListenPlace | None] = list(self.config.listeners)
+        places += [None] * (len(sockets) - len(places))
+        self._proxies = [
+            ReverseProxy(sock, gateway, **self.config.proxy_options(place))
+            for sock, place in zip(sockets, places, strict=False)
+        ]
         return self._proxies
 
     def reopen_logs(self) -> None:

@@ -41,3 +41,8 @@ class ServerStatistics:
     #: Worker greenlets: all of them, and those that are running or blocked.
     workers: int
     workers_busy: int
+    #: TLS handshakes that are done, that are not, and that failed, by the ``reason`` of
+    #: :class:`~greensock.errors.HandshakeFailed`.
+    handshakes: int
+    handshakes_unfinished: int
+    handshakes_failed: Mapping[str, int]

@@ -171,7 +171,7 @@ def wait(condition: Any) -> None:
     due = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < due, "waited in vain"
-        gevent.sleep(0.05)
+        gevent.sleep(PAUSE)
 
 
 def play(kind: str, place: Path, requests: int, seconds: float, clients: int = 8) -> Load:

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, read_exactly
 from proxies import Origin, fields_of
+from tls_peers import chain, client_tls, issued
 
-from greensock import Connection, Server
+from greensock import Connection, Server, connect
 from greensock.http import HTTPClient, WebSocketRefused, connect_websocket
 from greensock.proxy import ReverseProxy, load_config
 from greensock.server_options import OPTIONS
@@ -58,8 +59,21 @@ def test_the_transport_of_the_readme_runs():
         assert sock.recv(1) == b""
 
 
+def test_the_tls_of_the_readme_runs(tmp_path):
+    leaf = issued("localhost", "127.0.0.1")
+    (tmp_path / "fullchain.pem").write_bytes(chain(leaf))
+    (tmp_path / "key.pem").write_bytes(leaf.private_key_pem.bytes())
+    program = PROGRAMS[2].replace('TLS("', f'TLS("{tmp_path}/').replace(' "key', f' "{tmp_path}/key')
+    with running(program) as address, connect(address, tls=client_tls(), timeout=PATIENCE) as conn:
+        conn.send(b"hello")
+        assert conn.read_exactly(5) == b"hello"
+        assert conn.tls.version == "TLSv1.3"
+        conn.close()
+        conn.wait_closed(PATIENCE)
+
+
 def test_the_hello_of_the_readme_runs():
-    with running(PROGRAMS[2]) as (host, port), HTTPClient() as client:
+    with running(PROGRAMS[3]) as (host, port), HTTPClient() as client:
         with client.get(f"http://{host}:{port}/") as answer:
             assert answer.read_all() == b"hello, 127.0.0.1"
         with client.post(f"http://{host}:{port}/", body=b"x" * 100_000) as answer:
@@ -67,14 +81,14 @@ def test_the_hello_of_the_readme_runs():
 
 
 def test_the_programs_of_wsgi_and_of_the_client_run():
-    with running(PROGRAMS[3]) as (host, port):
-        program = PROGRAMS[4].replace("127.0.0.1:8080", f"{host}:{port}")
+    with running(PROGRAMS[4]) as (host, port):
+        program = PROGRAMS[5].replace("127.0.0.1:8080", f"{host}:{port}")
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("200 text/plain b'hello from /'\n12 bytes, as they came\n", "")
 
 
 def test_the_programs_with_websockets_run():
-    with running(PROGRAMS[5]) as (host, port):
+    with running(PROGRAMS[6]) as (host, port):
         with connect_websocket(f"ws://{host}:{port}/shout") as websocket:
             for message, shouted in (("hello", "HELLO"), (b"hello", b"HELLO")):
                 websocket.send(message)
@@ -85,14 +99,14 @@ def test_the_programs_with_websockets_run():
             assert answer.read_all() == b"a page"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    program = PROGRAMS[6].replace("8081", port)
+    program = PROGRAMS[7].replace("8081", port)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("HELLO\n", "")
 
 
 def test_the_proxy_of_the_readme_runs(serve):
     origins = [serve(Origin) for _ in range(2)]
-    program = PROGRAMS[7]
+    program = PROGRAMS[8]
     for port, origin in zip((9000, 9001), origins, strict=True):
         program = program.replace(f"http://127.0.0.1:{port}", origin.url)
     with running(program) as (host, port), HTTPClient() as client:
@@ -113,7 +127,7 @@ def test_the_proxy_of_the_readme_runs(serve):
 
 def test_the_filter_of_the_readme_runs():
     text = b"a long text " * 1000
-    with running(PROGRAMS[8]) as (host, port), HTTPClient() as client:
+    with running(PROGRAMS[9]) as (host, port), HTTPClient() as client:
         with client.get(f"http://{host}:{port}/", headers={"Accept-Encoding": "gzip"}) as answer:
             body = answer.read_all()
             assert answer.headers["content-encoding"] == "gzip"

@@ -10,12 +10,15 @@ import pytest
 import greensock
 from greensock import errors
 from greensock.errors import (
+    CertificateRefused,
     ConnectFailed,
     ConnectionBusy,
     ConnectionClosed,
     ConnectionLost,
+    ConnectionTruncated,
     DropReason,
     GreensockError,
+    HandshakeFailed,
     IncompleteMessage,
     LimitExceeded,
     MessageTooLong,
@@ -30,6 +33,9 @@ TABLE = [
     (ConnectionClosed, ConnectionError, DropReason.CLOSED),
     (ConnectionLost, ConnectionError, DropReason.LOST),
     (ConnectFailed, ConnectionError, DropReason.ERROR),
+    (HandshakeFailed, ConnectionError, DropReason.HANDSHAKE),
+    (CertificateRefused, ConnectionError, DropReason.HANDSHAKE),
+    (ConnectionTruncated, ConnectionError, DropReason.TRUNCATED),
     (IncompleteMessage, EOFError, DropReason.INCOMPLETE),
     (ProtocolError, ValueError, DropReason.PROTOCOL),
     (LimitExceeded, Exception, DropReason.ERROR),

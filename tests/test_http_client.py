@@ -251,7 +251,7 @@ def test_the_fields_that_go_out(raw, client):
         {"body": b"x", "headers": {"Content-Length": "2"}},
         {"body": b"x", "headers": {"Content-Length": "x"}},
         {"timeout": 0},
-        {"url": "https://a/"},
+        {"url": "wss://a/"},
     ],
 )
 def test_what_cannot_be_sent_is_not(raw, client, wrong):

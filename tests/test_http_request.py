@@ -28,6 +28,8 @@ class Peer:
         self.now += seconds
         return piece
 
+    tls = None
+
     def send(self, data):
         self.sent.append(data)
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from math import inf, nan
 
 import pytest
+from tls_peers import server_tls
 
-from greensock import Lines, Rule, Server
+from greensock import TLS, Lines, Rule, Server
 from greensock.server_options import OPTIONS, checked
 
 FLAGS = {"reuse_port", "no_delay", "keep_alive"}
 SECONDS = {"linger_timeout", "stop_timeout", "close_spread"}
 SECONDS_OR_NONE = {"idle_timeout", "recv_timeout", "send_timeout"}
 FROM_0 = {"max_postponed", "max_send_queue", "min_send_rate"}
-FROM_1 = {"backlog", "max_accept", "recv_size", "turn_budget"}
+FROM_1 = {"backlog", "max_accept", "max_handshakes", "recv_size", "turn_budget"}
 FROM_1_OR_NONE = {"max_connections", "max_workers"}
 
 ALLOWED = {
@@ -25,6 +26,8 @@ ALLOWED = {
     **{name: [None, 1, 2] for name in FROM_1_OR_NONE},
     "unix_mode": [None, 0, 0o660, 0o777],
     "unix_owner": [None, "root", "root:root", ":root", (0, 0), (-1, 5)],
+    "tls": [None, server_tls()],
+    "handshake_timeout": [0.5, 1, 1e9],
     "framer": [None, Lines()],
 }
 FORBIDDEN = {
@@ -36,6 +39,8 @@ FORBIDDEN = {
     **{name: [0, -1, 1.0, True, inf] for name in FROM_1_OR_NONE},
     "unix_mode": [0o1000, -1, True, "660", 6.0],
     "unix_owner": ["", ":", "no such user", "root:no such group", 0, (0,), (0, "root"), (-2, 0), (True, 0), "a\0b"],
+    "tls": [True, False, "key.pem", TLS],
+    "handshake_timeout": [0, -1, None, inf, nan, True, "1"],
     "framer": [Lines, b"\n", 64],
 }
 

@@ -19,6 +19,7 @@ from greensock.proxy import (
     GuardOptions,
     HealthOptions,
     ListenOptions,
+    ListenTLS,
     LogOptions,
     ProxyTimeouts,
     Redirect,
@@ -27,6 +28,7 @@ from greensock.proxy import (
     StaticAnswer,
     StickyCookie,
     UpstreamOptions,
+    UpstreamTLS,
     check_listeners,
     load_config,
     parse_config,
@@ -146,11 +148,10 @@ def test_one_upstream_needs_no_route():
         ("listen/0", ":9000", "[upstreams.app] servers = "),
         ("listen/0", "127.0.0.1:9000", "[upstreams.app] servers = "),
         ("proxy_protocol", "yes", 'proxy_protocol = "yes": true or false expected'),
-        ("listen/0", "https://a:443", 'listen = "https://a:443": TLS is not there yet: put HAProxy'),
+        ("listen/0", "https://a:443", 'listen = "https://a:443": tls is of a listener: '),
         ("listen/0", "http://a:80", 'listen = "http://a:80": HOST:PORT'),
-        ("upstreams/app/servers/0", "https://a", 'url = "https://a": https is not there yet: http expected'),
         ("abort_on_eof", 1, "abort_on_eof = 1: true or false expected"),
-        ("tls", {}, "tls = {}: not there yet: put HAProxy"),
+        ("tls", {}, "tls = {}: of a listener: listen = "),
         ("metrics", True, "metrics = true: not there yet: the access log"),
         ("cache", {}, "cache = {}: not there yet"),
         ("nonsense", {}, "nonsense = {}: no such key: one of listen, proxy_protocol, "),
@@ -173,7 +174,6 @@ def test_one_upstream_needs_no_route():
         ("error_pages", {"404": "/nowhere"}, '[error_pages] 404 = "/nowhere": a file that can be read expected'),
         ("upstreams/app", 1, "[upstreams.app] = 1: a table expected"),
         ("upstreams/app/servers", [], "[upstreams.app] servers = []: a list of http://HOST:PORT"),
-        ("upstreams/app/servers/0", "https://a", '[upstreams.app] servers no. 1 url = "https://a": https is not there'),
         ("upstreams/app/servers/0", "http://a/b", 'servers no. 1 url = "http://a/b": no path'),
         ("upstreams/app/servers/1/weight", 0, "[upstreams.app] servers no. 2 weight = 0: a whole number from 1"),
         ("upstreams/app/servers/1/url", KeyError, "[upstreams.app] servers no. 2 url: missing"),
@@ -186,7 +186,7 @@ def test_one_upstream_needs_no_route():
         (
             "upstreams/app/servers/0",
             "a:80",
-            '[upstreams.app] servers no. 1 url = "a:80": http://host[:port] or unix:/path',
+            '[upstreams.app] servers no. 1 url = "a:80": http://host[:port], https://host[:port] or unix:/path',
         ),
         ("upstreams/app/retries", -1, "[upstreams.app] retries = -1: "),
         ("upstreams/app/retry_budget", 2, "[upstreams.app] retry_budget = 2: a number from 0 to 1"),
@@ -433,7 +433,7 @@ def test_the_commented_example_has_every_key():
     text = path.read_text()
     for kind in (
         *(LogOptions, Limits, ProxyTimeouts, Forwarding, GuardOptions, UpstreamOptions, HealthOptions, StickyCookie),
-        *(ServerOptions, Route, ListenOptions),
+        *(ServerOptions, Route, ListenOptions, ListenTLS),
     ):
         for field in dataclasses.fields(kind):
             if not field.init or field.name in ("action", "name" if kind is UpstreamOptions else ""):
@@ -444,6 +444,6 @@ def test_the_commented_example_has_every_key():
             if isinstance(default, int | float | str):
                 shown = str(default).lower() if isinstance(default, bool) else default
                 assert any(each.strip('"') == str(shown) for each in found), f"{kind.__name__}.{field.name}: {found}"
-    for kind in (StaticAnswer, Redirect, FieldEdits):
+    for kind in (StaticAnswer, Redirect, FieldEdits, UpstreamTLS):
         for field in dataclasses.fields(kind):
             assert not field.init or re.search(rf"[{{ ]{field.name} = ", text), f"{kind.__name__}.{field.name}"

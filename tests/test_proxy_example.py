@@ -19,7 +19,9 @@ from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
 from proxies import Origin
 
+from greensock import TLS
 from greensock.core.turns import QUIET_SECONDS
+from greensock.http import HTTPClient
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = [sys.executable, "-W", "error", "-m", "examples.reverse_proxy"]
@@ -63,6 +65,16 @@ def test_after_the_tour_it_serves_and_says_so():
         assert said[-1] == f"It serves now: open http://127.0.0.1:{port}/ in a browser. Ctrl-C ends it.\n"
         assert not any("HTTP/1.1" in line for line in said), "the log does not bury the tour"
         assert get(("127.0.0.1", port), target="/", end=b"</script>\n")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_certificate_that_is_made_for_a_try(tmp_path):
+    with running("--listen", "127.0.0.1:0", "--tls-self-signed") as (process, port):
+        said = [process.stdout.readline() for _ in range(10)]
+        assert said[-1] == f"It serves now: open https://127.0.0.1:{port}/ in a browser. Ctrl-C ends it.\n"
+        with HTTPClient(tls=TLS(verify=False)) as client:
+            assert b"It works" in client.get(f"https://localhost:{port}/").read_all()
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0
 

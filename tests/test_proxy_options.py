@@ -93,6 +93,7 @@ BAD = [
     (UpstreamOptions, "min_retry_rate", [-1, inf, nan, None]),
     (UpstreamOptions, "max_replay", [-1, None]),
     (UpstreamOptions, "send_proxy_protocol", [3, -1, True, "1", None]),
+    (UpstreamOptions, "tls", [{}, True, "ca.pem"]),
     (UpstreamOptions, "max_idle", [-1, None]),
     (UpstreamOptions, "idle_timeout", [0, None]),
     (UpstreamOptions, "max_age", [0, -1]),
@@ -154,7 +155,7 @@ def test_where_a_server_is(url, address, authority):
 @pytest.mark.parametrize(
     "url",
     [
-        "", "unix:", "unix:/a\0b", "127.0.0.1:9000", "ftp://h", "https://h", "http://", "http://h:0", "http://h:65536",
+        "", "unix:", "unix:/a\0b", "127.0.0.1:9000", "ftp://h", "http://", "http://h:0", "http://h:65536",
         "http://h/path", "http://h/?x", "http://h?x", "http://h/?", "http://u:p@h", "http://a b", "http://*", None, 9,
     ],
 )  # fmt: skip

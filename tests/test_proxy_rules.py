@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from greensock.http import Headers
 from greensock.http.wire.syntax import is_value
 from greensock.proxy import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
-from greensock.proxy.rules import NO_EDITS, VARIABLES, Template, variables_of
+from greensock.proxy.rules import NO_EDITS, TLS_VARIABLES, VARIABLES, Template, tls_variables, variables_of
 
 VALUES = variables_of("GET", b"example.org:8080", b"/a/b?c=d", scheme="https", client="192.0.2.1", request_id="f00")
 
 
 def test_every_variable_has_a_value():
-    assert list(VALUES) == list(VARIABLES)
+    assert [*VALUES, *tls_variables(None)] == list(VARIABLES)
+    assert set(tls_variables(None)) == TLS_VARIABLES
     assert VALUES == {
         "authority": "example.org:8080",
         "client": "192.0.2.1",

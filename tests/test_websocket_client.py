@@ -11,6 +11,7 @@ import textwrap
 import gevent
 import pytest
 from conftest import PATIENCE, read_exactly, wait_until
+from tls_peers import client_tls, server_tls
 from websocket_wire import frame
 
 from greensock import ConnectFailed, ConnectionLost, OperationTimeout
@@ -103,10 +104,21 @@ def test_what_it_says_of_who_refuses(serve):
     assert refused.value.status == 404
 
 
+def test_over_tls(serve):
+    server = serve(Echo, tls=server_tls("localhost", "127.0.0.1"))
+    url = f"wss://127.0.0.1:{server.server_port}/"
+    with connect_websocket(url, tls=client_tls()) as websocket:
+        for message in MESSAGES:
+            websocket.send(message)
+            assert websocket.receive(timeout=PATIENCE) == message
+    with pytest.raises(ConnectFailed, match="certificate is refused"):
+        connect_websocket(url)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("wss://a/", "wss is not there yet"),
+        ("wss://u:p@a/", "user"),
         ("http://a/", "ws://host"),
         ("a", "ws://host"),
         ("ws://", "host"),

@@ -16,6 +16,8 @@ lifecycle          a connection's fields and states, and how it closes
 sending            the downcalls that write
 receiving          the downcalls that read
 connection         one connection: what needs both
+encrypted          TLS on a connection
+handshakes         the TLS handshakes of a server
 connector          ``connect``: connections of one's own
 upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server

@@ -10,12 +10,12 @@ import os
 from math import inf
 from typing import Any
 
-from greensock.core.lifecycle import CLOSING, FLUSH_SECONDS, INHERIT, OPEN, Timeout
+from greensock.core.lifecycle import CLOSING, FLUSH_SECONDS, INHERIT, OPEN, OPENING, Timeout
 from greensock.core.poller import TIMED_OUT
 from greensock.core.receiving import Receiving
 from greensock.core.send_queue import Buffers, Passage
-from greensock.core.syscalls import borrow_socket, unread
-from greensock.core.transport import SharedDescriptor
+from greensock.core.syscalls import borrow_socket, has_input, unread
+from greensock.core.transport import Sealing, SharedDescriptor
 from greensock.errors import DropReason
 from greensock.stats import ConnectionStatistics
 
@@ -148,6 +148,11 @@ class Connection(Receiving):
             else:
                 self._due = inf
                 self._abort(DropReason.DEADLINE)
+        if self._state is OPENING:
+            if self._read_deadline <= now and self._reader is not None:
+                self._reader.switch(TIMED_OUT)
+            if self._state is OPENING:
+                return self._read_deadline
         if self._state is CLOSING:
             due = self._linger_due if now < self._linger_due else self._linger_is_over(now)
             return min(due, self._due) if self._state is CLOSING else inf
@@ -214,8 +219,21 @@ class Connection(Receiving):
         self._check_fd()
         poll.register(self._fd, events)
 
+    def has_input(self) -> bool:
+        """Ask the kernel now whether there is something to be received: bytes, the end, or an error.
+
+        For TLS it is looked whether that is data: what is not, such as a ticket, is taken.
+        """
+        if self._stash or self._fd < 0:
+            return True
+        transport = self._transport
+        return transport.look() if isinstance(transport, Sealing) else has_input(self._fd)
+
     def count_unread(self) -> int | None:
-        """Return how many bytes the kernel holds that were not received; None if the connection is broken or closed."""
+        """Return how many bytes the kernel holds that were not received; None if the connection is broken or closed.
+
+        For TLS these are what came encrypted, and what is no data counts, too.
+        """
         return unread(self._fd) if self._fd >= 0 else None
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> int | bytes:

@@ -12,7 +12,7 @@ import os
 import socket as _socket
 from math import inf
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gevent
 from gevent.socket import getaddrinfo
@@ -23,7 +23,13 @@ from greensock.core.poller import get_poller
 from greensock.core.send_queue import Outgoing
 from greensock.core.syscalls import RawSocket, borrow_socket, close
 from greensock.core.transport import Transport
-from greensock.errors import ConnectFailed, OperationTimeout
+from greensock.errors import ConnectFailed, DropReason, HandshakeFailed, OperationTimeout
+from greensock.tls import TLS, client_context, handshake_error, is_tls
+
+if TYPE_CHECKING:
+    import ssl
+
+    from greensock.core.encrypted import Encrypted
 
 __all__ = ["connect"]
 
@@ -31,6 +37,8 @@ _Kind = TypeVar("_Kind", bound=Connection)
 
 #: Seconds between two attempts when the backlog of a Unix socket is full, which the kernel does not tell the end of.
 UNIX_RETRY = 0.01
+#: Bytes of a handshake that are read at once.
+HANDSHAKE_READ = 16384
 #: Seconds that an address of several gets at the most: enough for SYN and three repetitions (Linux: after 1, 3, 7 s).
 #: The last one gets what is left. And at the least, but not more than half of what is left (RFC 8305 section 5).
 MAX_SHARE, MIN_SHARE = 10.0, 0.25
@@ -42,6 +50,8 @@ def connect(
     timeout: float | None = None,
     connection_class: type[_Kind] = Connection,  # type: ignore[assignment]  # mypy knows no defaults of type variables
     no_delay: bool = True,
+    tls: TLS | ssl.SSLContext | bool | None = None,
+    server_hostname: str | None = None,
 ) -> _Kind:
     """Connect to ``(host, port)``, ``"host:port"``, ``"[v6]:port"`` or the path of a Unix socket, and block until then.
 
@@ -49,13 +59,42 @@ def connect(
     and shared by the addresses of a name; None for none, but an address with others behind it gets 10 s. The
     connection's ``address`` is the one that answered.
 
+    ``tls`` has it speak TLS: True trusts what the system trusts, a :class:`TLS` or an ``ssl.SSLContext`` says how.
+    ``server_hostname`` is the name that is asked for and that the certificate must be for; left out, the address's.
+
     Raises:
         ConnectFailed: the name is not known, or no address answered; ``__cause__`` is what the last one said.
+        HandshakeFailed, CertificateRefused: one answered, and no TLS was agreed on (these are ConnectFailed, too).
         OperationTimeout: the time ran out (``operation`` is ``"connect"``). Nothing is left open.
-        ValueError: ``address`` is none of these.
+        ValueError: ``address`` is none of these, or ``tls`` is not allowed.
     """
     deadline = inf if timeout is None else monotonic() + timeout
     family, target = _parse(address)
+    context = None
+    if tls:
+        if tls is not True and not is_tls(tls):
+            raise ValueError(f"tls={tls!r}: True, TLS() or an ssl.SSLContext expected")
+        context = client_context(tls)
+        if server_hostname is None and family != _socket.AF_UNIX:
+            server_hostname = target[0].partition("%")[0]
+        if not server_hostname and context.check_hostname:
+            raise ValueError("server_hostname=None: a name expected, for the address has none")
+    conn = _connect(address, family, target, timeout, deadline, connection_class, no_delay)
+    if context is not None:
+        _secure(conn, context, server_hostname, address, timeout, deadline)
+    return conn
+
+
+def _connect(
+    address: Any,
+    family: int,
+    target: Any,
+    timeout: float | None,
+    deadline: float,
+    connection_class: type[_Kind],
+    no_delay: bool,
+) -> _Kind:
+    """Connect without TLS."""
     if family == _socket.AF_UNIX:
         return _attempt(connection_class, family, target, address, timeout, deadline, no_delay)
     failure: ConnectFailed | None = None
@@ -72,6 +111,74 @@ def connect(
             if not others:
                 raise
     raise failure or ConnectFailed(f"{address!r} has no address", address=address)
+
+
+def _secure(
+    conn: Connection,
+    context: ssl.SSLContext,
+    server_hostname: str | None,
+    address: Any,
+    timeout: float | None,
+    deadline: float,
+) -> None:
+    """Agree on TLS, or close the connection."""
+    from greensock.core.encrypted import Encrypted
+
+    transport = Encrypted(conn)
+    try:
+        transport.begin(context, False, server_hostname)
+        conn._transport = transport
+        conn._clear = False
+        data = b""
+        while not transport.shake(data):
+            data = _hear(conn, transport, deadline)
+            if not data:
+                conn._eof = True
+                raise HandshakeFailed(f"the TLS handshake with {address!r} failed: it left", None, address, "cut")
+    except BaseException as error:
+        transport.give_up()
+        if isinstance(error, TimeoutError):
+            conn.abort()
+            text = f"{address!r} did not finish its TLS handshake within {timeout} s"
+            raise OperationTimeout(text, None, "connect", timeout or 0.0) from None
+        if isinstance(error, OSError | ValueError):
+            conn._close(DropReason.HANDSHAKE)  # with a linger, so that the peer hears why
+            raise _not_agreed(error, address) from error
+        conn.abort()
+        raise
+    if transport.has_held:
+        conn._readable = True
+
+
+def _hear(conn: Connection, transport: Encrypted, deadline: float) -> bytes:
+    """Return what comes next of a handshake; ``b""``: the end."""
+    while True:
+        if conn._readable:
+            try:
+                data = transport.read_raw(HANDSHAKE_READ)
+            except BlockingIOError:
+                conn._found_empty()
+            else:
+                if data and len(data) < HANDSHAKE_READ and not conn._thorough:
+                    conn._readable = False
+                return data
+        left = None if deadline == inf else deadline - monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        conn._await_input(left, deadline)
+
+
+def _not_agreed(error: OSError | ValueError, address: Any) -> Exception:
+    if isinstance(error, HandshakeFailed):
+        return error
+    if not isinstance(error, OSError):  # what the certificate is refused by is both
+        return ValueError(f"server_hostname: {error}")
+    if getattr(error, "reason", None) is None and getattr(error, "verify_code", None) is None:
+        error = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        reason = "cut" if isinstance(error, ConnectionError) else "protocol"
+        text = f"the TLS handshake with {address!r} failed: {error.strerror or error}"
+        return HandshakeFailed(text, None, address, reason)
+    return handshake_error(error, None, address)
 
 
 def _parse(address: Any) -> tuple[int, Any]:

@@ -68,7 +68,7 @@ def _before_fork() -> None:
     # Before the fork, so that both processes treat it as shared: afterwards either could send a FIN or a reset, which
     # would be for both (test_a_process_for_each_connection).
     for endpoint in _survivors:
-        endpoint._share()
+        endpoint._divide()
 
 
 def _connections_of_this_turn() -> list[Endpoint]:

@@ -1,10 +1,11 @@
 """The life of a connection: its fields, its states, how it closes, and what is raised when it is over.
 
 A connection owns its descriptor from the moment it is made until it is CLOSED. States and the legal transitions are in
-``TRANSITIONS``. CLOSING belongs to the engine: it flushes what waits to be sent, sends FIN, reads and drops what still
-comes until the peer's FIN, and closes, all without a greenlet. (Closing a socket with unread input sends RST, which can
-destroy the answer that is on its way; RFC 9112 section 9.6 tells the same story.) A greenlet that is blocked in a
-receiving downcall when its connection closes is woken first, and the engine takes the reader's place after it.
+``TRANSITIONS``. OPENING is the TLS handshake of one that was accepted (``handshakes.py``). CLOSING belongs to the
+engine: it flushes what waits to be sent, sends FIN, reads and drops what still comes until the peer's FIN, and closes,
+all without a greenlet. (Closing a socket with unread input sends RST, which can destroy the answer that is on its way;
+RFC 9112 section 9.6 tells the same story.) A greenlet that is blocked in a receiving downcall when its connection
+closes is woken first, and the engine takes the reader's place after it.
 
 Beside its state a connection has flags. Each says one thing, and may be set only where its right column allows; between
 two steps of the engine all of that holds (``test_flags`` walks through all of them):
@@ -24,7 +25,7 @@ flag              set means                                   only while
 ``_stash``        bytes were read and not yet given out       OPEN, not ``_plain``
 ``_out``          something waits to be sent                  not CLOSED, not ``_clear``; then ``_queued`` counts it
 ``_kept``         ``send_nowait`` left some of that           ``_out``, and no more than ``_queued``
-``_reader``       a greenlet receives, or the engine drains   a greenlet: until it has left; the engine: CLOSING
+``_reader``       a greenlet receives, or the engine drains   a greenlet: until it has left; else OPENING, CLOSING
 ``_flushing``     a closing connection still sends            CLOSING, with ``_out``
 ``_linger_left``  a closing connection drops what comes       not OPEN, no ``_out``, no ``_flushing``
 ``_ended``        its last upcall was made, or is being made  not OPEN
@@ -51,7 +52,7 @@ from gevent.event import Event
 from greensock.core.forks import ChildsPoller
 from greensock.core.pace import Pace
 from greensock.core.poller import Endpoint, Poller
-from greensock.core.send_queue import Outgoing
+from greensock.core.send_queue import Outgoing, Residue
 from greensock.core.syscalls import (
     borrow_socket,
     both_sides_are_down,
@@ -61,8 +62,9 @@ from greensock.core.syscalls import (
     reset_on_close,
     unpack_address,
 )
-from greensock.core.transport import SharedDescriptor, Transport
-from greensock.errors import ConnectionClosed, ConnectionLost, DropReason, OperationTimeout
+from greensock.core.transport import Sealing, SharedDescriptor, Transport
+from greensock.errors import ConnectionClosed, ConnectionLost, ConnectionTruncated, DropReason, OperationTimeout
+from greensock.tls import TLSInfo
 
 __all__ = [
     "CLOSED",
@@ -70,6 +72,7 @@ __all__ = [
     "FLUSH_SECONDS",
     "INHERIT",
     "OPEN",
+    "OPENING",
     "TRANSITIONS",
     "Lifecycle",
     "Owner",
@@ -81,6 +84,8 @@ __all__ = [
 class State(enum.Enum):
     """Where a connection is in its life."""
 
+    #: TLS is being agreed on: no upcall was made, and downcalls raise ``ConnectionClosed``.
+    OPENING = "opening"
     #: Downcalls work.
     OPEN = "open"
     #: Downcalls raise ``ConnectionClosed``; the engine flushes, sends FIN and drains.
@@ -90,10 +95,11 @@ class State(enum.Enum):
 
 
 # A member of an enum is looked up through a descriptor before Python 3.12: 0.1 us, on the hot path.
-OPEN, CLOSING, CLOSED = State.OPEN, State.CLOSING, State.CLOSED
+OPENING, OPEN, CLOSING, CLOSED = State.OPENING, State.OPEN, State.CLOSING, State.CLOSED
 
 #: The legal transitions.
 TRANSITIONS: dict[State, frozenset[State]] = {
+    State.OPENING: frozenset({State.OPEN, State.CLOSING, State.CLOSED}),
     State.OPEN: frozenset({State.CLOSING, State.CLOSED}),
     State.CLOSING: frozenset({State.CLOSED}),
     State.CLOSED: frozenset(),
@@ -261,8 +267,14 @@ class Lifecycle(Endpoint):
         self._address = address
 
     @property
+    def tls(self) -> TLSInfo | None:
+        """What TLS agreed on: version, cipher, protocol, names, the peer's certificate; None: it is not spoken."""
+        transport = self._transport
+        return transport.info if isinstance(transport, Sealing) else None
+
+    @property
     def state(self) -> State:
-        """OPEN, CLOSING or CLOSED."""
+        """OPENING, OPEN, CLOSING or CLOSED."""
         return self._state
 
     @property
@@ -404,11 +416,16 @@ class Lifecycle(Endpoint):
         # The first reason stays: what happens to a connection that is closing already is not reported
         # (test_states_change_as_the_table_says).
         if self._state is not OPEN:
+            if self._state is OPENING:
+                self._abort(reason)
             return
         if self._poller._corked:
             self._poller.uncork_for(self)
             if self._state is not OPEN:
                 return  # the peer was gone
+        self._begin_close(reason)
+
+    def _begin_close(self, reason: DropReason) -> None:
         # The state first, the queue second: a sender whose entry is withdrawn is woken, and has to find the connection
         # closing. Each step may be the last one, in ``_release``: a flush that fails resets. So ``_fd`` is looked at
         # after them.
@@ -432,6 +449,8 @@ class Lifecycle(Endpoint):
     def _close_now(self, reason: DropReason) -> None:
         """Close without a linger: nothing is queued, nobody reads, and nothing came that was not read."""
         self._leave_open(CLOSED, reason)
+        if self._transport is not None:
+            self._say_goodbye()
         self._release()
 
     def _abort(self, reason: DropReason) -> None:
@@ -444,7 +463,7 @@ class Lifecycle(Endpoint):
                 reset_on_close(self._fd, self._family)
             except OSError:
                 pass  # the kernel has given it up already; closing is all that is left
-        if self._state is OPEN:
+        if self._state is not CLOSING:
             self._leave_open(CLOSED, reason)
         self._release()
 
@@ -504,10 +523,14 @@ class Lifecycle(Endpoint):
         # read and drop until the peer's own FIN (test_drop_after_an_answer_with_unread_input). No linger where that FIN
         # has come, where no linger is wanted, or where another process holds the connection, too.
         if self._eof or not self.linger_timeout or self._is_shared():
-            self._release()
+            if self._transport is None or self._say_goodbye():
+                self._release()
             return
         try:
             self._shutdown()
+        except BlockingIOError:
+            self._await_room(reader)
+            return
         except OSError:
             self._release()  # the peer is gone: nothing to wait for
             return
@@ -519,6 +542,54 @@ class Lifecycle(Endpoint):
         # At once, not with the next event: what has come was announced before, and edges come once
         # (test_an_end_that_came_before_the_close_is_found_by_it).
         self._drain()
+
+    def _say_goodbye(self) -> bool:
+        """Have a transport that encrypts tell the peer that this is the end; False: there is no room for that yet."""
+        transport = self._transport
+        if isinstance(transport, Sealing):
+            try:
+                transport.end()
+            except BlockingIOError:
+                if self._state is CLOSING:
+                    self._await_room(self._reader)
+                    return False
+            except OSError:
+                pass  # the peer is gone
+        return True
+
+    def _await_room(self, reader: Any) -> None:
+        """Go on with a close when the kernel has room for what the transport has still to send."""
+        self._writable = False
+        self._keep_rest()
+        self._reader = reader or _Engine(self)
+        if self._flushing is None:
+            seconds = self.linger_timeout or FLUSH_SECONDS
+            is_exact = self._family != _socket.AF_UNIX
+            self._flushing = Pace(self._fd, self.bytes_sent, seconds, self.min_send_rate, monotonic(), is_exact)
+            self._linger(self._flushing.first_look())
+
+    def _keep_rest(self) -> None:
+        """Have the engine send what the transport could not, though nobody sends anything behind it."""
+        transport = self._transport
+        if self._fd < 0 or not isinstance(transport, Sealing) or not transport.pending:
+            return
+        if self._state is OPENING:
+            self._writable = False  # the handshake goes on when there is room
+            return
+        if self._out and not self._out[0].stalled:
+            return  # whoever is in front sends it
+        entry = Residue(transport)
+        if self._out is None:
+            self._out = deque()
+        self._out.appendleft(entry)
+        self._queued += entry.left
+        self._clear = self._writable = False
+        if self._state is OPEN:
+            self._leave_to_engine(entry)
+
+    def _leave_to_engine(self, entry: Outgoing) -> None:
+        """Bound the time of an entry that no greenlet waits for."""
+        raise NotImplementedError
 
     def _drain(self) -> None:
         """Read and drop until the peer's FIN, the bound, or the lack of input."""
@@ -615,6 +686,14 @@ class Lifecycle(Endpoint):
         if self._transport is None:
             self._transport = SharedDescriptor(self._fd, self._family)
             self._plain = self._clear = False
+        elif isinstance(self._transport, Sealing):
+            self._transport.expose()
+
+    def _divide(self) -> None:
+        """Be told that the process forks, and that both go on with it."""
+        self._share()
+        if isinstance(self._transport, Sealing):
+            self._transport.fork()
 
     def _is_shared(self) -> bool:
         return self._transport is not None and self._transport.is_shared
@@ -700,6 +779,10 @@ class Lifecycle(Endpoint):
             lost = ConnectionLost(f"the connection was lost: {self._failure}", self)
             lost.__cause__ = self._failure
             return lost
+        if reason is DropReason.TRUNCATED:
+            lost = ConnectionTruncated(f"the connection was cut: {self._failure}", self)
+            lost.__cause__ = self._failure
+            return lost
         return ConnectionClosed(f"the connection is closed: {reason.value if reason else 'closed'}", self, reason)
 
     def _lost(self, error: OSError) -> ConnectionClosed | ConnectionLost:
@@ -708,7 +791,7 @@ class Lifecycle(Endpoint):
         # connection was closed before, the error says why it was closed, and not what this call met.
         if self._state is OPEN:
             self._failure = error.with_traceback(None)
-            self._leave_open(CLOSED, DropReason.LOST)
+            self._leave_open(CLOSED, getattr(error, "drop_reason", DropReason.LOST))
             self._release()
         return self._closed_error()
 

@@ -13,7 +13,7 @@ cdef class Endpoint:
 
 cdef class Poller:
     cdef object __weakref__
-    cdef public object _calls, _epoll, _next_pass, _paused, _put_off, _serial, _timer, _watcher, hub, pipes
+    cdef public object bios, _calls, _epoll, _next_pass, _paused, _put_off, _serial, _timer, _watcher, hub, pipes
     cdef public dict _corked
     cdef public list _by_fd, _deadlines, worker_pools
     cdef public bint _active, _scheduled, has_newcomers, is_abandoned

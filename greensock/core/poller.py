@@ -128,6 +128,10 @@ class Endpoint:
     def _share(self) -> None:
         """Be told that others may hold the descriptor from now on, too."""
 
+    def _divide(self) -> None:
+        """Be told that the process forks, and that both go on with it."""
+        self._share()
+
     def _survive_fork(self) -> None:
         """Live on in the child of a fork that happened in its turn."""
 
@@ -179,6 +183,8 @@ class Poller:
         self._registered = 0
         #: The workers of each server of this hub.
         self.worker_pools: list[Workers] = []
+        #: What TLS reads from and writes to, in memory; None: nobody speaks it.
+        self.bios: Any = None
         #: The pipes of splices.
         self.pipes = Pipes()
         #: The time from which on a greenlet that does not have to wait lets others run.

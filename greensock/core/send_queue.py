@@ -16,9 +16,9 @@ from greensock.core.pace import Pace
 from greensock.core.pipes import Ends, Pipes
 from greensock.core.poller import Switchable
 from greensock.core.syscalls import close, read, write, writev
-from greensock.core.transport import Transport
+from greensock.core.transport import Sealing, Transport
 
-__all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Passage", "as_views"]
+__all__ = ["Buffer", "Buffers", "FileSegment", "Fin", "Outgoing", "Passage", "Residue", "as_views"]
 
 #: The longest list of buffers that the kernel takes in one ``writev`` (IOV_MAX).
 MAX_BUFFERS = 1024
@@ -188,6 +188,21 @@ class Fin(Outgoing):
         self._shutdown()
         self.left = 0
         return 0
+
+
+class Residue(Outgoing):
+    """What a transport that encrypts has still to send, of what the senders have been told was taken."""
+
+    __slots__ = ("_sealing",)
+
+    def __init__(self, sealing: Sealing) -> None:
+        super().__init__(len(sealing.pending))
+        self._sealing = sealing
+
+    def push(self, fd: int, transport: Transport | None = None) -> int:
+        self._sealing.flush()
+        self.left = 0
+        return 0  # counted before
 
 
 class Passage(Outgoing):

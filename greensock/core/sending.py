@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from greenlet import getcurrent
 
-from greensock.core.lifecycle import CLOSING, INHERIT, OPEN, Lifecycle, Timeout
+from greensock.core.lifecycle import CLOSING, INHERIT, OPEN, OPENING, Lifecycle, Timeout
 from greensock.core.pace import Pace
 from greensock.core.poller import TIMED_OUT
 from greensock.core.send_queue import Buffer, Buffers, FileSegment, Fin, Outgoing, Passage, as_views
@@ -72,6 +72,23 @@ class Sending(Lifecycle):
             self._stop_clear()
             entry = Buffers(views, size - sent)
             entry.sent = sent
+        elif self._transport is not None and type(data) is bytes and data and self._is_way_clear():
+            # As above, by the transport: without an entry of the queue if it takes all.
+            try:
+                sent = self._transport.write(data)
+            except BlockingIOError:
+                sent = 0
+                self._writable = False
+            except OSError as error:
+                raise self._lost(error) from error
+            self.bytes_sent += sent
+            if sent == len(data):
+                if close:
+                    self.close()
+                return sent
+            size = len(data)
+            entry = Buffers([memoryview(data)[sent:]], size - sent)
+            entry.sent = sent
         else:
             views, size = as_views(data)
             self._check_open()
@@ -90,6 +107,10 @@ class Sending(Lifecycle):
             self._submit(entry)
             self.await_sent(entry, timeout)
         return size
+
+    def _is_way_clear(self) -> bool:
+        """Whether a send may go straight to the transport."""
+        return self._state is OPEN and self._writable and not self._out and not self._fin
 
     def send_soon(self, data: bytes, timeout: Timeout = INHERIT) -> None:
         """Send like ``send``, but at the end of this pass of the loop, together with what others send soon.
@@ -415,6 +436,8 @@ class Sending(Lifecycle):
             self._flush()
         elif self._state is OPEN:
             self._clear = not self._fin and self._transport is None
+        elif self._state is OPENING and self._reader is not None:
+            self._reader.switch()
 
 
 def _wait_no_more(entry: Outgoing) -> None:

@@ -39,8 +39,11 @@ from greensock.framing import Framer
 from greensock.log_limit import LogLimit
 from greensock.server_options import OPTIONS, UPCALLS, Rule, ServerKeywords, checked
 from greensock.stats import ServerStatistics
+from greensock.tls import TLS, server_contexts
 
 if TYPE_CHECKING:
+    import ssl
+
     from typing_extensions import Unpack
 
 __all__ = ["Server"]
@@ -136,6 +139,12 @@ class Server(Turns[ConnectionT]):
     unix_mode: int | None = None
     #: Whose that file is: ``"user"``, ``"user:group"``, ``":group"`` or ``(uid, gid)``. None: the process's.
     unix_owner: str | tuple[int, int] | None = None
+    #: How TLS is spoken: ``TLS(certificate, key)``, or any ``ssl.SSLContext`` of a server. None: it is not.
+    tls: TLS | ssl.SSLContext | None = None
+    #: Seconds that a TLS handshake may take.
+    handshake_timeout: float = 10.0
+    #: How many TLS handshakes may be unfinished; who comes then takes the place of the oldest.
+    max_handshakes: int = 4096
     #: What cuts the stream into the messages that ``connection_recv`` gets. None: it gets what comes.
     framer: Framer | None = None
     #: The class of the connections.
@@ -148,6 +157,9 @@ class Server(Turns[ConnectionT]):
             setattr(self, name, value)
         self._functions = frozenset(UPCALLS.keys() & options.keys())
         self._check_style()
+        if self.tls is not None:
+            server_contexts(self.tls)
+        self._handshakes = None
         if isinstance(listener, list) and not listener:
             raise ValueError("listener=[]: one at least expected")
         self._places = [_place(each) for each in (listener if isinstance(listener, list) else [listener])]
@@ -470,12 +482,17 @@ class Server(Turns[ConnectionT]):
             messages=self._tally.messages,
             workers=workers.count if workers is not None else 0,
             workers_busy=workers.busy if workers is not None else 0,
+            handshakes=self._handshakes.done if self._handshakes is not None else 0,
+            handshakes_unfinished=len(self._handshakes) if self._handshakes is not None else 0,
+            handshakes_failed=dict(self._handshakes.failed) if self._handshakes is not None else {},
         )
 
     # -- starting and stopping, in detail
 
     def _check_style(self) -> None:
         """Refuse functions of both styles, of which only one can be: ``handle`` or upcalls for what comes."""
+        if self.tls is not None and self.given_upcall("transport_for") is not None:
+            raise ValueError("tls and transport_for: one of both expected")
         for name in UNHANDLED:
             given = {"handle", name} & self._functions
             if given and self.given_upcall("handle") is not None and self.given_upcall(name) is not None:

@@ -13,11 +13,11 @@ That a short read means empty is what ``_received``, ``_took`` and ``_recv`` in 
 from __future__ import annotations
 
 import socket as _socket
-from typing import Protocol
+from typing import Any, Protocol
 
 from greensock.core.syscalls import BorrowedSocket
 
-__all__ = ["SharedDescriptor", "Transport"]
+__all__ = ["Sealing", "SharedDescriptor", "Transport"]
 
 
 class Transport(Protocol):
@@ -109,3 +109,39 @@ class SharedDescriptor:
     def close(self) -> None:
         """Let go of the descriptor, and leave it open."""
         self._sock.detach()
+
+
+class Sealing:
+    """A transport that encrypts, as the engine knows it: what was written to it may still be with it."""
+
+    __slots__ = ("info", "is_shared", "pending")
+
+    def __init__(self) -> None:
+        self.is_shared = False
+        #: What it still has to send of what it took.
+        self.pending = b""
+        #: What ``conn.tls`` tells.
+        self.info: Any = None
+
+    def flush(self) -> None:
+        """Send what is pending.
+
+        Raises:
+            BlockingIOError: not all of it was taken.
+            OSError: the connection is broken.
+        """
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Tell the peer that nothing more will be sent, but leave the descriptor as it is; raises as ``flush``."""
+        raise NotImplementedError
+
+    def expose(self) -> None:
+        """Be told that others have the number of the descriptor."""
+
+    def fork(self) -> None:
+        """Be told that the process forks, and both go on with a copy of this."""
+
+    def look(self) -> bool:
+        """Ask the kernel now whether there is something to be read: bytes, the end, or an error."""
+        raise NotImplementedError

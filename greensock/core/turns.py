@@ -18,13 +18,13 @@ from collections.abc import Callable
 from functools import partial
 from socket import AF_UNIX
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import gevent
 from greenlet import GreenletExit
 
 from greensock.core.connection import Connection
-from greensock.core.lifecycle import CLOSED, OPEN, Lifecycle
+from greensock.core.lifecycle import CLOSED, OPEN, OPENING, Lifecycle
 from greensock.core.poller import Poller
 from greensock.core.syscalls import both_sides_are_down, close, has_input, has_unacknowledged, read
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
@@ -32,6 +32,12 @@ from greensock.core.workers import Turn, Workers, forget_context
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
 from greensock.framing import Framer
 from greensock.log_limit import LogLimit
+from greensock.tls import TLS, server_contexts
+
+if TYPE_CHECKING:
+    import ssl
+
+    from greensock.core.handshakes import Handshakes
 
 __all__ = ["SERVED", "Tally", "Turns"]
 
@@ -54,7 +60,8 @@ MAY_POSTPONE = ("connection_recv", "connection_eof")
 # connection_error was; all were.
 _NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
 # Names of the module, as in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
-_PEER_CLOSED, _LOST = DropReason.PEER_CLOSED, DropReason.LOST
+_PEER_CLOSED, _LOST, _TRUNCATED = DropReason.PEER_CLOSED, DropReason.LOST, DropReason.TRUNCATED
+_HANDSHAKE = DropReason.HANDSHAKE
 
 
 class Tally:
@@ -85,6 +92,10 @@ class Turns(Upcalls[ConnectionT]):
     max_send_queue: int
     turn_budget: int
     max_postponed: int
+    tls: TLS | ssl.SSLContext | None
+    handshake_timeout: float | None
+    max_handshakes: int
+    _handshakes: Handshakes | None
     _poller: Poller
     _draining: bool
     _draining_since: float
@@ -108,11 +119,31 @@ class Turns(Upcalls[ConnectionT]):
         self._make_ready = self._workers.ready.append
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
+        self._handshakes = None
+        if self.tls is not None:
+            self._on_transport = self.transport_for
+            self._handshakes = self._prepare_handshakes(poller)
+        self._on_handshake_failed = self.given_upcall("handshake_failed")
         self._on_new = self.given_upcall("connection_new")
         self._on_recv = self.connection_recv
         self._on_finish = self.given_upcall("connection_recv_finish")
         self._on_eof = self.given_upcall("connection_eof")
         self._on_drop = self.given_upcall("connection_drop")
+
+    def _prepare_handshakes(self, poller: Poller) -> Handshakes:
+        # Not before somebody speaks TLS: it loads OpenSSL.
+        from greensock.core.handshakes import Handshakes
+
+        assert self.tls is not None
+        return Handshakes(
+            poller,
+            server_contexts(self.tls),
+            self.handshake_timeout,
+            self.max_handshakes,
+            self._begin_sealed,
+            self.plaintext_answer,
+            getattr(self, "take_preface", None),
+        )
 
     def given_upcall(self, name: str) -> Callable[..., Any] | None:
         """Return an upcall that the program gave; None if it gave none, so that no empty method is called."""
@@ -132,6 +163,38 @@ class Turns(Upcalls[ConnectionT]):
     def _serve(self, fd: int, family: int, address: Any) -> ConnectionT:
         conn: ConnectionT = serve(self, fd, family, address)
         return conn
+
+    def _take_transport(self, conn: ConnectionT, fd: int) -> bool:
+        """Give a new connection its transport, if it gets one; True: it speaks TLS, and its turns begin behind that."""
+        if self._handshakes is None:
+            assert self._on_transport is not None
+            transport = self._on_transport(conn, fd)
+            if transport is not None:
+                conn._transport = transport
+                conn._clear = False
+            return False
+        self._handshakes.begin(conn)
+        try:
+            self._poller.register(conn)
+        except BaseException:
+            self._handshakes.forget(conn)
+            conn._idle, conn._reader = False, None
+            raise
+        self._tally.accepted += 1
+        self._tally.alive += 1
+        return True
+
+    def _begin_sealed(self, conn: ConnectionT) -> None:
+        """Have the upcalls begin of a connection whose handshake is done."""
+        _begin_turns(self, conn)
+        # What came behind the handshake was read with it, and no event tells of that
+        # (test_data_that_comes_with_the_end_of_the_handshake).
+        if conn._idle and (conn._readable or self._draining):
+            self._poller.queue(conn)
+
+    def plaintext_answer(self, conn: Any, data: bytes) -> bytes:
+        """Return what a peer is told that speaks no TLS to a server that does; ``data`` is what came first of it."""
+        return b""
 
     def _mine(self) -> list[ConnectionT]:
         if not hasattr(self, "_poller"):
@@ -227,6 +290,8 @@ class Turns(Upcalls[ConnectionT]):
                 continue
             if conn._idle and conn._state is OPEN:
                 self._end_rest(conn)
+            elif conn._state is OPENING and self._is_handshake_in_vain(conn, now):
+                conn._abort(DropReason.STOPPED)
             if not self._waits_in_vain(conn):
                 heard.pop(conn, None)
                 continue
@@ -237,6 +302,10 @@ class Turns(Upcalls[ConnectionT]):
                 heard[conn] = mark, now
             elif now - since >= QUIET_SECONDS:
                 self._give_up(conn)
+
+    def _is_handshake_in_vain(self, conn: Any, now: float) -> bool:
+        """Whether a draining server waits no longer for a handshake: it has not begun, or takes long."""
+        return not conn._transport.is_begun or now >= self._draining_since + QUIET_SECONDS
 
     def _waits_in_vain(self, conn: Connection) -> bool:
         """Whether it may be that the peer has no more to say: inside a message, in ``handle``, or after our FIN."""
@@ -479,9 +548,8 @@ def serve(turns: Turns[Any], fd: int, family: int, address: Any) -> Any:
         conn._ready = turns._make_ready
         if framer is not None:
             conn._decoder = framer.decoder()
-        if on_transport is not None and (transport := on_transport(conn, fd)) is not None:
-            conn._transport = transport
-            conn._clear = False
+        if on_transport is not None and turns._take_transport(conn, fd):
+            return conn
         # Last, so that whatever fails before it leaves nothing in the epoll set.
         poller.register(conn)
     except BaseException:
@@ -496,6 +564,12 @@ def serve(turns: Turns[Any], fd: int, family: int, address: Any) -> Any:
         raise
     tally.accepted += 1
     tally.alive += 1
+    _begin_turns(turns, conn)
+    return conn
+
+
+def _begin_turns(turns: Turns[Any], conn: Connection) -> None:
+    """Have a connection's upcalls begin."""
     # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one that
     # never says a word costs no worker.
     if turns._on_new is None and turns._on_handle is None:
@@ -503,8 +577,7 @@ def serve(turns: Turns[Any], fd: int, family: int, address: Any) -> Any:
         conn._plain = conn._decoder is None and conn._transport is None
         conn._idle = True
     else:
-        poller.queue(conn)
-    return conn
+        turns._poller.queue(conn)
 
 
 def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
@@ -689,8 +762,10 @@ def _end(turns: Turns[Any], conn: Connection) -> None:
     # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
     # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
     reason = conn._drop_reason or DropReason.CLOSED
-    if reason is _LOST:
+    if reason is _LOST or reason is _TRUNCATED:
         turns._tell_error(conn, conn._closed_error())
+    elif reason is _HANDSHAKE and turns._on_handshake_failed is not None:
+        turns._tell(turns._on_handshake_failed, conn, conn._failure)
     dropped = turns._dropped
     name = reason._name_  # .name is a slow property before Python 3.12
     dropped[name] = dropped.get(name, 0) + 1

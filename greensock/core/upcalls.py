@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Generic
 
 from greensock.core.connection import Connection
 from greensock.core.transport import Transport
+from greensock.errors import HandshakeFailed
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -51,6 +52,9 @@ class Upcalls(Generic[ConnectionT]):
 
         Called before ``connection_new``, and must not block. The descriptor never blocks and stays the connection's.
         """
+
+    def handshake_failed(self, conn: ConnectionT, exc: HandshakeFailed) -> None:
+        """No TLS was agreed on with a connection, for which no other upcall is made; ``exc.reason`` says why."""
 
     def connection_new(self, conn: ConnectionT) -> Verdict | None:
         """A connection came (seed hook ``connection_new``). DROP closes it."""

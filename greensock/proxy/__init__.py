@@ -37,7 +37,16 @@ from greensock.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
 from greensock.proxy.log.access_log import AccessLog
 from greensock.proxy.log.log_lines import combined_line, json_line
 from greensock.proxy.log.record import Record
-from greensock.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.proxy.options import (
+    ListenOptions,
+    ListenPlace,
+    ListenTLS,
+    LogOptions,
+    ProxyTimeouts,
+    ServerOptions,
+    UpstreamOptions,
+    UpstreamTLS,
+)
 from greensock.proxy.proxy_program import CannotStart, ProxyProgram
 from greensock.proxy.proxy_protocol import (
     MAX_PROXY_HEADER,
@@ -73,6 +82,8 @@ __all__ = [
     "HealthOptions",
     "HealthStatistics",
     "ListenOptions",
+    "ListenPlace",
+    "ListenTLS",
     "LogOptions",
     "ProxyConfig",
     "ProxyHeader",
@@ -90,6 +101,7 @@ __all__ = [
     "StaticAnswer",
     "StickyCookie",
     "UpstreamOptions",
+    "UpstreamTLS",
     "check_listeners",
     "combined_line",
     "json_line",

@@ -24,7 +24,16 @@ from greensock.proxy.forwarded import Forwarding
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.guard import GuardOptions
 from greensock.proxy.log.access_log import AccessLog
-from greensock.proxy.options import ListenOptions, LogOptions, ProxyTimeouts, ServerOptions, UpstreamOptions
+from greensock.proxy.options import (
+    ListenOptions,
+    ListenPlace,
+    ListenTLS,
+    LogOptions,
+    ProxyTimeouts,
+    ServerOptions,
+    UpstreamOptions,
+    UpstreamTLS,
+)
 from greensock.proxy.routes import Route
 from greensock.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
 from greensock.proxy.upstream.health import HealthOptions
@@ -41,14 +50,14 @@ TABLES = (
 )
 #: Keys that people know from other proxies, and what they are told.
 NOT_YET = {
-    "tls": "not there yet: put HAProxy or stunnel in front, and let them say who the client is (proxy_protocol)",
+    "tls": 'of a listener: listen = [{ address = ":443", tls = { certificate = ..., key = ... } }]',
     "metrics": "not there yet: the access log has what there is",
     "cache": "not there yet",
     "compression": "not there yet: let the server do it, or what stands in front",
 }
 
 #: Keys of an upstream that are no options of its own.
-GROUP_TABLES = ("servers", "health", "sticky")
+GROUP_TABLES = ("servers", "health", "sticky", "tls")
 #: What a route may lead to.
 ACTIONS = ("upstream", "answer", "redirect")
 #: Timeouts that are none of a route's: they are the connection's, or all the proxy's.
@@ -88,6 +97,8 @@ class ProxyConfig:
 
     #: Where to listen: ``(host, port)``, or the path of a Unix socket. An empty host is every address, IPv6 ones too.
     listen: tuple[tuple[str, int] | str, ...]
+    #: The same, each with how it listens.
+    listeners: tuple[ListenPlace, ...]
     #: Whether connections begin with a PROXY header.
     proxy_protocol: bool
     #: Whether a client that closes its sending half while a server works for it has left.
@@ -113,9 +124,14 @@ class ProxyConfig:
     #: What is shown for errors.
     error_pages: ErrorPages
 
-    def proxy_options(self) -> dict[str, Any]:
-        """Return what a :class:`ReverseProxy` is to be told beside the gateway."""
-        return {"proxy_protocol": self.proxy_protocol, "abort_on_eof": self.abort_on_eof}
+    def proxy_options(self, listener: ListenPlace | None = None) -> dict[str, Any]:
+        """Return what a :class:`ReverseProxy` is to be told beside the gateway, for one of ``listeners``."""
+        options: dict[str, Any] = {"proxy_protocol": self.proxy_protocol, "abort_on_eof": self.abort_on_eof}
+        if listener is not None and listener.tls is not None:
+            options |= {"tls": listener.tls.made, "hsts": listener.tls.hsts_value}
+        if listener is not None and listener.redirect_to is not None:
+            options["redirect_to_https"] = listener.redirect_to
+        return options
 
     def gateway(self) -> Gateway:
         """Return the gateway. Its log is opened with its first line; close it when all is over.
@@ -247,7 +263,7 @@ class _Reader(Tables):
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
         guard = self.made("[guard]", mapping["guard"], GuardOptions) if "guard" in mapping else None
         pages = self.error_pages(mapping.get("error_pages", {}))
-        self.check_loops(upstreams, listen)
+        self.check_loops(upstreams, [each.address for each in listen])
         if protocol and forwarding is not None and not forwarding.trusted:
             self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
         if not (server and log and limits and answer_limits and timeouts and forwarding and pages is not None):
@@ -255,7 +271,8 @@ class _Reader(Tables):
         if self.problems:
             return None
         return ProxyConfig(
-            listen=tuple(listen),
+            listen=tuple(each.address for each in listen),
+            listeners=tuple(listen),
             proxy_protocol=protocol,
             abort_on_eof=abort_on_eof,
             server=server,
@@ -277,23 +294,44 @@ class _Reader(Tables):
             return default
         return value
 
-    def listeners(self, given: Any) -> list[tuple[str, int] | str]:
-        texts = [given] if isinstance(given, str) else given
+    def listeners(self, given: Any) -> list[ListenPlace]:
+        texts = [given] if isinstance(given, str | Mapping) else given
         expected = "HOST:PORT, :PORT, [v6]:PORT or the path of a socket expected"
         if not isinstance(texts, list) or not texts:
             self.note("", "listen", given, f"a list of {expected}")
             return []
-        found: list[tuple[str, int] | str] = []
-        for text in texts:
+        found: list[ListenPlace] = []
+        redirected: list[tuple[int, Any]] = []
+        for place, entry in enumerate(texts, 1):
+            table: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {"address": entry}
+            where = f"listen no. {place}"
+            self.check_keys(where, table, ("address", "tls", "redirect"))
+            text = table.get("address")
             address = _address(text)
+            tls = (
+                self.made(f"{where} tls", table["tls"], ListenTLS, samples={"certificate": None})
+                if "tls" in table
+                else None
+            )
             if isinstance(text, str) and text.startswith("https://"):
-                self.note("", "listen", text, f"TLS is {NOT_YET['tls']}")
+                self.note("", "listen", text, f"tls is {NOT_YET['tls']}")
             elif address is None:
-                self.note("", "listen", text, expected)
-            elif any(_overlap(address, each) for each in found):
+                self.note("", "listen", text if entry is text else entry, expected)
+            elif any(_overlap(address, each.address) for each in found):
                 self.note("", "listen", text, "each address once expected: one before takes it, too")
+            elif "redirect" in table and (table["redirect"] != "https" or "tls" in table):
+                self.note(where, "redirect", table["redirect"], '"https" expected, of a listener without tls')
             else:
-                found.append(address)
+                if "redirect" in table:
+                    redirected.append((len(found), text))
+                found.append(ListenPlace(address, tls))
+        # To the port that browsers take for granted, or to the first there is.
+        ports = [each.address[1] for each in found if each.tls is not None and isinstance(each.address, tuple)]
+        for index, text in redirected:
+            if not ports:
+                self.note("", "listen", text, "a listener with tls beside it expected, to redirect to")
+            else:
+                found[index] = ListenPlace(found[index].address, None, 443 if 443 in ports else ports[0])
         return found
 
     # -- upstreams
@@ -315,8 +353,11 @@ class _Reader(Tables):
         sticky = None
         if "sticky" in given:
             sticky = self.made(f"[upstreams.{name}.sticky]", given["sticky"], StickyCookie, samples=_COOKIE)
+        tls = None
+        if "tls" in given:
+            tls = self.made(f"[upstreams.{name}.tls]", given["tls"], UpstreamTLS)
         servers = self.servers(table, given.get("servers"))
-        known = {"name": name, "servers": servers or (_SERVER,)}
+        known = {"name": name, "tls": tls, "servers": servers or (_SERVER,)}
         group = self.made(table, rest, UpstreamOptions, samples=_GROUP, others=GROUP_TABLES, **known)
         if group is None or health is None or not servers:
             return None
@@ -324,7 +365,7 @@ class _Reader(Tables):
 
     def servers(self, table: str, given: Any) -> tuple[ServerOptions, ...]:
         if not isinstance(given, list) or not given:
-            self.note(table, "servers", given, "a list of http://HOST:PORT or unix:PATH expected")
+            self.note(table, "servers", given, "a list of http://HOST:PORT, https://HOST:PORT or unix:PATH expected")
             return ()
         made = []
         for place, each in enumerate(given, 1):

@@ -17,7 +17,7 @@ from greensock.http.wire.limits import Limits
 from greensock.proxy.forwarded import Forwarder, Forwarding
 from greensock.proxy.guard import Guard, GuardOptions
 from greensock.proxy.log.access_log import AccessLog
-from greensock.proxy.options import ListenOptions, ProxyTimeouts, UpstreamOptions
+from greensock.proxy.options import ListenOptions, ProxyTimeouts, UpstreamOptions, UpstreamTLS
 from greensock.proxy.proxy_protocol import write_proxy_header
 from greensock.proxy.routes import Route, Routes
 from greensock.proxy.rules import ErrorPages
@@ -110,7 +110,7 @@ class Gateway:
         self.buffered = 0
         self._listeners: set[Listener] = set()
         self._checkers: list[Checker] = []
-        self._clients: dict[int, CheckClient] = {}  # by the PROXY protocol's version
+        self._clients: dict[tuple[int, int], CheckClient] = {}  # by the PROXY protocol's version, and by TLS
         self._deadlines: dict[ProxyTimeouts, Deadlines] = {}
         self._usual = self._deadlines_for(self.timeouts)
 
@@ -220,21 +220,27 @@ class Gateway:
         for server in servers:
             if server.health.options.path is not None:
                 address, health = server.origin.address, server.health
-                client = self._client_for(server.send_proxy_protocol)
+                tls = server.upstream.options.tls if server.origin.scheme == "https" else None
+                client = self._client_for(server.send_proxy_protocol, tls)
+                tls_name = None
+                if server.origin.scheme == "https":
+                    tls_name = (tls and tls.server_name) or server.origin.name
                 checker = Checker(
                     *(address, health.options, health, client),
                     name=f"{server.upstream.name}: {server.name}",
+                    tls_name=tls_name,
                     on_change=server.on_check_changed,
                 )
                 self._checkers.append(checker)
         for checker in self._checkers:
             checker.start()
 
-    def _client_for(self, version: int) -> CheckClient:
-        """Return what checks servers that are spoken to by that version of the PROXY protocol."""
-        client = self._clients.get(version)
+    def _client_for(self, version: int, tls: UpstreamTLS | None) -> CheckClient:
+        """Return what checks servers that are spoken to by that version of the PROXY protocol, or so by TLS."""
+        client = self._clients.get((version, id(tls)))
         if client is None:  # the proxy speaks for itself: UNKNOWN, or LOCAL
-            client = self._clients[version] = CheckClient(write_proxy_header(version, None, None) if version else b"")
+            header = write_proxy_header(version, None, None) if version else b""
+            client = self._clients[version, id(tls)] = CheckClient(header, True if tls is None else tls.made)
         return client
 
     def server_options(self) -> dict[str, Any]:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from greensock import Rule
+from greensock import TLS, Certificate, Rule
 from greensock.http.client.origin import Destination, Origin, parse_url
 
-__all__ = ["BALANCE", "LOG_FORMATS", "ListenOptions", "LogOptions", "ProxyTimeouts", "ServerOptions", "UpstreamOptions"]
+__all__ = [
+    "BALANCE",
+    "LOG_FORMATS",
+    "ListenOptions",
+    "ListenPlace",
+    "ListenTLS",
+    "LogOptions",
+    "ProxyTimeouts",
+    "ServerOptions",
+    "UpstreamOptions",
+    "UpstreamTLS",
+]
 
 #: How the server of a request is chosen.
 BALANCE = ("round_robin", "least_connections", "two_choices", "hash")
@@ -105,7 +116,8 @@ class ServerOptions:
         ValueError: a value that is not allowed; a URL with a path, as a target is passed on as it came.
     """
 
-    #: ``http://host[:port]``, ``unix:/path/of.socket``, or ``http+unix://`` and its path percent-encoded.
+    #: ``http://host[:port]``, ``https://`` likewise, ``unix:/path/of.socket``, or ``http+unix://`` (``https+unix://``)
+    #: and its path percent-encoded.
     url: str
     #: Its share of the requests, against the others'.
     weight: int = 1
@@ -143,7 +155,7 @@ class ServerOptions:
         return self._destination.authority
 
 
-_WHERE = "http://host[:port] or unix:/path"
+_WHERE = "http://host[:port], https://host[:port] or unix:/path"
 _SERVER = {
     "url": Rule(
         lambda value: isinstance(value, str) and value not in ("", "unix:") and "\0" not in value,
@@ -154,6 +166,160 @@ _SERVER = {
     "max_waiting": Rule.whole(0),
     "backup": Rule.flag(),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTLS:
+    """How TLS is spoken to the servers of an upstream.
+
+    Raises:
+        ValueError: a value that is not allowed, or a file that is not what it should be.
+    """
+
+    #: Whose certificates are trusted in place of the system's: a PEM file.
+    authorities: str | None = None
+    #: The name that is asked for, and that the certificate must be for; None: the host of the server's URL.
+    server_name: str | None = None
+    #: The proxy's own certificate and key, for servers that want one: PEM files.
+    certificate: str | None = None
+    key: str | None = None
+    #: Whether the server's certificate is looked at. Without, anybody in between can be that server.
+    verify: bool = True
+    #: ``"1.2"`` or ``"1.3"``.
+    minimum_version: str = "1.2"
+    #: Those of TLS 1.2, in OpenSSL's words.
+    ciphers: str | None = None
+    #: What is made of these.
+    made: TLS = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self, _UPSTREAM_TLS)
+        made = TLS(
+            self.certificate,
+            self.key,
+            authorities=self.authorities,
+            verify=self.verify,
+            minimum_version=self.minimum_version,
+            ciphers=self.ciphers,
+            alpn=["http/1.1"],
+        )
+        object.__setattr__(self, "made", made)
+
+
+_text = Rule(lambda value: isinstance(value, str) and value != "" and "\0" not in value, "text")
+_UPSTREAM_TLS = {
+    "authorities": _text.or_none(),
+    "server_name": _text.or_none(),
+    "certificate": _text.or_none(),
+    "key": _text.or_none(),
+    "verify": Rule.flag(),
+    "ciphers": _text.or_none(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListenTLS:
+    """How a listener speaks TLS.
+
+    Raises:
+        ValueError: a value that is not allowed, or a file that is not what it should be.
+    """
+
+    #: The certificate and its chain, for clients that ask for no name of another: a PEM file.
+    certificate: str
+    #: Its key: a PEM file; None: it is in the certificate's.
+    key: str | None = None
+    #: More of them: tables with ``certificate``, ``key``, and perhaps ``names``.
+    certificates: tuple[Mapping[str, Any], ...] = ()
+    #: ``"1.2"`` or ``"1.3"``.
+    minimum_version: str = "1.2"
+    #: The same; None: the newest.
+    maximum_version: str | None = None
+    #: Those of TLS 1.2, in OpenSSL's words.
+    ciphers: str | None = None
+    #: Who issues the certificates of clients: a PEM file.
+    authorities: str | None = None
+    #: ``none``, ``optional`` or ``required``: whether clients show a certificate.
+    client_certificates: str = "none"
+    #: Whether clients may resume.
+    session_tickets: bool = True
+    #: A file to which the secrets are added, for debugging: who has it reads all traffic.
+    keylog: str | None = None
+    #: What Strict-Transport-Security says (RFC 6797): seconds, or all of it; None: it is not sent.
+    hsts: int | str | None = None
+    #: What is made of these.
+    made: TLS = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self, _LISTEN_TLS)
+        made = TLS(
+            self.certificate,
+            self.key,
+            certificates=[_certificate(each) for each in self.certificates],
+            alpn=["http/1.1"],
+            minimum_version=self.minimum_version,
+            maximum_version=self.maximum_version,
+            ciphers=self.ciphers,
+            authorities=self.authorities,
+            client_certificates=self.client_certificates,
+            session_tickets=self.session_tickets,
+            keylog=self.keylog,
+        )
+        object.__setattr__(self, "made", made)
+
+    @property
+    def hsts_value(self) -> str | None:
+        """The value of the field; None: it is not sent."""
+        return f"max-age={self.hsts}" if isinstance(self.hsts, int) else self.hsts
+
+
+def _certificate(given: Mapping[str, Any]) -> Certificate:
+    unknown = set(given) - {"certificate", "key", "names"}
+    if unknown or not isinstance(given.get("certificate"), str):
+        raise ValueError(f"certificates={given!r}: certificate, key and names expected")
+    names = given.get("names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"certificates={given!r}: names to be a list of names expected")
+    return Certificate(given["certificate"], given.get("key"), names=None if names is None else tuple(names))
+
+
+_LISTEN_TLS = {
+    "certificate": _text,
+    "key": _text.or_none(),
+    "certificates": Rule(
+        lambda value: isinstance(value, tuple) and all(isinstance(each, Mapping) for each in value),
+        "a tuple of tables with certificate and key",
+    ),
+    "ciphers": _text.or_none(),
+    "authorities": _text.or_none(),
+    "session_tickets": Rule.flag(),
+    "keylog": _text.or_none(),
+    "hsts": Rule(
+        lambda value: (
+            value is None
+            or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+            or (isinstance(value, str) and value.startswith("max-age=") and value.isascii() and value.isprintable())
+        ),
+        "seconds, or text that begins with max-age=",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ListenPlace:
+    """Where the proxy listens, and how.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    #: ``(host, port)``, or the path of a Unix socket.
+    address: tuple[str, int] | str
+    #: How it speaks TLS; None: it does not.
+    tls: ListenTLS | None = None
+    #: The port of https to which all requests are redirected, but for those of ``/.well-known/acme-challenge/``; None:
+    #: they are served.
+    redirect_to: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +350,8 @@ class UpstreamOptions:
     max_replay: int = 65536
     #: The PROXY protocol's version that is spoken to its servers; 0 for none.
     send_proxy_protocol: int = 0
+    #: How TLS is spoken to its servers of https.
+    tls: UpstreamTLS | None = None
     #: Idle connections that are kept to each server.
     max_idle: int = 64
     #: Seconds that such a connection is kept. Less than the server keeps it, as far as that is known. (One that is a
@@ -202,6 +370,11 @@ class UpstreamOptions:
                 raise ValueError(f"servers={str(origin)!r}: each server once expected")
         if all(server.backup for server in self.servers):
             raise ValueError("servers=all backup: one that is no backup expected")
+        by_tls = [origin for origin in origins if origin.scheme == "https"]
+        if self.tls is not None and not by_tls:
+            raise ValueError("tls: servers with https:// expected")
+        if self.send_proxy_protocol and by_tls:
+            raise ValueError(f"send_proxy_protocol={self.send_proxy_protocol!r}: 0 expected, with https:// servers")
 
 
 _UPSTREAM = {
@@ -222,6 +395,7 @@ _UPSTREAM = {
     "min_retry_rate": Rule(lambda value: _number(value) and 0 <= value < float("inf"), "a number of at least 0"),
     "max_replay": Rule.whole(0),
     "send_proxy_protocol": _one_of(0, 1, 2),
+    "tls": Rule(lambda value: value is None or isinstance(value, UpstreamTLS), "a table of TLS"),
     "max_idle": Rule.whole(0),
     "idle_timeout": Rule.seconds(zero=False),
     "max_age": _seconds,

@@ -33,15 +33,16 @@ class ProxyProgram:
     """A proxy that is told by a configuration: ``ProxyProgram(config, read).serve_forever()``.
 
     ``read`` returns the configuration anew for :meth:`reload`, and raises :class:`ConfigError` if it is wrong; None:
-    there is nothing to be read.
+    there is nothing to be read. ``options`` are those of :class:`ReverseProxy`, in place of the configuration's.
     """
 
-    def __init__(self, config: ProxyConfig, read: Callable[[], ProxyConfig] | None = None) -> None:
+    def __init__(self, config: ProxyConfig, read: Callable[[], ProxyConfig] | None = None, **options: Any) -> None:
         #: What it serves by.
         self.config = config
         #: The proxies, one for each address of ``config.listen``; empty before ``start`` and after ``stop``.
         self.proxies: list[ReverseProxy] = []
         self._read = read
+        self._options = options
         self._leaving: list[gevent.Greenlet[..., None]] = []
 
     @property
@@ -56,7 +57,7 @@ class ProxyProgram:
             CannotStart: the log or an address cannot be had. None of the addresses is held then.
         """
         if not self.proxies:
-            self.proxies = _started(self.config, None, {})
+            self.proxies = _started(self.config, None, {}, self._options)
 
     def reload(self) -> bool:
         """Read the configuration anew and go on with it; False if that can't be: then nothing has changed.
@@ -68,7 +69,8 @@ class ProxyProgram:
             return False
         try:
             config = self._read()
-            proxies = _started(config, self.gateway, dict(zip(self.config.listen, self.proxies, strict=True)))
+            old_places = dict(zip(self.config.listen, self.proxies, strict=True))
+            proxies = _started(config, self.gateway, old_places, self._options)
         except (ConfigError, CannotStart) as error:
             for line in str(error).splitlines():
                 log.error("the configuration stays as it was: %s", line)
@@ -127,7 +129,9 @@ def _heed(name: str, job: Callable[[], Any]) -> None:
     job()
 
 
-def _started(config: ProxyConfig, before: Gateway | None, old: dict[_Address, ReverseProxy]) -> list[ReverseProxy]:
+def _started(
+    config: ProxyConfig, before: Gateway | None, old: dict[_Address, ReverseProxy], options: dict[str, Any]
+) -> list[ReverseProxy]:
     """Return started proxies; one whose address is among the old ones takes the old one's listener over."""
     try:
         gateway = config.gateway()
@@ -136,12 +140,15 @@ def _started(config: ProxyConfig, before: Gateway | None, old: dict[_Address, Re
     made: dict[_Address, ReverseProxy] = {}
     try:
         # What may fail comes first: a listener that was passed on is no longer the old one's.
-        for address in config.listen:
-            if address not in old:
-                made[address] = _listening(address, address, gateway, config)
-        for address in config.listen:
-            if address in old:
-                made[address] = _listening(address, old[address].pass_listeners()[0], gateway, config)
+        for each in config.listeners:
+            if each.address not in old:
+                made[each.address] = _listening(
+                    each.address, gateway, config.proxy_options(each) | options, each.address
+                )
+        for each in config.listeners:
+            if each.address in old:
+                listener = old[each.address].pass_listeners()[0]
+                made[each.address] = _listening(listener, gateway, config.proxy_options(each) | options, each.address)
         if before is not None:
             gateway.inherit(before)
         for proxy in made.values():
@@ -155,9 +162,9 @@ def _started(config: ProxyConfig, before: Gateway | None, old: dict[_Address, Re
     return [made[address] for address in config.listen]
 
 
-def _listening(address: _Address, listener: Any, gateway: Gateway, config: ProxyConfig) -> ReverseProxy:
+def _listening(listener: Any, gateway: Gateway, options: dict[str, Any], address: _Address) -> ReverseProxy:
     try:
-        proxy = ReverseProxy(listener, gateway, **config.proxy_options())
+        proxy = ReverseProxy(listener, gateway, **options)
         proxy.open_listeners()
     except (OSError, ValueError) as error:
         raise CannotStart(f"cannot listen on {_shown(address)}: {error}") from error

@@ -20,6 +20,7 @@ import gevent
 from greensock import (
     DROP,
     POSTPONE,
+    TLS,
     Connection,
     ConnectionClosed,
     ConnectionLost,
@@ -44,9 +45,11 @@ from greensock.proxy.guard import Guard
 from greensock.proxy.log.record import MAX_DESCRIBED, Record
 from greensock.proxy.ordinary_exchange import OrdinaryExchange
 from greensock.proxy.proxy_connection import ProxyConnection
-from greensock.proxy.proxy_protocol import BadProxyHeader, parse_proxy_header
+from greensock.proxy.proxy_protocol import BadProxyHeader, ProxyHeader, parse_proxy_header
 from greensock.proxy.relay import Relay
 from greensock.proxy.request_relay import RequestRelay
+from greensock.proxy.routes import Route
+from greensock.proxy.rules import Redirect
 from greensock.proxy.upstream.servers import Upstream
 
 if TYPE_CHECKING:
@@ -67,6 +70,10 @@ SEAMS = (
     *("choose_upstream", "edit_request", "edit_response", "watch_request_body", "watch_response_body", "filter_for"),
     *("serve_request", "take_requests", "take_awaited_body", "refusal_of", "send_answer", "end_exchange", "date_line"),
 )
+
+
+#: Where those who issue certificates look for the proof that a host is ours (RFC 8555 section 8.3): without TLS.
+ACME = b"/.well-known/acme-challenge/"
 
 
 class Upload:
@@ -101,6 +108,8 @@ class ReverseProxyKeywords(HTTPServerSettings, total=False):
 
     proxy_protocol: bool
     abort_on_eof: bool
+    hsts: str | None
+    redirect_to_https: int | None
     choose_upstream: Callable[[Relay], Upstream | Response | None]
     edit_request: Callable[[Relay, Headers], object]
     edit_response: Callable[[Relay, int, Headers], object]
@@ -120,6 +129,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
     #: Whether connections begin with a PROXY header, version 1 or 2. Only trusted peers may connect then
     #: (``Forwarding.trusted``).
     proxy_protocol: bool = False
+    #: What Strict-Transport-Security says in answers over TLS, such as ``"max-age=31536000"`` (RFC 6797); None: no such
+    #: field.
+    hsts: str | None = None
+    #: The port of https to which requests are redirected, but for those of ``/.well-known/acme-challenge/``; None: they
+    #: are served.
+    redirect_to_https: int | None = None
     #: Whether a client that closes its sending half while a server works for it has left. (nginx thinks so, too.)
     abort_on_eof: bool = True
 
@@ -128,6 +143,8 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         **HTTP_OPTIONS,
         "proxy_protocol": Rule.flag(),
         "abort_on_eof": Rule.flag(),
+        "hsts": Rule.instance(str, "text such as 'max-age=31536000'").or_none(),
+        "redirect_to_https": Rule(lambda value: type(value) is int and 0 < value < 65536, "a port").or_none(),
         "choose_upstream": Rule.function(),
         "edit_request": Rule.function(),
         "edit_response": Rule.function(),
@@ -154,22 +171,38 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self._bodies = DeadlineWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
         self.edits_requests = self.edits_responses = self.watches_responses = self.wants_records = False
+        if self.hsts is not None and self.tls is None:
+            raise ValueError(f"hsts={self.hsts!r}: tls expected beside it")
+        self._chooser: Any = None  # the program's ``choose_upstream``, where something is looked at before
+        self._https: Route | None = None  # what leads there
+        if self.redirect_to_https is not None:
+            port = "" if self.redirect_to_https == 443 else f":{self.redirect_to_https}"
+            self._https = Route(Redirect(f"https://{{host}}{port}{{target}}", 308), name="https")
         self._own_recv: Any = None  # in the place of ``connection_recv``, if the program has none
 
     def look_at_upcalls(self) -> None:
         """Look which upcalls the program has, and whether it needs the classes for every request."""
         super().look_at_upcalls()
         base, gateway = ReverseProxy, self.gateway
+        several = isinstance(self.tls, TLS) and len(self.tls.certificates) > 1
+        if (several or self._https is not None) and self._chooser is None:
+            self._chooser = self.choose_upstream
+            self.choose_upstream = self._choose_by_scheme  # type: ignore[method-assign]
         if self._own_recv is not None and self.__dict__.get("connection_recv") == self._own_recv:
             del self.__dict__["connection_recv"]  # of an earlier start
         self._own_recv = None
-        if not self.proxy_protocol and not self.overrides_upcall("connection_recv", base):
+        plain_start = not self.proxy_protocol or self.tls is not None  # the header of TLS's is taken before
+        if plain_start and not self.overrides_upcall("connection_recv", base):
             self._own_recv = super().connection_recv  # one call less
-            if gateway.forwarder.is_simple and not any(self.overrides_upcall(name, base) for name in SEAMS):
+            if (
+                self.hsts is None
+                and gateway.forwarder.is_simple
+                and not any(self.overrides_upcall(name, base) for name in SEAMS)
+            ):
                 self._own_recv = OrdinaryExchange(self, super().connection_recv).serve
             self.connection_recv = self._own_recv  # type: ignore[method-assign]
         self.edits_requests = self.overrides_upcall("edit_request", base)
-        self.edits_responses = self.overrides_upcall("edit_response", base)
+        self.edits_responses = self.hsts is not None or self.overrides_upcall("edit_response", base)
         self.watches_responses = self.overrides_upcall("watch_response_body", base)
         self.wants_records = gateway.log is not None or self.overrides_upcall("request_recorded", base)
 
@@ -228,7 +261,11 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
     def connection_new(self, conn: ProxyConnection) -> Verdict | None:
         """Refuse a client that has too many connections, or opens them too fast."""
         guard = self.gateway.guard
-        if self.proxy_protocol:
+        if self.tls is not None:
+            conn.scheme = "https"
+            if guard is not None:
+                self._admit(conn, guard)
+        elif self.proxy_protocol:
             if conn.peer not in self.gateway.forwarder.trusted:
                 self._warn("proxy-untrusted", conn, "it may not connect: its PROXY header is not trusted")
                 return DROP
@@ -257,16 +294,45 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         header, length = found
         conn.awaits_header = False
         self.head_watch.pop(conn, None)
-        if not header.is_local and header.source is not None:
-            conn.peer = header.source[0] if isinstance(header.source, tuple) else ""
-            conn.ends = header.source, header.destination
-            if header.is_tls:
-                conn.scheme = "https"
+        _note_header(conn, header)
         if self.gateway.guard is not None:
             self._admit(conn, self.gateway.guard)
         if length < len(data) and conn.state is State.OPEN:
             super().connection_recv(conn, data[length:])
         return None
+
+    def take_preface(self, conn: ProxyConnection, data: bytes) -> int | None:
+        """Take the PROXY header off that stands in front of a TLS handshake; None: it is not whole."""
+        if not self.proxy_protocol:
+            return 0
+        if conn.peer not in self.gateway.forwarder.trusted and not conn.awaits_header:
+            self._warn("proxy-untrusted", conn, "it may not connect: its PROXY header is not trusted")
+            raise ValueError("its PROXY header is not trusted")
+        try:
+            found = parse_proxy_header(data)
+        except BadProxyHeader as error:
+            self._warn("proxy-header", conn, error)
+            raise ValueError(f"no PROXY header: {error}") from None
+        if found is None:
+            return None
+        _note_header(conn, found[0])
+        return found[1]
+
+    def _choose_by_scheme(self, relay: Relay) -> Upstream | Response | None:
+        """Send to https who came without it, and away who asks for a name of another certificate."""
+        head = relay.request.head
+        if self._https is not None and not head.target.startswith(ACME):
+            if not head.authority:
+                return relay.error_answer(400, "no-host")
+            return relay.follow(self._https)
+        tls = relay.conn.tls
+        if tls is not None and isinstance(self.tls, TLS):
+            name = head.authority.decode("latin-1").rpartition("@")[2].partition(":")[0].lower()
+            if name and not self.tls.has_name(name, tls.server_name):
+                self.failures["misdirected"] += 1
+                return relay.error_answer(421, "misdirected")  # RFC 9110 section 15.5.20
+        chosen: Upstream | Response | None = self._chooser(relay)
+        return chosen
 
     # -- short bodies that come slowly
 
@@ -446,6 +512,13 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
                 record.referer, record.agent = headers.get_raw(b"referer"), headers.get_raw(b"user-agent")
         return answer
 
+    def written_head(
+        self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False
+    ) -> bytes:
+        if self.hsts is not None:
+            response.headers.set(b"Strict-Transport-Security", self.hsts)
+        return super().written_head(response, length, chunked, option, plain)
+
     def send_answer(self, request: Request, response: Response, keep: bool) -> bool:
         before = request.connection.bytes_sent
         try:
@@ -497,3 +570,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             self.request_recorded(record)
         except Exception:
             self.log_program_failure("request_recorded failed")
+
+
+def _note_header(conn: ProxyConnection, header: ProxyHeader) -> None:
+    """Note what a PROXY header says."""
+    if not header.is_local and header.source is not None:
+        conn.peer = header.source[0] if isinstance(header.source, tuple) else ""
+        conn.ends = header.source, header.destination
+        if header.is_tls:
+            conn.scheme = "https"

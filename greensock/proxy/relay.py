@@ -36,7 +36,7 @@ from greensock.proxy.gateway import Gateway
 from greensock.proxy.log.record import Record
 from greensock.proxy.proxy_connection import ProxyConnection
 from greensock.proxy.routes import Route
-from greensock.proxy.rules import VARIABLES, Redirect, StaticAnswer, variables_of
+from greensock.proxy.rules import TLS_VARIABLES, VARIABLES, Redirect, StaticAnswer, tls_variables, variables_of
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 
 __all__ = ["CHALLENGES", "COUNTED", "NO_UPLOAD", "PARKED", "STREAMED", "BodyWait", "ProxySeam", "Relay"]
@@ -80,6 +80,7 @@ class ProxySeam(Protocol):
     abort_on_eof: bool
     edits_requests: bool
     edits_responses: bool
+    hsts: str | None
     watches_responses: bool
     wants_records: bool
     failures: Counter[str]
@@ -272,9 +273,12 @@ class Relay:
         """Return what the variables in edits and redirects stand for; an id is made only if it is ``wanted``."""
         head = self.request.head
         request_id = self.request_id if "request_id" in wanted else ""
-        return variables_of(
+        found = variables_of(
             head.method, head.authority, head.target, scheme=self.scheme, client=self.client, request_id=request_id
         )
+        if not TLS_VARIABLES.isdisjoint(wanted):
+            found.update(tls_variables(self.conn.tls))
+        return found
 
     # -- to the server
 

@@ -197,6 +197,8 @@ def _edited_headers(relay: Relay, head: ResponseHead, trailers: bool) -> Headers
         edits = relay.route.response_fields
         edits.apply(headers, relay.variables(edits.variables))
     relay.proxy.edit_response(relay, head.status, headers)
+    if relay.proxy.hsts is not None:
+        headers.set(b"Strict-Transport-Security", relay.proxy.hsts)
     return headers
 
 

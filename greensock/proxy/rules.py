@@ -11,7 +11,9 @@ import re
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 
+from greensock import TLSInfo
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.syntax import is_token
 from greensock.http.wire.target import path_to_ask_for
@@ -19,6 +21,7 @@ from greensock.http.wire.writer import phrase_of
 
 __all__ = [
     "NO_EDITS",
+    "TLS_VARIABLES",
     "VARIABLES",
     "ErrorPage",
     "ErrorPages",
@@ -26,6 +29,7 @@ __all__ = [
     "Redirect",
     "StaticAnswer",
     "Template",
+    "tls_variables",
     "variables_of",
 ]
 
@@ -40,7 +44,14 @@ VARIABLES: Mapping[str, str] = {
     "request_id": "the request's id: a trusted peer's X-Request-Id, or one of the proxy's own",
     "scheme": "http or https",
     "target": "path and query as they came",
+    "tls_cipher": "the cipher of the client's connection; this and what follows is empty without TLS",
+    "tls_client_name": "the subject of the client's certificate, if it was asked for and verified, as in CN=name,O=...",
+    "tls_client_sha256": "the SHA-256 of that certificate, in hexadecimal digits",
+    "tls_server_name": "the name that the client asked for by TLS",
+    "tls_version": "TLSv1.2 or TLSv1.3",
 }
+#: Those that the client's TLS tells of.
+TLS_VARIABLES = frozenset(name for name in VARIABLES if name.startswith("tls_"))
 
 #: Written by the proxy itself; an edit of them would break the message or let it reach another host.
 _OURS = frozenset(
@@ -340,3 +351,37 @@ class ErrorPages:
 
     def __len__(self) -> int:
         return len(self._pages)
+
+
+#: What the parts of a name are called (RFC 4514 section 3).
+_PARTS = {
+    "commonName": "CN",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "countryName": "C",
+    "localityName": "L",
+    "stateOrProvinceName": "ST",
+}
+
+
+def tls_variables(tls: TLSInfo | None) -> dict[str, str]:
+    """Return what the variables of TLS stand for."""
+    if tls is None:
+        return dict.fromkeys(sorted(TLS_VARIABLES), "")
+    verified, der = tls.peer_certificate, tls.peer_certificate_der
+    subject = ""
+    if verified is not None:
+        parts = [pair for part in verified.get("subject", ()) for pair in part]
+        subject = ",".join(f"{_PARTS.get(name, name)}={_escaped(value)}" for name, value in parts)
+    return {
+        "tls_cipher": tls.cipher,
+        "tls_client_name": subject,
+        "tls_client_sha256": sha256(der).hexdigest() if verified is not None and der is not None else "",
+        "tls_server_name": tls.server_name or "",
+        "tls_version": tls.version,
+    }
+
+
+def _escaped(value: str) -> str:
+    """Return a value of a name with what would end it escaped (RFC 4514 section 2.4)."""
+    return re.sub(r"([,+\"\\<>;=])", r"\\\1", value)

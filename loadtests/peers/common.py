@@ -31,19 +31,26 @@ class Options:
     mode: str
     #: Bytes to read at a time, at most.
     recv: int
+    #: Of TLS: PEM files. In mode ``download`` a client gets ``size`` bytes over and over once it sent something.
+    cert: str = ""
+    key: str = ""
+    size: int = 65536
 
 
 def options() -> Options:
     """Parse the command line and raise the limit of descriptors."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--bind", default="127.0.0.1:0", help="HOST:PORT")
-    parser.add_argument("--mode", choices=("echo", "framed", "sink", "slow", "held"), default="echo")
+    parser.add_argument("--mode", choices=("echo", "framed", "sink", "slow", "held", "download"), default="echo")
     parser.add_argument("--recv", type=int, default=65536, help="bytes to read at a time")
+    parser.add_argument("--cert", default="", help="of TLS: a PEM file")
+    parser.add_argument("--key", default="", help="of TLS: a PEM file")
+    parser.add_argument("--size", type=int, default=65536, help="bytes of one write, in mode download")
     chosen = parser.parse_args()
     host, _, port = chosen.bind.rpartition(":")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return Options(host, int(port), chosen.mode, chosen.recv)
+    return Options(host, int(port), chosen.mode, chosen.recv, chosen.cert, chosen.key, chosen.size)
 
 
 def listener(chosen: Options) -> socket.socket:

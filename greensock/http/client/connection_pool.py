@@ -14,13 +14,14 @@ import select
 import weakref
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import get_hub
 from gevent.event import Event
 from gevent.monkey import get_original
 
 from greensock import (
+    TLS,
     ConnectFailed,
     Connection,
     ConnectionClosed,
@@ -37,6 +38,9 @@ from greensock.http.client.pool_state import Action, Decision, PoolState
 from greensock.http.errors import ConnectTimeout, PhaseTimeout, QueueFull, QueueTimeout
 from greensock.http.wire.limits import Limits
 from greensock.http.wire.response_parser import ResponseParser
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["ClientConnection", "ConnectionPool", "Lease", "Patient", "Waiter"]
 
@@ -75,6 +79,8 @@ class ClientConnection(Connection):
         A send that fails closes the first one, and servers that refuse a body often reset while their answer is on its
         way: it would be lost. None is kept where too many are already: it may never be needed.
         """
+        if self.tls is not None:
+            return  # it could not be decrypted
         if self._spare < 0 and len(_with_spare) < share_of_descriptors():
             with contextlib.suppress(OSError):
                 self._spare = self.duplicate()
@@ -115,6 +121,8 @@ class ClientConnection(Connection):
         """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
         if self.state is not State.OPEN:
             return False
+        if self.tls is not None:
+            return not self.has_input()  # tickets may come at any time, and are nobody's answer
         # Bytes count as much as FIN: they would be taken for the answer to the next request
         # (test_bytes_that_nobody_asked_for_are_nobodys_answer). The kernel is asked, as the hub may not have run since
         # (test_a_stale_connection_is_noticed_before_use).
@@ -221,11 +229,16 @@ class ConnectionPool:
         limits: Limits,
         make_room: Callable[[], bool] | None = None,
         is_full: Callable[[], bool] | None = None,
+        tls: TLS | ssl.SSLContext | bool = True,
+        server_hostname: str | None = None,
     ) -> None:
         """``make_room`` closes what is idle here or elsewhere when descriptors are short; False: there is nothing.
 
-        ``is_full`` says before a connection is made whether they will be.
+        ``is_full`` says before a connection is made whether they will be. ``tls`` is how it is spoken to an origin of
+        https, and ``server_hostname`` the name that is asked for there, if it is not the origin's.
         """
+        self._tls = tls
+        self._server_hostname = server_hostname
         self.state = state
         self._make_room = make_room or self.drop_oldest
         self._is_full = is_full
@@ -310,7 +323,16 @@ class ConnectionPool:
         while True:
             try:
                 left = deadlines.within(seconds, ConnectTimeout)
-                conn = connect(origin.address, timeout=left, connection_class=ClientConnection)
+                if origin.scheme == "https":
+                    conn = connect(
+                        origin.address,
+                        timeout=left,
+                        connection_class=ClientConnection,
+                        tls=self._tls,
+                        server_hostname=self._server_hostname or origin.name,
+                    )
+                else:
+                    conn = connect(origin.address, timeout=left, connection_class=ClientConnection)
                 break
             except PhaseTimeout:
                 raise

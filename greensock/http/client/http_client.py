@@ -20,14 +20,16 @@ from collections.abc import Iterable, Mapping
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from greensock import (
+    TLS,
     Connection,
     ConnectionClosed,
     LimitExceeded,
     OperationTimeout,
     Rule,
+    Server,
     __version__,
 )
 from greensock.http.client.connection_pool import ClientConnection, ConnectionPool, Lease
@@ -42,6 +44,9 @@ from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
 from greensock.http.wire.response_parser import ResponseParser, plain_answer
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["ClientResponse", "HTTPClient"]
 
@@ -220,6 +225,10 @@ class ClientResponse(IncomingBody):
             raise self._exchange.failure from None
 
 
+def _is_tls(value: object) -> bool:
+    return value is not None and Server.option_rules["tls"].fits(value)
+
+
 class HTTPClient:
     """Makes requests over kept connections, for one user.
 
@@ -251,6 +260,9 @@ class HTTPClient:
     timeouts: Timeouts = Timeouts()
     #: How large the parts of an answer may be.
     limits: Limits = Limits()
+    #: How TLS is spoken for ``https://``: ``TLS(authorities=...)``, or any ``ssl.SSLContext`` of a client. True: what
+    #: the system trusts is trusted, and the certificate must be for the name in the URL.
+    tls: TLS | ssl.SSLContext | bool = True
     #: What User-Agent says, if the request has none. None: no such field.
     user_agent: str | None = f"greensock/{__version__}"
 
@@ -264,6 +276,7 @@ class HTTPClient:
         "max_requests": Rule.whole(1).or_none(),
         "timeouts": Rule.instance(Timeouts, "Timeouts"),
         "limits": Rule.instance(Limits, "Limits"),
+        "tls": Rule(lambda value: value is True or _is_tls(value), "True, TLS(), or an ssl.SSLContext"),
         "user_agent": Rule.instance(str, "a string").or_none(),
     }
 
@@ -280,7 +293,7 @@ class HTTPClient:
             max_age=self.max_age,
             max_requests=self.max_requests,
         )
-        self._pool = ConnectionPool(state, self.limits)
+        self._pool = ConnectionPool(state, self.limits, tls=self.tls)
         self._unbounded = Deadlines(self.timeouts, None)
         self._written: dict[tuple[str, str], tuple[Origin, Call]] = {}
 
@@ -301,9 +314,9 @@ class HTTPClient:
     ) -> ClientResponse:
         """Make a request and return the answer, of which the head is there.
 
-        ``url`` is ``http://host[:port]/path?query``, or ``http+unix://`` with the percent-encoded path of a socket for
-        a host. ``target``, if given, is asked for instead of its path and query, byte for byte; ``address``, as
-        ``greensock.connect`` takes it, is where to connect instead.
+        ``url`` is ``http://host[:port]/path?query``, ``https://`` likewise, or ``http+unix://`` with the
+        percent-encoded path of a socket for a host. ``target``, if given, is asked for instead of its path and query,
+        byte for byte; ``address``, as ``greensock.connect`` takes it, is where to connect instead.
 
         ``headers`` may have a Host to be sent instead of the URL's. Content-Length, Transfer-Encoding and Connection
         are the client's to write; of these only a Content-Length for an iterable, and ``close``, are looked at.
@@ -323,7 +336,8 @@ class HTTPClient:
         Raises:
             PhaseTimeout: one of its kinds; the phase and the seconds are in it.
             QueueFull: too many wait for a connection.
-            ConnectFailed: no server listens there, or it could not be reached.
+            ConnectFailed: no server listens there, or it could not be reached. HandshakeFailed and CertificateRefused,
+                which say why no TLS was agreed on, are of this kind.
             ConnectionLost: the server reset the connection.
             BadResponse: the server broke the protocol, or closed without an answer.
             ConnectionClosed: the client is closed.
@@ -352,7 +366,8 @@ class HTTPClient:
         try:
             fields = self._fields(headers, destination.authority, expect_continue)
             call = Call(method, destination.target if target is None else target, fields, payload, trailers, on_interim)
-            lease = self._pool.lease(destination.origin if address is None else origin_at(address), deadlines)
+            origin = destination.origin if address is None else origin_at(address, destination.origin)
+            lease = self._pool.lease(origin, deadlines)
             return self.perform(call, lease, deadlines)
         except BaseException:
             payload.close()

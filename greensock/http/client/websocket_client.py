@@ -11,11 +11,11 @@ import base64
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent.monkey import get_original
 
-from greensock import GreensockError
+from greensock import TLS, GreensockError
 from greensock.http.client.deadlines import Timeouts
 from greensock.http.client.http_client import ClientResponse, HTTPClient
 from greensock.http.errors import BadResponse, Reason
@@ -26,12 +26,15 @@ from greensock.http.websocket.websocket import WebSocket
 from greensock.http.websocket.websocket_options import DEFAULT_WEBSOCKET, WebSocketOptions
 from greensock.http.wire.headers import Headers
 
+if TYPE_CHECKING:
+    import ssl
+
 __all__ = ["WebSocketRefused", "connect_websocket"]
 
 #: Of the body of a refusal so many bytes are kept.
 MAX_REFUSAL = 4096
 #: The schemes of WebSocket, and what stands below each.
-SCHEMES = {"ws": "http", "ws+unix": "http+unix"}
+SCHEMES = {"ws": "http", "wss": "https", "ws+unix": "http+unix"}
 
 _of_this_thread = get_original("_thread", "_local")()
 
@@ -58,13 +61,15 @@ def connect_websocket(
     timeout: float | None = 10.0,
     send_timeout: float | None = 60.0,
     address: Any = None,
+    tls: TLS | ssl.SSLContext | bool = True,
 ) -> WebSocket:
-    """Connect to ``ws://host[:port]/path?query`` or ``ws+unix://%2Fpath%2Fof.socket/path``, and return the WebSocket.
+    """Connect to ``ws://host[:port]/path?query``, ``wss://...`` or ``ws+unix://%2Fpath%2Fof.socket/path``.
 
     ``subprotocols`` are offered, the best first; the server's choice is ``subprotocol``. ``headers`` are sent, too
     (Origin, Cookie, Authorization). ``timeout`` is in seconds, for connecting and the server's answer; ``send_timeout``
     those in which the server must take a byte of what is sent. ``address``, as ``greensock.connect`` takes it, is where
-    to connect instead. Close it, or use it with ``with``; it belongs to the thread that made it.
+    to connect instead; ``tls`` is how ``wss`` is spoken, as an ``HTTPClient`` takes it. Close it, or use it with
+    ``with``; it belongs to the thread that made it.
 
     Raises:
         WebSocketRefused: the server answered something else.
@@ -81,7 +86,7 @@ def connect_websocket(
     for name, value in [(b"Upgrade", b"websocket"), *request_fields(key, offered, extensions)]:
         fields.set(name, value)
     timeouts = Timeouts(connect=timeout, send=timeout, head=timeout, body=timeout, total=timeout)
-    with HTTPClient(timeouts=timeouts) as client:
+    with HTTPClient(timeouts=timeouts, tls=tls) as client:
         answer = client.get(below, headers=fields, address=address)
         try:
             if not answer.head.is_switch:
@@ -108,10 +113,8 @@ def connect_websocket(
 def _url_below(url: str) -> str:
     """Return the URL of the request that asks for the WebSocket of this one."""
     scheme, colon, rest = url.partition(":")
-    if scheme.lower() == "wss":  # this is the one place: what https speaks, wss does
-        raise ValueError(f"url={url!r}: wss is not there yet: ws expected")
     if not colon or scheme.lower() not in SCHEMES:
-        raise ValueError(f"url={url!r}: ws://host[:port]/path expected")
+        raise ValueError(f"url={url!r}: ws://host[:port]/path or wss://host[:port]/path expected")
     return f"{SCHEMES[scheme.lower()]}:{rest}"
 
 

@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -111,6 +112,8 @@ else:
     from typing import TypeVar
 
     HTTPConnectionT = TypeVar("HTTPConnectionT", bound=HTTPConnection)
+
+_begins_a_request = re.compile(rb"[A-Z]{1,20} [!-~]").match
 
 #: What each option of an HTTP server may be.
 HTTP_OPTIONS: Mapping[str, Rule] = {
@@ -352,6 +355,17 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
     def take_awaited_body(self, conn: HTTPConnection, data: bytes) -> bool:
         """Take what came of a body that is awaited without a worker; False: none is. The seam of the proxy."""
         return False
+
+    def plaintext_answer(self, conn: Any, data: bytes) -> bytes:
+        """Answer plain HTTP that comes to a port of TLS; what else comes, nothing could be told."""
+        if not _begins_a_request(data):
+            return b""
+        answer = Response("This port speaks HTTPS, and a plain HTTP request came: use https://.\n", 400)
+        body = answer.body
+        assert isinstance(body, bytes)
+        head = self.written_head(answer, len(body), False, CLOSE)
+        self.refused["plain-http"] += 1
+        return head if data.startswith(b"HEAD ") else head + body
 
     def _refuse_late_head(self, conn: Connection) -> None:
         if conn.state is State.OPEN:

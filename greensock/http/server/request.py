@@ -182,7 +182,6 @@ class Request:
         "headers",
         "is_answered",
         "method",
-        "scheme",
         "shows_cut",
         "target",
         "version",
@@ -193,7 +192,7 @@ class Request:
     #: What it has left HTTP for: a WebSocket, or its connection.
     switched_to: Any = None
 
-    def __init__(self, conn: Connection, head: RequestHead, body: RequestBody, scheme: str = "http") -> None:
+    def __init__(self, conn: Connection, head: RequestHead, body: RequestBody) -> None:
         #: As the parser gave it, :class:`RequestHead`.
         self.head = head
         #: ``GET``, ``POST``, ...; in the case it came in.
@@ -208,12 +207,20 @@ class Request:
         self.body = body
         #: The connection it came on.
         self.connection = conn
-        #: ``http``.
-        self.scheme = scheme
         #: Whether bytes of the final answer may be out already.
         self.is_answered = False
         #: Whether the framing of its answer shows where that was cut off: Content-Length, or chunks without a last one.
         self.shows_cut = True
+
+    @property
+    def scheme(self) -> str:
+        """``https`` if it came over TLS, else ``http``."""
+        return "http" if self.connection.tls is None else "https"
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether it came over TLS."""
+        return self.connection.tls is not None
 
     @property
     def raw_path(self) -> bytes:

@@ -12,7 +12,8 @@ What a program could notice: requests are judged strictly; no body goes out with
 ``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101
 but through what a request for an upgrade finds in its environ (``wsgi_socket``, ``wsgi_websocket``); ``handler_class``,
 ``handle`` and ``set_handle`` are refused, for there are no handlers (``format_request`` and ``application_failed`` can
-be overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; TLS is not spoken yet.
+be overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; of gevent's arguments
+for TLS ``ssl_version`` says nothing, as 1.2 and newer are spoken, and handshakes take no greenlet.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import gevent
 from gevent import socket as _socket
 from gevent.pywsgi import LoggingLogAdapter
 
-from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, State, __version__
+from greensock import TLS, Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, State, __version__
 from greensock.http.errors import BadRequest
 from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPServer, HTTPServerSettings
@@ -122,9 +123,11 @@ class WSGIServer(HTTPServer):
         **options: Unpack[WSGIServerKeywords],
     ) -> None:
         given: dict[str, Any] = {**options}
-        for name in TLS_OPTIONS & given.keys():
-            if given.pop(name) is not None:
-                raise ValueError(f"{name}: WSGIServer speaks no TLS yet; put something that does in front of it")
+        tls = {name: value for name in TLS_OPTIONS & given.keys() if (value := given.pop(name)) is not None}
+        if tls:
+            if given.get("tls") is not None:
+                raise ValueError(f"tls, {', '.join(sorted(tls))}: tls or gevent's arguments expected, not both")
+            given["tls"] = _tls_of(tls)
         if handler_class is not None:
             raise ValueError(f"handler_class={handler_class!r}: None expected, for there are no handlers here")
         self._refuse_handle(given.pop("handle", None))
@@ -155,7 +158,7 @@ class WSGIServer(HTTPServer):
         """Make what every environ begins with anew, of ``base_env`` and ``environ`` (default: what it was before)."""
         given = self.environ if environ is None else environ
         self.environ = self.environ_class(self.base_env)
-        self.environ["wsgi.url_scheme"] = "http"
+        self.environ["wsgi.url_scheme"] = "http" if self.tls is None else "https"
         self.environ["wsgi.file_wrapper"] = FileWrapper
         self.environ.update(given)
         if self.environ.get("wsgi.errors") is None:
@@ -484,6 +487,29 @@ def _as_log(name: str, given: Any, level: int) -> Any:
     if not hasattr(given, "write") and hasattr(given, "log"):
         return LoggingLogAdapter(given, level)
     return given
+
+
+def _tls_of(given: Mapping[str, Any]) -> Any:
+    """Return what gevent's arguments for TLS say."""
+    for name in ("server_side", "do_handshake_on_connect"):
+        if not given.get(name, True):
+            raise ValueError(f"{name}={given[name]!r}: True expected")
+    context = given.get("ssl_context")
+    if context is not None:
+        if beside := given.keys() & {"keyfile", "certfile", "cert_reqs", "ca_certs", "ciphers"}:
+            raise ValueError(f"ssl_context, {', '.join(sorted(beside))}: ssl_context alone expected")
+        return context
+    if "certfile" not in given:
+        raise ValueError("certfile=None: a certificate expected, for TLS")
+    # ssl.CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED.
+    wanted = {0: "none", 1: "optional", 2: "required"}.get(int(given.get("cert_reqs", 0)), "none")
+    return TLS(
+        given["certfile"],
+        given.get("keyfile"),
+        ciphers=given.get("ciphers"),
+        authorities=given.get("ca_certs"),
+        client_certificates=wanted,
+    )
 
 
 def _most_connections(spawn: Any) -> int | None:

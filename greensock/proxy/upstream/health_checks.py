@@ -21,6 +21,7 @@ from typing import Any
 
 import gevent
 
+from greensock import TLS
 from greensock.http.client.connection_pool import Lease
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.exchange import Call
@@ -51,8 +52,8 @@ class _Shortage(Exception):
 class CheckClient(HTTPClient):
     """Makes the requests of checks, each on a connection of its own that begins with ``preamble``."""
 
-    def __init__(self, preamble: bytes = b"") -> None:
-        super().__init__(user_agent="greensock health check", max_idle=0)
+    def __init__(self, preamble: bytes = b"", tls: TLS | bool = True) -> None:
+        super().__init__(user_agent="greensock health check", max_idle=0, tls=tls)
         self._preamble = preamble
 
     def perform(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
@@ -64,8 +65,9 @@ class Checker:
     """Checks one server, and tells its :class:`Health`, by the clock of ``time.monotonic``.
 
     ``address`` is as ``greensock.connect`` takes it; ``client`` makes the requests, is not closed here, and best does
-    nothing else. ``name`` is what the log says, the address if empty. ``on_change`` is called with True when the server
-    came up and with False when it went down, by the greenlet of the checks; it must not block for long.
+    nothing else. ``name`` is what the log says, the address if empty. ``tls_name`` is the name that its certificate
+    must be for; None: it speaks no TLS. ``on_change`` is called with True when the server came up and with False when
+    it went down, by the greenlet of the checks; it must not block for long.
 
     ``start`` it and ``stop`` it, as often as need be, in the thread that uses the client.
     """
@@ -78,6 +80,7 @@ class Checker:
         client: HTTPClient,
         *,
         name: str = "",
+        tls_name: str | None = None,
         on_change: Callable[[bool], object] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
@@ -86,6 +89,7 @@ class Checker:
         self.name = name or (authority if isinstance(address, tuple) else str(address))
         #: Why the last check failed; empty if it passed, or if there was none.
         self.reason = ""
+        self._base = "http://localhost" if tls_name is None else f"https://{tls_name}"
         self._address = address
         self._options = options
         self._health = health
@@ -157,7 +161,7 @@ class Checker:
         try:
             with self._client.request(
                 "GET",
-                f"http://localhost{self._options.path}",
+                self._base + str(self._options.path),
                 headers=self._headers,
                 address=self._address,
                 timeout=self._options.timeout,

@@ -123,7 +123,15 @@ class UpstreamServer:
             max_requests=group.max_requests,
         )
         #: The connections to it.
-        self.pool = ConnectionPool(state, limits, upstream.make_room, upstream.is_full)
+        tls = group.tls
+        self.pool = ConnectionPool(
+            state,
+            limits,
+            upstream.make_room,
+            upstream.is_full,
+            True if tls is None else tls.made,
+            None if tls is None else tls.server_name,
+        )
 
     def share(self, now: float) -> float:
         """Return how much of its weight counts: see :class:`Health`."""
