@@ -41,6 +41,8 @@ KEPT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OFTEN, SELDOM = 0.01, 0.8
 #: Seconds for which what goes wrong is the doing of a worker that was killed.
 AFTERMATH = 1.0
+#: Between two looks.
+PAUSE = 0.05
 #: Seconds that an answer may take.
 PATIENCE = 20.0
 
