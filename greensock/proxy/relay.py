@@ -6,7 +6,7 @@ is passed on in ``response_relay``.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from math import inf
 from time import monotonic, time
@@ -85,7 +85,7 @@ class ProxySeam(Protocol):
     wants_records: bool
     failures: Counter[str]
     refused: Counter[str]
-    answers_by_status: Counter[int]
+    answers_by_status: defaultdict[int, int]
     retries: int
     tunnels: int
     uploads: int
