@@ -1,7 +1,8 @@
 # make run: the reverse proxy before a site of its own. make test: all checks, with the engine in Python and compiled
 # (ARGS=tests/test_x.py: of that file alone). make wheels: what pip installs where there is no compiler, and its test.
 # make bench: every experiment, under 30 minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the
-# seed's workload. make soak: a million requests while processes come and go, of which none is lost. make mutants: whether the tests notice what is broken, hours. All make .venv first.
+# seed's workload. make soak: a million requests while processes come and go, of which none is lost. make mutants:
+# whether the tests notice what is broken, hours. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

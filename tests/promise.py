@@ -41,8 +41,8 @@ KEPT = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OFTEN, SELDOM = 0.01, 0.8
 #: Seconds for which what goes wrong is the doing of a worker that was killed.
 AFTERMATH = 1.0
-#: Between two looks.
-PAUSE = 0.05
+#: Seconds between two looks at what is waited for.
+LOOK = 0.05
 #: Seconds that an answer may take.
 PATIENCE = 20.0
 
@@ -173,7 +173,7 @@ def wait(condition: Any) -> None:
     due = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < due, "waited in vain"
-        gevent.sleep(PAUSE)
+        gevent.sleep(LOOK)
 
 
 def play(kind: str, place: Path, requests: int, seconds: float, clients: int = 8) -> Load:
