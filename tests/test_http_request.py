@@ -316,3 +316,76 @@ def test_a_rest_that_takes_too_long_is_not_waited_for(take):
     request, peer = take(SIZED % 100, *[(0.4, b"x")] * 100)
     assert not request.body.discard(1000, 1.0)
     assert peer.now == pytest.approx(1.0)
+
+
+# -- what the head and the body say, taken apart
+
+
+def test_the_fields_of_the_query(take):
+    request, _ = take("GET /a?page=2&tag=x&tag=y&empty=&w=%C3%BC+%FF HTTP/1.1\nHost: a\n\n")
+    found = request.query_fields
+    assert dict(found) == {"page": "2", "tag": "x", "empty": "", "w": "ü \ufffd"}
+    assert found.get_all("tag") == ["x", "y"]
+    assert found.get("none", "default") == "default"
+    assert len(found) == 4
+    assert found.pairs[0] == ("page", "2")
+    assert "none" not in found
+    assert dict(take("GET /a HTTP/1.1\nHost: a\n\n")[0].query_fields) == {}
+
+
+def test_a_query_of_too_many_fields(take):
+    request, peer = take(f"GET /?{'&'.join('a' * 1000)} HTTP/1.1\nHost: a\n\n")
+    assert len(request.query_fields.pairs) == 1000
+    request, peer = take(f"GET /?{'&'.join('a' * 1001)} HTTP/1.1\nHost: a\n\n")
+    with pytest.raises(BadRequest) as refused:
+        request.query_fields  # noqa: B018
+    assert (refused.value.status, refused.value.connection) == (400, peer)
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        ("a=1; b=2", {"a": "1", "b": "2"}),
+        ('a="quoted"; a=second', {"a": "quoted"}),
+        ("a=b=c;;no pair; =x; d=", {"a": "b=c", "d": ""}),
+        ('a="', {"a": '"'}),
+    ],
+)
+def test_cookies(take, field, found):
+    request, _ = take(f"GET / HTTP/1.1\nHost: a\nCookie: {field}\n\n")
+    assert request.cookies == found
+
+
+def test_no_cookies(take):
+    assert take("GET / HTTP/1.1\nHost: a\n\n")[0].cookies == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "url"),
+    [
+        ("GET /a%20b?c=d", "http://h.example:81/a%20b?c=d"),
+        ("GET http://h.example:81/x", "http://h.example:81/x"),
+    ],
+)
+def test_its_url(take, line, url):
+    request, _ = take(f"{line} HTTP/1.1\nHost: h.example:81\n\n")
+    assert request.url == url
+    assert not request.is_secure
+
+
+def test_a_body_as_json(take):
+    head = "POST / HTTP/1.1\nHost: a\nContent-Length: {}\n\n"
+    assert take(head.format(10), b'{"a": [1', b"]}")[0].json() == {"a": [1]}
+    for body in (b"{", b"\xff", b"", b"[" * 100_000):
+        request, peer = take(head.format(len(body)), body)
+        with pytest.raises(BadRequest, match="no JSON") as refused:
+            request.json()
+        assert (refused.value.status, refused.value.reason, refused.value.connection) == (
+            400,
+            Reason.BODY_MALFORMED,
+            peer,
+        )
+    request, _ = take(head.format(10), b'{"a": [1]}')
+    with pytest.raises(BadRequest) as refused:
+        request.json(max_bytes=9)
+    assert refused.value.status == 413

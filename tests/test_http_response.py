@@ -144,3 +144,70 @@ def test_an_error_has_an_answer():
     assert (error.response.body, error.response.headers["retry-after"]) == (b"slowly\n", "1")
     assert HTTPError(599).response.body == b"599\n"
     assert "404" in repr(HTTPError(404).response)
+
+
+# -- redirects and cookies
+
+
+@pytest.mark.parametrize(
+    ("location", "written"),
+    [
+        ("/a?b=c#d", "/a?b=c#d"),
+        ("https://h.example/%C3%BC", "https://h.example/%C3%BC"),
+        ("/größe", "/gr%C3%B6%C3%9Fe"),
+        ('/"<>', "/%22%3C%3E"),
+    ],
+)
+def test_a_redirect(location, written):
+    response = Response.redirect(location)
+    assert (response.status, response.body, fields(response)) == (302, b"", {"Location": written})
+
+
+@pytest.mark.parametrize(
+    ("location", "status"),
+    [("", 302), ("/a b", 302), ("/a\r\nX: y", 302), ("/\\evil.example", 302), ("/", 200), ("/", 304)],
+)
+def test_redirects_that_cannot_be(location, status):
+    with pytest.raises(ValueError, match="expected"):
+        Response.redirect(location, status)
+
+
+def test_a_cookie():
+    response = Response()
+    response.set_cookie("a", "1")
+    response.set_cookie(
+        "__Host-b", "x", max_age=60, expires=0, secure=True, http_only=False, same_site="None", path="/", domain=None
+    )
+    response.set_cookie("c", "", path=None, domain="h.example", same_site=None)
+    response.delete_cookie("d")
+    assert response.headers.get_all("set-cookie") == [
+        "a=1; Path=/; HttpOnly; SameSite=Lax",
+        "__Host-b=x; Path=/; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Secure; SameSite=None",
+        "c=; Domain=h.example; HttpOnly",
+        "d=; Path=/; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT; HttpOnly; SameSite=Lax",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "options"),
+    [
+        ("a b", "x", {}),
+        ("", "x", {}),
+        ("a", "x; y", {}),
+        ("a", 'x"', {}),
+        ("a", "ü", {}),
+        ("a", "x\n", {}),
+        ("a", "x", {"path": "/;x"}),
+        ("a", "x", {"domain": "h\nx"}),
+        ("a", "x", {"same_site": "Strictly"}),
+        ("a", "x", {"same_site": "None"}),
+        ("__Secure-a", "x", {}),
+        ("__Host-a", "x", {"secure": True, "path": "/x"}),
+        ("__host-a", "x", {"secure": True, "domain": "h.example"}),
+    ],
+)
+def test_cookies_that_cannot_be(name, value, options):
+    response = Response()
+    with pytest.raises(ValueError, match="expected|refuse"):
+        response.set_cookie(name, value, **options)
+    assert len(response.headers) == 0

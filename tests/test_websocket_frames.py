@@ -29,6 +29,7 @@ from greensock.http.websocket.deflate import (
 from greensock.http.websocket.frames import (
     BINARY,
     CLOSE,
+    CONTINUATION,
     PING,
     PONG,
     TEXT,
@@ -195,7 +196,7 @@ def test_a_reader_holds_no_more_than_came():
     data = frame(0x02, b"x" * 1000) + frame(0x80, b"y" * 1000)
     for number, piece in enumerate(one_by_one(data)):
         reader.feed(piece)
-        assert reader.next_event() is None or number == len(data) - 1
+        assert reader.next_event() in (None, (CONTINUATION, None)) or number == len(data) - 1
         assert reader.held <= number + 1
     assert (reader.held, reader.is_at_rest) == (0, True)
 

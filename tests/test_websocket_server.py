@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import struct
+import sys
 import time
 import weakref
 
@@ -397,6 +398,22 @@ def test_a_flood_of_small_messages_leaves_others_their_turn(serve, connect):
     sender.join(PATIENCE)
     assert got == 3 * count
     assert latest < 0.5
+
+
+@pytest.mark.parametrize("what", [frame(0x00), frame(0x8A), frame(0x89)])
+def test_a_flood_of_what_is_no_message_leaves_others_their_turn(serve, connect, what, monkeypatch):
+    looks = []
+    module = sys.modules[WebSocket.__module__]
+    there = module.let_others_run
+    monkeypatch.setattr(module, "let_others_run", lambda since: looks.append(since) or there(since))
+    server = serve(Site)
+    sock, _ = opened(connect, server)
+    sock.sendall(frame(0x01))
+    flood = gevent.spawn(sock.sendall, what * 5000)
+    reader = gevent.spawn(sock.recv, 65536)
+    wait_until(lambda: len(looks) >= 5000)
+    for job in (flood, reader):
+        job.kill()
 
 
 # -- failures of the program

@@ -6,7 +6,7 @@ import base64
 
 from greensock.http import WebSocketOptions
 from greensock.http.websocket.deflate import Inflater
-from greensock.http.websocket.frames import BadFrame, FrameReader, masked
+from greensock.http.websocket.frames import CONTINUATION, BadFrame, FrameReader, masked
 
 #: A request for a WebSocket at ``/echo``.
 UPGRADE = (
@@ -42,7 +42,8 @@ def reading(pieces, packed=PLAIN, options=LIMITS, is_masked=True, on=False):
         for piece in pieces:
             reader.feed(piece)
             while (event := reader.next_event()) is not None:
-                found.append(event)
+                if event != (CONTINUATION, None):
+                    found.append(event)
     except BadFrame as bad:
         return found, bad.code, False
     return found, None, reader.is_at_rest

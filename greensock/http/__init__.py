@@ -35,6 +35,7 @@ from greensock.http.errors import (
 from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTPConnection, HTTPServer
 from greensock.http.server.http_stats import HTTPStatistics
+from greensock.http.server.query_fields import QueryFields
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
 from greensock.http.server.stream import ResponseStream
@@ -92,6 +93,7 @@ __all__ = [
     "Phase",
     "PhaseTimeout",
     "PoolStatistics",
+    "QueryFields",
     "QueueFull",
     "QueueTimeout",
     "Reason",

@@ -129,6 +129,9 @@ class Reason(enum.Enum):
     #: More than ``max_trailers`` bytes of trailers (RFC 6585 section 5).
     TRAILERS_TOO_LARGE = "trailers-too-large"
 
+    #: A body that is not what it should be, such as no JSON.
+    BODY_MALFORMED = "body-malformed"
+
     # -- the exchange
 
     #: The input ended inside a message (RFC 9112 section 8).

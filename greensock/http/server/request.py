@@ -8,6 +8,7 @@ does between two reads.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from time import monotonic
 from typing import Any
@@ -16,6 +17,8 @@ from urllib.parse import unquote
 from greensock import Connection, OperationTimeout
 from greensock.http.errors import BadRequest, Reason
 from greensock.http.incoming_body import IncomingBody
+from greensock.http.server.cookies import parse_cookies
+from greensock.http.server.query_fields import MAX_QUERY_FIELDS, QueryFields
 from greensock.http.server.stream import ResponseStream
 from greensock.http.websocket.handshake import offered_subprotocols
 from greensock.http.websocket.websocket import WebSocket
@@ -244,6 +247,44 @@ class Request:
     def query(self) -> str:
         """What follows the ``?``, not decoded; empty if there is none."""
         return self.target.partition(b"?")[2].decode("latin-1")
+
+    @property
+    def query_fields(self) -> QueryFields:
+        """The fields of the query, decoded: ``request.query_fields.get("page", "1")``. Made anew each time.
+
+        Raises:
+            BadRequest: more than 1,000 fields. Left to itself, it becomes 400.
+        """
+        try:
+            return QueryFields(self.query)
+        except ValueError:
+            text = f"a query of more than {MAX_QUERY_FIELDS} fields"
+            raise BadRequest(text, Reason.TARGET, self.connection) from None
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies by name, as the client sent them. Made anew each time."""
+        return parse_cookies(self.headers.get("cookie"))
+
+    @property
+    def url(self) -> str:
+        """The URL it was asked at, ``http://host/path?query``, as the client wrote it; that is not to be trusted."""
+        target = self.target if self.target.startswith(b"/") else origin_form(self.method, self.target)
+        return f"{self.scheme}://{self.host}{target.decode('latin-1')}"
+
+    def json(self, max_bytes: int = 1 << 20) -> Any:
+        """Read the body, of at most ``max_bytes``, and return what it says as JSON.
+
+        Raises:
+            BadRequest: it is no JSON, or longer. Left to itself, it becomes 400 or 413.
+            OperationTimeout, ConnectionLost: see :class:`RequestBody`.
+        """
+        try:
+            return json.loads(self.body.read_all(max_bytes))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, BadRequest):
+                raise
+            raise BadRequest(f"a body that is no JSON: {error}", Reason.BODY_MALFORMED, self.connection) from None
 
     @property
     def host(self) -> str:

@@ -6,14 +6,20 @@ import io
 import json
 import mimetypes
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
+from greensock.http.server.cookies import SameSite, cookie_line
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.writer import phrase_of
 
 __all__ = ["FileBody", "HTTPError", "Response", "is_plain"]
+
+#: Statuses that lead elsewhere.
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Fields = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
@@ -141,6 +147,65 @@ class Response:
         except BaseException:
             opened.close()
             raise
+
+    @classmethod
+    def redirect(cls, location: str, status: int = 302, headers: Headers | Fields = ()) -> Response:
+        """Return an answer that leads elsewhere: ``location`` is a URL, or a path with or without its host.
+
+        302 for now and 301 for ever, where POST becomes GET; 303 after a POST; 307 and 308 keep the method. What is
+        not ASCII is percent-encoded. Where ``location`` is of the client's making it may lead to any site.
+
+        Raises:
+            ValueError: another status, or white space or control characters in ``location``.
+        """
+        if status not in REDIRECTS:
+            raise ValueError(f"status={status!r}: one of {', '.join(map(str, sorted(REDIRECTS)))} expected")
+        written = quote(location, safe="!#$%&'()*+,/:;=?@[]~")
+        if not location or re.search(r"[\x00-\x20\x7f\\]", location):
+            raise ValueError(f"location={location!r}: no white space, control characters and backslashes expected")
+        response = cls(b"", status, headers)
+        response.headers.set("Location", written)
+        return response
+
+    def set_cookie(
+        self,
+        name: str,
+        value: str,
+        *,
+        max_age: int | None = None,
+        expires: float | None = None,
+        path: str | None = "/",
+        domain: str | None = None,
+        secure: bool = False,
+        http_only: bool = True,
+        same_site: SameSite | None = "Lax",
+    ) -> None:
+        """Set a cookie; ``max_age`` in seconds or ``expires`` in seconds since 1970, or it ends with the session.
+
+        Scripts of the page do not see it unless ``http_only=False``, and requests that other sites make do not have it
+        but for links (``Lax``). Give ``secure=True`` wherever there is TLS.
+
+        Raises:
+            ValueError: a name or value that cannot be in a cookie, or attributes that browsers refuse together.
+        """
+        line = cookie_line(
+            name,
+            value,
+            max_age=max_age,
+            expires=expires,
+            path=path,
+            domain=domain,
+            secure=secure,
+            http_only=http_only,
+            same_site=same_site,
+        )
+        self.headers.add("Set-Cookie", line)
+
+    def delete_cookie(
+        self, name: str, *, path: str | None = "/", domain: str | None = None, secure: bool = False
+    ) -> None:
+        """Have the client forget a cookie, which was set with the same ``path`` and ``domain``."""
+        self.set_cookie(name, "", max_age=0, expires=0.0, path=path, domain=domain, secure=secure)
 
     def __repr__(self) -> str:
         return f"<Response {self.status} {self.headers!r}>"

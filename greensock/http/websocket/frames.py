@@ -19,6 +19,7 @@ __all__ = [
     "BINARY",
     "CLOSE",
     "COMPRESSED",
+    "CONTINUATION",
     "FIN",
     "PING",
     "PONG",
@@ -159,12 +160,13 @@ class FrameReader:
     def next_event(self) -> tuple[int, Any] | None:
         """Return what kind of thing came next, and what: None if more is needed.
 
-        TEXT with a ``str``, BINARY, PING and PONG with ``bytes``, CLOSE with code and reason.
+        TEXT with a ``str``, BINARY, PING and PONG with ``bytes``, CLOSE with code and reason; CONTINUATION with None
+        where it was a part of a message, so that whoever reads can let others run between two of thousands.
 
         Raises:
             BadFrame: it may not come; nothing behind it counts.
         """
-        while len(self._data) - self._at >= self._need:
+        if len(self._data) - self._at >= self._need:
             frame = self._next_frame()
             if frame is None:
                 return None
@@ -174,9 +176,7 @@ class FrameReader:
                 return CLOSE, _close_of(payload)
             if kind >= CLOSE:
                 return kind, payload
-            message = self._take(first, kind, payload)
-            if message is not None:
-                return message
+            return self._take(first, kind, payload)
         return None
 
     def _next_frame(self) -> tuple[int, bytes] | None:
@@ -243,7 +243,7 @@ class FrameReader:
     def _too_long(self) -> BadFrame:
         return BadFrame(TOO_LONG, f"a message of more than max_message={self._options.max_message} bytes")
 
-    def _take(self, first: int, kind: int, payload: bytes) -> tuple[int, Any] | None:
+    def _take(self, first: int, kind: int, payload: bytes) -> tuple[int, Any]:
         """Add a frame to its message, and return that if it is whole."""
         if kind:
             self._kind = kind
@@ -261,7 +261,7 @@ class FrameReader:
                         self._decoder = _new_decoder()
                     self._decoder.decode(payload, is_last)
                 if not is_last:
-                    return None
+                    return CONTINUATION, None
                 message = str(self._body, "utf-8") if self._kind == TEXT else bytes(self._body)
         except UnicodeDecodeError as error:
             raise BadFrame(BAD_DATA, f"a text that is no UTF-8: {error.reason}") from None
