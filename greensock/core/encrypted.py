@@ -96,6 +96,8 @@ class Encrypted(Sealing):
         "_quiet_since",
         "_said",
         "_shared",
+        "_simple",
+        "_speaker",
     )
 
     def __init__(self, conn: Lifecycle) -> None:
@@ -103,7 +105,9 @@ class Encrypted(Sealing):
         self._conn: Any = conn
         self._fd = conn._fd
         self._bios = Bios.of(conn._poller)
-        self._object: Any = None
+        self._object: Any = None  # an ssl.SSLObject, and what it calls: that saves a call of Python for each of ours
+        self._speaker: Any = None
+        self._simple = False  # established; nothing is held, over, broken or shared: the common case of a read
         self._held = b""
         self._at = 0
         self._late = b""  # tickets, which go out with the first data
@@ -129,6 +133,7 @@ class Encrypted(Sealing):
         """
         bios = self._bios
         self._object = context.wrap_bio(bios.incoming, bios.outgoing, server_side, server_hostname)
+        self._speaker = getattr(self._object, "_sslobj", self._object)
 
     def shake(self, data: bytes) -> bool:
         """Go on with the handshake, with what came; True: it is done, and the connection can be used.
@@ -159,6 +164,8 @@ class Encrypted(Sealing):
         if done and bios.incoming.pending:
             # What came behind it, all of it.
             self._held = self._decrypt(b"")
+        if done:
+            self._simple = not self.has_held and self._shared is None
         return done
 
     @property
@@ -168,7 +175,8 @@ class Encrypted(Sealing):
 
     def give_up(self) -> None:
         """Speak no TLS any more: what comes is dropped."""
-        self._object = None
+        self._object = self._speaker = None
+        self._simple = False
         self._said = True
 
     def say_plainly(self, data: bytes) -> None:
@@ -182,12 +190,27 @@ class Encrypted(Sealing):
 
     def read(self, size: int) -> bytes:
         """Return what is there."""
-        if self._held:
+        data: bytes = b""
+        if self._simple:
+            want = size + ROOM if size < MOST_READ else MOST_READ
+            raw = read(self._fd, want)
+            if not raw:
+                raise Truncated
+            data = self._decrypt(raw)
+            if self._over:
+                self._simple = False
+                if data:
+                    self._conn._thorough = True
+            elif self._failure is None and (not data or len(raw) == want):
+                data = self._receive(size, data)
+        elif self._held:
             return self._read_held(size)
-        data = self._receive(size)
+        else:
+            data = self._receive(size, data)
         if len(data) <= size:
             return data
         self._held, self._at = data, size
+        self._simple = False
         return data[:size]
 
     def readv(self, view: memoryview) -> int:
@@ -203,15 +226,16 @@ class Encrypted(Sealing):
             return data
         data = held[self._at :] if self._at else held
         self._held, self._at = b"", 0
+        self._simple = self._failure is None and not self._over and self._shared is None
         if len(data) == size:
             return data
         # Fewer would say that nothing more is there: so the kernel is asked.
         try:
-            more = self._receive(size - len(data))
+            more = self._receive(size - len(data), b"")
         except BlockingIOError:
             return data
         except OSError as error:
-            self._failure = error.with_traceback(None)
+            self._break(error)
             more = b""
         if not more:
             self._conn._thorough = True
@@ -219,19 +243,23 @@ class Encrypted(Sealing):
         data += more
         if len(data) > size:
             self._held, self._at = data, size
+            self._simple = False
             data = data[:size]
         return data
 
-    def _receive(self, size: int) -> bytes:
-        """Return what came, decrypted, of one read or of as many as bring ``size`` bytes; it may be more."""
+    def _break(self, error: Exception) -> None:
+        """Have the next read raise, and see to it that there is one."""
+        self._failure = error.with_traceback(None)
+        self._simple = False
+        self._conn._thorough = True
+
+    def _receive(self, size: int, data: bytes) -> bytes:
+        """Return what came, decrypted, behind ``data``: of one read or of as many as bring ``size`` bytes, or more."""
         if self._failure is not None:
             raise self._failure
         if self._over or self._object is None:
             return b"" if self._over else self.read_raw(size)
-        want = size + ROOM
-        if want > MOST_READ:
-            want = MOST_READ
-        data = b""
+        want = size + ROOM if size < MOST_READ else MOST_READ
         for _ in range(MOST_EMPTY):
             try:
                 raw = self.read_raw(want)
@@ -245,12 +273,12 @@ class Encrypted(Sealing):
             except OSError as error:
                 if not data:
                     raise
-                self._failure = error.with_traceback(None)
-                self._conn._thorough = True
+                self._break(error)
                 return data
             if piece:
                 data = data + piece if data else piece
             if self._over:
+                self._simple = False
                 if data:
                     self._conn._thorough = True
                 return data
@@ -269,7 +297,7 @@ class Encrypted(Sealing):
 
     def _decrypt(self, raw: bytes) -> bytes:
         """Feed what came, and return all that can be read of it now."""
-        bios, found = self._bios, self._object
+        bios, found = self._bios, self._speaker
         incoming = bios.incoming
         if raw:
             incoming.write(raw)
@@ -293,8 +321,7 @@ class Encrypted(Sealing):
                 except OSError as error:
                     # What is in front of what is broken is sound, and given out first.
                     self._send_last()
-                    self._failure = error.with_traceback(None)
-                    self._conn._thorough = True
+                    self._break(error)
                     return b"".join(pieces)
                 if not data:
                     self._over = True
@@ -338,11 +365,12 @@ class Encrypted(Sealing):
         if not has_input(self._fd):
             return False
         try:
-            self._held = self._receive(1)
+            self._held = self._receive(1, b"")
         except BlockingIOError:
             return False
         except OSError as error:
-            self._failure = error.with_traceback(None)
+            self._break(error)
+        self._simple = False
         self._conn._readable = True
         self._conn._thorough = True
         return True
@@ -362,7 +390,7 @@ class Encrypted(Sealing):
         if self._owed:
             owed, self._owed = self._owed, 0
             return owed
-        bios, found = self._bios, self._object
+        bios, found = self._bios, self._speaker
         if found is None:
             raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
         try:
@@ -452,6 +480,7 @@ class Encrypted(Sealing):
     def expose(self) -> None:
         if self._shared is None:
             self._shared = SharedDescriptor(self._fd, self._conn._family)
+            self._simple = False
 
     def fork(self) -> None:
         self.is_shared = True
@@ -462,7 +491,8 @@ class Encrypted(Sealing):
         self._conn = None  # which refers to this
         if self.info is not None:
             self.info.settle()
-        self._object = None
+        self._object = self._speaker = None
+        self._simple = False
         self._held = self.pending = self._late = b""
         if self._shared is not None:
             self._shared.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from typing import cast
 
 import uvloop
 
@@ -14,8 +15,7 @@ OPTIONS = common.options()
 
 class Echo(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is not of that class over TLS
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)

@@ -1,0 +1,1 @@
+from greensock.core._sys cimport read, write
