@@ -109,7 +109,8 @@ def main() -> None:
                 )
                 print(
                     f"{connections:>6} connections{', each for one request' if close else ''}, {workers} workers, "
-                    f"max_accept={max_accept}: {median(found[workers]):.1f} us, {ratio:.2f} x, sockets {spreads[workers]}",
+                    f"max_accept={max_accept}: {median(found[workers]):.1f} us, {ratio:.2f} x, "
+                    f"sockets {spreads[workers]}",
                     flush=True,
                 )
 

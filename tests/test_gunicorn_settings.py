@@ -9,11 +9,13 @@ import socket
 import time
 
 import pytest
-from arbiters import arbiter, once, refused
+from arbiters import Answered, arbiter, once, refused
 from conftest import PATIENCE, read_all, wait_until
 from gunicorn.config import Config
+from tls_peers import authority, client_tls, issued, write_files
 
 from greensock.gunicorn.settings import RefusedSettings, check, notes, wsgi_options
+from greensock.http import HTTPClient
 
 pytestmark = once
 
@@ -32,8 +34,8 @@ REFUSED = [
     ("strip_header_spaces", True, "False expected"),
     ("casefold_http_method", True, "False expected"),
     ("reload_engine", "inotify", "'auto' or 'poll' expected"),
-    ("certfile", "cert.pem", "TLS is not there yet"),
-    ("keyfile", "key.pem", "TLS is not there yet"),
+    ("certfile", "none.pem", "No such file"),
+    ("keyfile", "none.pem", "PEM files of a certificate and its key expected"),
 ]
 #: What the master does by itself.
 MASTERS = words(
@@ -55,15 +57,14 @@ OURS = words(
     "worker_connections max_requests max_requests_jitter timeout graceful_timeout keepalive limit_request_line "
     "limit_request_fields limit_request_field_size reload reload_engine sendfile secure_scheme_headers "
     "forwarded_allow_ips forwarder_headers header_map pre_request post_request post_worker_init worker_int "
-    "worker_abort"
+    "worker_abort certfile keyfile ca_certs cert_reqs ciphers ssl_context"
 )
-#: What means nothing here: for other workers, for TLS and HTTP/2 where those are refused, or what we permit anyway.
+#: What means nothing here: for other workers, for HTTP/2 where that is refused, or what we do or permit anyway.
 WITHOUT_EFFECT = words(
-    "threads tmp_upload_dir asgi_loop asgi_lifespan asgi_disconnect_grace_period websocket_max_message_size root_path "
-    "uwsgi_allow_ips proxy_allow_ips ssl_context ssl_version cert_reqs ca_certs suppress_ragged_eofs "
-    "do_handshake_on_connect ciphers http2_cleartext http2_max_concurrent_streams http2_initial_window_size "
-    "http2_max_frame_size http2_max_header_list_size permit_unconventional_http_method "
-    "permit_unconventional_http_version"
+    "threads tmp_upload_dir asgi_loop asgi_lifespan asgi_disconnect_grace_period websocket_max_message_size "
+    "root_path uwsgi_allow_ips proxy_allow_ips ssl_version suppress_ragged_eofs do_handshake_on_connect "
+    "http2_cleartext http2_max_concurrent_streams http2_initial_window_size http2_max_frame_size "
+    "http2_max_header_list_size permit_unconventional_http_method permit_unconventional_http_version"
 )
 KNOWN = MASTERS | LOGGERS | OURS | WITHOUT_EFFECT | {name for name, _, _ in REFUSED}
 #: Seconds that a connection is seen to be kept.
@@ -298,6 +299,25 @@ def test_reload(tmp_path):
         assert "Worker reloading: " in master.log()
 
 
+# -- TLS
+
+
+def test_tls(tmp_path):
+    write_files(tmp_path, issued("localhost", "127.0.0.1"))
+    authority().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    settings = f"certfile = '{tmp_path}/cert.pem'\nkeyfile = '{tmp_path}/key.pem'\n"
+    settings += f"ca_certs = '{tmp_path}/ca.pem'\ncert_reqs = ssl.CERT_OPTIONAL\n"
+    with arbiter(tmp_path / "site", "import ssl\n" + settings) as master:
+        base = "https://{}:{}".format(*master.addresses[0])
+        with HTTPClient(tls=client_tls()) as client, client.get(base + "/environ") as answer:
+            environ = Answered(b"HTTP/1.1 200\r\n\r\n" + answer.read_all()).environ
+        assert environ["wsgi.url_scheme"] == "https"
+        with master.connect() as plain:
+            plain.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert read_all(plain).startswith(b"HTTP/1.1 400 ")
+        assert master.stop() == 0
+
+
 # -- refused
 
 
@@ -324,7 +344,7 @@ def test_every_setting_of_gunicorn_is_thought_of():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ("certfile = 'a.pem'\nkeyfile = 'b.pem'\n", "certfile='a.pem': TLS is not there yet"),
+        ("certfile = 'a.pem'\nkeyfile = 'b.pem'\n", "certfile='a.pem', keyfile='b.pem': [SSL] PEM lib"),
         ("protocol = 'uwsgi'\n", "protocol='uwsgi': 'http' expected"),
     ],
 )

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import ssl
 from collections.abc import Callable
 from typing import Any
 
+from gunicorn.sock import ssl_context
+
 from greensock.http.wire.limits import Limits
 
-__all__ = ["RefusedSettings", "check", "is_given", "limits_of", "notes", "trusts", "wsgi_options"]
+__all__ = ["RefusedSettings", "check", "is_given", "limits_of", "notes", "tls_context", "trusts", "wsgi_options"]
 
 #: What stands for "no limit" in sizes of a head, in bytes: everything from the network is bounded.
 NO_LIMIT = 1 << 20
@@ -44,11 +47,26 @@ def check(cfg: Any) -> None:
 
 
 def tls_refusal(cfg: Any) -> str:
-    """Return why TLS is refused; empty if it is not asked for. The one place to change once it is there."""
-    for name in ("certfile", "keyfile"):
-        if getattr(cfg, name):
-            return f"{name}={getattr(cfg, name)!r}: TLS is not there yet; None expected, and what speaks it in front"
+    """Return why TLS cannot be spoken; empty if it can, or is not asked for."""
+    try:
+        tls_context(cfg)
+    except (OSError, ValueError) as error:
+        names = [name for name in ("certfile", "keyfile", "ca_certs", "ciphers") if getattr(cfg, name)]
+        given = ", ".join(f"{name}={getattr(cfg, name)!r}" for name in names)
+        return f"{given}: {error}: PEM files of a certificate and its key expected, and ciphers that OpenSSL knows"
     return ""
+
+
+def tls_context(cfg: Any) -> ssl.SSLContext | None:
+    """Return what ``certfile``, ``keyfile``, ``ca_certs``, ``cert_reqs``, ``ciphers`` and the hook ``ssl_context`` say.
+
+    None: TLS is not asked for.
+
+    Raises:
+        OSError, ValueError: there is no such file, or not what it should be.
+    """
+    context: ssl.SSLContext | None = ssl_context(cfg) if cfg.is_ssl else None
+    return context
 
 
 def _given(cfg: Any, name: str, *allowed: Any) -> bool:
@@ -114,6 +132,7 @@ def wsgi_options(cfg: Any) -> dict[str, Any]:
         "stop_timeout": float(cfg.graceful_timeout),
         # So a worker that ends closes what rests no sooner than ``keepalive`` would have.
         "close_spread": 2.0 * keepalive,
+        "tls": tls_context(cfg),
     }
 
 

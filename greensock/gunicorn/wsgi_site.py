@@ -111,7 +111,7 @@ class WSGISite(WSGIServer):
             self.refuse_request(request.connection, HTTPError(414), "target-too-long")
             return False
         if self._tells:
-            request.told = ToldRequest(request, "http")  # type: ignore[attr-defined]
+            request.told = ToldRequest(request, request.scheme)  # type: ignore[attr-defined]
             request.began = monotonic()  # type: ignore[attr-defined]
             request.pieces = 0  # type: ignore[attr-defined]
             if self._pre_request is not None and not self._call_pre_request(request):
