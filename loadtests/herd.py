@@ -25,6 +25,8 @@ __all__ = ["Site"]
 
 #: Seconds of a run, and of the one before it that nobody measures.
 SECONDS, WARM_UP = 3, 1
+#: Seconds until all workers know of each other.
+SETTLE = 2.5
 #: Seconds for the workers to begin.
 PATIENCE = 20.0
 BODY = b"x" * 100
@@ -74,6 +76,7 @@ def measured(workers: int, connections: int, close: bool, max_accept: int) -> tu
         due = time.monotonic() + PATIENCE
         while len(pids := [int(pid) for pid in children.read_text().split()]) < workers and time.monotonic() < due:
             time.sleep(0.05)
+        time.sleep(SETTLE)  # they look once a second who else is there
         wrk(port, min(connections, 64), WARM_UP, close).communicate()
         before, running = cpu(pids), wrk(port, connections, SECONDS, close)
         time.sleep(SECONDS * 0.7)

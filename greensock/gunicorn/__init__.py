@@ -9,6 +9,7 @@ Its parts, lowest first; each imports only what stands above it, and of greensoc
 settings       what gunicorn's settings mean here, and which are refused
 told           a request and its answer as gunicorn's hooks and loggers are told of them
 wsgi_site      the WSGI server with gunicorn's environ, hooks and access log
+shares         how connections are spread over the workers
 base_worker    a worker process: its heartbeat, its signals, its end
 worker         the worker that serves a WSGI application
 server_worker  the worker that serves it

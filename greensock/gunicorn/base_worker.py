@@ -38,6 +38,7 @@ from gevent.util import format_run_info
 from gunicorn.workers.base import Worker as GunicornWorker
 
 from greensock import Server
+from greensock.gunicorn.shares import FairShare, Shares
 
 __all__ = ["BEGUN", "ENDING", "HELD_BACK", "BaseWorker"]
 
@@ -64,6 +65,15 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
     _is_quick = False
     #: Whether it ends because it has served enough.
     _is_recycled = False
+
+    #: What all workers of a master write into.
+    _shares: Shares | None = None
+
+    def __init__(self, age: int, *rest: Any) -> None:
+        super().__init__(age, *rest)
+        if BaseWorker._shares is None:  # in the master, and so before the first fork
+            BaseWorker._shares = Shares()
+        self._share = FairShare(BaseWorker._shares, age)
 
     def made_servers(self) -> Sequence[Server[Any]]:
         """Return the servers, one for each of ``taken_sockets``; they are started here."""
@@ -95,13 +105,17 @@ class BaseWorker(GunicornWorker):  # type: ignore[misc]
         """Serve until the worker is to end, and then end what runs."""
         self.booted = False  # what fails until they are started fails at the beginning
         self.servers = self.made_servers()
+        if not self.cfg.reuse_port:  # else each has a queue of its own
+            self._share.enter(self.servers)
         for server in self.servers:
             server.start()
         self.booted = True
         os.ftruncate(self.tmp.fileno(), BEGUN)
         while self.alive:
             self.notify()
+            self._share.look()
             self._wait(self._beat())
+        self._share.leave()
         self._end()
 
     def _beat(self) -> float:
