@@ -208,6 +208,6 @@ def test_a_cookie():
 )
 def test_cookies_that_cannot_be(name, value, options):
     response = Response()
-    with pytest.raises(ValueError, match="expected|refuse"):
+    with pytest.raises(ValueError, match=r"expected|refuse"):
         response.set_cookie(name, value, **options)
     assert len(response.headers) == 0
