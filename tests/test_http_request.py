@@ -365,6 +365,7 @@ def test_no_cookies(take):
     [
         ("GET /a%20b?c=d", "http://h.example:81/a%20b?c=d"),
         ("GET http://h.example:81/x", "http://h.example:81/x"),
+        ("OPTIONS *", "http://h.example:81"),
     ],
 )
 def test_its_url(take, line, url):

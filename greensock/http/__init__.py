@@ -38,6 +38,8 @@ from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.query_fields import QueryFields
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
+from greensock.http.server.server_sent_events import ServerSentEvent, send_events
+from greensock.http.server.static_files import send_directory, send_file
 from greensock.http.server.stream import ResponseStream
 from greensock.http.websocket.websocket import WebSocket, WebSocketClosed, WebSocketState
 from greensock.http.websocket.websocket_options import WebSocketOptions
@@ -106,6 +108,7 @@ __all__ = [
     "ResponseParser",
     "ResponseStream",
     "SendTimeout",
+    "ServerSentEvent",
     "Signal",
     "Timeouts",
     "TotalTimeout",
@@ -120,6 +123,9 @@ __all__ = [
     "end_to_end_trailers",
     "format_date",
     "phrase_of",
+    "send_directory",
+    "send_events",
+    "send_file",
     "write_chunk",
     "write_last_chunk",
     "write_request_head",

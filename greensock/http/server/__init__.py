@@ -2,19 +2,22 @@
 
 The modules, lowest first; each imports only what stands above it:
 
-===============  =====================================================================================================
-stream           where an answer goes that is not HTTP/1.1 on the connection itself
-cookies          what a client sends of them, and the field that sets one
-query_fields     the fields of a query
-request          a request as the program sees it
-response         an answer as the program gives it
-filters          what changes the body of an answer on its way out
-http_stats       what a server counted
-deadline_watch   until when heads must be whole, and bodies must go on
-response_writer  how an answer goes out
-switching        the ways out of HTTP: WebSockets, and other protocols
-http_server      one request after the other, each answered
-===============  =====================================================================================================
+==================  ====================================================================================================
+stream              where an answer goes that is not HTTP/1.1 on the connection itself
+cookies             what a client sends of them, and the field that sets one
+query_fields        the fields of a query
+request             a request as the program sees it
+response            an answer as the program gives it
+conditions          whether a file is sent, and what of it
+static_files        files and directories as answers
+server_sent_events  events that a page hears as they come
+filters             what changes the body of an answer on its way out
+http_stats          what a server counted
+deadline_watch      until when heads must be whole, and bodies must go on
+response_writer     how an answer goes out
+switching           the ways out of HTTP: WebSockets, and other protocols
+http_server         one request after the other, each answered
+==================  ====================================================================================================
 
 The seam for what is built on ``HTTPServer`` (the WSGI server, the proxy, and what is to come), in the order of a
 request's life. Programs override the upcalls (``handle_request``, ``filter_for``, ``request_done``,

@@ -269,7 +269,9 @@ class Request:
     @property
     def url(self) -> str:
         """The URL it was asked at, ``http://host/path?query``, as the client wrote it; that is not to be trusted."""
-        target = self.target if self.target.startswith(b"/") else origin_form(self.method, self.target)
+        target = self.target
+        if not target.startswith(b"/"):
+            target = b"" if target == b"*" else origin_form(self.method, target)
         return f"{self.scheme}://{self.host}{target.decode('latin-1')}"
 
     def json(self, max_bytes: int = 1 << 20) -> Any:
