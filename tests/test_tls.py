@@ -44,6 +44,7 @@ from greensock import (
     Lines,
     OperationTimeout,
     Server,
+    SocketConnection,
     State,
     connect,
 )
@@ -757,6 +758,42 @@ def test_a_connection_class_of_ones_own(serve):
             assert conn.recv() == count
         assert type(conn) is Mine
         conn.abort()
+
+
+def test_a_connection_with_the_methods_of_a_socket(serve, version):
+    """Nothing goes past TLS, in the clear or from it."""
+    server = serve(TLSEcho)
+    conn = connect(server.address, tls=client_tls(**only(version)), connection_class=SocketConnection, timeout=PATIENCE)
+    conn.settimeout(PATIENCE)
+    data = bytes(range(256)) * 4000
+    sending = gevent.spawn(conn.sendall, data)
+    got = b""
+    while len(got) < len(data):
+        got += conn.recv(30_000)
+    assert got == data
+    sending.get(timeout=PATIENCE)
+    assert conn.send(b"x" * 100) == 100
+    buffer = bytearray(200)
+    assert conn.recv_into(buffer) == 100
+    assert conn.tls.version == f"TLSv{version}"
+    for call in (
+        lambda: conn.recv(1, socket.MSG_PEEK),
+        lambda: conn.recvmsg(10),
+        lambda: conn.recvfrom(10),
+        lambda: conn.sendmsg([b"x"]),
+        lambda: conn.sendto(b"x", None),
+        lambda: conn.send(b"x", socket.MSG_OOB),
+    ):
+        with pytest.raises(OSError, match="over TLS"):
+            call()
+    conn.settimeout(SHORT)
+    with pytest.raises(TimeoutError):
+        conn.recv(1)
+    conn.settimeout(PATIENCE)
+    conn.shutdown(socket.SHUT_WR)
+    assert conn.recv(1) == b""
+    conn.close()
+    wait_until(lambda: server.drops() == [DropReason.PEER_CLOSED])
 
 
 def test_nothing_is_left_of_many_handshakes(serve):

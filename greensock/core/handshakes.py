@@ -245,7 +245,8 @@ class Handshake:
             conn._leave_open(CLOSED, DropReason.HANDSHAKE)
             conn._release()
         else:
-            conn._begin_close(DropReason.HANDSHAKE)
+            conn._state = OPEN
+            conn._close(DropReason.HANDSHAKE)
 
     def _leave(self) -> None:
         conn = self._conn

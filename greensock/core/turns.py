@@ -60,8 +60,7 @@ MAY_POSTPONE = ("connection_recv", "connection_eof")
 # connection_error was; all were.
 _NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
 # Names of the module, as in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
-_PEER_CLOSED, _LOST, _TRUNCATED = DropReason.PEER_CLOSED, DropReason.LOST, DropReason.TRUNCATED
-_HANDSHAKE = DropReason.HANDSHAKE
+_PEER_CLOSED = DropReason.PEER_CLOSED
 
 
 class Turns(Upcalls[ConnectionT]):
@@ -171,7 +170,14 @@ class Turns(Upcalls[ConnectionT]):
             raise
         self._accepted += 1
         self._alive += 1
-        self._begin_turns(conn)
+        # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one
+        # that never says a word costs no worker.
+        if self._on_new is None and self._on_handle is None:
+            conn._stage = SERVED
+            conn._plain = conn._decoder is None and conn._transport is None
+            conn._idle = True
+        else:
+            self._poller.queue(conn)
         return conn
 
     def _take_transport(self, conn: ConnectionT, fd: int) -> bool:
@@ -194,23 +200,15 @@ class Turns(Upcalls[ConnectionT]):
         self._alive += 1
         return True
 
-    def _begin_turns(self, conn: ConnectionT) -> None:
-        """Have a connection's upcalls begin."""
-        # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one
-        # that never says a word costs no worker.
-        if self._on_new is None and self._on_handle is None:
-            conn._stage = SERVED
-            conn._plain = conn._decoder is None and conn._transport is None
-            conn._idle = True
-        else:
-            self._poller.queue(conn)
-
     def _begin_sealed(self, conn: ConnectionT) -> None:
         """Have the upcalls begin of a connection whose handshake is done."""
-        self._begin_turns(conn)
+        if self._on_new is not None or self._on_handle is not None:
+            self._poller.queue(conn)
+            return
+        conn._stage = SERVED
         # What came behind the handshake was read with it, and no event tells of that
         # (test_data_that_comes_with_the_end_of_the_handshake).
-        if conn._idle and (conn._readable or self._draining):
+        if conn._readable or self._draining:
             self._poller.queue(conn)
 
     def plaintext_answer(self, conn: Any, data: bytes) -> bytes:
@@ -624,10 +622,8 @@ class Turns(Upcalls[ConnectionT]):
         # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
         # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
         reason = conn._drop_reason or DropReason.CLOSED
-        if reason is _LOST or reason is _TRUNCATED:
-            self._tell_error(conn, conn._closed_error())
-        elif reason is _HANDSHAKE and self._on_handshake_failed is not None:
-            self._tell(self._on_handshake_failed, conn, conn._failure)
+        if conn._failure is not None:
+            self._tell_loss(conn, reason)
         self._dropped[reason._name_] += 1  # .name is a slow property before Python 3.12
         if self._on_drop is not None and conn._stage != _NEW:
             self._tell(self._on_drop, conn)
@@ -637,6 +633,13 @@ class Turns(Upcalls[ConnectionT]):
         conn._stage = _ALL_TOLD
         if conn._state is CLOSED:
             self.connection_ended()
+
+    def _tell_loss(self, conn: ConnectionT, reason: DropReason) -> None:
+        """Tell what the network, or OpenSSL, said of a connection that it ended."""
+        if reason is not DropReason.HANDSHAKE:
+            self._tell_error(conn, conn._closed_error())
+        elif self._on_handshake_failed is not None:
+            self._tell(self._on_handshake_failed, conn, conn._failure)
 
     def _released(self, conn: Lifecycle) -> None:
         """The descriptor is closed."""
