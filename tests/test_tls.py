@@ -313,6 +313,23 @@ def test_what_is_no_handshake(serve, data, reason):
     assert server.calls == []
 
 
+def test_a_name_that_is_not_ascii(serve, capfd):
+    """In one piece, in many, and in records of one byte: Python tells standard error nothing of it."""
+    server = serve(TLSEcho)
+    flight, _ = first_flight("1.3")
+    flight = flight.replace(b"localhost", b"l\xc3\xa9calhost"[:9])
+    message = flight[5 : 5 + int.from_bytes(flight[3:5], "big")]
+    tiny = b"".join(b"\x16\x03\x01\x00\x01" + message[at : at + 1] for at in range(len(message)))
+    for sent in ([flight], [flight[:100], flight[100:]], [tiny]):
+        with socket.create_connection(server.address) as sock:
+            for piece in sent:
+                sock.sendall(piece)
+                gevent.sleep(PAUSE)
+            assert read_all_fast(sock)[-2:] == b"\x02\x70"  # unrecognized_name
+    wait_until(lambda: server.failures == ["name"] * 3)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_who_says_nothing(serve):
     server = serve(TLSEcho, handshake_timeout=SHORT)
     with socket.create_connection(server.address) as sock:
