@@ -44,6 +44,7 @@ from greensock import (
     Lines,
     OperationTimeout,
     Server,
+    SocketConnection,
     State,
     connect,
 )
@@ -310,6 +311,23 @@ def test_what_is_no_handshake(serve, data, reason):
     assert server.failures == [reason]
     assert server.statistics().dropped == {"HANDSHAKE": 1}
     assert server.calls == []
+
+
+def test_a_name_that_is_not_ascii(serve, capfd):
+    """In one piece, in many, and in records of one byte: Python tells standard error nothing of it."""
+    server = serve(TLSEcho)
+    flight, _ = first_flight("1.3")
+    flight = flight.replace(b"localhost", b"l\xc3\xa9calhost"[:9])
+    message = flight[5 : 5 + int.from_bytes(flight[3:5], "big")]
+    tiny = b"".join(b"\x16\x03\x01\x00\x01" + message[at : at + 1] for at in range(len(message)))
+    for sent in ([flight], [flight[:100], flight[100:]], [tiny]):
+        with socket.create_connection(server.address) as sock:
+            for piece in sent:
+                sock.sendall(piece)
+                gevent.sleep(PAUSE)
+            assert read_all_fast(sock)[-2:] == b"\x02\x70"  # unrecognized_name
+    wait_until(lambda: server.failures == ["name"] * 3)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_who_says_nothing(serve):
@@ -757,6 +775,42 @@ def test_a_connection_class_of_ones_own(serve):
             assert conn.recv() == count
         assert type(conn) is Mine
         conn.abort()
+
+
+def test_a_connection_with_the_methods_of_a_socket(serve, version):
+    """Nothing goes past TLS, in the clear or from it."""
+    server = serve(TLSEcho)
+    conn = connect(server.address, tls=client_tls(**only(version)), connection_class=SocketConnection, timeout=PATIENCE)
+    conn.settimeout(PATIENCE)
+    data = bytes(range(256)) * 4000
+    sending = gevent.spawn(conn.sendall, data)
+    got = b""
+    while len(got) < len(data):
+        got += conn.recv(30_000)
+    assert got == data
+    sending.get(timeout=PATIENCE)
+    assert conn.send(b"x" * 100) == 100
+    buffer = bytearray(200)
+    assert conn.recv_into(buffer) == 100
+    assert conn.tls.version == f"TLSv{version}"
+    for call in (
+        lambda: conn.recv(1, socket.MSG_PEEK),
+        lambda: conn.recvmsg(10),
+        lambda: conn.recvfrom(10),
+        lambda: conn.sendmsg([b"x"]),
+        lambda: conn.sendto(b"x", None),
+        lambda: conn.send(b"x", socket.MSG_OOB),
+    ):
+        with pytest.raises(OSError, match="over TLS"):
+            call()
+    conn.settimeout(SHORT)
+    with pytest.raises(TimeoutError):
+        conn.recv(1)
+    conn.settimeout(PATIENCE)
+    conn.shutdown(socket.SHUT_WR)
+    assert conn.recv(1) == b""
+    conn.close()
+    wait_until(lambda: server.drops() == [DropReason.PEER_CLOSED])
 
 
 def test_nothing_is_left_of_many_handshakes(serve):

@@ -41,6 +41,10 @@ STEPS = 4
 READ, MOST_BYTES = 16384, 1 << 17
 #: What a record begins with that is part of a handshake (RFC 8446 section 5.1).
 HANDSHAKE_RECORD = 0x16
+#: Bytes that the first message of a handshake may have, with its records.
+MOST_HELLO = 18432
+#: The alert of that name, fatal, as a record (RFC 8446 section 6).
+UNRECOGNIZED_NAME = b"\x15\x03\x03\x00\x02\x02\x70"
 #: How plain HTTP begins.
 METHODS = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE ", b"PRI ")
 
@@ -132,14 +136,16 @@ class Handshakes:
 class Handshake:
     """One that is not done, in the place of its connection's reader."""
 
-    __slots__ = ("_conn", "_of", "_read", "_start", "_transport", "waits")
+    __slots__ = ("_conn", "_has_started", "_needed", "_of", "_read", "_start", "_transport", "waits")
 
     def __init__(self, of: Handshakes, conn: Any, transport: Encrypted) -> None:
         self._of = of
         self._conn = conn
         self._transport = transport
         self._read = 0
-        self._start: bytes | None = b""  # what is in front of the handshake, as far as it came; None: that is over
+        self._start = b""  # what is in front of the handshake, and its first message, as far as they came
+        self._needed = 0  # how many bytes of that message must be there before it is looked at again
+        self._has_started = of.take_preface is None  # what is in front is taken off
         #: Whether a step of it is due.
         self.waits = False
 
@@ -181,6 +187,8 @@ class Handshake:
         if not transport.is_begun:
             found = self._begin(data)
             if found is None:
+                if conn._state is OPENING and conn._readable:
+                    self._of.queue(self)
                 return
             data = found
         try:
@@ -201,8 +209,9 @@ class Handshake:
     def _begin(self, data: bytes) -> bytes | None:
         """Take what stands in front of the handshake, and look whether it is one; None: it is not, or not yet."""
         conn, of = self._conn, self._of
-        if of.take_preface is not None and self._start is not None:
-            data = self._start + data
+        data = self._start + data
+        if not self._has_started:
+            assert of.take_preface is not None
             try:
                 size = of.take_preface(conn, data)
             except ValueError as error:
@@ -211,7 +220,8 @@ class Handshake:
             if size is None:
                 self._start = data
                 return None
-            data, self._start = data[size:], None
+            self._has_started = True
+            data, self._start = data[size:], b""
         if not data:
             return None
         if data[0] != HANDSHAKE_RECORD:
@@ -221,6 +231,22 @@ class Handshake:
                 f"the peer speaks plain {'HTTP' if is_http else 'text'}", "plain_http" if is_http else "plain_text"
             )
             return None
+        # Looked at before OpenSSL does: of a name that is not ASCII Python tells standard error, for each such client
+        # (test_a_name_that_is_not_ascii).
+        if len(data) < self._needed:
+            self._start = data
+            return None
+        name, self._needed = asked_name(data)
+        if self._needed > len(data):
+            if self._needed > MOST_HELLO:
+                self.fail(f"its first message has more than {MOST_HELLO} bytes", "protocol")
+            self._start = data
+            return None
+        if not name.isascii():
+            self._transport.say_plainly(UNRECOGNIZED_NAME)
+            self.fail(f"it asks for the name {name!r}", "name")
+            return None
+        self._start = b""
         try:
             self._transport.begin(of.context(), True)
         except (OSError, ValueError) as error:
@@ -245,7 +271,8 @@ class Handshake:
             conn._leave_open(CLOSED, DropReason.HANDSHAKE)
             conn._release()
         else:
-            conn._begin_close(DropReason.HANDSHAKE)
+            conn._state = OPEN
+            conn._close(DropReason.HANDSHAKE)
 
     def _leave(self) -> None:
         conn = self._conn
@@ -253,3 +280,35 @@ class Handshake:
         if conn._reader is self:
             conn._reader = None
             conn._read_deadline = inf
+
+
+def asked_name(data: bytes) -> tuple[bytes, int]:
+    """Return the name that the ClientHello in these records asks for, and how many bytes it takes to know.
+
+    If that is more than are there, it is not whole; what is no ClientHello asks for nothing, and OpenSSL says what is
+    wrong with it. (RFC 8446 sections 4.1.2 and 5.1, RFC 6066 section 3.)
+    """
+    message, at = b"", 0
+    while len(message) < 4 or len(message) < 4 + int.from_bytes(message[1:4], "big"):
+        if len(data) < at + 5:
+            return b"", at + 5
+        size = int.from_bytes(data[at + 3 : at + 5], "big")
+        if data[at] != HANDSHAKE_RECORD or not size or (message and message[0] != 1):
+            return b"", 0
+        if len(data) < at + 5 + size:
+            return b"", at + 5 + size
+        message += data[at + 5 : at + 5 + size]
+        at += 5 + size
+    if message[0] != 1:
+        return b"", 0
+    at = 4 + 2 + 32
+    for width in (1, 2, 1):  # session, cipher suites, compression
+        at += width + int.from_bytes(message[at : at + width], "big")
+    end = at + 2 + int.from_bytes(message[at : at + 2], "big")
+    at += 2
+    while at + 4 <= min(end, len(message)):
+        size = int.from_bytes(message[at + 2 : at + 4], "big")
+        if message[at : at + 2] == b"\0\0":
+            return message[at + 9 : at + 9 + int.from_bytes(message[at + 7 : at + 9], "big")], 0
+        at += 4 + size
+    return b"", 0

@@ -423,9 +423,6 @@ class Lifecycle(Endpoint):
             self._poller.uncork_for(self)
             if self._state is not OPEN:
                 return  # the peer was gone
-        self._begin_close(reason)
-
-    def _begin_close(self, reason: DropReason) -> None:
         # The state first, the queue second: a sender whose entry is withdrawn is woken, and has to find the connection
         # closing. Each step may be the last one, in ``_release``: a flush that fails resets. So ``_fd`` is looked at
         # after them.

@@ -42,7 +42,7 @@ from greensock.core.lifecycle import CLOSED, INHERIT, OPEN, Timeout
 from greensock.core.poller import Poller
 from greensock.core.send_queue import Buffer, FileSegment, Outgoing
 from greensock.core.syscalls import borrow_socket, close, read, readv, write
-from greensock.core.transport import Transport
+from greensock.core.transport import Sealing, Transport
 from greensock.errors import ConnectionBusy, ConnectionClosed, DropReason, OperationTimeout
 
 __all__ = ["SocketConnection"]
@@ -159,12 +159,36 @@ class SocketConnection(Connection):
             return b""
         if self._stash:
             return bytes(self._stash[:bufsize]) if flags & _socket.MSG_PEEK else self._take(bufsize)
+        if isinstance(self._transport, Sealing):
+            return self._recv_sealed(bufsize, flags)
         data = self._ask(lambda sock, careful: sock.recv(bufsize, flags | careful), flags)
         self._count(len(data), flags)
         return data
 
+    def _recv_sealed(self, bufsize: int, flags: int) -> bytes:
+        """Receive over TLS: with flags, as over gevent's SSL sockets, nothing can be."""
+        self._refuse_sealed(flags)
+        assert self._transport is not None
+        deadline = inf
+        while True:
+            if self._readable and self._reader is None:
+                try:
+                    data = self._transport.read(bufsize)
+                except BlockingIOError:
+                    self._found_empty()
+                else:
+                    self._took(len(data), bufsize)
+                    return data
+            deadline = self._await_input(INHERIT, deadline)
+
+    def _refuse_sealed(self, flags: int = 1) -> None:
+        """Refuse what would go past TLS, in the clear."""
+        if flags and isinstance(self._transport, Sealing):
+            raise OSError(errno.EOPNOTSUPP, f"{os.strerror(errno.EOPNOTSUPP)}: over TLS")
+
     def _ask(self, call: Callable[[_socket.socket, int], _Result], flags: int) -> _Result:
         """Make a receiving call of a socket object, blocking until it does not say EAGAIN."""
+        self._refuse_sealed()
         deadline = inf
         while True:
             try:
@@ -205,6 +229,8 @@ class SocketConnection(Connection):
 
     def _has_input(self) -> bool:
         """Ask the kernel, which may raise what became of the connection."""
+        if isinstance(self._transport, Sealing):
+            return self._transport.look()
         try:
             with self._borrow() as sock:
                 sock.recv(1, _socket.MSG_PEEK | self._careful)
@@ -225,6 +251,9 @@ class SocketConnection(Connection):
             else:
                 self.bytes_sent += sent
                 return sent
+        if isinstance(self._transport, Sealing):
+            self.sendall(data, flags)  # a part that is encrypted cannot be taken back
+            return memoryview(data).nbytes
         return self._transmit(lambda fd: self._write(fd, data, flags), flags)
 
     def sendall(self, data: Buffer, flags: int = 0) -> None:
@@ -256,6 +285,7 @@ class SocketConnection(Connection):
 
     def sendto(self, data: Buffer, *flags_and_address: Any) -> int:
         """Send as ``send`` does; the address is the kernel's to judge."""
+        self._refuse_sealed()
         flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
 
         def call(fd: int) -> int:
@@ -268,6 +298,7 @@ class SocketConnection(Connection):
         self, buffers: Iterable[Buffer], ancdata: Iterable[Any] = (), flags: int = 0, address: Any = None
     ) -> int:
         """Send gathered buffers and ancillary data; return how many bytes of the buffers the kernel took."""
+        self._refuse_sealed()
         views, ancillary = list(buffers), list(ancdata)
 
         def call(fd: int) -> int:
@@ -304,6 +335,9 @@ class SocketConnection(Connection):
         _GeventSocket._check_sendfile_params(cast(Any, self), file, offset, count)  # type: ignore[attr-defined]
 
     def _write(self, fd: int, data: Buffer, flags: int) -> int:
+        if isinstance(self._transport, Sealing):
+            self._refuse_sealed(flags)
+            return self._transport.write(memoryview(data))
         flags |= self._careful
         if flags:
             with borrow_socket(fd, self._family) as sock:
@@ -439,6 +473,9 @@ class SocketConnection(Connection):
 
     def shutdown(self, how: int) -> None:
         """Shut down one half or both, at once. Who is blocked gets the end of input or ``BrokenPipeError``."""
+        self._check_open()
+        if how != _socket.SHUT_RD and isinstance(self._transport, Sealing):
+            self._transport.end()
         with self._borrow() as sock:
             sock.shutdown(how)
 

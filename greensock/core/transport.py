@@ -123,6 +123,14 @@ class Sealing:
         #: What ``conn.tls`` tells.
         self.info: Any = None
 
+    def read(self, size: int) -> bytes:
+        """As a transport does."""
+        raise NotImplementedError
+
+    def write(self, data: bytes | memoryview) -> int:
+        """As a transport does."""
+        raise NotImplementedError
+
     def flush(self) -> None:
         """Send what is pending.
 

@@ -7,7 +7,7 @@ from greensock.core.poller cimport Poller
 from greensock.core.workers cimport Turn
 
 cdef object CLOSED, OPEN
-cdef object _LOST, _PEER_CLOSED
+cdef object _PEER_CLOSED
 
 
 cdef class Tally:

@@ -60,8 +60,7 @@ MAY_POSTPONE = ("connection_recv", "connection_eof")
 # connection_error was; all were.
 _NEW, SERVED, _HALF_OPEN, _ERROR_TOLD, _ALL_TOLD = range(5)
 # Names of the module, as in lifecycle.py: to look up a member of an enum is slow before Python 3.12.
-_PEER_CLOSED, _LOST, _TRUNCATED = DropReason.PEER_CLOSED, DropReason.LOST, DropReason.TRUNCATED
-_HANDSHAKE = DropReason.HANDSHAKE
+_PEER_CLOSED = DropReason.PEER_CLOSED
 
 
 class Tally:
@@ -186,10 +185,13 @@ class Turns(Upcalls[ConnectionT]):
 
     def _begin_sealed(self, conn: ConnectionT) -> None:
         """Have the upcalls begin of a connection whose handshake is done."""
-        _begin_turns(self, conn)
+        if self._on_new is not None or self._on_handle is not None:
+            self._poller.queue(conn)
+            return
+        conn._stage = SERVED
         # What came behind the handshake was read with it, and no event tells of that
         # (test_data_that_comes_with_the_end_of_the_handshake).
-        if conn._idle and (conn._readable or self._draining):
+        if conn._readable or self._draining:
             self._poller.queue(conn)
 
     def plaintext_answer(self, conn: Any, data: bytes) -> bytes:
@@ -506,6 +508,13 @@ class Turns(Upcalls[ConnectionT]):
             hub.handle_error(conn, type(error), error, error.__traceback__)
         self._tell_error(conn, error)
 
+    def _tell_loss(self, conn: ConnectionT, reason: DropReason) -> None:
+        """Tell what the network, or OpenSSL, said of a connection that it ended."""
+        if reason is not DropReason.HANDSHAKE:
+            self._tell_error(conn, conn._closed_error())
+        elif self._on_handshake_failed is not None:
+            self._tell(self._on_handshake_failed, conn, conn._failure)
+
     def _released(self, conn: Lifecycle) -> None:
         """The descriptor is closed."""
         if count_released(self._tally, conn):
@@ -564,12 +573,6 @@ def serve(turns: Turns[Any], fd: int, family: int, address: Any) -> Any:
         raise
     tally.accepted += 1
     tally.alive += 1
-    _begin_turns(turns, conn)
-    return conn
-
-
-def _begin_turns(turns: Turns[Any], conn: Connection) -> None:
-    """Have a connection's upcalls begin."""
     # With nothing to be called for a new connection it needs no turn yet: its first event gives it one, and one that
     # never says a word costs no worker.
     if turns._on_new is None and turns._on_handle is None:
@@ -577,7 +580,8 @@ def _begin_turns(turns: Turns[Any], conn: Connection) -> None:
         conn._plain = conn._decoder is None and conn._transport is None
         conn._idle = True
     else:
-        turns._poller.queue(conn)
+        poller.queue(conn)
+    return conn
 
 
 def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:
@@ -762,10 +766,8 @@ def _end(turns: Turns[Any], conn: Connection) -> None:
     # The program may not know yet: an upcall can have caught what its downcall raised, and a loss that the engine
     # found was raised nowhere (test_a_loss_that_the_upcall_handled_is_told_too).
     reason = conn._drop_reason or DropReason.CLOSED
-    if reason is _LOST or reason is _TRUNCATED:
-        turns._tell_error(conn, conn._closed_error())
-    elif reason is _HANDSHAKE and turns._on_handshake_failed is not None:
-        turns._tell(turns._on_handshake_failed, conn, conn._failure)
+    if conn._failure is not None:
+        turns._tell_loss(conn, reason)
     dropped = turns._dropped
     name = reason._name_  # .name is a slow property before Python 3.12
     dropped[name] = dropped.get(name, 0) + 1

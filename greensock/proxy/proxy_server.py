@@ -201,6 +201,8 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             ):
                 self._own_recv = OrdinaryExchange(self, super().connection_recv).serve
             self.connection_recv = self._own_recv  # type: ignore[method-assign]
+        if self.hsts is not None:
+            self.written_head = self._head_with_hsts  # type: ignore[method-assign]
         self.edits_requests = self.overrides_upcall("edit_request", base)
         self.edits_responses = self.hsts is not None or self.overrides_upcall("edit_response", base)
         self.watches_responses = self.overrides_upcall("watch_response_body", base)
@@ -512,11 +514,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
                 record.referer, record.agent = headers.get_raw(b"referer"), headers.get_raw(b"user-agent")
         return answer
 
-    def written_head(
+    def _head_with_hsts(
         self, response: Response, length: int | None, chunked: bool, option: bytes, plain: bool = False
     ) -> bytes:
-        if self.hsts is not None:
-            response.headers.set(b"Strict-Transport-Security", self.hsts)
+        """Stand in for ``written_head`` where answers say that this host is to be asked by https."""
+        assert self.hsts is not None
+        response.headers.set(b"Strict-Transport-Security", self.hsts)
         return super().written_head(response, length, chunked, option, plain)
 
     def send_answer(self, request: Request, response: Response, keep: bool) -> bool:

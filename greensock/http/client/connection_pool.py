@@ -121,12 +121,12 @@ class ClientConnection(Connection):
         """Ask the kernel whether it stands and nothing came: neither an end nor bytes that no request asked for."""
         if self.state is not State.OPEN:
             return False
-        if self.tls is not None:
-            return not self.has_input()  # tickets may come at any time, and are nobody's answer
         # Bytes count as much as FIN: they would be taken for the answer to the next request
         # (test_bytes_that_nobody_asked_for_are_nobodys_answer). The kernel is asked, as the hub may not have run since
         # (test_a_stale_connection_is_noticed_before_use).
         if self._poll is None:
+            if self.tls is not None:
+                return not self.has_input()  # tickets may come at any time, and are nobody's answer
             self._poll = _new_poll()
             self.register_with(self._poll, _READABLE)
         return not self._poll.poll(0)
