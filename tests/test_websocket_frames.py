@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tracemalloc
 import zlib
 
 import pytest
@@ -293,8 +294,13 @@ def test_messages_of_one_compressor_know_nothing_of_each_other():
 
 def test_no_more_is_made_than_may_be():
     bomb = deflated(bytes(100_000_000))
-    with pytest.raises(InflatesTooFar):
-        Inflater().inflate(bomb, True, 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InflatesTooFar):
+            Inflater().inflate(bomb, True, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
     assert len(bomb) < 500_000
 
 
