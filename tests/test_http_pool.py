@@ -438,7 +438,7 @@ def test_urls(url, address, target, authority):
         "http://" + "\u00fc" * 64 + "/",
         "http+unix:///x",
         "ftp://a/",
-        "https://a/",
+        "wss://a/",
     ],
 )
 def test_what_is_no_url(url):
@@ -446,9 +446,12 @@ def test_what_is_no_url(url):
         parse_url(url)
 
 
-def test_https_says_that_it_is_not_there_yet():
-    with pytest.raises(ValueError, match="https is not there yet"):
-        parse_url("https://a/")
+def test_https_has_a_port_and_a_name_of_its_own():
+    found = parse_url("https://a/")
+    assert (found.origin, found.authority, found.origin.name) == (Origin("https", ("a", 443)), b"a", "a")
+    assert parse_url("https://a:80/").authority == b"a:80"
+    assert parse_url("https+unix://%2Frun%2Fa/").origin == Origin("https", "/run/a")
+    assert parse_url("http://a:443/").origin != parse_url("https://a/").origin
 
 
 @given(st.text())

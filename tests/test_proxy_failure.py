@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from greensock import ConnectFailed, ConnectionClosed, ConnectionLost
+from greensock import CertificateRefused, ConnectFailed, ConnectionClosed, ConnectionLost, HandshakeFailed
 from greensock.http import (
     BadRequest,
     BadResponse,
@@ -52,6 +52,8 @@ TABLE = [
     (connect_failed(socket.gaierror(socket.EAI_MEMORY, "")), "out-of-memory", 503, "always", 0, "proxy_internal_error"),
     (connect_failed(OSError(errno.EADDRNOTAVAIL, "")), "out-of-ports", 503, "always", 0, "proxy_internal_error"),
     (connect_failed(BlockingIOError(errno.EAGAIN, "")), "out-of-ports", 503, "always", 0, "proxy_internal_error"),
+    (HandshakeFailed("no TLS"), "tls-failed", 502, "always", 1, "tls_protocol_error"),
+    (CertificateRefused("expired"), "tls-failed", 502, "always", 1, "tls_certificate_error"),
     (ConnectTimeout(1), "connect-timeout", 504, "always", 1, "connection_timeout"),
     (QueueFull("too many"), "queue-full", 503, "always", 0, "connection_limit_reached"),
     (QueueTimeout(1), "queue-timeout", 503, "never", 0, "connection_limit_reached"),

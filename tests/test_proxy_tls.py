@@ -121,7 +121,7 @@ def test_whose_certificate_is_looked_at(serve, started, client, tls, names, reas
         assert answer.status == 502
         answer.read_all()
         wait_until(lambda: "refused" in app.statistics().handshakes_failed)
-        assert proxy.failures
+        assert proxy.failures["tls-failed"]
 
 
 def test_the_proxys_own_certificate(serve, started, client, place):

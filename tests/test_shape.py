@@ -288,7 +288,7 @@ def kinds_of(cls: type) -> dict[str, str]:
 #: Kinds that may stand for each other: a class attribute is the default of what is set, a slot is set.
 ALIKE = [{"value", "set"}, {"value", "slot"}, {"slot", "set"}]
 #: Methods that a server replaces on itself, with one of the same kind that costs less or that the program gave.
-REPLACED = {"connection_recv"}
+REPLACED = {"connection_recv", "written_head"}
 
 
 def test_no_name_hides_another():

@@ -5,6 +5,7 @@ reason             status  asked again     Proxy-Status: error=      what happen
 ================== ======  ==============  ========================= ======================================
 connect-failed     502     any request     connection_refused [1]_   nobody answers there; nothing was sent
 dns-failed         502     any request     dns_error                 its name was not resolved; nothing was sent
+tls-failed         502     any request     tls_protocol_error [4]_   no TLS was agreed on; nothing was sent
 connect-timeout    504     any request     connection_timeout        the same, slowly
 queue-full         503     any request     connection_limit_reached  as many wait for this server as may
 queue-timeout      503     no              connection_limit_reached  it had no connection free in time
@@ -44,6 +45,7 @@ begin before the server has the whole request.
 .. [1] or destination_ip_unroutable, destination_unavailable: as the system said.
 .. [2] or what was too large, a transfer coding, an upgrade that was not requested.
 .. [3] This one and the next two say nothing of the server. Another may be known by a kept connection.
+.. [4] or tls_certificate_error: its certificate is refused.
 """
 
 from __future__ import annotations
@@ -53,7 +55,15 @@ import errno
 import os
 from socket import EAI_MEMORY, gaierror
 
-from greensock import ConnectFailed, Connection, ConnectionClosed, ConnectionLost, DropReason
+from greensock import (
+    CertificateRefused,
+    ConnectFailed,
+    Connection,
+    ConnectionClosed,
+    ConnectionLost,
+    DropReason,
+    HandshakeFailed,
+)
 from greensock.http.errors import BadResponse, PhaseTimeout, QueueFull, Reason
 
 __all__ = [
@@ -133,6 +143,7 @@ DENIED = "http_request_denied"
 
 _ERRORS = {
     "connect-failed": "destination_unavailable",
+    "tls-failed": "tls_protocol_error",
     "connect-timeout": "connection_timeout",
     "queue-full": "connection_limit_reached",
     "queue-timeout": "connection_limit_reached",
@@ -210,6 +221,9 @@ def failure_of(error: BaseException, *, in_body: bool = False) -> Failure | None
     if shortage:
         again = Again.ALWAYS if isinstance(error, ConnectFailed) else Again.NEVER if in_body else Again.REPEATABLE
         return Failure(shortage, 503, again, text=text, blames_server=False)
+    if isinstance(error, HandshakeFailed):
+        told = "tls_certificate_error" if isinstance(error, CertificateRefused) else ""
+        return Failure("tls-failed", 502, Again.ALWAYS, text=text, error=told)
     if isinstance(error, ConnectFailed):
         said = _of_system(error.__cause__)
         reason = "dns-failed" if said == DNS_ERROR else "connect-failed"
