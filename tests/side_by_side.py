@@ -22,7 +22,7 @@ from typing import IO
 #: pytest's status if all passed, and if it was asked for tests of which none is in its share.
 PASSED, NO_TESTS = 0, 5
 #: Processes side by side on each core.
-PER_CORE = 1.5
+PER_CORE = 2
 
 
 def run(processes: int, more: list[str]) -> int:
