@@ -231,6 +231,7 @@ def test_what_is_long_is_sent_in_slices(site, tmp_path, monkeypatch, way):
     """``send_timeout`` is for each, or a long download would have to be over within it."""
     long = DATA * 4
     (tmp_path / "file").write_bytes(long)
+    monkeypatch.setattr(response_writer, "SLICE", 262_144)
     sizes = record_sizes(monkeypatch, WSGIServer.connection_class)
 
     def application(environ, start_response):
