@@ -24,6 +24,7 @@ import errno
 import os
 import socket as _socket
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greensock.core.syscalls import borrow_socket, has_input, read, write
@@ -316,7 +317,8 @@ class Encrypted(Sealing):
 
     def _answer(self) -> None:
         """Send what OpenSSL has to say of what it read."""
-        self.pending += self._bios.outgoing.read()
+        self.pending += self._late + self._bios.outgoing.read()
+        self._late = b""
         if len(self.pending) > MOST_PENDING:
             raise OSError(errno.EPROTO, "the peer takes no answers to what is no data")
         self._flush_softly()
@@ -325,8 +327,8 @@ class Encrypted(Sealing):
         """Send the alert that tells the peer what was wrong, if the kernel takes it now, and empty the pair."""
         bios = self._bios
         bios.incoming.read()
-        out = self.pending + bios.outgoing.read()
-        self.pending = b""
+        out = self.pending + self._late + bios.outgoing.read()
+        self.pending = self._late = b""
         self._said = True
         if out:
             self.say_plainly(out)
@@ -343,14 +345,18 @@ class Encrypted(Sealing):
             return False
         except OSError as error:
             self._failure = error.with_traceback(None)
-        self._conn._readable = True
-        self._conn._thorough = True
+        conn = self._conn
+        conn._readable = conn._thorough = True
+        if conn._reader is not None or conn._idle:
+            # The event that is on its way tells of nothing to be read any more
+            # (test_a_look_takes_nothing_from_who_receives).
+            conn._poller.call_soon(partial(conn._poller._resume, conn))
         return True
 
     # -- sending
 
     def write(self, data: bytes | memoryview) -> int:
-        """Encrypt and send what is taken now."""
+        """Encrypt and send what is taken now; without data, what was taken before and not told."""
         if self.pending:
             moved = self._flush_some()
             if self.pending:
@@ -362,6 +368,8 @@ class Encrypted(Sealing):
         if self._owed:
             owed, self._owed = self._owed, 0
             return owed
+        if not data:
+            return 0
         bios, found = self._bios, self._object
         if found is None:
             raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))
