@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 
 import gevent
 import pytest
@@ -276,6 +277,20 @@ def test_the_proxy_protocol_before_tls(serve, started, is_trusted):
     if not is_trusted:
         assert proxy.refused["proxy-untrusted"] == 3
         wait_until(lambda: proxy.statistics().dropped == {"HANDSHAKE": 3})
+
+
+def test_who_leaves_within_a_proxy_header(serve, started):
+    trusted = {"trusted": ["127.0.0.1"]}
+    (proxy,) = started(
+        {"listen": [LISTEN], "proxy_protocol": True, "forwarding": trusted, "upstreams": upstream(serve(App))}
+    )
+    began = time.monotonic()
+    with socket.create_connection(proxy.address) as sock:
+        sock.sendall(b"PROXY")
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(PATIENCE)
+        assert sock.recv(1) == b""
+    assert time.monotonic() - began < proxy.handshake_timeout / 2
 
 
 def test_plain_http_to_a_port_of_tls(serve, started):
