@@ -618,6 +618,16 @@ def test_an_end_that_is_said_without_fin(pair):
     assert conn.recv(timeout=PATIENCE) == b""
 
 
+def test_a_record_in_many_pieces(pair, monkeypatch):
+    monkeypatch.setattr("greensock.core.encrypted.MOST_EMPTY", 4)
+    conn, peer = pair
+    peer.sendall(b"x" * 16384)
+    peer.end()
+    assert conn.recv(1, timeout=PATIENCE) == b"x"  # by reads that are short of the record
+    assert conn.read_exactly(16383, timeout=PATIENCE) == b"x" * 16383
+    assert conn.recv(timeout=PATIENCE) == b""
+
+
 def test_a_broken_record(pair):
     conn, peer = pair
     peer.sendall(b"sound")

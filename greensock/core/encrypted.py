@@ -24,7 +24,6 @@ import errno
 import os
 import socket as _socket
 import ssl
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from greensock.core.syscalls import borrow_socket, has_input, read, write
@@ -42,7 +41,8 @@ __all__ = ["Bios", "Encrypted", "Truncated"]
 RECORD, ROOM = 16384, 512
 #: Bytes that are read at once at the most, and encrypted before they are written.
 MOST_READ, MOST_WRITTEN = 1 << 17, 1 << 16
-#: Reads in a row, of all that was asked for, that brought no data: tickets, key updates. More are an attack.
+#: Reads in a row that brought no data: tickets, key updates, parts of a record. Then others have their turn; more than
+#: ``MOST_READ`` bytes of them are an attack.
 MOST_EMPTY = 64
 #: Bytes that may wait to be sent of what is no data: answers to key updates.
 MOST_PENDING = 1 << 17
@@ -232,12 +232,13 @@ class Encrypted(Sealing):
         want = size + ROOM
         if want > MOST_READ:
             want = MOST_READ
-        data = b""
+        data, count = b"", 0
         for _ in range(MOST_EMPTY):
             try:
                 raw = self.read_raw(want)
                 if not raw:
                     raise Truncated
+                count += len(raw)
                 piece = self._decrypt(raw)
             except BlockingIOError:
                 if data:
@@ -261,7 +262,12 @@ class Encrypted(Sealing):
         if data:
             self._conn._thorough = True
             return data
-        raise OSError(errno.EPROTO, "too much came that is no data")
+        if count > MOST_READ:
+            raise OSError(errno.EPROTO, "too much came that is no data")
+        # A record that comes in many pieces: others have their turn, and then the rest is read
+        # (test_a_record_in_many_pieces).
+        self._conn._poller.call_soon(self._tell_again)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def read_raw(self, size: int) -> bytes:
         """Return what came, as it is."""
@@ -350,8 +356,15 @@ class Encrypted(Sealing):
         if conn._reader is not None or conn._idle:
             # The event that is on its way tells of nothing to be read any more
             # (test_a_look_takes_nothing_from_who_receives).
-            conn._poller.call_soon(partial(conn._poller._resume, conn))
+            conn._poller.call_soon(self._tell_again)
         return True
+
+    def _tell_again(self) -> None:
+        """Have the engine look for input as if an event had just come."""
+        conn = self._conn
+        if conn is not None and conn._fd >= 0:
+            conn._thorough = True
+            conn._poller._resume(conn)
 
     # -- sending
 
