@@ -17,6 +17,7 @@ from tls_peers import Peer, authority, chain, client_tls, issued, peer_context, 
 from greensock import TLS, Certificate
 from greensock.http import HTTPClient, HTTPServer, Response
 from greensock.proxy import ConfigError, ReverseProxy, parse_config
+from greensock.sources import ProxySource
 
 
 class App(HTTPServer):
@@ -449,3 +450,20 @@ def test_nginx_is_the_server_and_curl_the_client(started, place):
             assert (done.stdout, done.stderr) == (b"https localhost https" * 2, b"")
         finally:
             process.terminate()
+
+
+def test_sockets_that_were_inherited_in_another_order(place):
+    plain, sealed, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(3))
+    ports = [each.getsockname()[1] for each in (plain, sealed)]
+    config = parse_config(
+        {
+            "listen": [f"127.0.0.1:{ports[0]}", {**LISTEN, "address": f":{ports[1]}"}],
+            "upstreams": {"app": {"servers": ["http://localhost:1"]}},
+        }
+    )
+    proxies = ProxySource(config, None).made_servers([sealed, other, plain])
+    try:
+        assert [proxy.tls is not None for proxy in proxies] == [True, False, False]
+    finally:
+        for proxy in proxies:
+            proxy.close_listeners()
