@@ -109,12 +109,9 @@ class ProxySource:
     def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
         """Return a proxy for each socket, all with one gateway."""
         gateway = self.config.gateway()
-        # In the order of ``addresses``; what else was inherited is a plain one.
-        places: list[ListenPlace | None] = list(self.config.listeners)
-        places += [None] * (len(sockets) - len(places))
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))
-            for sock, place in zip(sockets, places, strict=False)
+            for sock, place in zip(sockets, _places_of(sockets, self.config.listeners), strict=True)
         ]
         return self._proxies
 
@@ -123,6 +120,33 @@ class ProxySource:
         for proxy in self._proxies[:1]:
             if proxy.gateway.log is not None:
                 proxy.gateway.log.reopen()
+
+
+def _places_of(sockets: Sequence[Any], places: Sequence[ListenPlace]) -> list[ListenPlace | None]:
+    """Return what the configuration says of each socket: by its port or path, and of the others in their order.
+
+    Those that were inherited have an order of their own, and what is said of TLS must not go to another. What is in no
+    configuration is a plain one.
+    """
+    left = list(places)
+    found: dict[int, ListenPlace] = {}
+    for is_exact in (True, False):
+        for index, sock in enumerate(sockets):
+            name = sock.getsockname()
+            for place in left:
+                if index not in found and _is_same(place.address, name, is_exact):
+                    found[index] = place
+                    left.remove(place)
+                    break
+    rest = iter(left)
+    return [found[index] if index in found else next(rest, None) for index in range(len(sockets))]
+
+
+def _is_same(address: Any, name: Any, is_exact: bool) -> bool:
+    """Whether a socket of this name listens on the address; without ``is_exact`` the port is enough."""
+    if isinstance(address, str) or isinstance(name, str):
+        return bool(address == name)
+    return bool(address[1] == name[1] and (not is_exact or address[0] == name[0]))
 
 
 class ClassSource:

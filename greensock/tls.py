@@ -118,13 +118,9 @@ class TLS:
         self.session_tickets = session_tickets
         self.keylog = keylog
         self._client: ssl.SSLContext | None = None
-        self._marks: dict[str, object] = {}
-        self._looked = 0.0
-        self._chosen: _Chosen | None = None
-        if self.certificates:
-            self._marks = self._look()
-            self._chosen = self._load()
-            self._looked = monotonic()
+        self._marks = self._look()
+        self._chosen = self._load() if self.certificates else None
+        self._looked = monotonic()
         if authorities is not None or not self.verify:
             self.client_context()
 
@@ -133,19 +129,11 @@ class TLS:
         return f"<TLS {', '.join(names) or 'of a client'}>"
 
     def client_context(self) -> ssl.SSLContext:
-        """Return what clients use; made once."""
-        import ssl
-
+        """Return what the next connection of a client is to use: made anew when its files changed, as a server's is."""
         if self._client is None:
-            context = self._context(ssl.PROTOCOL_TLS_CLIENT)
-            if not self.verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            elif self.authorities is None:
-                context.load_default_certs(ssl.Purpose.SERVER_AUTH)
-            if self.certificates:
-                _load_chain(context, self.certificates[0])
-            self._client = context
+            self._client = self._load_client()
+        elif self._has_changed():
+            self.reload()
         return self._client
 
     def server_context(self) -> ssl.SSLContext:
@@ -158,19 +146,15 @@ class TLS:
         """
         if self._chosen is None:
             raise ValueError("tls: a certificate and its key expected, for a server")
-        now = monotonic()
-        if now - self._looked >= RELOAD_SECONDS:
-            self._looked = now
-            marks = self._look()
-            if marks != self._marks:
-                self._marks = marks
-                self.reload()
+        if self._has_changed():
+            self.reload()
         return self._chosen.first
 
     def reload(self) -> bool:
         """Read the files of the certificates anew; False: that failed and is logged, and the old ones are kept."""
         try:
-            self._chosen, self._client = self._load(), None
+            chosen = self._load() if self.certificates else None
+            self._chosen, self._client = chosen, self._load_client() if self._client is not None else None
         except ValueError as error:
             log.error("the certificates cannot be taken up anew, and the old ones are kept: %s", error)
             return False
@@ -189,6 +173,15 @@ class TLS:
 
     def _names_of_all(self) -> list[tuple[str, ...]]:
         return [] if self._chosen is None else self._chosen.names
+
+    def _has_changed(self) -> bool:
+        """Look at the files, if it is time to."""
+        now = monotonic()
+        if now - self._looked < RELOAD_SECONDS:
+            return False
+        self._looked = now
+        before, self._marks = self._marks, self._look()
+        return self._marks != before
 
     def _look(self) -> dict[str, object]:
         """Return what the files look like now."""
@@ -216,6 +209,19 @@ class TLS:
         chosen = _Chosen(contexts, names)
         _note_names(chosen.first, chosen.context_for if len(contexts) > 1 else None)
         return chosen
+
+    def _load_client(self) -> ssl.SSLContext:
+        import ssl
+
+        context = self._context(ssl.PROTOCOL_TLS_CLIENT)
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif self.authorities is None:
+            context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        if self.certificates:
+            _load_chain(context, self.certificates[0])
+        return context
 
     def _context(self, protocol: int) -> ssl.SSLContext:
         import ssl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 import gevent
 import pytest
@@ -441,3 +442,36 @@ def test_splice_of_so_many_bytes(two):
     assert source.splice(target, 4) == 4
     assert taking.read_exactly(4) == b"0123"
     assert source.recv() == b"456789"
+
+
+def test_a_look_takes_nothing_from_who_receives(pair):
+    conn, peer = pair
+    receiving = gevent.spawn(conn.recv, timeout=PATIENCE)
+    wait_until(lambda: conn._reader is not None)
+    data = b"hello"
+    if peer.tls is not None:
+        peer.tls.write(data)
+        data = peer._out.read()
+    os.write(peer.sock.fileno(), data)  # without a pass of the hub, in which it would be received
+    began = time.monotonic()
+    while not conn.has_input():
+        assert time.monotonic() - began < PATIENCE
+    assert receiving.get(timeout=PATIENCE) == b"hello"
+
+
+def test_a_file_that_shrinks_takes_nothing_from_what_is_sent_behind_it(pair, tmp_path):
+    conn, peer = pair
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 8_000_000)
+    with path.open("r+b") as file:
+        first = gevent.spawn(conn.send_file, file, timeout=PATIENCE)
+        wait_until(lambda: conn.bytes_sent and not conn._writable)
+        file.truncate(10)
+        second = gevent.spawn(conn.send, b"0123456789" * 1000, timeout=PATIENCE)
+        gevent.idle()
+        reading = gevent.spawn(peer.read_all)
+        sent = first.get(timeout=PATIENCE)
+        assert 0 < sent < 8_000_000
+        assert second.get(timeout=PATIENCE) == 10_000
+    conn.close()
+    assert reading.get(timeout=PATIENCE)[sent:] == b"0123456789" * 1000

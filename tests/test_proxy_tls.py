@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 
 import gevent
 import pytest
@@ -16,6 +17,7 @@ from tls_peers import Peer, authority, chain, client_tls, issued, peer_context, 
 from greensock import TLS, Certificate
 from greensock.http import HTTPClient, HTTPServer, Response
 from greensock.proxy import ConfigError, ReverseProxy, parse_config
+from greensock.sources import ProxySource
 
 
 class App(HTTPServer):
@@ -278,6 +280,20 @@ def test_the_proxy_protocol_before_tls(serve, started, is_trusted):
         wait_until(lambda: proxy.statistics().dropped == {"HANDSHAKE": 3})
 
 
+def test_who_leaves_within_a_proxy_header(serve, started):
+    trusted = {"trusted": ["127.0.0.1"]}
+    (proxy,) = started(
+        {"listen": [LISTEN], "proxy_protocol": True, "forwarding": trusted, "upstreams": upstream(serve(App))}
+    )
+    began = time.monotonic()
+    with socket.create_connection(proxy.address) as sock:
+        sock.sendall(b"PROXY")
+        sock.shutdown(socket.SHUT_WR)
+        sock.settimeout(PATIENCE)
+        assert sock.recv(1) == b""
+    assert time.monotonic() - began < proxy.handshake_timeout / 2
+
+
 def test_plain_http_to_a_port_of_tls(serve, started):
     (proxy,) = started({"listen": [LISTEN], "upstreams": upstream(serve(App))})
     with socket.create_connection(proxy.address) as sock:
@@ -434,3 +450,20 @@ def test_nginx_is_the_server_and_curl_the_client(started, place):
             assert (done.stdout, done.stderr) == (b"https localhost https" * 2, b"")
         finally:
             process.terminate()
+
+
+def test_sockets_that_were_inherited_in_another_order(place):
+    plain, sealed, other = (socket.create_server(("127.0.0.1", 0)) for _ in range(3))
+    ports = [each.getsockname()[1] for each in (plain, sealed)]
+    config = parse_config(
+        {
+            "listen": [f"127.0.0.1:{ports[0]}", {**LISTEN, "address": f":{ports[1]}"}],
+            "upstreams": {"app": {"servers": ["http://localhost:1"]}},
+        }
+    )
+    proxies = ProxySource(config, None).made_servers([sealed, other, plain])
+    try:
+        assert [proxy.tls is not None for proxy in proxies] == [True, False, False]
+    finally:
+        for proxy in proxies:
+            proxy.close_listeners()

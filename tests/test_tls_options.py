@@ -25,6 +25,7 @@ from tls_peers import (
 from greensock import (
     TLS,
     Certificate,
+    CertificateRefused,
     ConnectionLost,
     HandshakeFailed,
     Server,
@@ -159,6 +160,23 @@ def test_the_secrets_for_debugging(tmp_path):
     del server  # which holds the file, and is held by what is left of a deadline
     get_poller()._deadlines.clear()
     assert "CLIENT_TRAFFIC_SECRET_0 " in (tmp_path / "keys").read_text()
+
+
+def test_whom_a_client_trusts_is_taken_up_anew(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr("greensock.tls.RELOAD_SECONDS", 0.0)
+    server, path = serve(TLSEcho), tmp_path / "authorities.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    tls = TLS(authorities=path)
+
+    def connected():
+        connect(server.address, tls=tls, server_hostname="localhost", timeout=PATIENCE).abort()
+
+    with pytest.raises(CertificateRefused):
+        connected()
+    authority().cert_pem.write_to_path(str(path))
+    connected()
+    path.write_bytes(b"broken")
+    connected()  # as before
 
 
 def test_certificates_are_taken_up_anew(serve, tmp_path, monkeypatch, caplog):

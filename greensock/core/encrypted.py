@@ -41,7 +41,8 @@ __all__ = ["Bios", "Encrypted", "Truncated"]
 RECORD, ROOM = 16384, 512
 #: Bytes that are read at once at the most, and encrypted before they are written.
 MOST_READ, MOST_WRITTEN = 1 << 17, 1 << 16
-#: Reads in a row, of all that was asked for, that brought no data: tickets, key updates. More are an attack.
+#: Reads in a row that brought no data: tickets, key updates, parts of a record. Then others have their turn; more than
+#: ``MOST_READ`` bytes of them are an attack.
 MOST_EMPTY = 64
 #: Bytes that may wait to be sent of what is no data: answers to key updates.
 MOST_PENDING = 1 << 17
@@ -259,12 +260,13 @@ class Encrypted(Sealing):
             raise self._failure
         if self._over or self._object is None:
             return b"" if self._over else self.read_raw(size)
-        want = size + ROOM if size < MOST_READ else MOST_READ
+        want, count = size + ROOM if size < MOST_READ else MOST_READ, 0
         for _ in range(MOST_EMPTY):
             try:
                 raw = self.read_raw(want)
                 if not raw:
                     raise Truncated
+                count += len(raw)
                 piece = self._decrypt(raw)
             except BlockingIOError:
                 if data:
@@ -288,7 +290,12 @@ class Encrypted(Sealing):
         if data:
             self._conn._thorough = True
             return data
-        raise OSError(errno.EPROTO, "too much came that is no data")
+        if count > MOST_READ:
+            raise OSError(errno.EPROTO, "too much came that is no data")
+        # A record that comes in many pieces: others have their turn, and then the rest is read
+        # (test_a_record_in_many_pieces).
+        self._conn._poller.call_soon(self._tell_again)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     def read_raw(self, size: int) -> bytes:
         """Return what came, as it is."""
@@ -343,7 +350,8 @@ class Encrypted(Sealing):
 
     def _answer(self) -> None:
         """Send what OpenSSL has to say of what it read."""
-        self.pending += self._bios.outgoing.read()
+        self.pending += self._late + self._bios.outgoing.read()
+        self._late = b""
         if len(self.pending) > MOST_PENDING:
             raise OSError(errno.EPROTO, "the peer takes no answers to what is no data")
         self._flush_softly()
@@ -352,8 +360,8 @@ class Encrypted(Sealing):
         """Send the alert that tells the peer what was wrong, if the kernel takes it now, and empty the pair."""
         bios = self._bios
         bios.incoming.read()
-        out = self.pending + bios.outgoing.read()
-        self.pending = b""
+        out = self.pending + self._late + bios.outgoing.read()
+        self.pending = self._late = b""
         self._said = True
         if out:
             self.say_plainly(out)
@@ -371,14 +379,25 @@ class Encrypted(Sealing):
         except OSError as error:
             self._break(error)
         self._simple = False
-        self._conn._readable = True
-        self._conn._thorough = True
+        conn = self._conn
+        conn._readable = conn._thorough = True
+        if conn._reader is not None or conn._idle:
+            # The event that is on its way tells of nothing to be read any more
+            # (test_a_look_takes_nothing_from_who_receives).
+            conn._poller.call_soon(self._tell_again)
         return True
+
+    def _tell_again(self) -> None:
+        """Have the engine look for input as if an event had just come."""
+        conn = self._conn
+        if conn is not None and conn._fd >= 0:
+            conn._thorough = True
+            conn._poller._resume(conn)
 
     # -- sending
 
     def write(self, data: bytes | memoryview) -> int:
-        """Encrypt and send what is taken now."""
+        """Encrypt and send what is taken now; without data, what was taken before and not told."""
         if self.pending:
             moved = self._flush_some()
             if self.pending:
@@ -390,6 +409,8 @@ class Encrypted(Sealing):
         if self._owed:
             owed, self._owed = self._owed, 0
             return owed
+        if not data:
+            return 0
         bios, found = self._bios, self._speaker
         if found is None:
             raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))

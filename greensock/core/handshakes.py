@@ -187,8 +187,8 @@ class Handshake:
         if not transport.is_begun:
             found = self._begin(data)
             if found is None:
-                if conn._state is OPENING and conn._readable:
-                    self._of.queue(self)
+                if conn._readable and conn._state is OPENING:
+                    self._of.queue(self)  # an end may have come with what is not whole yet, and is told once
                 return
             data = found
         try:

@@ -287,7 +287,9 @@ class Turns(Upcalls[ConnectionT]):
         now = monotonic()
         for conn in self._mine():
             conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
-            if self._spread and conn._state is OPEN and self.spares(conn):
+            # Who is in its handshake has just come, and is to ask first
+            # (test_who_shakes_hands_while_it_is_handed_over_is_served).
+            if self._spread and (conn._state is OPEN or conn._state is OPENING) and self.spares(conn):
                 heard.pop(conn, None)
                 continue
             if conn._idle and conn._state is OPEN:

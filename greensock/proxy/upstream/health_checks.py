@@ -58,6 +58,8 @@ class CheckClient(HTTPClient):
 
     def perform(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
         call.head = self._preamble + call.head
+        if call.short:
+            call.short = self._preamble + call.short
         return super().perform(call, lease, deadlines)
 
 
