@@ -149,11 +149,15 @@ class Master(Arbiter):  # type: ignore[misc]
         take = self.app.source.read()
         before = self.app.source
         old = dict(zip(self._addresses, self.LISTENERS, strict=False))
-        take()
+        undo = take()
         addresses = list(before.addresses)
         if self._addresses and addresses != self._addresses:
             fresh = [address for address in addresses if address not in old]
-            opened = dict(zip(fresh, self._opened(fresh), strict=True))
+            try:
+                opened = dict(zip(fresh, self._opened(fresh), strict=True))
+            except Refused:
+                undo()  # whoever takes the place of a worker that dies is made of what is listened for
+                raise
             self.LISTENERS = [old[each] if each in old else opened[each] for each in addresses]
             self._addresses = addresses
             sock.close_sockets([old[each] for each in old if each not in addresses])
@@ -209,7 +213,9 @@ class Master(Arbiter):  # type: ignore[misc]
             except HaltServer as halted:
                 for pid in there.keys() - self.WORKERS.keys():
                     there[pid].tmp.close()
-                if not self._has_served or self._is_stopping:
+                if self._is_stopping:
+                    continue  # several may fail alike, and the end has begun with the first
+                if not self._has_served:
                     raise
                 self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
                 self._spawn_at = monotonic() + self._pause
