@@ -340,6 +340,7 @@ class WebSocket:
                     return message
             if self._finisher is not None and self._finisher is not gevent.getcurrent():
                 self._finisher.join()
+                self._finisher = None  # it may have been killed (test_a_close_whose_greenlet_was_killed)
                 continue
             self._is_received = True
             try:
