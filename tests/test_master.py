@@ -68,6 +68,22 @@ def test_a_first_worker_that_cannot_begin_halts_all(tmp_path, where, words, work
         assert not (tmp_path / "pid").exists()
 
 
+@pytest.mark.parametrize("pid", ["taken", "nowhere/pid"])
+def test_a_pid_file_that_cannot_be_had(tmp_path, pid):
+    """Nothing is half started then."""
+    (tmp_path / "taken").write_text(str(os.getpid()))
+    path = tmp_path / "socket"
+    command = [sys.executable, "-m", "greensock", "run", "served_classes:Site", "--bind", str(path)]
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}"}
+    done = subprocess.run(
+        [*command, "--pid", str(tmp_path / pid)], env=environ, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 1
+    assert str(tmp_path / pid.partition("/")[0]) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not path.exists()
+
+
 def test_a_worker_that_is_killed_and_one_that_hangs(tmp_path):
     with running(tmp_path, "--timeout=1") as master:
         first = master.ask().pid

@@ -92,9 +92,15 @@ class Master(Arbiter):  # type: ignore[misc]
     def start(self) -> None:
         """Listen, before anything else is there that would have to be undone; then start as gunicorn does."""
         addresses = list(self.app.source.addresses)
-        if not any(name in os.environ for name in INHERITED):
+        is_ours = not any(name in os.environ for name in INHERITED)
+        if is_ours:
             self.LISTENERS = self._opened(addresses)
-        super().start()
+        try:
+            super().start()
+        except (RuntimeError, OSError) as error:  # the pid file is another's, or can't be written
+            if is_ours:
+                sock.close_sockets(self.LISTENERS)
+            raise Refused(str(error), by_system=True) from error
         self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
 
     def _opened(self, addresses: list[Any]) -> list[Any]:
