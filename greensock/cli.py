@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from greensock.version import __version__
@@ -44,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--workers, --single: one of both expected")
     if given.workers is not None and given.workers < 1:
         parser.error(f"--workers={given.workers}: at least 1 expected")
+    if given.timeout < 0:
+        parser.error(f"--timeout={given.timeout}: at least 0 expected")
+    if not 0 <= getattr(given, "drain", 0.0) < inf:
+        parser.error(f"--drain={given.drain}: a finite number of seconds, at least 0, expected")
     if not given.single and not getattr(given, "check", False) and importlib.util.find_spec("gunicorn") is None:
         parser.error(
             "gunicorn is not installed, which many processes need: pip install 'greensock[proxy]', or --single"

@@ -42,8 +42,11 @@ class Source(Protocol):
     def addresses(self) -> Sequence[Any]:
         """Where to listen."""
 
-    def read(self) -> Callable[[], None]:
-        """Read it anew; what is returned makes it what is served. Raises :class:`Refused`, and changes nothing."""
+    def read(self) -> Callable[[], Callable[[], None]]:
+        """Read it anew. What is returned makes it what is served, and returns what takes that back.
+
+        Raises :class:`Refused`, and changes nothing.
+        """
 
     def listen(self, address: Any) -> socket.socket:
         """Return a socket that listens there. Raises :class:`Refused`."""
@@ -88,7 +91,7 @@ class ProxySource:
         """As ``listen`` says."""
         return self.config.listen
 
-    def read(self) -> Callable[[], None]:
+    def read(self) -> Callable[[], Callable[[], None]]:
         """Read the file anew."""
         if self._read_config is None:
             raise Refused("there is no file to be read anew")
@@ -97,8 +100,13 @@ class ProxySource:
         except ConfigError as error:
             raise Refused(str(error)) from error
 
-        def take() -> None:
-            self.config = config
+        def take() -> Callable[[], None]:
+            before, self.config = self.config, config
+
+            def undo() -> None:
+                self.config = before
+
+            return undo
 
         return take
 
@@ -162,9 +170,9 @@ class ClassSource:
         self._module, self._class = module, name
         self._options = options
 
-    def read(self) -> Callable[[], None]:
+    def read(self) -> Callable[[], Callable[[], None]]:
         """There is nothing to be read here: the workers import it."""
-        return lambda: None
+        return lambda: lambda: None
 
     def listen(self, address: Any) -> socket.socket:
         """Listen with the options of the socket that were given."""

@@ -178,6 +178,15 @@ def test_a_client_that_left_the_backlog_stops_nobody(serve, connect, caplog):
     assert not caplog.records
 
 
+def test_one_that_is_gone_hides_none_behind_it(serve, connect):
+    """No event tells of those once more: a round that took none is not an empty backlog."""
+    server = serve(Echo, max_accept=1)
+    fail_to_accept(server, errno.ECONNABORTED)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+
+
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
 def test_accepting_pauses_while_something_is_used_up(serve, connect, caplog, error):
     """Rule 11."""

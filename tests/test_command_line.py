@@ -38,6 +38,9 @@ def run(*arguments, cwd=ROOT):
         (["proxy", "--upstream", "http://a", "--workers", "0"], "--workers=0: at least 1 expected"),
         (["proxy", "--upstream", "http://a", "--workers", "2", "--single"], "one of both expected"),
         (["run", "a:B", "--workers", "x"], "invalid int value: 'x'"),
+        (["run", "a:B", "--timeout=-1"], "--timeout=-1: at least 0 expected"),
+        (["run", "a:B", "--drain=-1"], "--drain=-1.0: a finite number of seconds, at least 0, expected"),
+        (["run", "a:B", "--drain=nan"], "--drain=nan: a finite number"),
     ],
 )
 def test_wrong_flags(arguments, words, capsys):

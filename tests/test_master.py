@@ -59,11 +59,29 @@ def test_a_reload_of_code(tmp_path):
         ("served_classes:Odd", "it wants something else"),
     ],
 )
-def test_a_first_worker_that_cannot_begin_halts_all(tmp_path, where, words):
-    with running(tmp_path, where=where) as master:
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_first_worker_that_cannot_begin_halts_all(tmp_path, where, words, workers):
+    with running(tmp_path, "--pid", str(tmp_path / "pid"), where=where, workers=workers) as master:
         assert master.process.wait(PATIENCE) == 4
         assert words in master.log()
         assert "Traceback" not in master.log()
+        assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize("pid", ["taken", "nowhere/pid"])
+def test_a_pid_file_that_cannot_be_had(tmp_path, pid):
+    """Nothing is half started then."""
+    (tmp_path / "taken").write_text(str(os.getpid()))
+    path = tmp_path / "socket"
+    command = [sys.executable, "-m", "greensock", "run", "served_classes:Site", "--bind", str(path)]
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}"}
+    done = subprocess.run(
+        [*command, "--pid", str(tmp_path / pid)], env=environ, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 1
+    assert str(tmp_path / pid.partition("/")[0]) in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not path.exists()
 
 
 def test_a_worker_that_is_killed_and_one_that_hangs(tmp_path):
@@ -121,6 +139,23 @@ def test_a_proxy_whose_file_changes(serve, tmp_path):
         access.rename(tmp_path / "access.1")
         master.send(signal.SIGUSR1)
         wait_until(lambda: master.ask() and access.exists() and " 410 " in access.read_text())
+        assert master.stop() == 0
+
+
+def test_a_reload_that_finds_its_address_taken_changes_nothing(tmp_path):
+    """Nor for a worker that takes the place of one that died."""
+    path = tmp_path / "proxy.toml"
+    text = '[upstreams.a]\nservers = ["http://127.0.0.1:9"]\n'
+    path.write_text('listen = ["127.0.0.1:0"]\n' + text + GONE.replace("410", "404"))
+    command = [sys.executable, "-m", "greensock", "proxy", "--config", str(path), "--workers=1"]
+    with arbiter(tmp_path, command=command) as master, socket.create_server(("127.0.0.1", 0)) as taken:
+        assert master.ask().status == 404
+        path.write_text(f'listen = ["127.0.0.1:{taken.getsockname()[1]}"]\n' + text + GONE)
+        master.send(signal.SIGHUP)
+        master.wait_for("the configuration stays as it was: ")
+        os.kill(boots(master)[0], signal.SIGKILL)
+        wait_until(lambda: len(boots(master)) == 2)
+        assert master.ask().status == 404
         assert master.stop() == 0
 
 

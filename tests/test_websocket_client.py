@@ -180,6 +180,17 @@ def test_receive_behind_our_close_waits_for_the_servers(serve):
     assert ws.close_code == 4003
 
 
+def test_a_close_whose_greenlet_was_killed(serve):
+    """Whoever receives goes on in its place."""
+    server = serve(Echo)
+    websocket = connect_websocket(server.url)
+    websocket.close()
+    websocket._finisher.kill()
+    with pytest.raises(WebSocketClosed) as caught:
+        websocket.receive()
+    assert caught.value.code == 1000
+
+
 def test_a_receive_that_is_late_or_killed_leaves_it_usable(serve):
     server = serve(Echo)
     with connect_websocket(server.url) as ws:

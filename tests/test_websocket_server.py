@@ -250,6 +250,22 @@ def test_the_blocking_style(serve):
         websockets.sync.client.connect(f"ws://127.0.0.1:{server.server_port}/")
 
 
+def test_a_close_that_came_with_the_last_message_is_answered_at_once(serve, connect):
+    class Once(HTTPServer):
+        websocket_options = QUIET
+
+        def handle_request(self, request):
+            assert request.upgrade_websocket().receive() == "hi"
+
+    server = serve(Once)
+    sock = connect(server)
+    sock.sendall(UPGRADE + frame(0x81, b"hi") + frame(0x88, b"\x03\xe9"))
+    began = time.monotonic()
+    assert read_all(sock).endswith(b"\r\n\r\n\x88\x02\x03\xe8")
+    assert time.monotonic() - began < PATIENCE / 2
+    assert server.statistics().errors == 0
+
+
 def test_receive_with_a_time_and_what_it_raises(serve, connect):
     said = []
 
@@ -379,6 +395,20 @@ def test_with_context_takeover(serve):
         assert sent < 20
         (ours,) = server.websockets
         assert ours._deflater is not None
+
+
+def test_what_was_too_long_to_be_sent_is_not_referred_to(serve):
+    class Boasting(Site):
+        def websocket_message(self, websocket, message):
+            with pytest.raises(WouldBlock):
+                websocket.send_nowait(much)
+            websocket.send(much[-1000:])
+
+    server = serve(Boasting, max_send_queue=100_000, websocket_options=WebSocketOptions(context_takeover=True))
+    much = os.urandom(server.max_send_queue)
+    with client(server) as ws:
+        ws.send("go")
+        assert ws.recv(PATIENCE) == much[-1000:]
 
 
 def test_a_flood_of_small_messages_leaves_others_their_turn(serve, connect):

@@ -53,6 +53,21 @@ def echo(environ, start_response):
         ws.send(message)
 
 
+def test_a_websocket_beside_a_filter(serve, connect):
+    """Its bytes are frames, whatever the application returns."""
+
+    def application(environ, start_response):
+        environ["wsgi.websocket"].send("hello")
+        start_response("200 OK", [])
+        return [b"an answer"]
+
+    server = serve(WSGIServer, application=application, log=None, filter_for=lambda request, response: None)
+    sock = connect(server)
+    sock.sendall(UPGRADE + frame(0x88, b"\x03\xe8"))
+    assert read_all(sock).partition(b"\r\n\r\n")[2] == b"\x81\x05hello\x88\x02\x03\xe8"
+    wait_until(lambda: server.statistics().active == 0)
+
+
 MESSAGES = ["text", "\N{SNOWMAN}", b"\x00\xff", "", b"", "x" * 70_000, b"x" * 300_000]
 
 

@@ -92,9 +92,15 @@ class Master(Arbiter):  # type: ignore[misc]
     def start(self) -> None:
         """Listen, before anything else is there that would have to be undone; then start as gunicorn does."""
         addresses = list(self.app.source.addresses)
-        if not any(name in os.environ for name in INHERITED):
+        is_ours = not any(name in os.environ for name in INHERITED)
+        if is_ours:
             self.LISTENERS = self._opened(addresses)
-        super().start()
+        try:
+            super().start()
+        except (RuntimeError, OSError) as error:  # the pid file is another's, or can't be written
+            if is_ours:
+                sock.close_sockets(self.LISTENERS)
+            raise Refused(str(error), by_system=True) from error
         self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
 
     def _opened(self, addresses: list[Any]) -> list[Any]:
@@ -149,11 +155,15 @@ class Master(Arbiter):  # type: ignore[misc]
         take = self.app.source.read()
         before = self.app.source
         old = dict(zip(self._addresses, self.LISTENERS, strict=False))
-        take()
+        undo = take()
         addresses = list(before.addresses)
         if self._addresses and addresses != self._addresses:
             fresh = [address for address in addresses if address not in old]
-            opened = dict(zip(fresh, self._opened(fresh), strict=True))
+            try:
+                opened = dict(zip(fresh, self._opened(fresh), strict=True))
+            except Refused:
+                undo()  # whoever takes the place of a worker that dies is made of what is listened for
+                raise
             self.LISTENERS = [old[each] if each in old else opened[each] for each in addresses]
             self._addresses = addresses
             sock.close_sockets([old[each] for each in old if each not in addresses])
@@ -209,7 +219,9 @@ class Master(Arbiter):  # type: ignore[misc]
             except HaltServer as halted:
                 for pid in there.keys() - self.WORKERS.keys():
                     there[pid].tmp.close()
-                if not self._has_served or self._is_stopping:
+                if self._is_stopping:
+                    continue  # several may fail alike, and the end has begun with the first
+                if not self._has_served:
                     raise
                 self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
                 self._spawn_at = monotonic() + self._pause

@@ -231,7 +231,8 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
         """Return what changes the body of an answer on its way out; None: nothing does.
 
         It may change the fields of ``response`` (Content-Encoding, Vary, ETag). Content-Length is written anew. Not
-        called for answers that have no body by their status.
+        called for answers that have no body by their status; by a :class:`WSGIServer` nor for those to requests for a
+        WebSocket.
         """
         return None
 

@@ -276,7 +276,8 @@ class SwitchingServer(AnsweringServer[ConnectionT]):
         conn, taker = request.connection, request.switched_to
         if isinstance(taker, WebSocket):
             if error is None:
-                taker.close()  # the peer's answer comes in a turn
+                taker.close()  # the peer's answer comes in a turn, if it has not come with what was received last
+                taker.take_rest()
             else:
                 taker.program_failed(error)
         else:

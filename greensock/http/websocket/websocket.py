@@ -261,7 +261,13 @@ class WebSocket:
             if self._state is not CONNECTING:
                 return False
             self.accept()
-        return self.push(self._frame(message))
+        try:
+            return self.push(self._frame(message))
+        except WouldBlock:
+            # The peer never gets what was compressed: what follows must not refer to it
+            # (test_what_was_too_long_to_be_sent_is_not_referred_to).
+            self._deflater = None
+            raise
 
     def ping(self, data: bytes = b"") -> None:
         """Send a ping of at most 125 bytes; ``round_trip`` says how long its answer took. Never blocks.
@@ -335,6 +341,7 @@ class WebSocket:
                     return message
             if self._finisher is not None and self._finisher is not gevent.getcurrent():
                 self._finisher.join()
+                self._finisher = None  # it may have been killed (test_a_close_whose_greenlet_was_killed)
                 continue
             self._is_received = True
             try:

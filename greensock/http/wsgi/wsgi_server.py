@@ -39,7 +39,7 @@ from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPServer, HTTPServerSettings
 from greensock.http.server.request import NO_BODY, Request
 from greensock.http.server.response import HTTPError, Response
-from greensock.http.websocket.handshake import BadHandshake, check_request
+from greensock.http.websocket.handshake import BadHandshake, asks_for_websocket, check_request
 from greensock.http.websocket.websocket import WebSocket
 from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.http.wsgi.wsgi_call import Answer, GatheredAnswer
@@ -317,7 +317,9 @@ class WSGIServer(HTTPServer):
     def serve_request(self, request: Request, keep: bool) -> bool:
         conn = request.connection
         started, before = time(), conn.bytes_sent
-        if request.stream is not None or self.on_filter is not None:
+        # An application that takes its WebSocket gives no answer that could be gathered
+        # (test_a_websocket_beside_a_filter).
+        if request.stream is not None or (self.on_filter is not None and not asks_for_websocket(request.head)):
             return self._serve_apart(request, keep, started)
         answer = Answer(self, request, keep)
         result: Any = None
