@@ -587,7 +587,6 @@ def test_killed_in_the_handshake():
         ({"tls": 5}, "tls=5: "),
         ({"tls": True, "server_hostname": ""}, "server_hostname"),
         ({"tls": True, "server_hostname": "." * 300}, "server_hostname"),
-        ({"tls": True, "connection_class": SocketConnection}, "connection_class=SocketConnection: "),
     ],
 )
 def test_what_connect_does_not_take(options, text, serve):

@@ -74,8 +74,6 @@ def connect(
     if tls:
         if tls is not True and not is_tls(tls):
             raise ValueError(f"tls={tls!r}: True, TLS() or an ssl.SSLContext expected")
-        if not connection_class._takes_tls:
-            raise ValueError(f"connection_class={connection_class.__name__}: one that can speak TLS expected, with tls")
         context = client_context(tls)
         if server_hostname is None and family != _socket.AF_UNIX:
             server_hostname = target[0].partition("%")[0]

@@ -673,9 +673,6 @@ class Lifecycle(Endpoint):
     def descriptor_closed(self) -> None:
         """The descriptor is closed; called only if the class ``is_duplicated``. It must neither block nor raise."""
 
-    #: Whether all that it sends and receives goes through its transport.
-    _takes_tls: ClassVar[bool] = True
-
     #: Whether it lives on in the child of a fork that happened in its turn, and is shared with that then.
     survives_fork: ClassVar[bool] = True
 

@@ -58,9 +58,6 @@ class SocketConnection(Connection):
 
     __slots__ = ("_closed", "_io_refs", "_watched", "proto")
 
-    # Its calls are those of the socket: what they send would go out in the clear.
-    _takes_tls = False
-
     def __init__(self, poller: Poller, fd: int, family: int, address: Any, *, proto: int = 0) -> None:
         super().__init__(poller, fd, family, address)
         self.proto = proto
