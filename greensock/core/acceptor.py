@@ -115,12 +115,12 @@ class Acceptor:
                 # Edge-triggered, as everything: the flag stays set until a drain has found the queue empty.
                 while not endpoint._readable:
                     endpoint._wait_readable()
+                # Cleared before the question and not after it: a connection that ends in between sets it, and the wait
+                # returns at once. Asked once a round: an answer may depend on how often that was
+                # (test_a_worker_with_more_than_its_share_lets_others_go_first).
+                self._welcome.clear()
                 if (permits := may_accept()) < 1:
-                    # Cleared before it is asked once more and not after it: a connection that ends in between sets it,
-                    # and the wait returns at once.
-                    self._welcome.clear()
-                    if may_accept() < 1:
-                        self._welcome.wait()
+                    self._welcome.wait()
                     continue
                 if self._drain(int(min(permits, most))):
                     gevent.sleep(0)  # more may be there: after those that are
