@@ -157,13 +157,13 @@ def test_a_shortage_is_no_failed_check(serve, monkeypatch, caplog):
     origin = serve(Origin)
     gateway = gateway_to(origin.url, health=HealthOptions(path="/", fall=1))
     server = gateway.upstreams["site"].all[0]
-    checker = Checker(origin.address, server.health.options, server.health, gateway._client_for(0))
+    checker = Checker(origin.address, server.health.options, server.health, gateway._client_for(0, None))
     short = Short(monkeypatch, errno.EMFILE)
     assert not checker.check()
     assert (server.health.standing, server.health.statistics().checks_failed) == (Standing.UP, 0)
     short.number = None
     assert checker.check()
-    gateway._client_for(0).close()
+    gateway._client_for(0, None).close()
 
 
 def test_what_is_idle_makes_room(proxied, serve, monkeypatch):
