@@ -187,6 +187,7 @@ def test_queue_and_its_timeout(proxied):
         others = [socket.create_connection(proxy.address) for _ in range(3)]
         for each in others:
             each.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            wait_until(lambda: server.heads)  # so that the first one has the server
         answers = [read_all(each) for each in others[1:]]
         assert all(answer.startswith(b"HTTP/1.1 503 ") and b"Retry-After: 1\r\n" in answer for answer in answers)
         assert proxy.failures == {"queue-full": 1, "queue-timeout": 1}
