@@ -121,14 +121,18 @@ def test_one_process(serve, tmp_path):
             assert select.select([process.stdout], [], [], PATIENCE)[0]
             port = int(process.stdout.readline().rpartition(":")[2])
             assert ask(port).status == 200
+            kept = socket.create_connection(("127.0.0.1", port))
+            kept.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert kept.recv(12) == b"HTTP/1.1 200"
             path.write_text(text + GONE)
             process.send_signal(signal.SIGHUP)
             assert select.select([process.stderr], [], [], PATIENCE)[0]
             while "was read anew" not in process.stderr.readline():
                 pass
             assert ask(port).status == 410
-            process.terminate()
-            assert process.wait(3 * PATIENCE) == 0  # the old listeners may still hand over
+            process.terminate()  # while the old listener still hands over
+            assert process.wait(3 * PATIENCE) == 0
+            kept.close()
         finally:
             process.kill()
 

@@ -50,7 +50,7 @@ def tls_refusal(cfg: Any) -> str:
     """Return why TLS cannot be spoken; empty if it can, or is not asked for."""
     try:
         tls_context(cfg)
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         names = [name for name in ("certfile", "keyfile", "ca_certs", "ciphers") if getattr(cfg, name)]
         given = ", ".join(f"{name}={getattr(cfg, name)!r}" for name in names)
         return f"{given}: {error}: PEM files of a certificate and its key expected, and ciphers that OpenSSL knows"

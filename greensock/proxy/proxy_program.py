@@ -43,6 +43,7 @@ class ProxyProgram:
         self.proxies: list[ReverseProxy] = []
         self._read = read
         self._options = options
+        self._was_told_to_end = False
         self._leaving: list[gevent.Greenlet[..., None]] = []
 
     @property
@@ -99,14 +100,19 @@ class ProxyProgram:
             CannotStart: see :meth:`start`.
         """
         jobs = {signal.SIGHUP: self.reload, signal.SIGUSR1: self.reopen_log}
-        watchers = [gevent.signal_handler(number, _heed, number.name, job) for number, job in jobs.items()]
+        watchers: list[Any] = [gevent.signal_handler(number, _heed, number.name, job) for number, job in jobs.items()]
+        # One that comes while old listeners hand over stops those, which are served: it is meant for the new ones, too.
+        self._was_told_to_end = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                watchers.append(gevent.signal_handler(number, self._note_end))
         try:
             self.start()
             if on_started is not None:
                 on_started()
             served: list[ReverseProxy] = []
             # The main greenlet serves one of them, whichever is there, so that a signal ends this and not the program.
-            while self.proxies and self.proxies is not served:
+            while self.proxies and self.proxies is not served and not self._was_told_to_end:
                 served = self.proxies
                 others = [gevent.spawn(proxy.serve_forever) for proxy in served[1:]]
                 served[0].serve_forever()
@@ -115,6 +121,9 @@ class ProxyProgram:
             for watcher in watchers:
                 watcher.cancel()
             self.stop()
+
+    def _note_end(self) -> None:
+        self._was_told_to_end = True
 
     def stop(self) -> None:
         """Drain, stop, and write what the log holds."""
