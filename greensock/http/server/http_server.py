@@ -167,7 +167,7 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
     body_timeout: float = 60.0
     #: Bytes a second that a body must come with, after the first 10 s of waiting for it. 0: no such bound.
     min_body_rate: int = 256
-    #: Seconds that a client may take to read 256 KiB of an answer, or a piece of it if that is shorter.
+    #: Seconds in which a client must take a byte of an answer that waits for it; then ``min_send_rate`` bounds it, too.
     send_timeout: float | None = 60.0
     #: Requests that one connection may make. None: no bound.
     max_requests: int | None = None

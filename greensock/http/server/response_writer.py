@@ -26,7 +26,7 @@ __all__ = ["BODILESS", "CLOSE", "JOINED", "KEEP_ALIVE", "OWN_FIELDS", "Answering
 
 #: Up to so many bytes a body, or a piece of it, is joined with what goes around it: one copy is cheaper than gathering.
 JOINED = 16384
-#: Of a longer one so many bytes are sent at a time, and ``send_timeout`` is for each of them.
+#: Of a longer one so many bytes are sent at a time; others have their turn in between.
 SLICE = 1 << 20
 #: Statuses of answers that have no body (RFC 9110 sections 15.3.5, 15.3.6, 15.4.5).
 BODILESS = frozenset({204, 205, 304})
