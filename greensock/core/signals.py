@@ -127,7 +127,7 @@ class _Serving:
         if is_first:
             self._came = number
             self._is_main_told = any(in_main for _, in_main in self._servers)
-        for server, _ in self._servers:
+        for server in dict.fromkeys(server for server, _ in self._servers):  # one may be served by two greenlets
             if is_first:
                 gevent.spawn(_stop, server, number)
             else:

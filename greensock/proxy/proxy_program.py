@@ -43,7 +43,8 @@ class ProxyProgram:
         self.proxies: list[ReverseProxy] = []
         self._read = read
         self._options = options
-        self._was_told_to_end = False
+        self._is_served = False
+        self._serving: list[gevent.Greenlet[..., None]] = []
         self._leaving: list[gevent.Greenlet[..., None]] = []
 
     @property
@@ -77,6 +78,10 @@ class ProxyProgram:
                 log.error("the configuration stays as it was: %s", line)
             return False
         old, self.proxies, self.config = self.proxies, proxies, config
+        if self._is_served:
+            # At once, and not when the old ones have handed over: a signal that comes meanwhile is meant for these, too
+            # (test_one_process).
+            self._serve(proxies)
         for proxy in old:
             proxy.close_listeners()  # at once: what comes now is for the new ones
         self._leaving = [each for each in self._leaving if not each.ready()]
@@ -100,30 +105,28 @@ class ProxyProgram:
             CannotStart: see :meth:`start`.
         """
         jobs = {signal.SIGHUP: self.reload, signal.SIGUSR1: self.reopen_log}
-        watchers: list[Any] = [gevent.signal_handler(number, _heed, number.name, job) for number, job in jobs.items()]
-        # One that comes while old listeners hand over stops those, which are served: it is meant for the new ones, too.
-        self._was_told_to_end = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                watchers.append(gevent.signal_handler(number, self._note_end))
+        watchers = [gevent.signal_handler(number, _heed, number.name, job) for number, job in jobs.items()]
         try:
             self.start()
             if on_started is not None:
                 on_started()
-            served: list[ReverseProxy] = []
+            self._is_served = True
+            self._serve(self.proxies[1:])
             # The main greenlet serves one of them, whichever is there, so that a signal ends this and not the program.
-            while self.proxies and self.proxies is not served and not self._was_told_to_end:
-                served = self.proxies
-                others = [gevent.spawn(proxy.serve_forever) for proxy in served[1:]]
-                served[0].serve_forever()
-                gevent.joinall(others)
+            # With those that have stopped by then it does not begin anew: they were told to.
+            while self.proxies and self.proxies[0].started:
+                self.proxies[0].serve_forever()
+            gevent.joinall(self._serving)
         finally:
+            self._is_served = False
             for watcher in watchers:
                 watcher.cancel()
             self.stop()
 
-    def _note_end(self) -> None:
-        self._was_told_to_end = True
+    def _serve(self, proxies: list[ReverseProxy]) -> None:
+        """Have a signal that ends the program stop these, too."""
+        self._serving = [each for each in self._serving if not each.ready()]
+        self._serving += [gevent.spawn(_serve_on, proxy) for proxy in proxies]
 
     def stop(self) -> None:
         """Drain, stop, and write what the log holds."""
@@ -131,6 +134,11 @@ class ProxyProgram:
         gevent.joinall([gevent.spawn(proxy.stop) for proxy in proxies])
         gevent.joinall(self._leaving)
         _close_log(proxies)
+
+
+def _serve_on(proxy: ReverseProxy) -> None:
+    if proxy.started:  # else it was stopped before this greenlet ran, and is not to begin anew
+        proxy.serve_forever()
 
 
 def _heed(name: str, job: Callable[[], Any]) -> None:
