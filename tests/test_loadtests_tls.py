@@ -18,7 +18,7 @@ def test_a_tiny_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         tls, "CASES", {name: tls.LoadCase(case.mode, 4, case.unit, case.key) for name, case in tls.CASES.items()}
     )
-    assert tls.main(["--rounds", "1", "--seconds", "0.05", "--output", str(tmp_path / "found.json")]) == 0
+    assert tls.main(["--rounds", "1", "--seconds", "0.3", "--output", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found) == list(tls.CASES)
     for name, values in found.items():

@@ -22,6 +22,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#define EVENTS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
+
 struct connection {
     int fd;
     SSL *ssl;
@@ -31,7 +33,7 @@ struct connection {
 };
 
 static char buffer[1 << 16];
-static int size = 65536;
+static int set, size = 65536;
 static bool download;
 
 static void end(struct connection *conn) {
@@ -62,7 +64,9 @@ static void serve(struct connection *conn) {
             if (is_over(conn, result)) end(conn);
             return;
         }
-        /* Others first: it is writable still, and no edge would tell. */
+        /* Others first: it is writable still, and only a change of its events has the kernel tell so. */
+        struct epoll_event event = {.events = EVENTS, .data.ptr = conn};
+        epoll_ctl(set, EPOLL_CTL_MOD, conn->fd, &event);
         return;
     }
     for (;;) {
@@ -112,7 +116,7 @@ int main(int count, char **words) {
     getsockname(listener, (struct sockaddr *)&address, &length);
     printf("listening on 127.0.0.1:%d\n", ntohs(address.sin_port));
     fflush(stdout);
-    int set = epoll_create1(EPOLL_CLOEXEC);
+    set = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL}, events[256];
     epoll_ctl(set, EPOLL_CTL_ADD, listener, &event);
     for (;;) {
@@ -128,7 +132,7 @@ int main(int count, char **words) {
                 conn->fd = fd;
                 conn->ssl = SSL_new(context);
                 SSL_set_fd(conn->ssl, fd);
-                event.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+                event.events = EVENTS;
                 event.data.ptr = conn;
                 epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
             }
