@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, read_all, wait_until
 
-from greensock.core.poller import compiled
-
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,10 +24,6 @@ PROGRAMS = ROOT / "tests" / "peer_programs"
 #: By its script, as ``-m gunicorn`` does not survive USR2: what is executed then is its ``__main__.py``, beside which
 #: there is a folder ``http``.
 GUNICORN = [sys.executable, str(Path(sys.executable).with_name("gunicorn"))]
-#: These tests are many processes, and the same with both engines: where it is compiled that one is tested.
-once = pytest.mark.skipif(
-    not compiled and (ROOT / "greensock" / "core" / "_compiled").is_dir(), reason="it is run with the compiled engine"
-)
 #: What every master is told.
 ALWAYS = "bind = '127.0.0.1:0'\nworker_class = 'greensock.gunicorn.Worker'\nwsgi_app = 'gunicorn_site:application'\n"
 ALWAYS += f"pythonpath = {str(PROGRAMS)!r}\ncontrol_socket_disable = True\n"

@@ -7,11 +7,13 @@ import os
 import socket
 import struct
 from collections import deque
+from pathlib import Path
 
 import gevent
 import gevent.event
 import pytest
 
+import greensock
 from greensock import (
     Server,
 )
@@ -67,6 +69,11 @@ def reset(sock):
 
 #: For tests that put something in the place of what the compiled engine calls in C.
 pure_only = pytest.mark.skipif(compiled, reason="the compiled engine calls it in C: nothing can be put in its place")
+#: The same with both engines, as it is other processes that are tested: those of the compiled one, where there is one.
+once = pytest.mark.skipif(
+    not compiled and any((Path(greensock.__file__).parent / "core" / "_compiled").glob("*.so")),
+    reason="it is run with the compiled engine",
+)
 
 
 class Refusing:

@@ -7,8 +7,9 @@ import re
 import signal
 import socket
 
-from arbiters import arbiter, once
+from arbiters import arbiter
 from conftest import wait_until
+from served import once
 
 pytestmark = once
 

@@ -9,9 +9,10 @@ import socket
 import time
 
 import pytest
-from arbiters import Answered, arbiter, once, refused
+from arbiters import Answered, arbiter, refused
 from conftest import PATIENCE, read_all, wait_until
 from gunicorn.config import Config
+from served import once
 from tls_peers import authority, client_tls, issued, write_files
 
 from greensock.gunicorn.settings import RefusedSettings, check, notes, wsgi_options

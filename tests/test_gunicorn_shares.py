@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import gevent
-from arbiters import arbiter, once
+from arbiters import arbiter
 from conftest import wait_until
+from served import once
 
 from greensock import Server
 from greensock.gunicorn.shares import BATCH, FairShare, Shares

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from served import once
 
 from greensock import DROP, Server
 from loadtests import bench, experiments, figures, generator, looks, measure, native, progress, results, tables
@@ -22,7 +23,7 @@ from loadtests.servers import HTTP, NAMES, PROXIES, SERVERS, TCP, missing
 plots = pytest.importorskip("loadtests.plots", reason="needs matplotlib: pip install -e '.[bench]'")
 
 #: Seconds: the tiny run takes a minute and a half on two idle cores.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), once]
 
 INSTALLED = [name for name in NAMES if missing(name) is None]
 #: Enough to have every mode of the peers, and the peers that need little but greensock.

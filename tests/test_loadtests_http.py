@@ -13,6 +13,7 @@ import pytest
 from conftest import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from served import once
 
 from greensock.http import HTTPServer, Response
 from loadtests import (
@@ -33,7 +34,7 @@ from loadtests.process import GENERATOR_CORES, ROOT, Group, StartError, group_of
 from loadtests.servers import HTTP, PROXIES, missing
 
 #: Seconds: each tiny run takes a minute on two idle cores.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), once]
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk")
 

@@ -12,14 +12,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from served import once
 
 from loadtests import load
 from loadtests.process import ROOT
 from loadtests.servers import missing
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("locust") is None, reason="needs Locust: pip install -e '.[load]'"
-)
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="needs Locust: pip install -e '.[load]'"),
+    once,
+]
 
 PAGES = {"page", "page, close", "upload", "download", "download, chunks"}
 TASKS = {"connect", "GET", "SET", "DEL", "KEYS", "10 at once", "nonsense", "QUIT"}

@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from served import once
 
 from loadtests import tls
 
-pytestmark = pytest.mark.skipif(
-    not Path("/usr/include/openssl/ssl.h").exists(), reason="without OpenSSL's headers (libssl-dev of Debian)"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not Path("/usr/include/openssl/ssl.h").exists(), reason="without OpenSSL's headers (libssl-dev of Debian)"
+    ),
+    once,
+]
 
 
 def test_a_tiny_run(tmp_path, capsys, monkeypatch):

@@ -11,9 +11,10 @@ import sys
 import time
 
 import pytest
-from arbiters import PROGRAMS, ROOT, arbiter, once
+from arbiters import PROGRAMS, ROOT, arbiter
 from conftest import PATIENCE, wait_until
 from proxies import Origin
+from served import once
 
 pytestmark = once
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from arbiters import once
 from promise import play, told
+from served import once
 
 pytestmark = once
 

@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from served import once
 
 from loadtests import native, seed
+
+pytestmark = once
 
 SINK = """
 from gevent import monkey

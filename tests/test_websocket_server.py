@@ -658,7 +658,8 @@ PINGING = WebSocketOptions(ping_interval=0.05, ping_timeout=0.1)
 
 
 def test_who_is_silent_is_pinged_and_lives_if_it_answers(serve, connect):
-    server = serve(Site, websocket_options=PINGING, idle_timeout=0.1)
+    options = WebSocketOptions(ping_interval=0.05, ping_timeout=PATIENCE)
+    server = serve(Site, websocket_options=options, idle_timeout=0.1)
     sock, _ = opened(connect, server)
     for _ in range(5):
         assert read_exactly(sock, 2) == b"\x89\x00"
@@ -694,7 +695,7 @@ def test_who_speaks_is_not_pinged(serve, connect):
 
 
 def test_one_timer_looks_after_all(serve, connect):
-    server = serve(Site, websocket_options=PINGING)
+    server = serve(Site, websocket_options=WebSocketOptions(ping_interval=0.5, ping_timeout=PATIENCE))
     loop = gevent.get_hub().loop
     before = len(server._websockets), loop.activecnt
     socks = [opened(connect, server)[0] for _ in range(50)]
