@@ -9,12 +9,11 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, read_exactly
+from documents import running
 from proxies import Origin, fields_of
 from tls_peers import chain, client_tls, issued
 
@@ -25,21 +24,6 @@ from greensock.server_options import OPTIONS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-
-
-@contextmanager
-def running(program: str) -> Iterator[tuple[str, int]]:
-    """Run a program of the README on a free port; give its address."""
-    start = re.search(r"(\w+)\(\(\"127.0.0.1\", \d+\)(.*)\)\.serve_forever\(\)\n$", program)
-    program = program[: start.start()]
-    program += f"server = {start[1]}(('127.0.0.1', 0){start[2]})\n"
-    program += "server.start(); print(server.server_port, flush=True); server.serve_forever()\n"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield "127.0.0.1", int(process.stdout.readline())
-        finally:
-            process.terminate()
-        assert process.wait(PATIENCE) == 0
 
 
 def test_the_first_program_in_the_readme_runs():

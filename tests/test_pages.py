@@ -1,0 +1,66 @@
+"""The pages for each kind of user tell the truth: their programs run."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, read_exactly
+from documents import running
+
+from greensock.http import HTTPClient
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def programs(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def test_a_flask_application():
+    with running(programs("from_gevent.md")[0]) as (host, port), HTTPClient() as client:
+        assert client.get(f"http://{host}:{port}/").read_all() == b"hello"
+
+
+def test_a_handler_of_gevents():
+    with running(programs("from_gevent.md")[1]) as address, socket.create_connection(address, PATIENCE) as sock:
+        assert read_exactly(sock, 26) == b"hello, what is your name? "
+        sock.sendall(b"bob\n")
+        assert read_exactly(sock, 13) == b"goodbye, bob\n"
+
+
+def test_a_protocol_in_upcalls():
+    with running(programs("own_protocol.md")[0]) as address, socket.create_connection(address, PATIENCE) as sock:
+        for numbers, total in (((1, 2), 3), ((10,), 13)):
+            sock.sendall(struct.pack(f"!I{len(numbers)}I", 4 * len(numbers), *numbers))
+            assert struct.unpack("!Q", read_exactly(sock, 8)) == (total,)
+
+
+def test_a_protocol_in_the_blocking_style():
+    with running(programs("own_protocol.md")[1]) as address, socket.create_connection(address, PATIENCE) as sock:
+        assert read_exactly(sock, 6) == b"name? "
+        sock.sendall(b"bob\n42\n")
+        assert read_exactly(sock, 28) == b"hello, bob\nno, it is not 42\n"[:28]
+
+
+def test_a_test_of_ones_own():
+    done = subprocess.run(
+        [sys.executable, "-c", programs("own_protocol.md")[2]], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.stdout, done.stderr) == ("well\n", "")
+
+
+@pytest.mark.parametrize("page", [path.name for path in DOCS.glob("*.md")])
+def test_links_lead_somewhere(page):
+    for target, fragment in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", (DOCS / page).read_text()):
+        path = (DOCS / target) if target else DOCS / page
+        assert path.exists(), target
+        if fragment:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            names = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert fragment in names, (target, fragment)
