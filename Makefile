@@ -46,7 +46,8 @@ $(VENV)/installed: $(BIN)/python pyproject.toml setup.py
 	touch $@
 
 # In place, and anew whenever one of its sources changed; without a compiler it says so, and all runs in Python.
-$(VENV)/compiled: $(VENV)/installed setup.py greensock/framing.py $(wildcard greensock/*.pxd greensock/core/*.py greensock/core/*.pxd)
+$(VENV)/compiled: $(VENV)/installed setup.py greensock/framing.py $(wildcard greensock/*.pxd greensock/core/*.py greensock/core/*.pxd greensock/http/wire/*.pxd) \
+		greensock/http/wire/plain_heads.py greensock/http/wire/ordinary_heads.py
 	$(BIN)/pip install --quiet --disable-pip-version-check 'setuptools>=65' 'Cython>=3.1'
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
@@ -64,4 +65,4 @@ $(VENV)/installed-load: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build loadtests/build greensock/_compiled greensock/*/_compiled *.egg-info
+	rm -rf $(VENV) build loadtests/build greensock/_compiled greensock/*/_compiled greensock/*/*/_compiled *.egg-info

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greensock.http import Limits, RequestParser, ResponseParser
-from greensock.http.wire.plain_heads import MAX_LINE, MAX_LINES, _known, lex_plain_fields, plain_methods, plain_target
+from greensock.http.wire.plain_heads import (
+    MAX_LINE,
+    MAX_LINES,
+    _known,
+    lex_plain_fields,
+    plain_methods,
+    read_plain_head,
+)
+from greensock.http.wire.scan import cut_request, plain_target
 
 
 class LexedRequests(RequestParser):
@@ -93,9 +101,9 @@ def play_lexed(data):
 
 def test_most_requests_are_plain():
     parser = RequestParser()
-    assert parser._lex_plain(BROWSER.partition(b"\r\n\r\n")[0]) is not None
+    assert parser._lex_plain(BROWSER[: BROWSER.find(b"\r\n\r\n") + 4]) is not None
     for name in plain_methods:
-        assert parser._lex_plain(name + b" / HTTP/1.1\r\nHost: a") is not None
+        assert parser._lex_plain(name + b" / HTTP/1.1\r\nHost: a\r\n\r\n") is not None
     assert plain_target(b"/~me/%2f;p=1,2/@:!$&'()*+=?q/?")
     assert answering()._lex_plain(ANSWER.partition(b"\r\n\r\n")[0]) is not None
 
@@ -122,3 +130,37 @@ def test_secrets_are_not_kept():
     _known.clear()
     assert lex_plain_fields(lines) is None
     assert not _known
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"GET",
+                b"PUT",
+                b" ",
+                b"/",
+                b"/a?b",
+                b" HTTP/1.1",
+                b"HTTP/1.0",
+                b"\r\n",
+                b"\r",
+                b"\n",
+                b"A: b",
+                b"",
+                b"\xff",
+            ]
+        ),
+        max_size=12,
+    ),
+    st.integers(0, 5),
+)
+def test_a_head_is_cut_as_it_is_written(pieces, max_target):
+    """What is compiled cuts heads in C."""
+    data = b"".join(pieces)
+    for end in range(len(data) + 1):
+        cut = cut_request(data, end, max_target)
+        fields = lex_plain_fields(cut[2]) if cut is not None and cut[0] in plain_methods else None
+        expected = None if fields is None else (plain_methods[cut[0]], cut[1], *fields)
+        assert read_plain_head(data, end, max_target) == expected

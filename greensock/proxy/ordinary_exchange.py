@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from time import monotonic, time
-from typing import Any, Protocol
+from typing import Protocol
 
 from greensock.http.client.connection_pool import ClientConnection, Lease
 from greensock.http.client.exchange import WITH_BODY
@@ -28,13 +28,7 @@ from greensock.http.server.response_writer import JOINED
 from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
-from greensock.http.wire.ordinary_heads import (
-    CLOSE,
-    DATE,
-    LENGTH,
-    read_request,
-    status_of,
-)
+from greensock.http.wire.ordinary_heads import read_answer, read_request
 from greensock.http.wire.plain_heads import lex_plain_fields
 from greensock.proxy.forwarded import new_id
 from greensock.proxy.log.record import Record
@@ -222,45 +216,13 @@ class OrdinaryExchange:
         """
         proxy = self._proxy
         gateway = proxy.gateway
-        limits = gateway.answer_limits
-        end = data.find(b"\r\n\r\n") + 4
-        if not 4 < end <= limits.max_head:
+        found = read_answer(data, gateway.answer_limits, gateway.forwarder.judged_of_answers, method)
+        if found is None:
             return None
-        lines = data[: end - 4].split(b"\r\n")
-        found = status_of(lines[0])
-        if found is None or len(lines) - 1 > limits.max_fields:
-            return None
-        status, line = found
+        status, pieces, dated, length, body, end, reusable = found
         if status in _LOOKED_AT:
             return None
-        date, length, reusable, judged, pieces = b"", -1, True, gateway.forwarder.judged_of_answers, [line]
-        del lines[0]
-        for line in lines:
-            piece = judged[line]
-            if type(piece) is bytes:
-                pieces.append(piece)
-                continue
-            if piece is None:
-                return None
-            kind: int = piece[0]
-            value: Any = piece[1]
-            if kind == DATE:
-                date = value
-                pieces.append(value)
-            elif kind == LENGTH and length < 0:
-                length = value
-            elif kind == CLOSE:
-                reusable = False
-            else:
-                return None
-        body = length
-        if method == "HEAD" or status == 204 or status == 304:
-            body = 0
-            if status == 204:
-                length = -1  # must not be there, and would say nothing (RFC 9110 section 8.6)
-        if len(data) - end != body or (limits.max_body is not None and body > limits.max_body):
-            return None  # more is to come, its end is that of the connection, or more came than that
-        if not date:
+        if not dated:
             pieces[0] += proxy.date_line()
         if not keep:
             pieces.append(CLOSE_OPTION)

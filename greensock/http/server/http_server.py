@@ -268,7 +268,7 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
             # (test_a_request_that_comes_at_once_needs_no_parser).
             end = data.find(b"\r\n\r\n") + 4
             if end == len(data) <= self.limits.max_head and self._needs_no_parser:
-                head = plain_request_head(data[:-4], self.limits)
+                head = plain_request_head(data, self.limits)
                 if head is not None and _is_all(head):
                     self._exchange(conn, None, head)
                     return

@@ -5,6 +5,7 @@ The modules, lowest first; each imports only what stands above it:
 ===============  =====================================================================================================
 limits           how much of a message is taken
 syntax           the small grammar of fields, targets and chunks
+scan             where the parts of a head are
 headers          the fields of a head or of trailers
 hop_by_hop       which fields a proxy passes on
 target           a request's target and its authority
@@ -20,4 +21,10 @@ response_parser  what a client or a gateway reads
 writer           heads, chunks and trailers, as bytes
 ordinary_heads   heads that are ordinary, read in one go
 ===============  =====================================================================================================
+
+The two of heads that are read in one go run compiled where they could be (see ``greensock/choice.py``).
 """
+
+from greensock.choice import look_for_compiled
+
+look_for_compiled(__name__, __path__)

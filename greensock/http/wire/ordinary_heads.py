@@ -21,9 +21,9 @@ from greensock.http.wire.plain_heads import (
     lex_plain_line,
     may_be_secret,
     plain_methods,
-    plain_target,
 )
 from greensock.http.wire.response_parser import parts_of_status_line
+from greensock.http.wire.scan import cut_lines, cut_request
 from greensock.http.wire.target import is_sound
 from greensock.http.wire.writer import phrase_of
 
@@ -34,6 +34,7 @@ __all__ = [
     "OrdinaryLines",
     "for_answers",
     "for_requests",
+    "read_answer",
     "read_request",
     "status_of",
 ]
@@ -119,14 +120,13 @@ def read_request(
     end = data.find(b"\r\n\r\n") + 4
     if not 4 < end <= limits.max_head:
         return None
-    lines = data[: end - 4].split(b"\r\n")
-    words = lines[0].split(b" ")
-    if len(words) != 3 or words[2] != b"HTTP/1.1" or len(lines) - 1 > limits.max_fields:
+    cut = cut_request(data, end - 4, limits.max_target)
+    if cut is None:
         return None
-    method, target = _methods.get(words[0]), words[1]
-    if method is None or len(target) > limits.max_target or not plain_target(target):
+    methods = _methods
+    method, target, lines = methods.get(cut[0]), cut[1], cut[2]
+    if method is None or len(lines) > limits.max_fields:
         return None
-    del lines[0]
     host, length, keep = b"", 0, True
     pieces: list[bytes] = []
     for line in lines:
@@ -149,6 +149,53 @@ def read_request(
     if not host or len(data) - end != length or (limits.max_body is not None and length > limits.max_body):
         return None
     return method, target, host, lines, pieces, end, length, keep
+
+
+def read_answer(
+    data: bytes, limits: Limits, judged: OrdinaryLines, method: str
+) -> tuple[int, list[bytes], bool, int, int, int, bool] | None:
+    """Return what an ordinary answer to a ``method`` says; None if ``data`` is anything else.
+
+    It is its status, the lines that go out for its own, whether there is a Date among them, its Content-Length (-1:
+    nothing is to be said), how long its body is, where that begins, and whether the server's connection goes on.
+    """
+    end = data.find(b"\r\n\r\n") + 4
+    if not 4 < end <= limits.max_head:
+        return None
+    lines = cut_lines(data, end - 4)
+    found = status_of(lines[0])
+    if found is None or len(lines) - 1 > limits.max_fields:
+        return None
+    status: int = found[0]
+    dated, length, reusable = False, -1, True
+    pieces: list[bytes] = [found[1]]
+    del lines[0]
+    for line in lines:
+        piece = judged[line]
+        if type(piece) is bytes:
+            pieces.append(piece)
+            continue
+        if piece is None:
+            return None
+        kind: int = piece[0]
+        value: Any = piece[1]
+        if kind == DATE:
+            dated = True
+            pieces.append(value)
+        elif kind == LENGTH and length < 0:
+            length = value
+        elif kind == CLOSE:
+            reusable = False
+        else:
+            return None
+    body = length
+    if method == "HEAD" or status == 204 or status == 304:
+        body = 0
+        if status == 204:
+            length = -1  # must not be there, and would say nothing (RFC 9110 section 8.6)
+    if len(data) - end != body or (limits.max_body is not None and body > limits.max_body):
+        return None  # more is to come, its end is that of the connection, or more came than that
+    return status, pieces, dated, length, body, end, reusable
 
 
 @lru_cache(maxsize=256)  # a server says the same few

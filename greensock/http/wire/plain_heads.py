@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 
+from greensock.http.wire.scan import cut_request
 from greensock.http.wire.syntax import TOKEN, is_of_connection
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
     "lex_plain_line",
     "may_be_secret",
     "plain_methods",
-    "plain_target",
+    "read_plain_head",
 ]
 
 #: How many lines are remembered, and of at most how many bytes each.
@@ -32,8 +33,7 @@ MAX_LINES, MAX_LINE = 2048, 256
 
 #: Methods that need no second look (RFC 9110 section 9, RFC 5789).
 plain_methods = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH")}
-#: Whether the whole of it is a path, with or without a query, of the characters of RFC 3986 section 3.3.
-plain_target = re.compile(rb"/[0-9A-Za-z\-._~%!$&'()*+,;=:@/?]*").fullmatch
+
 
 #: Fields that say something of the hop, or that a gateway must look at. A head without them is *ordinary*: it keeps its
 #: connection, as HTTP/1.1 does, and none of its fields needs a second look.
@@ -77,6 +77,26 @@ class _KnownLines(dict[bytes, _Found | None]):
 
 
 _known = _KnownLines()
+
+
+def read_plain_head(
+    data: bytes, end: int, max_target: int
+) -> tuple[str, bytes, list[Pair], dict[bytes, bytes], bool] | None:
+    """Return what a plain head of a request says that ends there, before its empty line: None if it is not plain.
+
+    It is its method, its target, and what :func:`lex_plain_fields` returns.
+    """
+    cut = cut_request(data, end, max_target)
+    if cut is None:
+        return None
+    methods = plain_methods
+    method = methods.get(cut[0])
+    if method is None:
+        return None
+    found = lex_plain_fields(cut[2])
+    if found is None:
+        return None
+    return method, cut[1], found[0], found[1], found[2]
 
 
 def lex_plain_fields(lines: list[bytes]) -> tuple[list[Pair], dict[bytes, bytes], bool] | None:

@@ -29,7 +29,7 @@ from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import DEFAULT_LIMITS, Limits
 from greensock.http.wire.lines import early_refusal, end_of_section, reason_of, tidy
 from greensock.http.wire.message_parser import BODY, END, HEAD, RAW, MessageParser
-from greensock.http.wire.plain_heads import lex_plain_fields, plain_methods, plain_target
+from greensock.http.wire.plain_heads import plain_methods, read_plain_head
 from greensock.http.wire.syntax import TOKEN
 from greensock.http.wire.target import authority_of, check_host, is_sound
 
@@ -101,7 +101,7 @@ class RequestParser(MessageParser):
         end = end_of_section(inbox) if start < len(data) else -1
         if end < 0:
             return self._wait()
-        event = self._lex_plain(data[start : end - 4]) if end - start <= limits.max_head else None
+        event = self._lex_plain(data[start:end]) if end - start <= limits.max_head else None
         if event is not None:
             inbox.start, inbox.scanned = end, 0
             self._after_blank = False
@@ -281,24 +281,16 @@ def _longest(fields: list[tuple[bytes, bytes]]) -> int:
 def plain_request_head(head: bytes, limits: Limits) -> RequestHead | None:
     """Return a head if all of it is plain and sound, None if the lexer is to look at it. Never raises.
 
-    ``head`` is without the empty line, and as large as it may be. How large its body may be is not looked at.
+    ``head`` ends with its empty line, and is as large as it may be. How large its body may be is not looked at.
     """
-    lines = head.split(b"\r\n")
-    line = lines[0].split(b" ")
-    if len(line) != 3 or line[2] != b"HTTP/1.1":
-        return None
-    method, target = plain_methods.get(line[0]), line[1]
-    if method is None or len(target) > limits.max_target or not plain_target(target):
-        return None
-    del lines[0]
-    found = lex_plain_fields(lines)
+    found = read_plain_head(head, len(head) - 4, limits.max_target)
     if found is None:
         return None
-    fields, index, is_ordinary = found
+    method, target, fields, index, is_ordinary = found
     host = index.get(b"host")
     if host is None or not is_sound(host) or len(fields) > limits.max_fields:
         return None
-    if limits.max_field is not None and len(head) > limits.max_field and _longest(fields) > limits.max_field:
+    if limits.max_field is not None and len(head) - 4 > limits.max_field and _longest(fields) > limits.max_field:
         return None
     if len(fields) != len(index) and sum(name.lower() == b"host" for name, _ in fields) > 1:
         return None
