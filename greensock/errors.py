@@ -122,12 +122,14 @@ class ConnectionLost(GreensockError, ConnectionError):
 class ConnectFailed(GreensockError, ConnectionError):
     """The connection never stood: no such name, refused, no route. ``__cause__`` is what the system said.
 
-    ``address`` is the one that ``connect`` was given.
+    ``address`` is the one that ``connect`` was given. ``attempts`` are the addresses that were tried, each with its
+    ``OSError``, in the order in which they failed; none where the name was not known, or one of them answered.
     """
 
     def __init__(self, message: str, connection: Any = None, address: Any = None) -> None:
         super().__init__(message, connection)
         self.address = address
+        self.attempts: tuple[tuple[Any, OSError], ...] = ()
 
 
 class HandshakeFailed(ConnectFailed):
