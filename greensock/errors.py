@@ -58,9 +58,12 @@ class DropReason(enum.Enum):
     #: The connection was reset, or the network gave up.
     LOST = "the connection was lost"
     #: The TLS handshake failed, or was not done in ``handshake_timeout``: no upcall but ``handshake_failed`` was made.
+    #: (Of one that the server made itself: none but ``connection_error`` and ``connection_drop``.)
     HANDSHAKE = "the TLS handshake failed"
     #: The input ended without TLS's close_notify: somebody may have cut it off.
     TRUNCATED = "the peer's input was cut off"
+    #: ``Server.connect`` could not connect, for the reason that ``connection_error`` was given.
+    CONNECT_FAILED = "nothing could be connected to"
     #: The program called ``close()``, sent with ``close=True``, or its ``handle`` returned.
     CLOSED = "closed by the program"
     #: The program called ``abort()``.

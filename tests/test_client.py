@@ -424,23 +424,18 @@ def test_addresses_that_are_all_silent_take_the_whole_time_and_no_more(monkeypat
     assert caught.value.operation == "connect"
 
 
-@pytest.mark.parametrize("kind", [Connection, None])
-def test_a_class_that_fails_and_an_engine_that_is_full_leave_nothing_open(serve, monkeypatch, kind):
+def test_a_class_that_fails_and_an_engine_that_is_full_leave_nothing_open(serve):
     class Failing(Connection):
         def __init__(self, *arguments):
             raise KeyError
 
-    server = serve(Echo)
-    before = open_descriptors()
-    if kind is None:
-        with pytest.raises(KeyError):
-            connect(server.address, connection_class=Failing)
-    else:
-
-        def full(*arguments):
+    class Unwatched(Connection):
+        def _watch(self):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(Connection, "_watch", full)
-        with pytest.raises(ConnectFailed, match="No space"):
-            connect(server.address, timeout=PATIENCE)
+    server = serve(Echo)
+    before = open_descriptors()
+    for kind, error in ((Failing, KeyError), (Unwatched, ConnectFailed)):
+        with pytest.raises(error):
+            connect(server.address, timeout=PATIENCE, connection_class=kind)
     wait_until(lambda: open_descriptors() == before)

@@ -152,7 +152,7 @@ class Connection(Receiving):
             if self._read_deadline <= now and self._reader is not None:
                 self._reader.switch(TIMED_OUT)
             if self._state is OPENING:
-                return self._read_deadline
+                return min(self._read_deadline, self._due)
         if self._state is CLOSING:
             due = self._linger_due if now < self._linger_due else self._linger_is_over(now)
             return min(due, self._due) if self._state is CLOSING else inf

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from greensock.core.encrypted import Encrypted
 
-__all__ = ["Connecting", "connect", "interleaved"]
+__all__ = ["Connecting", "connect", "interleaved", "made"]
 
 _Kind = TypeVar("_Kind", bound=Connection)
 
@@ -88,7 +88,7 @@ def connect(
     deadline = to.deadline()
     fd, family, sockaddr = to.dial(deadline)
     try:
-        conn = _made(connection_class, fd, family, sockaddr)
+        conn = made(connection_class, fd, family, sockaddr)
     except OSError as error:  # the engine cannot watch one more
         raise to.failed([(sockaddr, error)]) from error
     if to.context is not None:
@@ -421,7 +421,7 @@ def _told(attempts: list[tuple[Any, Any]]) -> str:
     return "; ".join(texts)
 
 
-def _made(kind: type[_Kind], fd: int, family: int, sockaddr: Any) -> _Kind:
+def made(kind: type[_Kind], fd: int, family: int, sockaddr: Any) -> _Kind:
     """Make a connection of a descriptor, and have the engine watch it."""
     # No object owns the descriptor for these few lines, so whichever fails closes it.
     try:
