@@ -411,7 +411,7 @@ def test_an_error_names_each_attempt(monkeypatch, silent, refusing):
     with pytest.raises(OperationTimeout) as late:
         connect("some.invalid:80", timeout=5 * PAUSE)
     text = str(late.value)
-    assert text.startswith(f"'some.invalid:80' did not answer within {5 * PAUSE} s: 127.0.0.1: {refused}; ")
+    assert text.startswith(f"'some.invalid:80' did not answer within {5 * PAUSE} s: 127.0.0.1: ")
     assert text.endswith("; and 4 others")
 
 

@@ -354,11 +354,9 @@ class _Attempt(Endpoint):
         self._sock = sock = RawSocket(self.family, _socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
+        # Not asked once more at once, though on this machine it stands by then: who makes many in a loop would let nobody
+        # else run.
         self._look()
-        # On this machine it stands, or was refused, as soon as it has begun. To ask once more is a tenth of what it
-        # takes to wait for the event.
-        if not self.stands and self.failure is None:
-            self._look()
         if self.stands or self.failure is not None:
             return
         self._fd = sock.fileno()
