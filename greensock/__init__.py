@@ -25,6 +25,7 @@ gunicorn        many processes, under gunicorn
 An underscore is private to its folder: each folder below is one unit.
 """
 
+from greensock.address import PeerCredentials
 from greensock.core.connection import Connection
 from greensock.core.connector import connect
 from greensock.core.fairness import let_others_run
@@ -94,6 +95,7 @@ __all__ = [
     "MessageTooLong",
     "OperationTimeout",
     "Patient",
+    "PeerCredentials",
     "PoolStatistics",
     "PooledConnection",
     "ProtocolError",

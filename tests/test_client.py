@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import socket
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -14,7 +16,16 @@ import pytest
 from conftest import PATIENCE, PAUSE, read_all, wait_until
 from pairs import let_engine_look
 
-from greensock import ConnectFailed, Connection, OperationTimeout, Server, SocketConnection, State, connect
+from greensock import (
+    ConnectFailed,
+    Connection,
+    ConnectionClosed,
+    OperationTimeout,
+    Server,
+    SocketConnection,
+    State,
+    connect,
+)
 from greensock.core import connector
 from greensock.core.poller import get_poller
 from greensock.core.syscalls import EVENT_DATA
@@ -237,6 +248,34 @@ def test_an_abstract_unix_socket(serve):
     server.stop()
     with pytest.raises(ConnectFailed, match="refused"):
         connect(f"unix:\0greensock-test-{os.getpid()}")
+    server = serve(Echo, f"unix:@greensock-test-{os.getpid()}")
+    assert server.address == b"\0greensock-test-%d" % os.getpid()
+    exchange(connect(server.address, timeout=PATIENCE))
+
+
+def test_the_credentials_of_the_peer(serve, tmp_path):
+    """Both ends of a Unix socket know each other's; of another kind there are none."""
+    seen = []
+    here, remote = serve(Server, str(tmp_path / "socket")), serve(Server)
+    here.connection_new = remote.connection_new = lambda conn: seen.append(conn.peer_credentials)
+    for server in (here, remote):
+        server.stop()
+        server.start()
+    program = f"import socket; socket.socket(socket.AF_UNIX).connect({here.address!r}); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as other:
+        wait_until(lambda: seen)
+        assert seen == [(other.pid, os.getuid(), os.getgid())]
+        other.stdin.close()
+    conn = connect(here.address, timeout=PATIENCE)
+    assert conn.peer_credentials == (os.getpid(), os.getuid(), os.getgid())
+    assert (conn.peer_credentials.pid, conn.peer_credentials.uid) == (os.getpid(), os.getuid())
+    plain = connect(remote.address, timeout=PATIENCE)
+    assert plain.peer_credentials is None
+    wait_until(lambda: seen[2:] == [None])
+    for each in (conn, plain):
+        each.abort()
+        with pytest.raises(ConnectionClosed):
+            each.peer_credentials  # noqa: B018
 
 
 def test_the_scope_of_an_ipv6_address_is_kept(serve):

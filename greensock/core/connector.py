@@ -70,6 +70,8 @@ def connect(
 ) -> _Kind:
     """Connect to ``(host, port)``, ``"host:port"``, ``"[v6]:port"`` or the path of a Unix socket, and block until then.
 
+    (``unix:@name`` is a Unix socket with an abstract name.)
+
     ``host`` is a name or a numeric address. ``timeout`` is in seconds for the whole call, the resolver's time included;
     None: as long as the resolver and the kernel try. Of a name that has several addresses the first that answers is
     taken: one is given 250 ms before the next is tried, too. The connection's ``address`` is the one that answered.
@@ -354,8 +356,8 @@ class _Attempt(Endpoint):
         self._sock = sock = RawSocket(self.family, _socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
-        # Not asked once more at once, though on this machine it stands by then: who makes many in a loop would let nobody
-        # else run.
+        # Not asked once more at once, though on this machine it stands by then: who makes many in a loop would let
+        # nobody else run.
         self._look()
         if self.stands or self.failure is not None:
             return
