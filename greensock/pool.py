@@ -126,7 +126,10 @@ class Lease(Generic[PooledT]):
         self.is_reused = kept is not None
 
     def end(self, reusable: bool) -> None:
-        """Give the slot back, with the connection if it may be used again; else that is closed."""
+        """Give the slot back, with the connection if it may be used again; else that is closed.
+
+        It may not be if anything of the last use is still to come on it, or was read and not taken.
+        """
         # Taken out first: whoever ends it again finds nothing, so a slot goes back once.
         pool, self.pool = self.pool, None
         if pool is None:
@@ -181,8 +184,11 @@ class Lease(Generic[PooledT]):
         return self.connection
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        conn = self.connection
         if error is None:
-            self.end(self.connection is not None and self.connection.state is State.OPEN)
+            # What came behind the last thing that was read is nobody's, though the kernel has it no more
+            # (test_what_was_read_too_far_is_lent_to_nobody).
+            self.end(conn is not None and conn.state is State.OPEN and not conn.held_bytes())
         else:
             self.give_up()
 

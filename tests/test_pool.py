@@ -154,6 +154,14 @@ def test_what_leaves_a_block_by_an_exception_is_lent_to_nobody(talker):
         talk(mine).abort()
 
 
+def test_what_was_read_too_far_is_lent_to_nobody(talker):
+    with pooled() as pool:
+        with pool.lease(talker.address) as conn:
+            conn.send(b"word")
+            assert conn.read_exactly(2, timeout=PATIENCE) == b"WO"
+        assert (conn.state is State.OPEN, pool.statistics().idle) == (False, 0)
+
+
 def test_no_slot_is_lost_wherever_it_is_thrown_into(talker):
     """GreenletExit and Timeout, while one waits, connects, talks and gives back."""
     chance = random.Random(14)
