@@ -32,6 +32,8 @@ def run(kind: type[Server[Any]], description: str | None, **flags: str) -> Serve
         server.start()
     except OSError as error:
         sys.exit(f"cannot listen: {error}")
+    except ValueError as error:
+        parser.error(str(error))
     host = f"[{server.server_host}]" if ":" in str(server.server_host) else server.server_host
     print(f"listening on {host}:{server.server_port}", flush=True)
     server.serve_forever()

@@ -13,6 +13,8 @@ stats           what servers and connections counted
 log_limit       a bound on the log lines that peers can cause
 descriptors     a bound on the descriptors that optional things may take
 core            the engine: connections, turns, the server
+pool_state      which connection of a pool one gets, and who waits for one (no I/O)
+pool            connections that are kept for the next one who wants one
 stream_server   takes the place of ``gevent.server.StreamServer``
 http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
@@ -23,6 +25,7 @@ gunicorn        many processes, under gunicorn
 An underscore is private to its folder: each folder below is one unit.
 """
 
+from greensock.address import PeerCredentials
 from greensock.core.connection import Connection
 from greensock.core.connector import connect
 from greensock.core.fairness import let_others_run
@@ -52,6 +55,8 @@ from greensock.errors import (
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.log_limit import LogLimit
+from greensock.pool import ConnectionPool, Lease, Patient, PooledConnection, Waiter
+from greensock.pool_state import PoolStatistics
 from greensock.server_options import Rule, ServerKeywords, ServerSettings
 from greensock.stats import ConnectionStatistics, ServerStatistics
 from greensock.stream_server import StreamServer
@@ -71,6 +76,7 @@ __all__ = [
     "ConnectionBusy",
     "ConnectionClosed",
     "ConnectionLost",
+    "ConnectionPool",
     "ConnectionStatistics",
     "ConnectionT",
     "ConnectionTruncated",
@@ -81,12 +87,17 @@ __all__ = [
     "GreensockError",
     "HandshakeFailed",
     "IncompleteMessage",
+    "Lease",
     "LengthPrefixed",
     "LimitExceeded",
     "Lines",
     "LogLimit",
     "MessageTooLong",
     "OperationTimeout",
+    "Patient",
+    "PeerCredentials",
+    "PoolStatistics",
+    "PooledConnection",
     "ProtocolError",
     "Rule",
     "Server",
@@ -99,6 +110,7 @@ __all__ = [
     "TLSInfo",
     "Transport",
     "Verdict",
+    "Waiter",
     "WouldBlock",
     "__version__",
     "compiled",

@@ -14,20 +14,44 @@ import pwd
 import socket as _socket
 import stat
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from gevent.monkey import get_original
 
-__all__ = ["listen", "owner_ids", "parse_address", "pass_on", "port_number", "remove_file", "split_address"]
+__all__ = [
+    "PeerCredentials",
+    "listen",
+    "owner_ids",
+    "parse_address",
+    "pass_on",
+    "port_number",
+    "remove_file",
+    "split_address",
+]
+
+
+class PeerCredentials(NamedTuple):
+    """Who is at the other end of a Unix socket, as the kernel says (unix(7), SO_PEERCRED).
+
+    Of a peer that has connected it is what it was when it did so; of a server, when it began to listen. So the process
+    may have ended since, and its number be another's.
+    """
+
+    #: The process; 0 if it is of a namespace that is hidden from this one.
+    pid: int
+    #: Its effective user and group; 65534 (overflowuid) for one that has no number here.
+    uid: int
+    gid: int
 
 
 def parse_address(address: Any) -> tuple[int, Any]:
     """Return the family and the socket address of ``(host, port)``, ``"host:port"``, ``"[v6]:port"``, a port or a path.
 
-    A string with a ``/``, one that begins with ``unix:``, or a path object is a Unix socket. An empty host or ``*`` is
-    every address; so is a port alone. Of a name that has several addresses it is the first IPv4 one, if there is any:
-    ``localhost`` is 127.0.0.1, as with gevent, whatever the system's list of hosts begins with.
+    A string with a ``/``, one that begins with ``unix:``, or a path object is a Unix socket. ``unix:@name`` is one with
+    an abstract name (unix(7)), which is no file; so are text and bytes that begin with NUL, as the kernel writes it. An
+    empty host or ``*`` is every address; so is a port alone. Of a name that has several addresses it is the first IPv4
+    one, if there is any: ``localhost`` is 127.0.0.1, as with gevent, whatever the system's list of hosts begins with.
 
     Raises:
         ValueError: it is none of these.
@@ -45,8 +69,11 @@ def split_address(address: Any) -> tuple[int, Any] | None:
     """Return AF_UNIX and a path, or AF_UNSPEC and host and port, neither of them checked; None if it is neither."""
     if isinstance(address, os.PathLike):
         return _socket.AF_UNIX, os.fspath(address)
-    if isinstance(address, str) and address.startswith("unix:"):
-        return _socket.AF_UNIX, address.removeprefix("unix:")
+    if isinstance(address, bytes) and address.startswith(b"\0"):
+        return _socket.AF_UNIX, address
+    if isinstance(address, str) and address.startswith(("unix:", "\0")):
+        path = address.removeprefix("unix:")
+        return _socket.AF_UNIX, "\0" + path[1:] if path.startswith("@") else path
     if isinstance(address, str) and "/" in address:
         return _socket.AF_UNIX, address
     if isinstance(address, str) and ":" in address:

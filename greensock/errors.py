@@ -58,9 +58,12 @@ class DropReason(enum.Enum):
     #: The connection was reset, or the network gave up.
     LOST = "the connection was lost"
     #: The TLS handshake failed, or was not done in ``handshake_timeout``: no upcall but ``handshake_failed`` was made.
+    #: (Of one that the server made itself: none but ``connection_error`` and ``connection_drop``.)
     HANDSHAKE = "the TLS handshake failed"
     #: The input ended without TLS's close_notify: somebody may have cut it off.
     TRUNCATED = "the peer's input was cut off"
+    #: ``Server.connect`` could not connect, for the reason that ``connection_error`` was given.
+    CONNECT_FAILED = "nothing could be connected to"
     #: The program called ``close()``, sent with ``close=True``, or its ``handle`` returned.
     CLOSED = "closed by the program"
     #: The program called ``abort()``.
@@ -122,12 +125,14 @@ class ConnectionLost(GreensockError, ConnectionError):
 class ConnectFailed(GreensockError, ConnectionError):
     """The connection never stood: no such name, refused, no route. ``__cause__`` is what the system said.
 
-    ``address`` is the one that ``connect`` was given.
+    ``address`` is the one that ``connect`` was given. ``attempts`` are the addresses that were tried, each with its
+    ``OSError``, in the order in which they failed; none where the name was not known, or one of them answered.
     """
 
     def __init__(self, message: str, connection: Any = None, address: Any = None) -> None:
         super().__init__(message, connection)
         self.address = address
+        self.attempts: tuple[tuple[Any, OSError], ...] = ()
 
 
 class HandshakeFailed(ConnectFailed):

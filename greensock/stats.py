@@ -26,6 +26,8 @@ class ServerStatistics:
 
     #: Connections that were accepted or adopted.
     accepted: int
+    #: Connections that ``connect`` made, and that stood.
+    connected: int
     #: Connections whose descriptor is open or whose upcalls have not ended.
     active: int
     #: Connections that ended, by the name of the :class:`~greensock.errors.DropReason`.

@@ -54,7 +54,7 @@ MODULES = {
     "relay": ("proxy/relay.py", PROXY),
     "request_relay": ("proxy/request_relay.py", PROXY),
     "response_relay": ("proxy/response_relay.py", PROXY),
-    "pool": ("http/client/pool_state.py", POOL),
+    "pool": ("pool_state.py", POOL),
 }
 #: What a process of tests is told: the modules as they are written are what is broken.
 ALWAYS = {"PYTHONDONTWRITEBYTECODE": "1", "GREENSOCK_PURE": "1"}

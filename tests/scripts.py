@@ -23,6 +23,7 @@ class Script:
         self.url = "http://{}:{}".format(*self.address)
         self.accepted = 0
         self.heads: list[bytes] = []
+        self._socks: list[socket.socket] = []
         self.group = Group()
         self.accepting = self.group.spawn(self._accept)
 
@@ -30,6 +31,7 @@ class Script:
         while True:
             sock, _ = self._listener.accept()
             self.accepted += 1
+            self._socks.append(sock)
             sock.settimeout(PATIENCE)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.group.spawn(self._serve, sock, self.accepted)
@@ -55,6 +57,8 @@ class Script:
     def close(self) -> None:
         self.group.kill()
         self._listener.close()
+        for sock in self._socks:  # of those, too, that were killed before they began
+            sock.close()
 
 
 @contextlib.contextmanager

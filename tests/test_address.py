@@ -37,6 +37,10 @@ EVERYWHERE = (socket.AF_INET6, ("::", 80)) if HAS_IPV6 else (socket.AF_INET, ("0
         ("/dir/with:colon", (socket.AF_UNIX, "/dir/with:colon")),
         ("unix:server.sock", (socket.AF_UNIX, "server.sock")),
         ("unix:/dir/server.sock", (socket.AF_UNIX, "/dir/server.sock")),
+        ("unix:@name", (socket.AF_UNIX, "\0name")),
+        ("unix:./@name", (socket.AF_UNIX, "./@name")),
+        ("\0name", (socket.AF_UNIX, "\0name")),
+        (b"\0name", (socket.AF_UNIX, b"\0name")),
         (pathlib.Path("server.sock"), (socket.AF_UNIX, "server.sock")),
         pytest.param(
             "[::1]:80",

@@ -6,16 +6,26 @@ import contextlib
 import errno
 import os
 import socket
+import subprocess
+import sys
 import time
 from functools import partial
-from math import inf
 
 import gevent
 import pytest
 from conftest import PATIENCE, PAUSE, read_all, wait_until
 from pairs import let_engine_look
 
-from greensock import ConnectFailed, Connection, OperationTimeout, Server, SocketConnection, State, connect
+from greensock import (
+    ConnectFailed,
+    Connection,
+    ConnectionClosed,
+    OperationTimeout,
+    Server,
+    SocketConnection,
+    State,
+    connect,
+)
 from greensock.core import connector
 from greensock.core.poller import get_poller
 from greensock.core.syscalls import EVENT_DATA
@@ -238,6 +248,34 @@ def test_an_abstract_unix_socket(serve):
     server.stop()
     with pytest.raises(ConnectFailed, match="refused"):
         connect(f"unix:\0greensock-test-{os.getpid()}")
+    server = serve(Echo, f"unix:@greensock-test-{os.getpid()}")
+    assert server.address == b"\0greensock-test-%d" % os.getpid()
+    exchange(connect(server.address, timeout=PATIENCE))
+
+
+def test_the_credentials_of_the_peer(serve, tmp_path):
+    """Both ends of a Unix socket know each other's; of another kind there are none."""
+    seen = []
+    here, remote = serve(Server, str(tmp_path / "socket")), serve(Server)
+    here.connection_new = remote.connection_new = lambda conn: seen.append(conn.peer_credentials)
+    for server in (here, remote):
+        server.stop()
+        server.start()
+    program = f"import socket; socket.socket(socket.AF_UNIX).connect({here.address!r}); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as other:
+        wait_until(lambda: seen)
+        assert seen == [(other.pid, os.getuid(), os.getgid())]
+        other.stdin.close()
+    conn = connect(here.address, timeout=PATIENCE)
+    assert conn.peer_credentials == (os.getpid(), os.getuid(), os.getgid())
+    assert (conn.peer_credentials.pid, conn.peer_credentials.uid) == (os.getpid(), os.getuid())
+    plain = connect(remote.address, timeout=PATIENCE)
+    assert plain.peer_credentials is None
+    wait_until(lambda: seen[2:] == [None])
+    for each in (conn, plain):
+        each.abort()
+        with pytest.raises(ConnectionClosed):
+            each.peer_credentials  # noqa: B018
 
 
 def test_the_scope_of_an_ipv6_address_is_kept(serve):
@@ -282,61 +320,161 @@ def test_a_timeout_that_leaves_an_upcall_is_no_fault_of_its_peer(serve, connect)
         assert server.statistics().dropped == {"ERROR": 1}
 
 
-def several(monkeypatch, *addresses):
-    """Have every name stand for these addresses."""
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+# -- names with several addresses
+
+
+def several(monkeypatch, *addresses, delay=PAUSE):
+    """Have every name stand for these addresses; the attempts begin one after the other with that delay."""
+    found = [(family_of(address), socket.SOCK_STREAM, 6, "", address) for address in addresses]
     monkeypatch.setattr(connector, "getaddrinfo", lambda *arguments: found)
+    monkeypatch.setattr(connector, "ATTEMPT_DELAY", delay)
 
 
-@pytest.mark.parametrize("silent", [1, 3])
-@pytest.mark.parametrize("timeout", [1.2, None])
-def test_silent_addresses_leave_time_for_the_next(serve, monkeypatch, silent, timeout):
-    monkeypatch.setattr(connector, "MAX_SHARE", 0.4)
-    server = serve(Echo)
-    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
-        before = open_descriptors()
-        several(monkeypatch, *[listener.getsockname()] * silent, server.address)
-        began = time.monotonic()
-        exchange(connect("some.invalid:80", timeout=timeout))
-        assert time.monotonic() - began < (timeout or PATIENCE)
-        wait_until(lambda: open_descriptors() <= before + 1)  # the server's end may last a little longer
+def family_of(address):
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
 
-def test_addresses_that_are_all_silent_take_the_whole_time_and_no_more(monkeypatch):
-    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
-        several(monkeypatch, *[listener.getsockname()] * 3)
-        began = time.monotonic()
-        with pytest.raises(OperationTimeout, match=r"did not answer within 0\.3 s") as caught:
-            connect("some.invalid:80", timeout=0.3)
-        assert 0.29 < time.monotonic() - began < PATIENCE
-        assert caught.value.operation == "connect"
+@pytest.fixture
+def silent():
+    """An address that does not answer; nor does any other of this machine with its port."""
+    with full_backlog(socket.AF_INET, ("0.0.0.0", 0)) as listener:
+        yield "127.0.0.1", listener.getsockname()[1]
 
 
-def test_what_the_last_address_said_counts(monkeypatch):
+@pytest.fixture
+def refusing():
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        refuses = sock.getsockname()
-    with full_backlog(socket.AF_INET, ("127.0.0.1", 0)) as listener:
-        several(monkeypatch, listener.getsockname(), refuses)
-        with pytest.raises(ConnectFailed, match="refused"):
-            connect("some.invalid:80", timeout=0.2)
-        several(monkeypatch, refuses, listener.getsockname())
-        with pytest.raises(OperationTimeout, match="did not answer"):
-            connect("some.invalid:80", timeout=0.05)
+        return sock.getsockname()
 
 
 @pytest.mark.parametrize(
-    ("left", "others", "share"),
+    ("found", "order"),
     [
-        (9.0, 0, 9.0),
-        (9.0, 2, 3.0),
-        (1.0, 9, 0.25),  # a tenth of a second may be less than a round trip
-        (0.2, 9, 0.1),  # but half is left
-        (100.0, 1, 10.0),
-        (inf, 1, 10.0),
-        (inf, 0, inf),
-        (-1.0, 1, 0.0),
+        ("", ""),
+        ("6a", "6a"),
+        ("6a 6b 4a 4b", "6a 4a 6b 4b"),
+        ("4a 6a 6b 6c", "4a 6a 6b 6c"),
+        ("6a 6b 6c 4a", "6a 4a 6b 6c"),
+        ("4a 4b 4c 6a 6b", "4a 6a 4b 6b 4c"),
+        ("4a 4a 6a 4a", "4a 6a"),
     ],
 )
-def test_the_share_of_an_address(monkeypatch, left, others, share):
-    monkeypatch.setattr(connector, "monotonic", lambda: 1000.0)
-    assert connector._share(1000.0 + left, others) == pytest.approx(1000.0 + share)
+def test_families_take_turns_and_each_address_is_tried_once(found, order):
+    """RFC 8305 section 4."""
+    ways = [(each[0], each) for each in found.split()]
+    assert " ".join(each for _, each in connector.interleaved(ways)) == order
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("timeout", [PATIENCE, None])
+def test_silent_addresses_leave_time_for_the_next(serve, monkeypatch, silent, count, timeout):
+    server = serve(Echo)
+    several(monkeypatch, *[silent, ("127.0.0.2", silent[1]), ("127.0.0.3", silent[1])][:count], server.address)
+    before = open_descriptors()
+    conn = connect("some.invalid:80", timeout=timeout)
+    assert conn.address == server.address
+    assert [each for each in get_poller().endpoints() if not isinstance(each, Connection)][1:] == []  # the acceptor
+    exchange(conn)
+    wait_until(lambda: open_descriptors() <= before)
+
+
+def test_an_attempt_that_fails_has_the_next_begin_at_once(serve, monkeypatch, refusing):
+    server = serve(Echo)
+    several(monkeypatch, ("::1", refusing[1]), refusing, server.address, delay=10 * PATIENCE)
+    exchange(connect("some.invalid:80", timeout=PATIENCE))
+
+
+def test_who_answers_late_can_still_be_the_first(monkeypatch, silent):
+    """An attempt goes on while others are tried."""
+    with full_backlog(socket.AF_INET, ("127.0.0.2", 0)) as listener:
+        several(monkeypatch, silent, listener.getsockname(), ("127.0.0.3", silent[1]))
+        waits = gevent.spawn(connect, "some.invalid:80", timeout=PATIENCE)
+        wait_until(lambda: len(get_poller().endpoints()) == 3 or waits.ready())
+        while not waits.ready():
+            with contextlib.suppress(BlockingIOError):
+                listener.setblocking(False)
+                listener.accept()[0].close()
+            gevent.sleep(PAUSE)
+        conn = waits.get()
+        assert conn.address == listener.getsockname()
+        assert get_poller().endpoints() == [conn]
+        conn.abort()
+
+
+@pytest.mark.parametrize("error", [gevent.GreenletExit(), gevent.Timeout(PATIENCE), KeyError()])
+def test_whatever_is_thrown_into_a_race_leaves_nothing_open(monkeypatch, silent, error):
+    several(monkeypatch, silent, ("127.0.0.2", silent[1]), ("127.0.0.3", silent[1]))
+    before = open_descriptors()
+    caught = []
+
+    def race():
+        try:
+            connect("some.invalid:80")
+        except BaseException as raised:
+            caught.append(raised)
+
+    waits = gevent.spawn(race)
+    wait_until(lambda: len(get_poller().endpoints()) == 3)
+    waits.kill(error)
+    assert caught == [error]
+    assert open_descriptors() == before
+    assert not get_poller().endpoints()
+
+
+def test_so_many_are_under_way_and_no_more(serve, monkeypatch, silent):
+    monkeypatch.setattr(connector, "MOST_AT_ONCE", 2)
+    server = serve(Echo)
+    several(monkeypatch, *((f"127.0.0.{last}", silent[1]) for last in range(1, 6)), server.address)
+    waits = gevent.spawn(connect, "some.invalid:80", timeout=PATIENCE)
+    most = 0
+    while not waits.ready():
+        most = max(most, len(get_poller().endpoints()))
+        gevent.sleep(0)
+    assert most == 3  # with the acceptor
+    exchange(waits.get())
+
+
+def test_an_error_names_each_attempt(monkeypatch, silent, refusing):
+    several(monkeypatch, refusing, ("::1", refusing[1]), ("127.0.0.2", refusing[1]))
+    with pytest.raises(ConnectFailed) as caught:
+        connect("some.invalid:80", timeout=PATIENCE)
+    refused = os.strerror(errno.ECONNREFUSED)
+    hosts = ["127.0.0.1", "::1", "127.0.0.2"]
+    each = "; ".join(f"{host}: {refused}" for host in hosts)
+    assert str(caught.value) == f"cannot connect to 'some.invalid:80': {each}"
+    assert [(sockaddr[0], error.errno) for sockaddr, error in caught.value.attempts] == [
+        (host, errno.ECONNREFUSED) for host in hosts
+    ]
+    assert caught.value.__cause__ is caught.value.attempts[-1][1]
+    several(monkeypatch, silent, *((f"127.0.0.{last}", refusing[1]) for last in range(1, 12)))
+    with pytest.raises(OperationTimeout) as late:
+        connect("some.invalid:80", timeout=5 * PAUSE)
+    text = str(late.value)
+    assert text.startswith(f"'some.invalid:80' did not answer within {5 * PAUSE} s: 127.0.0.1: ")
+    assert text.endswith("; and 4 others")
+
+
+def test_addresses_that_are_all_silent_take_the_whole_time_and_no_more(monkeypatch, silent):
+    several(monkeypatch, silent, ("127.0.0.2", silent[1]), ("127.0.0.3", silent[1]), delay=1.0)
+    began = time.monotonic()
+    with pytest.raises(OperationTimeout, match=r"within 0\.3 s: 127\.0\.0\.1: no answer; 127\.0\.0\.2: no") as caught:
+        connect("some.invalid:80", timeout=0.3)
+    assert 0.29 < time.monotonic() - began < PATIENCE
+    assert caught.value.operation == "connect"
+
+
+def test_a_class_that_fails_and_an_engine_that_is_full_leave_nothing_open(serve):
+    class Failing(Connection):
+        def __init__(self, *arguments):
+            raise KeyError
+
+    class Unwatched(Connection):
+        def _watch(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    server = serve(Echo)
+    before = open_descriptors()
+    for kind, error in ((Failing, KeyError), (Unwatched, ConnectFailed)):
+        with pytest.raises(error):
+            connect(server.address, timeout=PATIENCE, connection_class=kind)
+    wait_until(lambda: open_descriptors() == before)

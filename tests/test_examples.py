@@ -18,7 +18,7 @@ from zlib import crc32
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly
+from conftest import PATIENCE, PAUSE, read_all, read_exactly
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Those that take ``--bind``; the reverse proxy has tests of its own.
@@ -50,8 +50,8 @@ class Example:
 
 
 @contextmanager
-def running(name: str) -> Iterator[Example]:
-    command = [sys.executable, "-W", "error", "-m", f"examples.{name}", "--bind", "127.0.0.1:0"]
+def running(name: str, *arguments: str) -> Iterator[Example]:
+    command = [sys.executable, "-W", "error", "-m", f"examples.{name}", "--bind", "127.0.0.1:0", *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=EXAMPLES.parent, stdout=pipe, stderr=pipe, text=True) as process:
         try:
@@ -83,7 +83,7 @@ def test_shape(name):
     docstring, *statements = (ast.unparse(node) for node in ast.parse(source).body)
     assert docstring
     assert statements[:2] == ["from gevent import monkey", "monkey.patch_all()"]
-    assert len(source.splitlines()) <= 64
+    assert len(source.splitlines()) <= 80
     assert f"def test_{name}" in Path(__file__).read_text()
 
 
@@ -226,6 +226,36 @@ def test_chat():
         assert read_until(ann, b"\n") == b"guest1: alone\n"
         ann.close()  # or the program would wait for it
         example.stop()
+
+
+def test_gossip():
+    """What one is told all know: over a peer that joined before, one that joined later, and without the one between."""
+
+    def ask(node: Example, request: str) -> bytes:
+        with node.connect() as sock:
+            sock.sendall(request.encode())
+            return read_until(sock, b"\n")
+
+    def is_known(node: Example, key: str, value: bytes) -> bool:
+        with gevent.Timeout(PATIENCE):
+            while ask(node, f"GET {key}\n") != value + b"\n":
+                gevent.sleep(PAUSE)
+        return True
+
+    with running("gossip") as first:
+        join = "--join", "{}:{}".format(*first.address)
+        assert ask(first, "SET early one two\nGET early\n") == b"one two\n"
+        with running("gossip", *join) as second, running("gossip", *join) as third:
+            assert is_known(second, "early", b"one two")
+            assert is_known(third, "early", b"one two")
+            assert ask(third, "SET early three\nSET late 1\nGET late\n") == b"1\n"
+            assert is_known(first, "early", b"three")
+            assert is_known(second, "late", b"1")
+            first.stop()
+            assert ask(second, "SET late 2\nGET late\n") == b"2\n"
+            assert is_known(third, "late", b"2")  # they know each other by now
+            second.stop()
+            third.stop()
 
 
 def hear(reader: BinaryIO, line: bytes, count: int) -> set[bytes]:

@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from greensock.http import BodyTimeout, HeadTimeout, PoolStatistics, Timeouts, TotalTimeout
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.origin import Origin, origin_at, parse_url
-from greensock.http.client.pool_state import Action, PoolState
+from greensock.pool_state import Action, PoolState
 
 
 def pool(**options):

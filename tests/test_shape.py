@@ -24,8 +24,8 @@ import greensock.proxy
 from greensock import Connection
 from greensock.core import syscalls
 from greensock.core.poller import Endpoint
-from greensock.http.client.pool_state import Action
 from greensock.http.wire.message_parser import ParserState
+from greensock.pool_state import Action
 from greensock.server_options import OPTIONS
 
 #: They look at the sources, and at what only functions of Python tell of themselves.

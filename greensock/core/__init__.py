@@ -23,6 +23,7 @@ upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server
 turns              what a server does with a connection that is ready
 acceptor           takes connections out of the kernel's queue
+dialling           connections that a server makes
 signals            what signals do while servers serve
 server             start, drain, stop
 socket_connection  a connection with the methods of a socket

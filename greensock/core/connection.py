@@ -7,9 +7,12 @@ needs both halves: moving bytes from one connection to another, the deadlines, a
 from __future__ import annotations
 
 import os
+import struct
 from math import inf
+from socket import AF_UNIX, SO_PEERCRED, SOL_SOCKET
 from typing import Any
 
+from greensock.address import PeerCredentials
 from greensock.core.lifecycle import CLOSING, FLUSH_SECONDS, INHERIT, OPEN, OPENING, Timeout
 from greensock.core.poller import TIMED_OUT
 from greensock.core.receiving import Receiving
@@ -20,6 +23,9 @@ from greensock.errors import DropReason
 from greensock.stats import ConnectionStatistics
 
 __all__ = ["Connection"]
+
+#: struct ucred.
+_UCRED = struct.Struct("3i")
 
 
 class Connection(Receiving):
@@ -152,7 +158,7 @@ class Connection(Receiving):
             if self._read_deadline <= now and self._reader is not None:
                 self._reader.switch(TIMED_OUT)
             if self._state is OPENING:
-                return self._read_deadline
+                return min(self._read_deadline, self._due)
         if self._state is CLOSING:
             due = self._linger_due if now < self._linger_due else self._linger_is_over(now)
             return min(due, self._due) if self._state is CLOSING else inf
@@ -185,6 +191,19 @@ class Connection(Receiving):
         self._check_fd()
         with borrow_socket(self._fd, self._family) as sock:
             return sock.getsockname()
+
+    @property
+    def peer_credentials(self) -> PeerCredentials | None:
+        """The peer's process, user and group, of a Unix socket, which it cannot make up; None: it is another kind.
+
+        Raises:
+            ConnectionClosed, ConnectionLost: it has ended. Ask in ``connection_new``.
+        """
+        self._check_fd()
+        if self._family != AF_UNIX:
+            return None
+        with borrow_socket(self._fd, self._family) as sock:
+            return PeerCredentials(*_UCRED.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size)))
 
     def fileno(self) -> int:
         """Return the descriptor, which stays ours; -1 once it is closed.

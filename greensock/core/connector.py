@@ -1,8 +1,18 @@
 """Connecting to others: ``connect`` gives a :class:`Connection` of one's own, with the same downcalls.
 
-A name is resolved by gevent's resolver, which does not stop the hub. Its addresses are tried one after the other, in
-the order of the resolver: each gets a share of the time left, the last all of it, so that a silent one leaves time for
-the others. A connection belongs to the caller, who has to close it.
+A name is resolved by gevent's resolver, which does not stop the hub, under the deadline of the call; a number is not.
+Its addresses are then raced, as RFC 8305 ("Happy Eyeballs") says:
+
+- They are tried in the order of the resolver (RFC 6724), but IPv6 and IPv4 in turn (section 4).
+- The next attempt begins 250 ms after the one before (section 5), or sooner if the time left would not do for all of
+  them, and at once if one fails. A silent address delays the others by so much, and takes no time from them.
+- The first that stands wins, and the others are closed. At most ``MOST_AT_ONCE`` are under way.
+
+One greenlet does all of it, the caller's: an attempt is a socket in the engine's epoll set. Whatever is raised, or
+thrown into the wait, each attempt is closed on the way out. Both kinds of addresses are asked for in one call of the
+resolver, so that who waits for one of them waits for both (unlike section 3).
+
+A connection belongs to the caller, who has to close it. ``Server.connect`` dials the same way.
 """
 
 from __future__ import annotations
@@ -10,6 +20,8 @@ from __future__ import annotations
 import errno
 import os
 import socket as _socket
+from collections import deque
+from dataclasses import dataclass
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,10 +31,8 @@ from gevent.socket import getaddrinfo
 
 from greensock.address import port_number, split_address
 from greensock.core.connection import Connection
-from greensock.core.poller import get_poller
-from greensock.core.send_queue import Outgoing
-from greensock.core.syscalls import RawSocket, borrow_socket, close
-from greensock.core.transport import Transport
+from greensock.core.poller import Endpoint, get_poller
+from greensock.core.syscalls import RawSocket, close
 from greensock.errors import ConnectFailed, DropReason, HandshakeFailed, OperationTimeout
 from greensock.tls import TLS, client_context, handshake_error, is_tls
 
@@ -31,7 +41,7 @@ if TYPE_CHECKING:
 
     from greensock.core.encrypted import Encrypted
 
-__all__ = ["connect"]
+__all__ = ["Connecting", "connect", "interleaved", "made"]
 
 _Kind = TypeVar("_Kind", bound=Connection)
 
@@ -39,9 +49,14 @@ _Kind = TypeVar("_Kind", bound=Connection)
 UNIX_RETRY = 0.01
 #: Bytes of a handshake that are read at once.
 HANDSHAKE_READ = 16384
-#: Seconds that an address of several gets at the most: enough for SYN and three repetitions (Linux: after 1, 3, 7 s).
-#: The last one gets what is left. And at the least, but not more than half of what is left (RFC 8305 section 5).
-MAX_SHARE, MIN_SHARE = 10.0, 0.25
+#: Seconds between the beginnings of two attempts ("Connection Attempt Delay", RFC 8305 section 5), and at the least.
+ATTEMPT_DELAY, SHORTEST_DELAY = 0.25, 0.01
+#: Attempts that may be under way at once; the next one takes the place of the oldest, which had four seconds by then.
+MOST_AT_ONCE = 16
+#: How many attempts the text of an error names.
+MOST_NAMED = 8
+#: What ``connect`` says of one that is under way.
+_UNDER_WAY = (errno.EINPROGRESS, errno.EALREADY)
 
 
 def connect(
@@ -55,23 +70,67 @@ def connect(
 ) -> _Kind:
     """Connect to ``(host, port)``, ``"host:port"``, ``"[v6]:port"`` or the path of a Unix socket, and block until then.
 
-    ``host`` is a name or a numeric address. ``timeout`` is in seconds for the whole call, the resolver's time included,
-    and shared by the addresses of a name; None for none, but an address with others behind it gets 10 s. The
-    connection's ``address`` is the one that answered.
+    (``unix:@name`` is a Unix socket with an abstract name.)
+
+    ``host`` is a name or a numeric address. ``timeout`` is in seconds for the whole call, the resolver's time included;
+    None: as long as the resolver and the kernel try. Of a name that has several addresses the first that answers is
+    taken: one is given 250 ms before the next is tried, too. The connection's ``address`` is the one that answered.
 
     ``tls`` has it speak TLS: True trusts what the system trusts, a :class:`TLS` or an ``ssl.SSLContext`` says how.
     ``server_hostname`` is the name that is asked for and that the certificate must be for; left out, the address's.
 
     Raises:
-        ConnectFailed: the name is not known, or no address answered; ``__cause__`` is what the last one said.
+        ConnectFailed: the name is not known, or no address can be connected to; ``attempts`` tells of each, as does the
+            text, and ``__cause__`` is what the last one said.
         HandshakeFailed, CertificateRefused: one answered, and no TLS was agreed on (these are ConnectFailed, too).
         OperationTimeout: the time ran out (``operation`` is ``"connect"``). Nothing is left open.
         ValueError: ``address`` is none of these, or ``tls`` is not allowed.
     """
-    deadline = inf if timeout is None else monotonic() + timeout
-    family, target = _parse(address)
-    context = None
-    if tls:
+    to = Connecting.of(address, timeout, no_delay, tls, server_hostname)
+    deadline = to.deadline()
+    fd, family, sockaddr = to.dial(deadline)
+    try:
+        conn = made(connection_class, fd, family, sockaddr)
+    except OSError as error:  # the engine cannot watch one more
+        raise to.failed([(sockaddr, error)]) from error
+    if to.context is not None:
+        to.secure(conn, deadline)
+    return conn
+
+
+@dataclass(frozen=True, slots=True)
+class Connecting:
+    """Where to connect to, and how: what ``connect`` was given, checked."""
+
+    #: As it was given.
+    address: Any
+    #: Seconds for all of it.
+    timeout: float | None
+    no_delay: bool
+    #: AF_UNIX and a path, or AF_UNSPEC and host and port.
+    family: int
+    target: Any
+    #: How TLS is spoken, and for which name; None: it is not.
+    context: ssl.SSLContext | None = None
+    server_hostname: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        address: Any,
+        timeout: float | None,
+        no_delay: bool,
+        tls: TLS | ssl.SSLContext | bool | None,
+        server_hostname: str | None,
+    ) -> Connecting:
+        """Check it.
+
+        Raises:
+            ValueError: something is not allowed.
+        """
+        family, target = _parse(address)
+        if not tls:
+            return cls(address, timeout, no_delay, family, target)
         if tls is not True and not is_tls(tls):
             raise ValueError(f"tls={tls!r}: True, TLS() or an ssl.SSLContext expected")
         context = client_context(tls)
@@ -79,38 +138,303 @@ def connect(
             server_hostname = target[0].partition("%")[0]
         if not server_hostname and context.check_hostname:
             raise ValueError("server_hostname=None: a name expected, for the address has none")
-    conn = _connect(address, family, target, timeout, deadline, connection_class, no_delay)
-    if context is not None:
-        _secure(conn, context, server_hostname, address, timeout, deadline)
-    return conn
+        return cls(address, timeout, no_delay, family, target, context, server_hostname)
 
+    def deadline(self) -> float:
+        """Return until when it may take, if it begins now."""
+        return inf if self.timeout is None else monotonic() + self.timeout
 
-def _connect(
-    address: Any,
-    family: int,
-    target: Any,
-    timeout: float | None,
-    deadline: float,
-    connection_class: type[_Kind],
-    no_delay: bool,
-) -> _Kind:
-    """Connect without TLS."""
-    if family == _socket.AF_UNIX:
-        return _attempt(connection_class, family, target, address, timeout, deadline, no_delay)
-    failure: ConnectFailed | None = None
-    found = _resolve(target, address, timeout, deadline)
-    for others, (family, sockaddr) in zip(reversed(range(len(found))), found, strict=True):
-        # A share of what is left: what one address did not use, the next ones have
-        # (test_silent_addresses_leave_time_for_the_next).
-        due = _share(deadline, others)
+    def dial(self, deadline: float) -> tuple[int, int, Any]:
+        """Block until a connection stands; return its descriptor, which is the caller's, its family and the address.
+
+        Raises:
+            ConnectFailed, OperationTimeout: as ``connect`` does.
+        """
+        if self.family == _socket.AF_UNIX:
+            return self._dial_path(deadline), self.family, self.target
+        found = self._resolve(deadline)
+        if not found:
+            raise ConnectFailed(f"{self.address!r} has no address", address=self.address)
+        race = _Race(self, interleaved(found), deadline)
         try:
-            return _attempt(connection_class, family, sockaddr, address, timeout, due, no_delay)
-        except ConnectFailed as error:
-            failure = error
+            winner = race.run()
+            return winner.give_out(), winner.family, winner.sockaddr
+        finally:
+            race.end()
+
+    def secure(self, conn: Connection, deadline: float) -> None:
+        """Agree on TLS, or close the connection."""
+        assert self.context is not None
+        _secure(conn, self.context, self.server_hostname, self.address, self.timeout, deadline)
+
+    def late(self, text: str) -> OperationTimeout:
+        """Return the error that says that the time is over."""
+        return OperationTimeout(f"{text} within {self.timeout} s", None, "connect", self.timeout or 0.0)
+
+    def failed(self, attempts: list[tuple[Any, OSError]]) -> ConnectFailed:
+        """Return the error that says of each attempt why it failed; its cause is the last one."""
+        if len(attempts) == 1:
+            sockaddr, error = attempts[0]
+            text = _reason(error)
+            is_named = self.address == sockaddr or isinstance(sockaddr, str)
+            where = repr(self.address) if is_named else f"{self.address!r} ({sockaddr[0]})"
+        else:
+            text, where = _told(attempts), repr(self.address)
+        failed = ConnectFailed(f"cannot connect to {where}: {text}", address=self.address)
+        failed.attempts = tuple(attempts)
+        failed.__cause__ = attempts[-1][1]
+        return failed
+
+    def _resolve(self, deadline: float) -> list[tuple[int, Any]]:
+        """Return the family and the socket address of each way to get there."""
+        host, port = self.target
+        for family in (_socket.AF_INET, _socket.AF_INET6):
+            try:
+                _socket.inet_pton(family, host)
+            except OSError:
+                continue
+            rest = self.address[2:] if isinstance(self.address, tuple) else ()
+            return [(family, (host, port, *rest))]
+        late = self.late(f"{host!r} was not resolved")
+        try:
+            # gevent's own timeout, as the resolver is gevent's: it knows nothing of deadlines (test_a_slow_resolver).
+            with gevent.Timeout(None if deadline == inf else max(0.0, deadline - monotonic()), late):
+                found = getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
         except OperationTimeout:
-            if not others:
-                raise
-    raise failure or ConnectFailed(f"{address!r} has no address", address=address)
+            raise
+        except (OSError, UnicodeError) as error:
+            raise ConnectFailed(f"{host!r} cannot be resolved: {error}", address=self.address) from error
+        return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+    def _dial_path(self, deadline: float) -> int:
+        """Connect to a Unix socket, and return the descriptor."""
+        try:
+            sock = RawSocket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        except OSError as error:
+            raise self.failed([(self.target, error)]) from error
+        try:
+            sock.setblocking(False)
+            # One whose backlog is full does not connect in the background, and no event says when there is room
+            # (test_a_full_unix_backlog).
+            while (said := sock.connect_ex(self.target)) == errno.EAGAIN:
+                if monotonic() >= deadline:
+                    raise self.late(f"{self.address!r} did not answer")
+                gevent.sleep(UNIX_RETRY)
+            if said:
+                raise OSError(said, os.strerror(said))
+            return int(sock.detach())
+        except OperationTimeout:
+            raise
+        except OSError as error:
+            raise self.failed([(self.target, error)]) from error
+        finally:
+            sock.close()  # nothing, once it is detached
+
+
+def interleaved(found: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """Return the addresses of a name in the order in which they are tried: each once, the families in turn.
+
+    The resolver's first address stays the first one (RFC 8305 section 4, with a First Address Family Count of 1).
+    """
+    first = [each for each in dict.fromkeys(found) if each[0] == found[0][0]]
+    other = [each for each in dict.fromkeys(found) if each[0] != found[0][0]]
+    both = min(len(first), len(other))
+    in_turn = [each for pair in zip(first, other, strict=False) for each in pair]
+    return in_turn + first[both:] + other[both:]
+
+
+class _Race(Endpoint):
+    """The attempts of one call. It is an endpoint for its deadline's sake; it has no descriptor."""
+
+    __slots__ = ("_deadline", "_failures", "_next", "_running", "_to", "_waiting")
+
+    def __init__(self, to: Connecting, addresses: list[tuple[int, Any]], deadline: float) -> None:
+        super().__init__(get_poller(), -1)
+        self._to = to
+        self._waiting = deque(addresses)
+        self._deadline = deadline
+        self._running: list[_Attempt] = []
+        self._failures: list[tuple[Any, OSError]] = []
+        self._next = 0.0  # when the next attempt is due; 0: now
+
+    def run(self) -> _Attempt:
+        """Block until one of them stands, and return it."""
+        while True:
+            while self._waiting and (not self._running or monotonic() >= self._next):
+                if (attempt := self._begin()) is not None:
+                    return attempt
+            for attempt in list(self._running):
+                if attempt.stands:
+                    return attempt
+                if attempt.failure is not None:
+                    self._lose(attempt, attempt.failure)
+            if not self._running and not self._waiting:
+                raise self._to.failed(self._failures)
+            if self._waiting and not self._next:
+                continue
+            if monotonic() >= self._deadline:
+                raise self._late()
+            due = min(self._deadline, self._next if self._waiting else inf)
+            if due < self._armed:
+                self._poller.arm(self, due)
+            self._wait_readable()  # until an attempt has ended, or the time has come
+
+    def _begin(self) -> _Attempt | None:
+        """Begin with the next address; return the attempt if it stands at once."""
+        if len(self._running) >= MOST_AT_ONCE:
+            self._lose(self._running[0], OSError(errno.ETIMEDOUT, "no answer so far"))
+        attempt = _Attempt(self, *self._waiting.popleft())
+        self._running.append(attempt)
+        try:
+            attempt.begin(self._to.no_delay)
+        except OSError as error:
+            self._lose(attempt, error)
+            return None
+        now, others = monotonic(), len(self._waiting)
+        # Each of those that are left gets its chance within the time, be it a short one.
+        self._next = now + min(ATTEMPT_DELAY, max(SHORTEST_DELAY, (self._deadline - now) / (others + 1)))
+        return attempt if attempt.stands else None
+
+    def _lose(self, attempt: _Attempt, error: OSError) -> None:
+        """Give up on an attempt; the next one is due at once."""
+        attempt.end()
+        self._running.remove(attempt)
+        self._failures.append((attempt.sockaddr, error))
+        self._next = 0.0
+
+    def _late(self) -> OperationTimeout:
+        late = self._to.late(f"{self._to.address!r} did not answer")
+        silent = [(attempt.sockaddr, TimeoutError(errno.ETIMEDOUT, "no answer")) for attempt in self._running]
+        left = [(sockaddr, TimeoutError(errno.ETIMEDOUT, "not tried")) for _, sockaddr in self._waiting]
+        attempts = [*self._failures, *silent, *left]
+        if len(attempts) > 1:
+            late.args = (f"{late}: {_told(attempts)}",)
+        return late
+
+    def end(self) -> None:
+        """Close what has not won. Does not block."""
+        for attempt in self._running:
+            attempt.end()
+        self._running.clear()
+        if self._armed != inf:
+            self._poller.disarm(self)
+
+    def wake(self) -> None:
+        """Have the greenlet look that waits. In the hub."""
+        if self._reader is not None:
+            self._reader.switch()
+
+    def _on_deadline(self, now: float) -> float:
+        self.wake()
+        return inf
+
+
+class _Attempt(Endpoint):
+    """One address, and the socket that connects to it."""
+
+    __slots__ = ("_race", "_sock", "failure", "family", "sockaddr", "stands")
+
+    _sock: Any
+
+    def __init__(self, race: _Race, family: int, sockaddr: Any) -> None:
+        super().__init__(race._poller, -1)
+        self._race = race
+        self._sock = None
+        self.family = family
+        self.sockaddr = sockaddr
+        #: Whether it is connected.
+        self.stands = False
+        #: Why it will not be.
+        self.failure: OSError | None = None
+
+    def begin(self, no_delay: bool) -> None:
+        """Have the kernel connect. It may stand, or have failed, when this returns.
+
+        Raises:
+            OSError: it failed before it began.
+        """
+        self._sock = sock = RawSocket(self.family, _socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
+        # Not asked once more at once, though on this machine it stands by then: who makes many in a loop would let
+        # nobody else run.
+        self._look()
+        if self.stands or self.failure is not None:
+            return
+        self._fd = sock.fileno()
+        self._writable = False  # so that the event is told to ``_on_writable``
+        self._poller.register(self)
+
+    def _look(self) -> None:
+        """Ask the kernel what became of it: connect(2) begins it, and says how it went when it is called again.
+
+        It says EALREADY as long as it is under way: an event may have been for whoever had the descriptor before
+        (test_an_event_of_whoever_had_the_descriptor_before_connects_nothing).
+        """
+        said = self._sock.connect_ex(self.sockaddr)
+        if said in (0, errno.EISCONN):
+            self.stands = True
+        elif said not in _UNDER_WAY:
+            self.failure = OSError(said, os.strerror(said))
+
+    def _on_writable(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # nothing may be raised here, and the greenlet is to know
+            self.failure = OSError(errno.EIO, str(error))
+        if self.stands or self.failure is not None:
+            self._race.wake()
+        else:
+            self._writable = False
+
+    def give_out(self) -> int:
+        """Return the descriptor, which is the caller's from then on."""
+        self._forget(still_open=True)
+        return int(self._sock.detach())
+
+    def end(self) -> None:
+        """Close it, unless it was given out."""
+        self._forget()
+        if self._sock is not None:
+            self._sock.close()
+
+    def _forget(self, still_open: bool = False) -> None:
+        if self._fd >= 0:
+            self._poller.forget(self, still_open)
+            self._fd = -1
+
+    def _leave_to_parent(self) -> int:
+        self._fd = -1
+        self._sock.close()
+        return -1
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _told(attempts: list[tuple[Any, Any]]) -> str:
+    """Say of each attempt why it failed."""
+    texts = [f"{sockaddr[0]}: {_reason(error)}" for sockaddr, error in attempts[:MOST_NAMED]]
+    if len(attempts) > MOST_NAMED:
+        texts.append(f"and {len(attempts) - MOST_NAMED} others")
+    return "; ".join(texts)
+
+
+def made(kind: type[_Kind], fd: int, family: int, sockaddr: Any) -> _Kind:
+    """Make a connection of a descriptor, and have the engine watch it."""
+    # No object owns the descriptor for these few lines, so whichever fails closes it.
+    try:
+        conn = kind(get_poller(), fd, family, sockaddr)
+    except BaseException:
+        close(fd)
+        raise
+    try:
+        conn._watch()
+    except BaseException:
+        conn.abort()
+        raise
+    return conn
 
 
 def _secure(
@@ -193,130 +517,3 @@ def _parse(address: Any) -> tuple[int, Any]:
     if port < 1 or not host:
         raise ValueError(f"address={address!r}: a host, and a port from 1 to 65535 expected")
     return family, (host, port)
-
-
-def _resolve(target: tuple[str, int], address: Any, timeout: float | None, deadline: float) -> list[tuple[int, Any]]:
-    """Return the family and the socket address of each way to get there."""
-    host, port = target
-    for family in (_socket.AF_INET, _socket.AF_INET6):
-        try:
-            _socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return [(family, (*target, *address[2:]) if isinstance(address, tuple) else target)]
-    late = OperationTimeout(f"{host!r} was not resolved within {timeout} s", None, "connect", timeout or 0.0)
-    try:
-        # gevent's own timeout, as the resolver is gevent's: it knows nothing of deadlines (test_a_slow_resolver).
-        with gevent.Timeout(None if deadline == inf else max(0.0, deadline - monotonic()), late):
-            found = getaddrinfo(host, port, 0, _socket.SOCK_STREAM)
-    except OperationTimeout:
-        raise
-    except (OSError, UnicodeError) as error:
-        raise ConnectFailed(f"{host!r} cannot be resolved: {error}", address=address) from error
-    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
-
-
-def _share(deadline: float, others: int) -> float:
-    """Return until when an address may take, behind which ``others`` are to be tried."""
-    if not others:
-        return deadline
-    now = monotonic()
-    left = max(0.0, deadline - now)
-    return now + min(MAX_SHARE, max(left / (others + 1), min(MIN_SHARE, left / 2)))
-
-
-def _attempt(
-    kind: type[_Kind], family: int, sockaddr: Any, address: Any, timeout: float | None, deadline: float, no_delay: bool
-) -> _Kind:
-    """Connect to one address."""
-    late = OperationTimeout(f"{address!r} did not answer within {timeout} s", None, "connect", timeout or 0.0)
-    try:
-        conn = _begin(kind, family, sockaddr, deadline, late, no_delay)
-    except OperationTimeout:
-        raise
-    except OSError as error:
-        raise _failed(address, sockaddr, error) from error
-    entry = _Established(family)
-    try:
-        # A socket that connects can be written to as soon as it stands or has failed: that event brings the turn of the
-        # entry, which asks the kernel what became of it. Until then nothing else gets in front of it.
-        conn._writable = False  # until the kernel says that it stands
-        conn._submit(entry)
-        conn.await_sent(entry, None if deadline == inf else max(0.0, deadline - monotonic()))
-    # Its text says ``send``; the caller asked for a connection.
-    except OperationTimeout:
-        conn.abort()
-        raise late from None
-    except OSError as error:  # ConnectionLost, or what a SocketConnection raises in its place
-        cause = error.__cause__ or error
-        raise _failed(address, sockaddr, cause) from cause
-    # Killed, or a timeout of the caller's: no one else would close the connection (test_killed_while_it_connects).
-    except BaseException:
-        conn.abort()
-        raise
-    return conn
-
-
-def _begin(
-    kind: type[_Kind], family: int, sockaddr: Any, deadline: float, late: OperationTimeout, no_delay: bool
-) -> _Kind:
-    """Start the kernel connecting and have the engine watch it."""
-    sock = RawSocket(family, _socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        if family != _socket.AF_UNIX:
-            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
-        # A Unix socket whose backlog is full does not connect in the background, and no event says when there is room
-        # (test_a_full_unix_backlog).
-        while (said := sock.connect_ex(sockaddr)) == errno.EAGAIN and family == _socket.AF_UNIX:
-            if monotonic() >= deadline:
-                raise late
-            gevent.sleep(UNIX_RETRY)
-        if said not in (0, errno.EINPROGRESS):
-            raise OSError(said, os.strerror(said))
-    except BaseException:
-        sock.close()
-        raise
-    # No object owns the descriptor for these few lines, so whichever fails closes it.
-    fd = sock.detach()
-    try:
-        conn = kind(get_poller(), fd, family, sockaddr)
-    except BaseException:
-        close(fd)
-        raise
-    try:
-        conn._watch()
-    except BaseException:
-        conn.abort()
-        raise
-    return conn
-
-
-def _failed(address: Any, sockaddr: Any, error: BaseException) -> ConnectFailed:
-    reason = getattr(error, "strerror", None) or str(error)
-    where = repr(address) if address == sockaddr or isinstance(sockaddr, str) else f"{address!r} ({sockaddr[0]})"
-    return ConnectFailed(f"cannot connect to {where}: {reason}", address=address)
-
-
-class _Established(Outgoing):
-    """The first entry of the send queue: its turn comes when the connection stands or has failed."""
-
-    __slots__ = ("_family",)
-
-    def __init__(self, family: int) -> None:
-        super().__init__(1)
-        self._family = family
-
-    def push(self, fd: int, transport: Transport | None = None) -> int:
-        with borrow_socket(fd, self._family) as sock:
-            error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-            # SO_ERROR is 0 for a socket that still connects, too: only one that stands has a peer
-            # (test_an_event_of_whoever_had_the_descriptor_before_connects_nothing).
-            if error:
-                raise OSError(error, os.strerror(error))
-            try:
-                sock.getpeername()
-            except OSError:  # ENOTCONN: the event was for the previous owner of the descriptor
-                raise BlockingIOError from None
-        self.left = 0
-        return 0

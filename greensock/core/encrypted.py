@@ -187,6 +187,10 @@ class Encrypted(Sealing):
         except OSError:
             pass
 
+    def serve(self, conn: Lifecycle) -> None:
+        """Be the transport of another connection, which has the descriptor from now on."""
+        self._conn = conn
+
     # -- receiving
 
     def read(self, size: int) -> bytes:

@@ -1,7 +1,8 @@
 """The life of a connection: its fields, its states, how it closes, and what is raised when it is over.
 
 A connection owns its descriptor from the moment it is made until it is CLOSED. States and the legal transitions are in
-``TRANSITIONS``. OPENING is the TLS handshake of one that was accepted (``handshakes.py``). CLOSING belongs to the
+``TRANSITIONS``. OPENING is the TLS handshake of one that was accepted (``handshakes.py``), or the making of one of the
+server's own, which has no descriptor then (``dialling.py``). CLOSING belongs to the
 engine: it flushes what waits to be sent, sends FIN, reads and drops what still comes until the peer's FIN, and closes,
 all without a greenlet. (Closing a socket with unread input sends RST, which can destroy the answer that is on its way;
 RFC 9112 section 9.6 tells the same story.) A greenlet that is blocked in a receiving downcall when its connection
@@ -71,6 +72,7 @@ __all__ = [
     "CLOSING",
     "FLUSH_SECONDS",
     "INHERIT",
+    "NEVER_STOOD",
     "OPEN",
     "OPENING",
     "TRANSITIONS",
@@ -84,7 +86,8 @@ __all__ = [
 class State(enum.Enum):
     """Where a connection is in its life."""
 
-    #: TLS is being agreed on: no upcall was made, and downcalls raise ``ConnectionClosed``.
+    #: TLS is being agreed on, or ``Server.connect`` still connects: no upcall was made, and downcalls raise
+    #: ``ConnectionClosed``.
     OPENING = "opening"
     #: Downcalls work.
     OPEN = "open"
@@ -96,6 +99,9 @@ class State(enum.Enum):
 
 # A member of an enum is looked up through a descriptor before Python 3.12: 0.1 us, on the hot path.
 OPENING, OPEN, CLOSING, CLOSED = State.OPENING, State.OPEN, State.CLOSING, State.CLOSED
+
+#: Why one may end that was to be made (``Server.connect``) and never stood; ``_failure`` says more.
+NEVER_STOOD = frozenset({DropReason.CONNECT_FAILED, DropReason.HANDSHAKE, DropReason.ERROR})
 
 #: The legal transitions.
 TRANSITIONS: dict[State, frozenset[State]] = {
@@ -318,6 +324,21 @@ class Lifecycle(Endpoint):
         if self._state is not CLOSED and not self._event("closed").wait(timeout):
             raise OperationTimeout(f"not closed within {timeout} s", self, "wait_closed", timeout or 0.0)
 
+    def wait_open(self, timeout: float | None = None) -> None:
+        """Block until a connection that ``Server.connect`` makes stands; at once if it does.
+
+        Raises:
+            ConnectFailed, HandshakeFailed, OperationTimeout: it could not be made. The upcalls are told the same.
+            ConnectionClosed: it was closed before, or has ended meanwhile.
+            OperationTimeout: ``timeout`` seconds passed first; it is made all the same.
+        """
+        if self._state is OPENING and not self._event("open").wait(timeout):
+            raise OperationTimeout(f"not open after {timeout} s", self, "wait_open", timeout or 0.0)
+        if self._state is not OPEN:
+            if self._failure is not None and self._drop_reason in NEVER_STOOD:
+                raise self._failure
+            raise self._closed_error()
+
     def wait_disconnect(self, timeout: float | None = None) -> None:
         """Block until the peer closed its side or the connection ended.
 
@@ -399,6 +420,10 @@ class Lifecycle(Endpoint):
             self._events = {}
         return self._events.setdefault(name, Event())
 
+    def _tell_open(self) -> None:
+        if self._events is not None and "open" in self._events:
+            self._events["open"].set()
+
     def _on_hangup(self) -> None:
         # The event may be meant for the previous owner of the descriptor, or made up by the poller after a failure, so
         # the kernel is asked before anything is reported (test_an_end_that_is_a_strangers_is_told_to_nobody). It is
@@ -452,6 +477,10 @@ class Lifecycle(Endpoint):
 
     def _abort(self, reason: DropReason) -> None:
         if self._state is CLOSED:
+            return
+        if self._state is OPENING and self._fd < 0:  # it never had one: it is still being made
+            self._leave_open(CLOSED, reason)
+            self._gone()
             return
         # SO_LINGER belongs to the connection and not to our descriptor: the last holder's close would send RST
         # (test_an_abort_of_a_shared_one_resets_nothing_for_the_others).
@@ -658,11 +687,15 @@ class Lifecycle(Endpoint):
                 entry.discard()
             self._out = None
             self._queued = self._kept = 0
+        if self.is_duplicated:
+            self.descriptor_closed()
+        self._gone()
+
+    def _gone(self) -> None:
+        """Tell those who wait for its end, and the server."""
         if self._events is not None:
             for event in self._events.values():
                 event.set()
-        if self.is_duplicated:
-            self.descriptor_closed()
         # Last: it may be the end of what a draining server waits for.
         if self.server is not None:
             self.server._released(self)
@@ -780,6 +813,8 @@ class Lifecycle(Endpoint):
             lost = ConnectionTruncated(f"the connection was cut: {self._failure}", self)
             lost.__cause__ = self._failure
             return lost
+        if self._state is OPENING:
+            return ConnectionClosed("the connection does not stand yet: wait_open() waits for that", self)
         return ConnectionClosed(f"the connection is closed: {reason.value if reason else 'closed'}", self, reason)
 
     def _lost(self, error: OSError) -> ConnectionClosed | ConnectionLost:

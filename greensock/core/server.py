@@ -26,6 +26,8 @@ from greenlet import GreenletExit, getcurrent
 from greensock.address import listen, parse_address, pass_on, remove_file
 from greensock.core.acceptor import Acceptor
 from greensock.core.connection import Connection
+from greensock.core.connector import Connecting
+from greensock.core.dialling import Dial
 from greensock.core.idle import IdleSweep
 from greensock.core.lifecycle import OPEN
 from greensock.core.poller import get_poller
@@ -34,7 +36,7 @@ from greensock.core.signals import serving
 from greensock.core.syscalls import unpack_address
 from greensock.core.turns import Tally, Turns
 from greensock.core.upcalls import ConnectionT
-from greensock.errors import DropReason, WouldBlock
+from greensock.errors import DropReason, LimitExceeded, WouldBlock
 from greensock.framing import Framer
 from greensock.log_limit import LogLimit
 from greensock.server_options import OPTIONS, UPCALLS, Rule, ServerKeywords, checked
@@ -430,6 +432,40 @@ class Server(Turns[ConnectionT]):
         family = sock.family
         return self._serve(sock.detach(), family, peer)
 
+    def connect(
+        self,
+        address: Any,
+        *,
+        timeout: float | None = 30.0,
+        tls: TLS | ssl.SSLContext | bool | None = None,
+        server_hostname: str | None = None,
+    ) -> ConnectionT:
+        """Connect to ``address``, and have this server's upcalls serve the connection (the seed's downcall).
+
+        It returns at once, as what becomes of the connection is told by upcalls, and in one place: ``connection_new``
+        when it stands, or ``connection_error``, with what ``greensock.connect`` would have raised, and
+        ``connection_drop``. So an upcall can make many, and no slow one holds up the others. Attributes that you set on
+        it are there in the first upcall. Who wants to go on only when it stands calls ``conn.wait_open()``; until then
+        its state is OPENING, and what sends or receives raises ``ConnectionClosed``. ``close()`` gives it up.
+
+        ``timeout`` is in seconds for all of it; ``tls`` and ``server_hostname`` are as in ``greensock.connect``: the
+        server's own ``tls`` is for those who come. It counts among ``max_connections`` from now on. What does not stand
+        yet is closed by a server that drains.
+
+        Raises:
+            ValueError: an argument is not allowed, or the server is not started, or is about to stop.
+            LimitExceeded: ``max_connections`` are there.
+        """
+        to = Connecting.of(address, timeout, self.no_delay, tls, server_hostname)
+        self._check_thread("connect")
+        if not self.started or self._draining:
+            raise ValueError("connect: the server is not started, or is about to stop")
+        most = self.max_connections
+        if most is not None and self._tally.alive >= most:
+            raise LimitExceeded(f"max_connections={most} are there", None, "max_connections", most)
+        conn: ConnectionT = Dial(self, to).begin()
+        return conn
+
     def broadcast(self, data: Buffer | Sequence[Buffer], connections: Iterable[ConnectionT] | None = None) -> int:
         """Send to each of ``connections`` (default: all of the server) without waiting; return how many took it.
 
@@ -473,6 +509,7 @@ class Server(Turns[ConnectionT]):
         workers = getattr(self, "_workers", None)
         return ServerStatistics(
             accepted=self._tally.accepted,
+            connected=self._tally.connected,
             active=self._tally.alive,
             dropped=dict(self._dropped),
             errors=self.error_count,

@@ -11,7 +11,7 @@ cdef object _PEER_CLOSED
 
 
 cdef class Tally:
-    cdef public long long accepted, alive, messages, received, sent
+    cdef public long long accepted, alive, connected, messages, received, sent
 
 
 @cython.locals(conn=Connection, poller=Poller, tally=Tally)

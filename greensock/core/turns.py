@@ -24,7 +24,7 @@ import gevent
 from greenlet import GreenletExit
 
 from greensock.core.connection import Connection
-from greensock.core.lifecycle import CLOSED, OPEN, OPENING, Lifecycle
+from greensock.core.lifecycle import CLOSED, NEVER_STOOD, OPEN, OPENING, Lifecycle
 from greensock.core.poller import Poller
 from greensock.core.syscalls import both_sides_are_down, close, has_input, has_unacknowledged, read
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
@@ -66,11 +66,13 @@ _PEER_CLOSED = DropReason.PEER_CLOSED
 class Tally:
     """What a server counts of its connections: those that came, those that live, and what went through the others."""
 
-    __slots__ = ("accepted", "alive", "messages", "received", "sent")
+    __slots__ = ("accepted", "alive", "connected", "messages", "received", "sent")
 
     def __init__(self) -> None:
         self.accepted = 0
         self.alive = 0
+        #: Those that the server made, and that stood.
+        self.connected = 0
         #: Those that framers have cut.
         self.messages = 0
         #: Bytes, both ways, of connections whose descriptor is closed.
@@ -95,6 +97,8 @@ class Turns(Upcalls[ConnectionT]):
     handshake_timeout: float | None
     max_handshakes: int
     _handshakes: Handshakes | None
+    #: The connections that are being made (``dialling``).
+    _dials: dict[Any, Any]
     _poller: Poller
     _draining: bool
     _draining_since: float
@@ -119,6 +123,7 @@ class Turns(Upcalls[ConnectionT]):
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
         self._handshakes = None
+        self._dials = {}
         if self.tls is not None:
             self._on_transport = self.transport_for
             self._handshakes = self._prepare_handshakes(poller)
@@ -194,6 +199,16 @@ class Turns(Upcalls[ConnectionT]):
         if conn._readable or self._draining:
             self._poller.queue(conn)
 
+    def _begin_made(self, conn: ConnectionT) -> None:
+        """Have the upcalls begin of a connection that the server made."""
+        if self._on_new is not None or self._on_handle is not None:
+            conn._stage = _NEW
+            self._poller.queue(conn)
+        elif conn._readable or self._draining:
+            self._poller.queue(conn)
+        else:
+            conn._plain = conn._decoder is None and conn._transport is None
+
     def plaintext_answer(self, conn: Any, data: bytes) -> bytes:
         """Return what a peer is told that speaks no TLS to a server that does; ``data`` is what came first of it."""
         return b""
@@ -201,11 +216,12 @@ class Turns(Upcalls[ConnectionT]):
     def _mine(self) -> list[ConnectionT]:
         if not hasattr(self, "_poller"):
             return []
-        return [
+        mine = [
             cast(Any, endpoint)
             for endpoint in self._poller.endpoints()
             if isinstance(endpoint, Connection) and endpoint.server is self
         ]
+        return [*self._dials, *mine]
 
     # -- turns
 
@@ -287,6 +303,9 @@ class Turns(Upcalls[ConnectionT]):
         now = monotonic()
         for conn in self._mine():
             conn._plain = False  # so that its turn ends in _rest, which looks whether it is to go on
+            if conn._fd < 0:  # it is being made
+                conn._abort(DropReason.STOPPED)
+                continue
             # Who is in its handshake has just come, and is to ask first
             # (test_who_shakes_hands_while_it_is_handed_over_is_served).
             if self._spread and (conn._state is OPEN or conn._state is OPENING) and self.spares(conn):
@@ -512,10 +531,13 @@ class Turns(Upcalls[ConnectionT]):
 
     def _tell_loss(self, conn: ConnectionT, reason: DropReason) -> None:
         """Tell what the network, or OpenSSL, said of a connection that it ended."""
-        if reason is not DropReason.HANDSHAKE:
+        if reason is DropReason.HANDSHAKE and conn._stage == _NEW:
+            if self._on_handshake_failed is not None:
+                self._tell(self._on_handshake_failed, conn, conn._failure)
+        elif reason in NEVER_STOOD:
+            self._tell_error(conn, cast(Exception, conn._failure))
+        else:
             self._tell_error(conn, conn._closed_error())
-        elif self._on_handshake_failed is not None:
-            self._tell(self._on_handshake_failed, conn, conn._failure)
 
     def _released(self, conn: Lifecycle) -> None:
         """The descriptor is closed."""

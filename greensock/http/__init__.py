@@ -13,9 +13,9 @@ wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
 =============  =======================================================================================================
 """
 
+from greensock import PoolStatistics
 from greensock.http.client.deadlines import Timeouts
 from greensock.http.client.http_client import ClientResponse, HTTPClient
-from greensock.http.client.pool_state import PoolStatistics
 from greensock.http.client.websocket_client import WebSocketRefused, connect_websocket
 from greensock.http.errors import (
     BadMessage,

@@ -19,7 +19,7 @@ from functools import partial
 from time import monotonic, time
 from typing import Protocol
 
-from greensock.http.client.connection_pool import ClientConnection, Lease
+from greensock.http.client.connection_pool import ClientConnection, ClientLease
 from greensock.http.client.exchange import WITH_BODY
 from greensock.http.client.payload import NOTHING, payload_in_memory
 from greensock.http.server.request import NO_BODY, ReadBody, Request
@@ -157,7 +157,7 @@ class OrdinaryExchange:
             relay.note_asked(upstream, deadlines, server, spell, asked, conn.has_left)
             payload = payload_in_memory(data[begin:]) if length else NOTHING
             # Handed over and not held here: a long answer may take its time (test_a_long_answer_holds_no_first_piece).
-            relay.note_heard(Lease(pool, server.origin, kept) if kept is not None else None, sent_at, heard)
+            relay.note_heard(ClientLease(pool, server.origin, kept) if kept is not None else None, sent_at, heard)
             heard = b""
             relay.run(partial(relay.go_on_asking, payload))
             return None

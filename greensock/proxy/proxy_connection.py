@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from greensock import Connection
-from greensock.http.client.connection_pool import Lease
+from greensock.http.client.connection_pool import ClientLease
 from greensock.http.server.http_server import HTTPConnection
 from greensock.proxy.log.record import Record
 from greensock.proxy.networks import canonical_address
@@ -50,7 +50,7 @@ class ProxyConnection(HTTPConnection):
         self.refusal: Record | None = None
         #: Connections to servers that are one client's alone, by their groups, and that client's address; None if there
         #: never were any.
-        self.bound: dict[Upstream, tuple[UpstreamServer, Lease, str]] | None = None
+        self.bound: dict[Upstream, tuple[UpstreamServer, ClientLease, str]] | None = None
         #: What came of a body that is waited for without a worker.
         self.upload: Any = None  # an ``Upload``: see there
         #: The connection to a server whose answer it waits for, in an ordinary exchange; and whether it has left there.
@@ -80,14 +80,14 @@ class ProxyConnection(HTTPConnection):
     def is_at_rest(self) -> bool:
         return self.upload is None and not self.awaits_header and super().is_at_rest()
 
-    def bind(self, server: UpstreamServer, lease: Lease, client: str) -> None:
+    def bind(self, server: UpstreamServer, lease: ClientLease, client: str) -> None:
         """Keep a connection to a server for what else this client asks here; it holds its slot."""
         if self.bound is None:
             self.bound = {}
         self.bound[server.upstream] = server, lease, client
         server.hold(1)
 
-    def take_bound(self, upstream: Upstream, client: str | None) -> tuple[UpstreamServer, Lease] | None:
+    def take_bound(self, upstream: Upstream, client: str | None) -> tuple[UpstreamServer, ClientLease] | None:
         """Take out what was kept of a group; None if nothing is.
 
         What was kept for another client is closed: a trusted peer may bring the requests of many on one connection.

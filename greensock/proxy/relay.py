@@ -12,7 +12,8 @@ from math import inf
 from time import monotonic, time
 from typing import Any, Protocol
 
-from greensock.http.client.connection_pool import Lease, Waiter
+from greensock import Waiter
+from greensock.http.client.connection_pool import ClientLease
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.exchange import Exchange
 from greensock.http.errors import BadRequest, Reason
@@ -199,7 +200,7 @@ class Relay:
         #: The wait for a connection to the server, while that has none free.
         self.waiter: Waiter | None = None
         self._request_id = ""  # made when something asks for it
-        self._lease: Lease | None = None
+        self._lease: ClientLease | None = None
         self._left = True  # the server
         self._client_left = False
         self._heard: tuple[float | None, bytes | BaseException] = (None, b"")  # of a server, before it took over
@@ -400,7 +401,7 @@ class Relay:
         headers = self.head.headers
         return any(is_of_connection(value) for name in CHALLENGE_FIELDS for value in headers.all_raw(name))
 
-    def take_lease(self) -> Lease:
+    def take_lease(self) -> ClientLease:
         """Take the connection to the server out, for a tunnel."""
         self.conn.notify_disconnect(None)
         lease, self._lease = self._lease, None
@@ -423,7 +424,7 @@ class Relay:
                 self.exchange.stop_and_wait()
         self.left()
 
-    def _is_unused(self, lease: Lease) -> bool:
+    def _is_unused(self, lease: ClientLease) -> bool:
         """Whether nothing was sent on a connection, and it stands: the client left before, or the program refused."""
         assert self.server is not None
         return lease.is_quiet() and (lease.is_reused or not self.server.send_proxy_protocol)

@@ -21,7 +21,7 @@ from time import monotonic, time
 from greenlet import GreenletExit
 
 from greensock import Connection, DropReason
-from greensock.http.client.connection_pool import Lease
+from greensock.http.client.connection_pool import ClientLease
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.exchange import IDEMPOTENT, Call, Exchange
 from greensock.http.client.payload import NOTHING, Payload
@@ -297,7 +297,7 @@ class RequestRelay(Relay):
             return self.blame_server(error)
         return None
 
-    def _await_head(self, run: Callable[[], ResponseHead], lease: Lease, call: Call) -> None:
+    def _await_head(self, run: Callable[[], ResponseHead], lease: ClientLease, call: Call) -> None:
         """Wait for the head of the answer: ``run`` does it, on the exchange that there is."""
         exchange = self.exchange
         assert exchange is not None
@@ -306,7 +306,7 @@ class RequestRelay(Relay):
         except Exception as error:
             self.head = self._ask_again(error, exchange, lease, call)
 
-    def _ask_again(self, error: Exception, exchange: Exchange, lease: Lease, call: Call) -> ResponseHead:
+    def _ask_again(self, error: Exception, exchange: Exchange, lease: ClientLease, call: Call) -> ResponseHead:
         """Ask once more on a fresh connection if a kept one died without a word; else raise."""
         # A second attempt on a fresh connection, which is free: the kept one had most likely gone before
         # (test_a_second_try_on_a_fresh_connection).
@@ -366,7 +366,7 @@ class RequestRelay(Relay):
                 self.record.upstream_time = self.record.head_time
         raise error
 
-    def note_heard(self, lease: Lease | None, sent_at: float | None, heard: bytes | BaseException) -> None:
+    def note_heard(self, lease: ClientLease | None, sent_at: float | None, heard: bytes | BaseException) -> None:
         """Note what came of a first server: the connection that the request was sent on; None: it was not.
 
         ``sent_at`` is when it was out whole; None: it is not. ``heard`` is what was received then, or was raised.
@@ -390,7 +390,7 @@ class RequestRelay(Relay):
             self._ask_others(failure, upstream, payload)
         return pass_answer(self)
 
-    def _hear(self, server: UpstreamServer, payload: Payload, lease: Lease) -> Failure | None:
+    def _hear(self, server: UpstreamServer, payload: Payload, lease: ClientLease) -> Failure | None:
         conn, upstream_conn = self.conn, lease.connection
         assert upstream_conn is not None
         if self.record is not None:
@@ -503,7 +503,7 @@ class RequestRelay(Relay):
         self._asked = monotonic()
         record.connect_time, record.reused = None, False
 
-    def _note_connected(self, lease: Lease) -> None:
+    def _note_connected(self, lease: ClientLease) -> None:
         assert self.record is not None
         self.record.connect_time = 0.0 if lease.is_reused else monotonic() - self._asked
         self.record.reused = lease.is_reused

@@ -4,7 +4,6 @@ The modules, lowest first; each imports only what stands above it:
 
 ================  ====================================================================================================
 origin            where a URL leads
-pool_state        which connection a request gets, and who waits for one (no I/O)
 deadlines         how long the phases of a request may take
 payload           what is sent behind the head
 connection_pool   the connections: made, leased, taken back

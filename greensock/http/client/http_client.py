@@ -28,16 +28,16 @@ from greensock import (
     ConnectionClosed,
     LimitExceeded,
     OperationTimeout,
+    PoolStatistics,
     Rule,
     Server,
     __version__,
 )
-from greensock.http.client.connection_pool import ClientConnection, ConnectionPool, Lease
+from greensock.http.client.connection_pool import ClientConnection, ClientLease, ClientPool
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.client.exchange import Call, Exchange, Interim, Trailers
 from greensock.http.client.origin import Origin, origin_at, parse_url
 from greensock.http.client.payload import NOTHING, Body, let_go, payload_of
-from greensock.http.client.pool_state import PoolState, PoolStatistics
 from greensock.http.errors import BadResponse, BodyTimeout
 from greensock.http.incoming_body import IncomingBody
 from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
@@ -91,11 +91,11 @@ class ClientResponse(IncomingBody):
     parser: ResponseParser
 
     def __init__(
-        self, lease: Lease, head: ResponseHead, exchange: Exchange, deadlines: Deadlines, closes: bool
+        self, lease: ClientLease, head: ResponseHead, exchange: Exchange, deadlines: Deadlines, closes: bool
     ) -> None:
         conn = lease.connection
         assert conn is not None
-        self._lease: Lease | None = lease
+        self._lease: ClientLease | None = lease
         self._conn = conn
         self.parser = conn.parser
         self._exchange = exchange
@@ -284,7 +284,9 @@ class HTTPClient:
         self._take_options(options)
         agent = Headers([("User-Agent", self.user_agent)] if self.user_agent else [])
         self._agent = agent.raw
-        state: PoolState[Any, Any] = PoolState(
+        self._pool = ClientPool(
+            self.limits,
+            tls=self.tls,
             max_connections=self.max_connections,
             max_idle=self.max_idle,
             max_idle_total=self.max_idle_total,
@@ -293,7 +295,6 @@ class HTTPClient:
             max_age=self.max_age,
             max_requests=self.max_requests,
         )
-        self._pool = ConnectionPool(state, self.limits, tls=self.tls)
         self._unbounded = Deadlines(self.timeouts, None)
         self._written: dict[tuple[str, str], tuple[Origin, Call]] = {}
 
@@ -354,7 +355,7 @@ class HTTPClient:
         if body is None and headers == () and trailers is None and target is None and address is None:
             if not expect_continue and on_interim is None and type(url) is str:
                 origin, call = self._written.get((method, url)) or self._write(method, url)
-                return self.perform(call, self._pool.lease(origin, deadlines), deadlines)
+                return self.perform(call, self._pool.lease_for(origin, deadlines), deadlines)
         try:
             destination = parse_url(url)
             if type(headers) is not Headers:
@@ -367,7 +368,7 @@ class HTTPClient:
             fields = self._fields(headers, destination.authority, expect_continue)
             call = Call(method, destination.target if target is None else target, fields, payload, trailers, on_interim)
             origin = destination.origin if address is None else origin_at(address, destination.origin)
-            lease = self._pool.lease(origin, deadlines)
+            lease = self._pool.lease_for(origin, deadlines)
             return self.perform(call, lease, deadlines)
         except BaseException:
             payload.close()
@@ -451,7 +452,7 @@ class HTTPClient:
             pairs = [*pairs, (b"Expect", b"100-continue")]
         return Headers.of_raw(pairs)
 
-    def perform(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
+    def perform(self, call: Call, lease: ClientLease, deadlines: Deadlines) -> ClientResponse:
         """Make the call, again if that is allowed, and return the answer, which holds the lease."""
         try:
             conn = lease.connection

@@ -22,7 +22,7 @@ from typing import Any
 import gevent
 
 from greensock import TLS
-from greensock.http.client.connection_pool import Lease
+from greensock.http.client.connection_pool import ClientLease
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.exchange import Call
 from greensock.http.client.http_client import ClientResponse, HTTPClient
@@ -56,7 +56,7 @@ class CheckClient(HTTPClient):
         super().__init__(user_agent="greensock health check", max_idle=0, tls=tls)
         self._preamble = preamble
 
-    def perform(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
+    def perform(self, call: Call, lease: ClientLease, deadlines: Deadlines) -> ClientResponse:
         call.head = self._preamble + call.head
         if call.short:
             call.short = self._preamble + call.short

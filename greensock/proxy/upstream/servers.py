@@ -12,11 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from time import monotonic
-from typing import Any
 
-from greensock.http.client.connection_pool import ConnectionPool, Lease, Patient
+from greensock import Patient
+from greensock.http.client.connection_pool import ClientLease, ClientPool
 from greensock.http.client.deadlines import Deadlines
-from greensock.http.client.pool_state import PoolState
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
 from greensock.proxy.failure import Failure
@@ -113,7 +112,14 @@ class UpstreamServer:
         self.is_up = True
         self.is_ejected = False
         self.is_full = False
-        state: PoolState[Any, Any] = PoolState(
+        tls = group.tls
+        #: The connections to it.
+        self.pool = ClientPool(
+            limits,
+            make_room=upstream.make_room,
+            is_full=upstream.is_full,
+            tls=True if tls is None else tls.made,
+            server_hostname=None if tls is None else tls.server_name,
             max_connections=self.max_connections,
             max_idle=group.max_idle,
             max_idle_total=group.max_idle,
@@ -121,16 +127,6 @@ class UpstreamServer:
             idle_timeout=group.idle_timeout,
             max_age=group.max_age,
             max_requests=group.max_requests,
-        )
-        #: The connections to it.
-        tls = group.tls
-        self.pool = ConnectionPool(
-            state,
-            limits,
-            upstream.make_room,
-            upstream.is_full,
-            True if tls is None else tls.made,
-            None if tls is None else tls.server_name,
         )
 
     def share(self, now: float) -> float:
@@ -200,9 +196,9 @@ class UpstreamServer:
         if is_up:
             self.rose()
 
-    def lease(self, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
-        """Lease a connection; see :meth:`ConnectionPool.lease`."""
-        return self.pool.lease(self.origin, deadlines, patient)
+    def lease(self, deadlines: Deadlines, patient: Patient | None = None) -> ClientLease:
+        """Lease a connection; see :meth:`ClientPool.lease_for`."""
+        return self.pool.lease_for(self.origin, deadlines, patient)
 
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""
