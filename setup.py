@@ -91,7 +91,7 @@ def hide_imports(module: Path, types: Path) -> None:
     """Blank out, in a copy of a module, what its .pxd takes from C: imports of functions, and functions of its own."""
     text = types.read_text()
     taken = set(re.findall(r"^cdef inline .*\b(\w+)\(", text, re.MULTILINE))
-    for names in re.findall(r"^from greensock.core._sys cimport (.*)$", text, re.MULTILINE):
+    for names in re.findall(r"^from greensock.core._\w+ cimport (.*)$", text, re.MULTILINE):
         taken.update(name.strip() for name in names.split(","))
     source = module.read_text()
     lines = source.split("\n")

@@ -9,6 +9,7 @@ tls             what a server or a client is told of TLS, and what a connection 
 framing         framers: cut a stream into messages (no I/O)
 address         how addresses are written, and sockets that listen
 server_options  what a server can be told
+datagram_rules  what a datagram server can be told
 stats           what servers and connections counted
 log_limit       a bound on the log lines that peers can cause
 descriptors     a bound on the descriptors that optional things may take
@@ -25,6 +26,8 @@ An underscore is private to its folder: each folder below is one unit.
 
 from greensock.core.connection import Connection
 from greensock.core.connector import connect
+from greensock.core.datagram_client import DatagramConnection, connect_datagram
+from greensock.core.datagram_server import DatagramServer
 from greensock.core.fairness import let_others_run
 from greensock.core.lifecycle import State
 from greensock.core.poller import compiled
@@ -32,6 +35,7 @@ from greensock.core.server import Server
 from greensock.core.socket_connection import SocketConnection
 from greensock.core.transport import Transport
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Verdict
+from greensock.datagram_rules import DatagramKeywords
 from greensock.descriptors import share_of_descriptors
 from greensock.errors import (
     CertificateRefused,
@@ -48,12 +52,13 @@ from greensock.errors import (
     MessageTooLong,
     OperationTimeout,
     ProtocolError,
+    Undeliverable,
     WouldBlock,
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
 from greensock.log_limit import LogLimit
 from greensock.server_options import Rule, ServerKeywords, ServerSettings
-from greensock.stats import ConnectionStatistics, ServerStatistics
+from greensock.stats import ConnectionStatistics, DatagramStatistics, ServerStatistics
 from greensock.stream_server import StreamServer
 from greensock.tls import TLS, Certificate, TLSInfo
 from greensock.version import __version__
@@ -74,6 +79,10 @@ __all__ = [
     "ConnectionStatistics",
     "ConnectionT",
     "ConnectionTruncated",
+    "DatagramConnection",
+    "DatagramKeywords",
+    "DatagramServer",
+    "DatagramStatistics",
     "Delimited",
     "DropReason",
     "FixedSize",
@@ -98,11 +107,13 @@ __all__ = [
     "StreamServer",
     "TLSInfo",
     "Transport",
+    "Undeliverable",
     "Verdict",
     "WouldBlock",
     "__version__",
     "compiled",
     "connect",
+    "connect_datagram",
     "let_others_run",
     "share_of_descriptors",
 ]

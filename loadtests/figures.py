@@ -18,6 +18,7 @@ __all__ = [
     "HTTP_TARGETS",
     "PROXY_TARGETS",
     "TARGETS",
+    "UDP_TARGETS",
     "WEBSOCKET_TARGETS",
     "Row",
     "Target",
@@ -174,6 +175,16 @@ WEBSOCKET_TARGETS: tuple[Target, ...] = (
         for count in (64, 1000)
     ),
     Target("memory of one at rest, by upcalls", "idle memory 2000", "websocket_upcalls", "kb", 5.0, unit="kB"),
+)
+
+UDP = "udp_greensock"
+UDP_TARGETS: tuple[Target, ...] = (
+    *(
+        Target(f"UDP echo, {title}, of {rival}", f"udp echo {count}", UDP, CPU, most, f"udp_{rival}")
+        for count, title in ((1, "1 client"), (64, "64 clients"))
+        for rival, most in (("gevent", 0.30), ("uvloop", 1.05))
+    ),
+    Target("a sink of 1,200-byte datagrams in bursts, of uvloop", "udp sink", UDP, CPU, 0.45, "udp_uvloop"),
 )
 
 
