@@ -1,12 +1,14 @@
 /*
  * The client side of the load tests of datagrams: one epoll loop.
  *
- *     udp_load HOST PORT MODE SOCKETS SECONDS WARMUP PID
+ *     udp_load HOST PORT MODE SOCKETS SECONDS WARMUP PID [MOST]
  *
  * MODE: echo, 64 bytes and their echo over and over, on so many sockets; sink, bursts of 1,200-byte datagrams that get
  * no answer, each cut by the kernel from two sends (UDP_SEGMENT), as QUIC's senders do it. Behind each burst goes one
  * datagram of a byte, which the server answers with how many long ones it got, in figures: then the next burst goes out,
  * so that none is lost for want of a buffer, and what is counted is what the program was given.
+ *
+ * With MOST it ends after so many datagrams, whatever the time.
  *
  * What does not come back within a fifth of a second is sent once more, and counted as lost.
  *
@@ -123,8 +125,8 @@ static void look_for_lost(int count) {
 int main(int argc, char **argv) {
     struct epoll_event events[MOST_EVENTS];
     struct sockaddr_in address = {.sin_family = AF_INET};
-    if (argc != 8) {
-        fprintf(stderr, "usage: udp_load HOST PORT echo|sink SOCKETS SECONDS WARMUP PID\n");
+    if (argc != 8 && argc != 9) {
+        fprintf(stderr, "usage: udp_load HOST PORT echo|sink SOCKETS SECONDS WARMUP PID [MOST]\n");
         return 1;
     }
     address.sin_port = htons(atoi(argv[2]));
@@ -146,9 +148,9 @@ int main(int argc, char **argv) {
         begin(&clients[each]);
     }
     double start = seconds_of(CLOCK_MONOTONIC) + warmup, end = start + seconds, now, looked = 0, cpu = 0, own = 0;
-    long long before = 0, before_lost = 0;
+    long long before = 0, before_lost = 0, most = argc == 9 ? atoll(argv[8]) : 0;
     bool is_warm = false;
-    while ((now = seconds_of(CLOCK_MONOTONIC)) < end) {
+    while ((now = seconds_of(CLOCK_MONOTONIC)) < end && (!most || done < most)) {
         if (!is_warm && now >= start) {
             is_warm = true;
             start = now;

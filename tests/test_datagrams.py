@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -645,3 +646,25 @@ def test_descriptors_that_are_passed_are_not_kept(tmp_path):
         wait_until(lambda: len(server.came) == 5)
         assert len(descriptors()) == before
         assert server.came[0] == (b"x", None)  # a socket without a name
+
+
+def test_the_programs_of_the_document_run():
+    shout, client = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "datagrams.md").read_text(), re.DOTALL)
+    start = (
+        'server = Shout("127.0.0.1:0"); server.start(); print(server.server_port, flush=True); server.serve_forever()'
+    )
+    shout = shout.replace('Shout(("127.0.0.1", 5000)).serve_forever()', start)
+    with subprocess.Popen([sys.executable, "-c", shout], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            port = process.stdout.readline().strip()
+            program = client.replace("5000", port)
+            done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+            assert (done.stdout, done.stderr) == ("b'HELLO'\n", "")
+            with connect_datagram(("127.0.0.1", int(port)), recv_timeout=PATIENCE) as conn:
+                conn.send(bytes(1001))
+                assert conn.recv() == b"1,000 bytes at the most"
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE) == 0
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "did not arrive: Connection refused" in done.stdout

@@ -24,6 +24,7 @@ __all__ = [
     "READS_AT_ONCE",
     "can_segment",
     "change_membership",
+    "check_place",
     "kernel_drops",
     "receive_datagrams",
     "send_datagram",

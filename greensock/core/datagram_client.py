@@ -188,9 +188,9 @@ def connect_datagram(
     """Make a socket of datagrams with one peer: ``(host, port)``, ``"host:port"`` or the path of a Unix socket.
 
     A name is looked up, by gevent's resolver, for ``timeout`` seconds at the most, and its first address taken: UDP
-    does not tell which of them answers. ``local_address`` is ours: ``(host, port)``, or the path of a Unix socket, whose
-    file ``close`` removes, or an abstract name. None: what leads to the peer; of a Unix socket a name of the kernel's
-    choice, for without one the peer can't answer.
+    does not tell which of them answers. ``local_address`` is ours: ``(host, port)``, or the path of a Unix socket,
+    whose file ``close`` removes, or an abstract name. None: what leads to the peer; of a Unix socket a name of the
+    kernel's choice, for without one the peer can't answer.
 
     The other options are those of ``DatagramServer``, and ``recv_timeout`` (seconds) is the default of ``recv``.
 
