@@ -51,7 +51,6 @@ STYLES: dict[str, Style] = {
     "websocket_gevent": Style("#ea580c", "^"),
     "udp_greensock": Style("#15803d", "o"),
     "udp_gevent": Style("#ea580c", "^"),
-    "udp_asyncio": Style("#1d4ed8", "D"),
     "udp_uvloop": Style("#86198f", "v"),
     "udp_epoll": Style("#111111", "X"),
 }

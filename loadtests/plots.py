@@ -364,9 +364,9 @@ def udp(content: Content) -> Figure:
     """What a datagram costs."""
     cost, value = "server CPU each, us", "server_us"
     panels = {
-        "udp echo 1": ("echo of 64 bytes\n1 client", cost, value),
         "udp echo 64": ("echo of 64 bytes\n64 clients", cost, value),
         "udp sink": ("a sink of 1,200 bytes\nin bursts", cost, value),
+        "udp echo 1": ("echo of 64 bytes\n1 client", cost, value),
     }
     return bar_panels(content, panels, 4.2)
 

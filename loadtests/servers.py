@@ -80,7 +80,6 @@ SERVERS: dict[str, Server] = {
     "websocket_gevent": websocket("gevent-websocket", "gevent", "geventwebsocket"),
     "udp_greensock": Server("greensock DatagramServer", ("gevent", "greensock"), "udp"),
     "udp_gevent": Server("gevent DatagramServer", ("gevent",), "udp"),
-    "udp_asyncio": Server("asyncio DatagramProtocol", (), "udp"),
     "udp_uvloop": Server("uvloop DatagramProtocol", ("uvloop",), "udp"),
     "udp_epoll": Server("C, epoll and recvmmsg", (), "udp"),
 }

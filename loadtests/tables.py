@@ -238,9 +238,9 @@ WEBSOCKET_CASES = {
 }
 
 UDP_CASES = {
-    "udp echo 1": ("echo, 1 client, us", "server_us"),
     "udp echo 64": ("echo, 64 clients, us", "server_us"),
     "udp sink": ("sink of 1,200 bytes in bursts, us", "server_us"),
+    "udp echo 1": ("echo, 1 client, us", "server_us"),
 }
 
 REQUESTS = {
@@ -398,6 +398,7 @@ TABLES: dict[str, Table] = {
     "websocket": Table("websocket", lambda content: cases_table(WEBSOCKET_CASES, content)),
     "websocket-targets": Table("websocket", lambda content: asked_table(WEBSOCKET_TARGETS, content)),
     "udp": Table("udp", lambda content: cases_table(UDP_CASES, content)),
+    "udp-picture": Table("udp", lambda content: "![CPU per datagram](results/udp.png)"),
     "udp-targets": Table("udp", lambda content: asked_table(UDP_TARGETS, content)),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     "flat": Table("flat", lambda content: cases_table(FLAT_CASES, content)),
