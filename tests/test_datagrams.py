@@ -157,6 +157,18 @@ def test_what_upcalls_raise_is_logged_counted_and_told(echo, caplog):
     assert echo.statistics().errors == 1
 
 
+def test_a_unix_datagram_may_be_longer_than_any_of_udp(tmp_path):
+    with Echo(str(tmp_path / "s"), recv_size=150_000) as server, to(server, recv_size=200_000) as conn:
+        for size in (150_000, 100_000):
+            data = os.urandom(size)
+            conn.send(data)
+            assert conn.recv() == data
+        conn.send(bytes(150_001))
+        wait_until(lambda: server.troubles)
+        with pytest.raises(ValueError, match="data of 10000000 bytes: no more than the socket's send buffer"):
+            conn.send(bytes(10_000_000))
+
+
 # -- in turns, in bounds
 
 
