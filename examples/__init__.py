@@ -3,6 +3,8 @@
 echo    the upcalls at their shortest
 lines   a key-value store over lines, in the blocking style
 chat    one sends, all receive; who reads too slowly is dropped, and nobody waits for him
+udp_echo  the same with datagrams
+statsd    counts for statsd clients, over UDP, and says once in a while what
 sink    takes messages of 64 bytes and says how many a second: the server of ``make run``
 
 hello_http   a web server

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
-from greensock import Server
+from greensock import DatagramServer, Server
 
 __all__ = ["run"]
 
 
-def run(kind: type[Server[Any]], description: str | None, **flags: str) -> Server[Any]:
+Kind = TypeVar("Kind", bound="Server[Any] | DatagramServer")
+
+
+def run(kind: type[Kind], description: str | None, **flags: str) -> Kind:
     """Serve until the program is told to end, and return the server that has stopped.
 
     ``flags`` are options of the server that can be given, each with what it says of itself.

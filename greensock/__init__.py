@@ -9,6 +9,7 @@ tls             what a server or a client is told of TLS, and what a connection 
 framing         framers: cut a stream into messages (no I/O)
 address         how addresses are written, and sockets that listen
 server_options  what a server can be told
+datagram_rules  what a datagram server can be told
 stats           what servers and connections counted
 log_limit       a bound on the log lines that peers can cause
 descriptors     a bound on the descriptors that optional things may take
@@ -28,6 +29,8 @@ An underscore is private to its folder: each folder below is one unit.
 from greensock.address import PeerCredentials
 from greensock.core.connection import Connection
 from greensock.core.connector import connect
+from greensock.core.datagram_client import DatagramConnection, connect_datagram
+from greensock.core.datagram_server import DatagramServer
 from greensock.core.fairness import let_others_run
 from greensock.core.lifecycle import State
 from greensock.core.poller import compiled
@@ -35,6 +38,7 @@ from greensock.core.server import Server
 from greensock.core.socket_connection import SocketConnection
 from greensock.core.transport import Transport
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Verdict
+from greensock.datagram_rules import DatagramKeywords
 from greensock.descriptors import share_of_descriptors
 from greensock.errors import (
     CertificateRefused,
@@ -51,6 +55,7 @@ from greensock.errors import (
     MessageTooLong,
     OperationTimeout,
     ProtocolError,
+    Undeliverable,
     WouldBlock,
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
@@ -58,7 +63,7 @@ from greensock.log_limit import LogLimit
 from greensock.pool import ConnectionPool, Lease, Patient, PooledConnection, Waiter
 from greensock.pool_state import PoolStatistics
 from greensock.server_options import Rule, ServerKeywords, ServerSettings
-from greensock.stats import ConnectionStatistics, ServerStatistics
+from greensock.stats import ConnectionStatistics, DatagramStatistics, ServerStatistics
 from greensock.stream_server import StreamServer
 from greensock.tls import TLS, Certificate, TLSInfo
 from greensock.version import __version__
@@ -80,6 +85,10 @@ __all__ = [
     "ConnectionStatistics",
     "ConnectionT",
     "ConnectionTruncated",
+    "DatagramConnection",
+    "DatagramKeywords",
+    "DatagramServer",
+    "DatagramStatistics",
     "Delimited",
     "DropReason",
     "FixedSize",
@@ -109,12 +118,14 @@ __all__ = [
     "StreamServer",
     "TLSInfo",
     "Transport",
+    "Undeliverable",
     "Verdict",
     "Waiter",
     "WouldBlock",
     "__version__",
     "compiled",
     "connect",
+    "connect_datagram",
     "let_others_run",
     "share_of_descriptors",
 ]

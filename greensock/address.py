@@ -21,6 +21,7 @@ from gevent.monkey import get_original
 
 __all__ = [
     "PeerCredentials",
+    "bind_datagrams",
     "listen",
     "owner_ids",
     "parse_address",
@@ -171,6 +172,42 @@ def listen(
     return sock
 
 
+def bind_datagrams(
+    family: int,
+    address: Any,
+    reuse_port: bool = False,
+    *,
+    unix_mode: int | None = None,
+    unix_owner: Any = None,
+) -> _socket.socket:
+    """Make a socket of the standard library's real kind that gets what is sent to the address, as ``listen`` does.
+
+    Raises:
+        OSError: the system said no; the address is named in it.
+    """
+    sock: _socket.socket = get_original("socket", "socket")(family, _socket.SOCK_DGRAM)
+    try:
+        if family == _socket.AF_UNIX:
+            _remove_stale(address, _socket.SOCK_DGRAM)
+        elif reuse_port:
+            # Not SO_REUSEADDR, with which the last one that binds would take everything away from the others, unseen.
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEPORT, 1)
+        if family == _socket.AF_INET6:
+            sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, address[0] != "::")
+        sock.bind(address)
+        if family == _socket.AF_UNIX:
+            _take_file(sock, address, unix_mode, unix_owner)
+    except BaseException as error:
+        remove_file(sock)
+        sock.close()
+        if isinstance(error, OSError):
+            if error.errno is None:  # a path that is too long
+                raise type(error)(f"{error}: {address!r}") from error
+            raise type(error)(error.errno, f"{error.strerror}: {address!r}") from error
+        raise
+    return sock
+
+
 def remove_file(sock: _socket.socket) -> None:
     """Remove the file of a Unix socket that ``listen`` bound in this process, if it is still that one.
 
@@ -235,14 +272,14 @@ def _is_abstract(path: Any) -> bool:
     return os.fsencode(path)[:1] == b"\0"  # such a name is no file, and ends with its socket
 
 
-def _remove_stale(path: str) -> None:
+def _remove_stale(path: str, kind: int = _socket.SOCK_STREAM) -> None:
     """Remove the socket file that a server left behind; one that is served stays. Does not block."""
     if _is_abstract(path):
         return
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
-        probe = get_original("socket", "socket")(_socket.AF_UNIX)
+        probe = get_original("socket", "socket")(_socket.AF_UNIX, kind)
         probe.setblocking(False)
         try:
             probe.connect(path)

@@ -44,6 +44,7 @@ __all__ = [
     "MessageTooLong",
     "OperationTimeout",
     "ProtocolError",
+    "Undeliverable",
     "WouldBlock",
 ]
 
@@ -172,6 +173,20 @@ class ConnectionTruncated(ConnectionLost):
     """
 
     drop_reason = DropReason.TRUNCATED
+
+
+class Undeliverable(GreensockError, ConnectionError):
+    """A datagram did not reach its peer: the network or the peer's host said so (ICMP), or the system at once.
+
+    ``address`` is whom it was sent to, ``__cause__`` the ``OSError``: ``ConnectionRefusedError`` if nobody has that
+    port. The socket stays usable. That none is raised says nothing: datagrams get lost in silence, too.
+    """
+
+    drop_reason = DropReason.LOST
+
+    def __init__(self, message: str, connection: Any = None, address: Any = None) -> None:
+        super().__init__(message, connection)
+        self.address = address
 
 
 class IncompleteMessage(GreensockError, EOFError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["ConnectionStatistics", "ServerStatistics"]
+__all__ = ["ConnectionStatistics", "DatagramStatistics", "ServerStatistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +48,32 @@ class ServerStatistics:
     handshakes: int
     handshakes_unfinished: int
     handshakes_failed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DatagramStatistics:
+    """What a datagram server, or a datagram connection, counted since it was started or made; in datagrams, if not said
+    otherwise."""
+
+    #: Those that the program was given, and those that the kernel took from it.
+    received: int
+    sent: int
+    bytes_received: int
+    bytes_sent: int
+    #: Those that came and that the kernel dropped: its buffer (``recv_buffer``) was full, or a checksum was wrong.
+    dropped_by_kernel: int
+    #: Those that ``send_nowait`` found no room for in ``max_send_queue``, or that found none for too long.
+    dropped_unsent: int
+    #: Those that came and were longer than ``recv_size``.
+    too_long: int
+    #: Those that were sent and of which the network, or the system, said that they do not arrive.
+    undeliverable: int
+    #: Upcalls that raised something they should not have.
+    errors: int
+    #: Bytes that ``send_nowait`` holds; a datagram counts for at least 64.
+    bytes_queued: int
+    #: Upcalls that are running or blocked.
+    active: int
+    #: Worker greenlets: all of them, and those that are running or blocked.
+    workers: int
+    workers_busy: int

@@ -40,6 +40,7 @@ TARGETS = {
     "compiled": ("compiled-targets",),
     "flat": ("flat-targets",),
     "websocket": ("websocket-targets",),
+    "udp": ("udp-targets",),
 }
 
 Step = tuple[int, Case, str]
@@ -234,7 +235,7 @@ def main(given: Sequence[str] | None = None) -> int:
     output = options.output or results.directory(options.quick)
     os.sched_setaffinity(0, GENERATOR_CORES)  # nothing of ours on the server's core
     try:
-        for source in ("generator.c", "http_load.c", "ws_load.c"):  # not while a server waits, and once
+        for source in ("generator.c", "http_load.c", "ws_load.c", "udp_load.c"):  # not while a server waits, and once
             build(source)
     except BuildError as error:
         print(error)

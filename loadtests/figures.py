@@ -18,6 +18,7 @@ __all__ = [
     "HTTP_TARGETS",
     "PROXY_TARGETS",
     "TARGETS",
+    "UDP_TARGETS",
     "WEBSOCKET_TARGETS",
     "Row",
     "Target",
@@ -174,6 +175,13 @@ WEBSOCKET_TARGETS: tuple[Target, ...] = (
         for count in (64, 1000)
     ),
     Target("memory of one at rest, by upcalls", "idle memory 2000", "websocket_upcalls", "kb", 5.0, unit="kB"),
+)
+
+UDP = "udp_greensock"
+UDP_TARGETS: tuple[Target, ...] = (
+    Target("UDP echo, 64 clients, of gevent", "udp echo 64", UDP, CPU, 0.30, "udp_gevent"),
+    Target("UDP echo, 64 clients, of uvloop", "udp echo 64", UDP, CPU, 1.05, "udp_uvloop"),
+    Target("a sink of 1,200-byte datagrams in bursts, of uvloop", "udp sink", UDP, CPU, 0.45, "udp_uvloop"),
 )
 
 

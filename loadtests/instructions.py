@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Any
 
-from loadtests import generator
+from loadtests import generator, measure_udp
 from loadtests.process import GENERATOR_CORES, Peer, environment, program_of
 
 __all__ = ["count", "main"]
@@ -24,6 +24,8 @@ KINDS: dict[str, tuple[generator.Mode, tuple[str, ...]]] = {
     "flood": ("flood", ("--mode", "sink", "--recv", "64")),
     "shortlived": ("shortlived", ("--mode", "echo")),
 }
+#: The same of datagrams: the mode of both, and on how many sockets.
+DATAGRAMS = {"udp-echo": ("echo", 16), "udp-sink": ("sink", 1)}
 COLLECTED = re.compile(r"Collected : (\d+)")
 #: Seconds that a server may take to start in valgrind.
 STARTING = 120.0
@@ -31,11 +33,15 @@ STARTING = 120.0
 
 def collected(name: str, kind: str, connections: int, messages: int, output: str) -> int:
     """Return the instructions of a server from start to end."""
-    mode, serve = KINDS[kind]
+    serve = ("--mode", DATAGRAMS[kind][0]) if kind in DATAGRAMS else KINDS[kind][1]
     command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={output}", *program_of(name)]
     with Peer(name, *serve, command=command, timeout=STARTING, environment=environment(name)) as peer:
-        options: dict[str, Any] = {"seconds": 0, "messages": messages}
-        generator.run(mode, peer.address, cores=GENERATOR_CORES, connections=connections, timeout=STARTING, **options)
+        if kind in DATAGRAMS:
+            mode, sockets = DATAGRAMS[kind]
+            measure_udp.drive(peer, mode, sockets, STARTING, 0.0, connections * messages)
+        else:
+            options: dict[str, Any] = {"seconds": 0, "messages": messages, "connections": connections}
+            generator.run(KINDS[kind][0], peer.address, cores=GENERATOR_CORES, timeout=STARTING, **options)
         peer.stop(STARTING)
         found = COLLECTED.search(peer.errors())
     if found is None:
@@ -54,7 +60,7 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.instructions", description=__doc__)
     parser.add_argument("servers", nargs="+", metavar="SERVER")
-    parser.add_argument("--kind", choices=KINDS, default="echo")
+    parser.add_argument("--kind", choices=[*KINDS, *DATAGRAMS], default="echo")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--each", type=int, default=200, help="operations of each connection; default: %(default)s")
     parser.add_argument("--output", default="/dev/null", help="where callgrind writes its profile; %(default)s")

@@ -49,11 +49,22 @@ STYLES: dict[str, Style] = {
     "websocket_picows": Style("#111111", "X"),
     "websocket_aiohttp": Style("#1d4ed8", "D"),
     "websocket_gevent": Style("#ea580c", "^"),
+    "udp_greensock": Style("#15803d", "o"),
+    "udp_gevent": Style("#ea580c", "^"),
+    "udp_uvloop": Style("#86198f", "v"),
+    "udp_epoll": Style("#111111", "X"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {
     f"{name}_pure": replace(STYLES[name], line="--", width=1.2)
-    for name in ("greensock_upcalls", "greensock_blocking", "http_server", "wsgi_server", "proxy_greensock")
+    for name in (
+        "greensock_upcalls",
+        "greensock_blocking",
+        "http_server",
+        "wsgi_server",
+        "proxy_greensock",
+        "udp_greensock",
+    )
 }
 #: Of the seed's own three servers: none of ours, so none of our colours.
 SEED_STYLES: dict[str, tuple[str, Style]] = {

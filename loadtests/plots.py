@@ -360,6 +360,17 @@ def proxy(content: Content) -> Figure:
     return drawn
 
 
+def udp(content: Content) -> Figure:
+    """What a datagram costs."""
+    cost, value = "server CPU each, us", "server_us"
+    panels = {
+        "udp echo 64": ("echo of 64 bytes\n64 clients", cost, value),
+        "udp sink": ("a sink of 1,200 bytes\nin bursts", cost, value),
+        "udp echo 1": ("echo of 64 bytes\n1 client", cost, value),
+    }
+    return bar_panels(content, panels, 4.2)
+
+
 def cumulated(samples: Iterable[Sample]) -> Points:
     """Return (1 / share of the messages that took longer, milliseconds) of all rounds together."""
     buckets: dict[float, int] = {}
@@ -413,6 +424,7 @@ PLOTS: dict[str, Callable[[Content], Figure]] = {
     "latency": latency,
     "http": http,
     "proxy": proxy,
+    "udp": udp,
 }
 
 

@@ -40,14 +40,16 @@ GENERATOR_CORES = tuple(CORES[:-1]) or SERVER_CORES
 ROOT = Path(__file__).resolve().parent.parent
 
 
+#: Servers that are programs in C.
+NATIVE = ("epoll", "udp_epoll")
 #: A server whose name ends so runs without greensock's compiled engine.
 PURE = "_pure"
 
 
 def program_of(name: str) -> list[str]:
     """Return the command that starts a server."""
-    if name == "epoll":
-        return [str(build("peers/epoll.c"))]
+    if name in NATIVE:
+        return [str(build(f"peers/{name}.c"))]
     return [sys.executable, "-m", f"loadtests.peers.{name.removesuffix(PURE)}"]
 
 

@@ -9,9 +9,9 @@ from typing import Literal
 from loadtests.peers.programs import program
 from loadtests.process import PURE
 
-__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "WEBSOCKETS", "Server", "missing"]
+__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "UDP", "WEBSOCKETS", "Server", "missing"]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,10 @@ SERVERS: dict[str, Server] = {
     "websocket_picows": websocket("picows on uvloop", "picows", "uvloop"),
     "websocket_aiohttp": websocket("aiohttp on uvloop", "aiohttp", "uvloop"),
     "websocket_gevent": websocket("gevent-websocket", "gevent", "geventwebsocket"),
+    "udp_greensock": Server("greensock DatagramServer", ("gevent", "greensock"), "udp"),
+    "udp_gevent": Server("gevent DatagramServer", ("gevent",), "udp"),
+    "udp_uvloop": Server("uvloop DatagramProtocol", ("uvloop",), "udp"),
+    "udp_epoll": Server("C, epoll and recvmmsg", (), "udp"),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -91,6 +95,7 @@ SERVERS |= {
         "client_greensock",
         "proxy_greensock_log",
         "proxy_greensock_edit",
+        "udp_greensock",
     )
 }
 NAMES = tuple(SERVERS)
@@ -104,6 +109,7 @@ TCP = of_kind("tcp")
 HTTP = of_kind("http")
 PROXIES = of_kind("proxy")
 WEBSOCKETS = of_kind("websocket")
+UDP = (*of_kind("udp"), "udp_greensock" + PURE)
 
 
 def is_there(module: str) -> bool:

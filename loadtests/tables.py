@@ -19,6 +19,7 @@ from loadtests.figures import (
     FLAT_TARGETS,
     HTTP_TARGETS,
     PROXY_TARGETS,
+    UDP_TARGETS,
     WEBSOCKET_TARGETS,
     Row,
     Target,
@@ -236,6 +237,12 @@ WEBSOCKET_CASES = {
     "idle memory 2000": ("memory of one at rest, kB", "kb"),
 }
 
+UDP_CASES = {
+    "udp echo 64": ("echo, 64 clients, us", "server_us"),
+    "udp sink": ("sink of 1,200 bytes in bursts, us", "server_us"),
+    "udp echo 1": ("echo, 1 client, us", "server_us"),
+}
+
 REQUESTS = {
     "small": "100 bytes",
     "close": "100 bytes, Connection: close",
@@ -390,6 +397,9 @@ TABLES: dict[str, Table] = {
     "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
     "websocket": Table("websocket", lambda content: cases_table(WEBSOCKET_CASES, content)),
     "websocket-targets": Table("websocket", lambda content: asked_table(WEBSOCKET_TARGETS, content)),
+    "udp": Table("udp", lambda content: cases_table(UDP_CASES, content)),
+    "udp-picture": Table("udp", lambda content: "![CPU per datagram](results/udp.png)"),
+    "udp-targets": Table("udp", lambda content: asked_table(UDP_TARGETS, content)),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     "flat": Table("flat", lambda content: cases_table(FLAT_CASES, content)),
     "flat-targets": Table("flat", lambda content: asked_table(FLAT_TARGETS, content)),
@@ -407,6 +417,7 @@ TABLES: dict[str, Table] = {
             "compiled",
             "flat",
             "websocket",
+            "udp",
         )
     },
 }

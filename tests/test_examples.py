@@ -23,6 +23,8 @@ from conftest import PATIENCE, PAUSE, read_all, read_exactly
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Those that take ``--bind``; the reverse proxy has tests of its own.
 NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem != "reverse_proxy")
+#: Those among them that nobody connects to.
+DATAGRAMS = ("statsd", "udp_echo")
 
 
 class Example:
@@ -40,8 +42,8 @@ class Example:
         assert (self.process.returncode, errors) == (0, "")
         return self.output
 
-    def connect(self, **options: int) -> socket.socket:
-        sock = socket.socket()
+    def connect(self, kind: socket.SocketKind = socket.SOCK_STREAM, **options: int) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, kind)
         for name, value in options.items():
             sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
         sock.settimeout(PATIENCE)
@@ -87,7 +89,7 @@ def test_shape(name):
     assert f"def test_{name}" in Path(__file__).read_text()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in DATAGRAMS])
 def test_sigterm_ends_it_though_a_client_stays(name):
     with running(name) as example, example.connect() as sock, example.connect() as other:
         for client in (sock, other):  # an answer, where there is one, shows that it has been accepted
@@ -117,7 +119,10 @@ def test_help_and_a_bad_address(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_by_its_path_and_a_port_that_is_taken(name, tmp_path):
     """One line says it; by its path an example runs from any folder."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket(type=socket.SOCK_DGRAM if name in DATAGRAMS else socket.SOCK_STREAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        if name not in DATAGRAMS:
+            taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--bind", address]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
@@ -144,6 +149,44 @@ def test_echo():
         assert read_all(sock) == data
         sender.get()
         example.stop()
+
+
+def test_udp_echo():
+    with running("udp_echo") as example, example.connect(socket.SOCK_DGRAM) as sock:
+        for data in (b"hello", b"", bytes(65507)):
+            sock.send(data)
+            assert sock.recv(65536) == data
+        example.stop()
+
+
+def test_statsd():
+    """Told by the client of that name, of which there are most, and by hand."""
+    client = pytest.importorskip("statsd", reason="pip install -e '.[test]'")
+    with running("statsd") as example, example.connect(socket.SOCK_DGRAM) as sock:
+        told = client.StatsClient(*example.address, prefix="site")
+        for _ in range(3):
+            told.incr("visits")
+        told.incr("visits", 5)
+        told.decr("visits", 2)
+        told.gauge("load", 7)
+        told.gauge("load", -3, delta=True)
+        told.timing("answer", 320)
+        told.set("users", "ann")
+        with told.pipeline() as several:
+            several.set("users", "bob")
+            several.set("users", "ann")
+            several.timing("answer", 80)
+        told.close()
+        sock.send(b"sampled:1|c|@0.1\ntagged:2|c|#a:b\nnonsense\nx:y|c\nx:1|?\nx:1|c|@0\n\xff:1|c\nx:1|c|")
+        figures = json.loads(example.stop())
+    assert figures["site.visits|c"] == {"lines": 5, "sum": 6}
+    assert figures["site.load|g"] == {"lines": 2, "value": 4}
+    assert figures["site.answer|ms"] == {"lines": 2, "sum": 400}
+    assert figures["site.users|s"] == {"lines": 3, "members": 2}
+    assert figures["sampled|c"] == {"lines": 10, "sum": 10}
+    assert figures["tagged|c|#a:b"] == {"lines": 1, "sum": 2}
+    assert figures["\ufffd|c"] == {"lines": 1, "sum": 1}
+    assert figures["statsd"] == {"wrong": 5, "lost": 0}
 
 
 def test_sink():

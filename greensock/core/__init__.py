@@ -26,6 +26,10 @@ acceptor           takes connections out of the kernel's queue
 dialling           connections that a server makes
 signals            what signals do while servers serve
 server             start, drain, stop
+datagram_calls     the system calls of datagrams
+datagrams          a socket of datagrams, and who gets what came
+datagram_server    the server of datagrams
+datagram_client    ``connect_datagram``: a datagram socket with one peer
 socket_connection  a connection with the methods of a socket
 =================  ===================================================================================================
 

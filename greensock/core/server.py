@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-__all__ = ["Server"]
+__all__ = ["KILL_SECONDS", "Server", "warn_if_unpatched"]
 
 log = logging.getLogger("greensock.server")
 
@@ -259,7 +259,7 @@ class Server(Turns[ConnectionT]):
             accepted = partial(self._on_accepted, place.family)
             place.acceptor = Acceptor(place.listener, accepted, self.accept_permits, self.max_accept)
         self.start_accepting()
-        _warn_if_unpatched()
+        warn_if_unpatched()
 
     def stop_accepting(self) -> None:
         """Leave new connections in the kernel's backlog; ``start_accepting`` takes them up again."""
@@ -661,7 +661,8 @@ def _close_listener(place: _Place) -> None:
 _warned = False
 
 
-def _warn_if_unpatched() -> None:
+def warn_if_unpatched() -> None:
+    """Say once what it means that the program did not patch the standard library."""
     global _warned
     if not _warned and not is_module_patched("socket"):
         _warned = True

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import gevent
 from greenlet import getcurrent
 
-from greensock.stats import ServerStatistics
+from greensock.stats import DatagramStatistics, ServerStatistics
 
 __all__ = ["ENDING", "IGNORED", "Served", "serving"]
 
@@ -51,7 +51,7 @@ class Served(Protocol):
     def abort(self) -> None:
         """Stop now."""
 
-    def statistics(self) -> ServerStatistics:
+    def statistics(self) -> ServerStatistics | DatagramStatistics:
         """Return the counters."""
 
 
