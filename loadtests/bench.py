@@ -40,6 +40,8 @@ TARGETS = {
     "compiled": ("compiled-targets",),
     "flat": ("flat-targets",),
     "websocket": ("websocket-targets",),
+    "tls": ("tls-targets",),
+    "handshakes": ("handshakes-targets",),
 }
 
 Step = tuple[int, Case, str]

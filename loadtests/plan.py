@@ -16,7 +16,7 @@ PASSES_SECONDS = 75e-6
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much to measure. With these five rounds all experiments together take under 30 minutes."""
+    """How much to measure. With these five rounds all experiments together take about half an hour."""
 
     rounds: int = 5
     #: Of each measurement.

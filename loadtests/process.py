@@ -18,6 +18,7 @@ from loadtests.native import build
 
 __all__ = [
     "GENERATOR_CORES",
+    "LIBRARIES_OF_TLS",
     "PURE",
     "ROOT",
     "SERVER_CORES",
@@ -40,6 +41,8 @@ GENERATOR_CORES = tuple(CORES[:-1]) or SERVER_CORES
 ROOT = Path(__file__).resolve().parent.parent
 
 
+#: What programs in C that speak TLS are linked with.
+LIBRARIES_OF_TLS = ("-lssl", "-lcrypto")
 #: A server whose name ends so runs without greensock's compiled engine.
 PURE = "_pure"
 
@@ -48,6 +51,8 @@ def program_of(name: str) -> list[str]:
     """Return the command that starts a server."""
     if name == "epoll":
         return [str(build("peers/epoll.c"))]
+    if name == "tls_epoll":
+        return [str(build("peers/tls_epoll.c", LIBRARIES_OF_TLS))]
     return [sys.executable, "-m", f"loadtests.peers.{name.removesuffix(PURE)}"]
 
 

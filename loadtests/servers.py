@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from loadtests.peers.programs import program
 from loadtests.process import PURE
 
-__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "WEBSOCKETS", "Server", "missing"]
+__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "TLS", "TLS_SITES", "WEBSOCKETS", "Server", "missing"]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "tls", "tls site"]
+
+#: Without it what drives servers of TLS cannot be compiled (libssl-dev of Debian).
+OPENSSL_HEADER = Path("/usr/include/openssl/ssl.h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,12 @@ SERVERS: dict[str, Server] = {
     "websocket_picows": websocket("picows on uvloop", "picows", "uvloop"),
     "websocket_aiohttp": websocket("aiohttp on uvloop", "aiohttp", "uvloop"),
     "websocket_gevent": websocket("gevent-websocket", "gevent", "geventwebsocket"),
+    "tls_greensock": Server("greensock, TLS", ("gevent", "greensock"), "tls", ("openssl",)),
+    "tls_uvloop": Server("uvloop Protocol, TLS", ("uvloop",), "tls", ("openssl",)),
+    "tls_gevent": Server("gevent StreamServer, TLS", ("gevent",), "tls", ("openssl",)),
+    "tls_epoll": Server("C, OpenSSL, epoll", (), "tls", ("openssl",)),
+    "tls_site": Server("greensock HTTPServer, TLS", ("gevent", "greensock"), "tls site", ("openssl",)),
+    "tls_nginx": Server("nginx, TLS", (), "tls site", ("openssl", "nginx")),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -104,6 +114,8 @@ TCP = of_kind("tcp")
 HTTP = of_kind("http")
 PROXIES = of_kind("proxy")
 WEBSOCKETS = of_kind("websocket")
+TLS = of_kind("tls")
+TLS_SITES = of_kind("tls site")
 
 
 def is_there(module: str) -> bool:
@@ -121,4 +133,6 @@ def missing(name: str) -> str | None:
     for needed in SERVERS[name].programs:
         if program(needed) is None:
             return needed
+    if SERVERS[name].kind == "tls" and not OPENSSL_HEADER.exists():
+        return "libssl-dev"
     return None
