@@ -28,6 +28,7 @@ from greensock.core.connector import connect
 from greensock.core.fairness import let_others_run
 from greensock.core.lifecycle import State
 from greensock.core.poller import compiled
+from greensock.core.sctp import SCTPConnection, SCTPMessage, SCTPMessages
 from greensock.core.server import Server
 from greensock.core.socket_connection import SocketConnection
 from greensock.core.transport import Transport
@@ -89,6 +90,9 @@ __all__ = [
     "OperationTimeout",
     "ProtocolError",
     "Rule",
+    "SCTPConnection",
+    "SCTPMessage",
+    "SCTPMessages",
     "Server",
     "ServerKeywords",
     "ServerSettings",

@@ -19,6 +19,7 @@ connection         one connection: what needs both
 encrypted          TLS on a connection
 handshakes         the TLS handshakes of a server
 connector          ``connect``: connections of one's own
+sctp               connections of SCTP, as bytes or as messages
 upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server
 turns              what a server does with a connection that is ready

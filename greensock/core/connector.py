@@ -20,11 +20,13 @@ from gevent.socket import getaddrinfo
 from greensock.address import port_number, split_address
 from greensock.core.connection import Connection
 from greensock.core.poller import get_poller
+from greensock.core.sctp import IPPROTO_SCTP, SCTPConnection, SCTPTransport, explain_sctp, prepare_sctp, tune_sctp
 from greensock.core.send_queue import Outgoing
 from greensock.core.syscalls import RawSocket, borrow_socket, close
 from greensock.core.transport import Transport
 from greensock.errors import ConnectFailed, DropReason, HandshakeFailed, OperationTimeout
-from greensock.tls import TLS, client_context, handshake_error, is_tls
+from greensock.server_options import PROTOCOLS
+from greensock.tls import TLS, client_context, handshake_error, is_tls, sessions_of
 
 if TYPE_CHECKING:
     import ssl
@@ -52,6 +54,8 @@ def connect(
     no_delay: bool = True,
     tls: TLS | ssl.SSLContext | bool | None = None,
     server_hostname: str | None = None,
+    preface: bytes = b"",
+    protocol: str = "tcp",
 ) -> _Kind:
     """Connect to ``(host, port)``, ``"host:port"``, ``"[v6]:port"`` or the path of a Unix socket, and block until then.
 
@@ -60,10 +64,17 @@ def connect(
     connection's ``address`` is the one that answered.
 
     ``tls`` has it speak TLS: True trusts what the system trusts, a :class:`TLS` or an ``ssl.SSLContext`` says how.
-    ``server_hostname`` is the name that is asked for and that the certificate must be for; left out, the address's.
+    ``server_hostname`` is the name that is asked for and that the certificate must be for; left out, the address's. A
+    dot at its end is not part of it (RFC 6066 section 3). A session of an earlier connection that was made the same way
+    is gone on with, so that the handshake is a short one, unless ``session_tickets`` of its :class:`TLS` is off.
+
+    ``protocol`` is ``"tcp"`` or ``"sctp"``; for the latter, ``connection_class=SCTPConnection`` keeps messages apart.
+
+    ``preface`` is sent as it is before all else, a TLS handshake too: a header of the PROXY protocol, say.
 
     Raises:
-        ConnectFailed: the name is not known, or no address answered; ``__cause__`` is what the last one said.
+        ConnectFailed: the name is not known, no address answered, or the kernel has no SCTP; ``__cause__`` is what the
+            last one said.
         HandshakeFailed, CertificateRefused: one answered, and no TLS was agreed on (these are ConnectFailed, too).
         OperationTimeout: the time ran out (``operation`` is ``"connect"``). Nothing is left open.
         ValueError: ``address`` is none of these, or ``tls`` is not allowed.
@@ -77,9 +88,15 @@ def connect(
         context = client_context(tls)
         if server_hostname is None and family != _socket.AF_UNIX:
             server_hostname = target[0].partition("%")[0]
+        if server_hostname:
+            server_hostname = server_hostname.removesuffix(".")
         if not server_hostname and context.check_hostname:
             raise ValueError("server_hostname=None: a name expected, for the address has none")
-    conn = _connect(address, family, target, timeout, deadline, connection_class, no_delay)
+    if protocol != "tcp" or issubclass(connection_class, SCTPConnection):
+        _check_protocol(protocol, address, family, connection_class, tls)
+    conn = _connect(address, family, target, timeout, deadline, connection_class, no_delay, protocol)
+    if preface:
+        _say(conn, preface, address, timeout, deadline)
     if context is not None:
         _secure(conn, context, server_hostname, address, timeout, deadline)
     return conn
@@ -93,6 +110,7 @@ def _connect(
     deadline: float,
     connection_class: type[_Kind],
     no_delay: bool,
+    protocol: str,
 ) -> _Kind:
     """Connect without TLS."""
     if family == _socket.AF_UNIX:
@@ -104,13 +122,29 @@ def _connect(
         # (test_silent_addresses_leave_time_for_the_next).
         due = _share(deadline, others)
         try:
-            return _attempt(connection_class, family, sockaddr, address, timeout, due, no_delay)
+            return _attempt(connection_class, family, sockaddr, address, timeout, due, no_delay, protocol)
         except ConnectFailed as error:
             failure = error
         except OperationTimeout:
             if not others:
                 raise
     raise failure or ConnectFailed(f"{address!r} has no address", address=address)
+
+
+def _say(conn: Connection, preface: bytes, address: Any, timeout: float | None, deadline: float) -> None:
+    """Send what goes in front of all else, or close the connection."""
+    try:
+        conn.send(preface, timeout=None if deadline == inf else max(0.0, deadline - monotonic()))
+    except OperationTimeout:
+        conn.abort()
+        text = f"{address!r} did not take the preface within {timeout} s"
+        raise OperationTimeout(text, None, "connect", timeout or 0.0) from None
+    except OSError as error:
+        cause = error.__cause__ or error
+        raise _failed(address, conn.address, cause) from cause
+    except BaseException:
+        conn.abort()
+        raise
 
 
 def _secure(
@@ -126,7 +160,7 @@ def _secure(
 
     transport = Encrypted(conn)
     try:
-        transport.begin(context, False, server_hostname)
+        transport.begin(context, False, server_hostname, sessions_of(context, (conn.address, server_hostname)))
         conn._transport = transport
         conn._clear = False
         data = b""
@@ -226,15 +260,23 @@ def _share(deadline: float, others: int) -> float:
 
 
 def _attempt(
-    kind: type[_Kind], family: int, sockaddr: Any, address: Any, timeout: float | None, deadline: float, no_delay: bool
+    kind: type[_Kind],
+    family: int,
+    sockaddr: Any,
+    address: Any,
+    timeout: float | None,
+    deadline: float,
+    no_delay: bool,
+    protocol: str = "tcp",
 ) -> _Kind:
     """Connect to one address."""
     late = OperationTimeout(f"{address!r} did not answer within {timeout} s", None, "connect", timeout or 0.0)
     try:
-        conn = _begin(kind, family, sockaddr, deadline, late, no_delay)
+        conn = _begin(kind, family, sockaddr, deadline, late, no_delay, protocol)
     except OperationTimeout:
         raise
     except OSError as error:
+        error = explain_sctp(error) if protocol == "sctp" else error
         raise _failed(address, sockaddr, error) from error
     entry = _Established(family)
     try:
@@ -254,17 +296,41 @@ def _attempt(
     except BaseException:
         conn.abort()
         raise
+    if protocol == "sctp":
+        conn._transport = SCTPTransport(conn, conn._fd)
+        conn._clear = False
     return conn
 
 
+def _check_protocol(protocol: str, address: Any, family: int, kind: type[Connection], tls: Any) -> None:
+    """Refuse what does not go together."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r}: 'tcp' or 'sctp' expected")
+    if protocol == "tcp":
+        raise ValueError(f"connection_class={kind.__name__}: protocol='sctp' expected beside it")
+    if family == _socket.AF_UNIX:
+        raise ValueError(f"address={address!r}: (host, port) expected, with protocol='sctp'")
+    if tls:
+        raise ValueError("protocol='sctp': no tls expected beside it")
+
+
 def _begin(
-    kind: type[_Kind], family: int, sockaddr: Any, deadline: float, late: OperationTimeout, no_delay: bool
+    kind: type[_Kind],
+    family: int,
+    sockaddr: Any,
+    deadline: float,
+    late: OperationTimeout,
+    no_delay: bool,
+    protocol: str,
 ) -> _Kind:
     """Start the kernel connecting and have the engine watch it."""
-    sock = RawSocket(family, _socket.SOCK_STREAM)
+    sock = RawSocket(family, _socket.SOCK_STREAM, IPPROTO_SCTP if protocol == "sctp" else 0)
     try:
         sock.setblocking(False)
-        if family != _socket.AF_UNIX:
+        if protocol == "sctp":
+            prepare_sctp(sock)
+            tune_sctp(sock, no_delay)
+        elif family != _socket.AF_UNIX:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
         # A Unix socket whose backlog is full does not connect in the background, and no event says when there is room
         # (test_a_full_unix_backlog).

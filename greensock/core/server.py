@@ -29,6 +29,15 @@ from greensock.core.connection import Connection
 from greensock.core.idle import IdleSweep
 from greensock.core.lifecycle import OPEN
 from greensock.core.poller import get_poller
+from greensock.core.sctp import (
+    IPPROTO_SCTP,
+    MOST_MESSAGE,
+    SCTPConnection,
+    SCTPMessages,
+    explain_sctp,
+    prepare_sctp,
+    tune_sctp,
+)
 from greensock.core.send_queue import Buffer, as_views
 from greensock.core.signals import serving
 from greensock.core.syscalls import unpack_address
@@ -147,6 +156,9 @@ class Server(Turns[ConnectionT]):
     max_handshakes: int = 4096
     #: What cuts the stream into the messages that ``connection_recv`` gets. None: it gets what comes.
     framer: Framer | None = None
+    #: ``"tcp"``, or ``"sctp"``: a stream of bytes all the same, or messages on several streams where
+    #: ``connection_class`` is an ``SCTPConnection``. Where the kernel has none, ``start`` says what is missing.
+    protocol: str = "tcp"
     #: The class of the connections.
     connection_class: type[ConnectionT] = cast(Any, Connection)
     #: What each keyword may be. A subclass with options of its own adds theirs.
@@ -159,6 +171,8 @@ class Server(Turns[ConnectionT]):
         self._check_style()
         if self.tls is not None:
             server_contexts(self.tls)
+        if self.protocol == "sctp" or issubclass(self.connection_class, SCTPConnection):
+            self._check_sctp()
         self._handshakes = None
         if isinstance(listener, list) and not listener:
             raise ValueError("listener=[]: one at least expected")
@@ -498,6 +512,18 @@ class Server(Turns[ConnectionT]):
             if given and self.given_upcall("handle") is not None and self.given_upcall(name) is not None:
                 raise ValueError(f"handle and {name}: one of both expected, for handle receives by itself")
 
+    def _check_sctp(self) -> None:
+        """Refuse what does not go with SCTP, and have messages kept where the connections' class asks for that."""
+        if self.protocol != "sctp":
+            raise ValueError(f"connection_class={self.connection_class.__name__}: protocol='sctp' expected beside it")
+        if self.tls is not None or self.given_upcall("transport_for") is not None:
+            raise ValueError("protocol='sctp': no tls and no transport_for expected beside it")
+        if issubclass(self.connection_class, SCTPConnection):
+            if self.framer is None:
+                self.framer = SCTPMessages(MOST_MESSAGE)
+            elif not isinstance(self.framer, SCTPMessages):
+                raise ValueError(f"framer={self.framer!r}: None or SCTPMessages() expected, as there are messages")
+
     def _acceptors(self) -> list[Acceptor]:
         return [place.acceptor for place in self._places if place.acceptor is not None]
 
@@ -509,9 +535,12 @@ class Server(Turns[ConnectionT]):
             for place in self._places:
                 if place.listener is None:
                     family, address = place.family, place.address
-                    place.listener = listen(
-                        family, address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner
-                    )
+                    if self.protocol == "sctp":
+                        place.listener = self._listen_sctp(family, address)
+                    else:
+                        place.listener = listen(
+                            family, address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner
+                        )
                     made.append(place)
                 elif not place.listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
                     place.listener.listen(self.backlog)
@@ -525,9 +554,19 @@ class Server(Turns[ConnectionT]):
             assert place.listener is not None
             place.address = place.listener.getsockname()
 
+    def _listen_sctp(self, family: int, address: Any) -> _socket.socket:
+        if family == _socket.AF_UNIX:
+            raise ValueError(f"listener={address!r}: (host, port) expected, with protocol='sctp'")
+        try:
+            return listen(family, address, self.backlog, self.reuse_port, protocol=IPPROTO_SCTP, prepare=prepare_sctp)
+        except OSError as error:
+            raise explain_sctp(error) from error
+
     def _tune(self, listener: _socket.socket) -> None:
         """Set what accepted sockets inherit."""
-        if listener.family != _socket.AF_UNIX:
+        if self.protocol == "sctp":
+            tune_sctp(listener, self.no_delay)
+        elif listener.family != _socket.AF_UNIX:
             listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self.no_delay)
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
 

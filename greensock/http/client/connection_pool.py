@@ -159,11 +159,14 @@ class Patient(Protocol):
 class Lease:
     """A slot, and the connection in it. ``end`` and ``give_up`` end it; only the first of them counts."""
 
-    __slots__ = ("_origin", "_pool", "connection", "is_reused")
+    __slots__ = ("_origin", "_pool", "_preface", "connection", "is_reused")
 
-    def __init__(self, pool: ConnectionPool, origin: Origin, kept: ClientConnection | None = None) -> None:
+    def __init__(
+        self, pool: ConnectionPool, origin: Origin, kept: ClientConnection | None = None, preface: bytes = b""
+    ) -> None:
         self._pool: ConnectionPool | None = pool
         self._origin = origin
+        self._preface = preface
         #: What is leased; None while it is being made.
         self.connection: ClientConnection | None = kept
         #: Whether another request was made on it before.
@@ -216,7 +219,7 @@ class Lease:
             self.connection.drop_spare()
             self.connection = None
         self.is_reused = False
-        self.connection = self._pool.connect(self._origin, deadlines)
+        self.connection = self._pool.connect(self._origin, deadlines, self._preface)
         return self.connection
 
 
@@ -239,6 +242,8 @@ class ConnectionPool:
         """
         self._tls = tls
         self._server_hostname = server_hostname
+        #: What each connection of https begins with, in front of TLS.
+        self.preface = b""
         self.state = state
         self._make_room = make_room or self.drop_oldest
         self._is_full = is_full
@@ -248,8 +253,12 @@ class ConnectionPool:
         self._timer: Any = None
         _all_pools.add(self)
 
-    def lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
+    def lease(
+        self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None, preface: bytes = b""
+    ) -> Lease:
         """Lease a connection that stands, as far as can be known; wait for it or make it if need be.
+
+        ``preface`` is what a new one begins with, in front of TLS.
 
         Raises:
             QueueFull, QueueTimeout: there is none free.
@@ -259,7 +268,7 @@ class ConnectionPool:
         conn = self.take_kept(origin)
         if conn is not None:
             return Lease(self, origin, conn)
-        return self._lease(origin, deadlines, patient)
+        return self._lease(origin, deadlines, patient, preface)
 
     def take_kept(self, origin: Origin) -> ClientConnection | None:
         """Take out a kept connection that stands, with its slot, which goes back by ``give_back``; None: ``lease``.
@@ -279,7 +288,7 @@ class ConnectionPool:
                 self.give_back(origin, None)
         return None
 
-    def _lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None) -> Lease:
+    def _lease(self, origin: Origin, deadlines: Deadlines, patient: Patient | None, preface: bytes) -> Lease:
         """Lease a connection if none that is kept could be had at once."""
         waiter = Waiter()
         decision = self.state.ask(origin, waiter, monotonic())
@@ -291,7 +300,7 @@ class ConnectionPool:
             raise QueueFull(text, None, "max_waiting", most)
         if decision.action is Action.WAIT:
             conn = self._wait(origin, waiter, deadlines, patient)
-        lease = Lease(self, origin)
+        lease = Lease(self, origin, None, preface)
         try:
             # The slot is kept while its connection is replaced: nobody else gets it in between
             # (test_a_stale_one_is_replaced_in_its_slot).
@@ -305,7 +314,7 @@ class ConnectionPool:
                 lease.is_reused = True
                 lease.connection = conn
             else:
-                lease.connection = self.connect(origin, deadlines)
+                lease.connection = self.connect(origin, deadlines, preface)
         except BaseException:
             # Nobody is there, the time was over, or this greenlet was killed: the slot goes back
             # (test_nobody_is_there).
@@ -313,7 +322,7 @@ class ConnectionPool:
             raise
         return lease
 
-    def connect(self, origin: Origin, deadlines: Deadlines) -> ClientConnection:
+    def connect(self, origin: Origin, deadlines: Deadlines, preface: bytes = b"") -> ClientConnection:
         """Make a connection; where descriptors are short, one that is idle gives up its own."""
         seconds = deadlines.timeouts.connect
         # Before they run out, if that can be foreseen, and again whenever the system says so: what is idle gives way to
@@ -330,6 +339,7 @@ class ConnectionPool:
                         connection_class=ClientConnection,
                         tls=self._tls,
                         server_hostname=self._server_hostname or origin.name,
+                        preface=preface or self.preface,
                     )
                 else:
                     conn = connect(origin.address, timeout=left, connection_class=ClientConnection)

@@ -200,9 +200,9 @@ class UpstreamServer:
         if is_up:
             self.rose()
 
-    def lease(self, deadlines: Deadlines, patient: Patient | None = None) -> Lease:
+    def lease(self, deadlines: Deadlines, patient: Patient | None = None, preface: bytes = b"") -> Lease:
         """Lease a connection; see :meth:`ConnectionPool.lease`."""
-        return self.pool.lease(self.origin, deadlines, patient)
+        return self.pool.lease(self.origin, deadlines, patient, preface)
 
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""

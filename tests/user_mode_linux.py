@@ -1,0 +1,126 @@
+"""Run tests in user-mode Linux: a kernel that is a program, with what this machine's has not.
+
+    python tests/user_mode_linux.py sctp [-- ARGUMENTS OF PYTEST]     # what ``make test-sctp`` does
+    python tests/user_mode_linux.py lossy [-- ARGUMENTS OF PYTEST]    # what ``make test-lossy`` does
+
+``sctp``: the conformance suite and the tests of SCTP, where there is SCTP. ``lossy``: over a loopback that is 25 ms
+late each way and loses 2 % of the packets. That kernel has this machine's files, to which the tests do not write: what
+they write is in a file system in memory. It needs Debian's packages ``user-mode-linux``, ``kmod`` and
+``iproute2``; without them it says so, and the exit status is 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: Its packages, and the programs in them.
+PACKAGES = {"user-mode-linux": "linux", "kmod": "modprobe", "iproute2": "tc"}
+#: The exit status if they are not there.
+MISSING = 3
+#: Seconds after which it is ended.
+PATIENCE = 280
+#: In the order in which they must be loaded: without a hash SCTP cannot listen.
+MODULES = {"sctp": ["hmac", "md5", "sha1_generic", "sctp"], "lossy": ["sch_netem"]}
+#: What runs by default. Of TCP and TLS what moves much, both ways, to the end, and what goes through a proxy.
+TESTS = {
+    "sctp": ["tests/test_conformance.py", "tests/test_sctp.py", "-k", "sctp"],
+    "lossy": ["tests/test_conformance.py", "tests/test_tls_http.py", "-k", "not sctp", "-m", "not waits_long"],
+}
+
+INIT = """#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t tmpfs tmpfs /run
+mkdir -p /run/tmp /run/m/lib/modules
+for release in /usr/lib/uml/modules/*; do ln -s "$release" /run/m/lib/modules/; done
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run/tmp HOME=/run/tmp
+export PYTHONDONTWRITEBYTECODE=1 GREENSOCK_PURE={pure}
+ip link set lo up
+for module in {modules}; do modprobe -d /run/m "$module" || echo "no module $module" >>{said}; done
+{network}
+ulimit -n 8192
+cd {root}
+{command} >>{said} 2>&1
+echo $? >{status}
+sync
+echo o >/proc/sysrq-trigger
+exec sleep 10
+"""
+
+
+def missing() -> list[str]:
+    """Return the packages that are not installed."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    return [package for package, program in PACKAGES.items() if shutil.which(program, path=path) is None]
+
+
+def run(kind: str, arguments: list[str]) -> int:
+    """Run the tests, print what they say, and return their status."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(arguments or TESTS[kind])]
+    network = "tc qdisc add dev lo root netem limit 100000 delay 25ms loss 2%" if kind == "lossy" else ":"
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="uml-") as name:
+        place = Path(name)
+        said, status, init = place / "said", place / "status", place / "init"
+        said.touch()
+        init.write_text(
+            INIT.format(
+                pure=os.environ.get("GREENSOCK_PURE", "0"),
+                modules=" ".join(MODULES[kind]),
+                network=network,
+                root=shlex.quote(str(ROOT)),
+                command=shlex.join(command),
+                said=said,
+                status=status,
+            )
+        )
+        init.chmod(0o755)
+        boot = ["linux", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "rw", "mem=1024M", "con=null"]
+        boot += ["con0=fd:0,fd:1", "quiet", f"init={init}", f"uml_dir={place}"]
+        console = place / "console"
+        with open(console, "wb") as output:
+            process = subprocess.Popen(
+                boot, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its processes are ours, and none outlives it
+            process.wait()
+        kernel = console.read_text(errors="replace")
+        print(said.read_text(errors="replace"), end="")
+        result = int(status.read_text()) if status.exists() else 1
+        if not status.exists():
+            print(f"the tests did not end: {kernel[-2000:]}")
+    print(f"{kind}, in user-mode Linux: status {result}, {time.monotonic() - began:.0f} s", flush=True)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=[*TESTS])
+    parser.add_argument("more", nargs="*", metavar="ARGUMENT", help="for pytest, in place of the tests it runs")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if absent := missing():
+        print(f"NOT RUN: {options.kind} needs user-mode Linux; not installed: {', '.join(absent)} (Debian's packages)")
+        return MISSING
+    return run(options.kind, options.more)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
