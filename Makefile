@@ -25,7 +25,7 @@ test: $(VENV)/installed-test $(VENV)/compiled
 	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(BIN)/python tests/side_by_side.py)
 
 test-sctp test-lossy: test-%: $(VENV)/installed-test $(VENV)/compiled
-	$(BIN)/python tests/user_mode_linux.py $* $(if $(ARGS),-- $(ARGS))
+	$(BIN)/python tests/user_mode_linux.py $* $(ARGS)
 
 wheels: $(VENV)/installed
 	$(BIN)/python tests/wheels.py $(ARGS)

@@ -15,7 +15,7 @@ from greensock.tls import TLS, is_tls
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["OPTIONS", "UPCALLS", "Rule", "ServerKeywords", "ServerSettings", "checked"]
+__all__ = ["OPTIONS", "PROTOCOLS", "UPCALLS", "Rule", "ServerKeywords", "ServerSettings", "checked"]
 
 
 @dataclass(frozen=True, slots=True)

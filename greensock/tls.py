@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, cast
 
 from greensock.errors import CertificateRefused, HandshakeFailed
@@ -42,8 +42,12 @@ RELOAD_SECONDS = 1.0
 #: What is offered in TLS 1.2, all with forward secrecy; TLS 1.3 has no others (RFC 9325 section 4.2).
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
-#: Sessions that a client keeps of one context: of 2 to 5 kB each.
+#: Sessions that a client keeps of one context: of 6 kB each.
 MOST_SESSIONS = 256
+#: Whether to read ``SSLObject.session`` loses 6.5 kB each time (CPython's issue 116810, measured).
+IS_LEAKING = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
+#: Seconds between two sessions that are read for the same place, if it is.
+READ_PAUSE = 60.0
 
 VERSIONS = ("1.2", "1.3")
 CLIENT_CERTIFICATES = ("none", "optional", "required")
@@ -354,25 +358,38 @@ def client_context(tls: TLS | ssl.SSLContext | bool) -> ssl.SSLContext:
 class Sessions:
     """The sessions of one way to connect: one context as it is now, one address, one name.
 
-    One session is used once, as RFC 8446 appendix C.4 asks, but for TLS 1.2, where it stands for many. At most
-    ``MOST_SESSIONS`` of a context are kept, those that were used last.
+    A session is used once, as RFC 8446 appendix C.4 asks. But where Python loses the memory of each one that is read
+    (``IS_LEAKING``), one stands for all connections as long as the server takes it, and the next is read ``READ_PAUSE``
+    seconds later at the soonest. At most ``MOST_SESSIONS`` of a context are kept, those that were read last.
     """
 
     __slots__ = ("_kept", "_key")
 
-    def __init__(self, kept: OrderedDict[Any, ssl.SSLSession], key: Any) -> None:
+    def __init__(self, kept: OrderedDict[Any, tuple[ssl.SSLSession | None, float]], key: Any) -> None:
         self._kept = kept
         self._key = key
 
     def take(self) -> ssl.SSLSession | None:
-        """Return a session to go on with, and forget it; None: there is none."""
-        return self._kept.pop(self._key, None)
+        """Return a session to go on with; None: there is none."""
+        session, _ = self._kept.get(self._key, (None, 0.0))
+        if session is not None and time() > session.time + session.timeout:
+            session = None
+        elif not IS_LEAKING:
+            self._kept.pop(self._key, None)
+        return session
+
+    def are_to_have(self, is_resumed: bool) -> bool:
+        """Whether the session of a connection is to be read and kept; ``is_resumed``: it went on with one of these."""
+        if not IS_LEAKING:
+            return True
+        session, read = self._kept.get(self._key, (None, -READ_PAUSE))
+        return not (is_resumed and session is not None) and monotonic() - read >= READ_PAUSE
 
     def keep(self, session: ssl.SSLSession | None) -> None:
         """Keep a session for the next connection, if it can be gone on with."""
-        if session is None or not (session.has_ticket or session.id):
-            return
-        self._kept[self._key] = session
+        if session is not None and not (session.has_ticket or session.id):
+            session = None
+        self._kept[self._key] = session, monotonic()
         self._kept.move_to_end(self._key)
         if len(self._kept) > MOST_SESSIONS:
             self._kept.popitem(last=False)

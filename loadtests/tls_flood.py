@@ -22,6 +22,7 @@ from statistics import median
 
 from loadtests import measure_tls
 from loadtests.measure import Values
+from loadtests.peers.http_common import SMALL
 from loadtests.process import GENERATOR_CORES, ROOT, Group
 
 __all__ = ["measured"]
@@ -68,7 +69,7 @@ class Asking:
     def _ask(self, sock: ssl.SSLSocket) -> None:
         sock.sendall(REQUEST)
         data = b""
-        while not data.endswith(b"z\n") and not (b"\r\n\r\n" in data and len(data.partition(b"\r\n\r\n")[2]) >= 100):
+        while not data.endswith(SMALL):
             piece = sock.recv(65536)
             if not piece:
                 raise ConnectionError("the connection ended")

@@ -159,7 +159,7 @@ async def main(url, place):
             async with session.post(url, data=body, ssl=ours) as found:
                 assert (await found.read()).endswith(b" localhost " + body)
     print("port", site._server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 asyncio.run(main(*sys.argv[1:]))
 """

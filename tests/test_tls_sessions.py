@@ -74,8 +74,9 @@ def test_who_wants_none_and_who_gives_none(serve):
     assert [talk(gives_none, context) for _ in range(2)] == [False, False]
 
 
-def test_a_session_that_the_server_knows_no_more(serve):
+def test_a_session_that_the_server_knows_no_more(serve, monkeypatch):
     """It began anew, with another key for its tickets: a handshake in full."""
+    monkeypatch.setattr("greensock.tls.READ_PAUSE", 0.0)
     first = serve(TLSEcho, tls=server_tls("localhost"))
     context = client_tls()
     assert [talk(first, context) for _ in range(2)] == [False, True]
@@ -102,12 +103,28 @@ def test_the_client_of_http_and_where_nothing_is_said(serve):
     wait_until(lambda: not server.connections_alive)
 
 
+@pytest.mark.parametrize("is_leaking", [True, False])
+def test_how_often_they_are_read(serve, monkeypatch, is_leaking):
+    """Where each one that is read costs memory that never comes back, one stands for many; else it is used once."""
+    monkeypatch.setattr("greensock.tls.IS_LEAKING", is_leaking)
+    kept = []
+    keep = Sessions.keep
+    monkeypatch.setattr(Sessions, "keep", lambda self, session: kept.append(session) or keep(self, session))
+    server, context = serve(TLSEcho, tls=server_tls("localhost")), client_tls()
+    assert [talk(server, context) for _ in range(5)] == [False, True, True, True, True]
+    assert len(kept) == (1 if is_leaking else 5)
+    gives_none = serve(TLSEcho, tls=server_tls("localhost", session_tickets=False, **only("1.3")))
+    assert [talk(gives_none, context) for _ in range(5)] == [False] * 5
+    assert len(kept) == (2 if is_leaking else 10)
+
+
 def test_they_are_bounded_and_go_with_their_context(serve):
     server = serve(TLSEcho, tls=server_tls("localhost", **only("1.2")))
     context = client_tls()
     talk(server, context)
     kept = context.client_context().greensock_sessions
-    [[key, session]] = kept.items()
+    [[key, (session, _)]] = kept.items()
+    assert Sessions(kept, key).take() is session
     for number in range(MOST_SESSIONS + 5):
         Sessions(kept, number).keep(session)
     assert len(kept) == MOST_SESSIONS

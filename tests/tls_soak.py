@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from gevent.fileobject import FileObjectThread
 from greenlet import greenlet
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -69,11 +70,12 @@ def seen() -> dict[str, int]:
 
 def serve() -> None:
     """Serve until standard input ends; for each line there say what is held, once all connections have ended."""
-    text = sys.stdin.readline().encode().decode("unicode_escape")
+    lines = FileObjectThread(sys.stdin)  # which does not stop the hub
+    text = lines.readline().encode().decode("unicode_escape")
     server = Echo(("127.0.0.1", 0), tls=TLS(text), linger_timeout=1.0)
     server.start()
     print(server.server_port, flush=True)
-    while sys.stdin.readline():
+    while lines.readline():
         due = time.monotonic() + SETTLING
         while server.connections_alive and time.monotonic() < due:
             gevent.sleep(LOOK)

@@ -16,10 +16,10 @@ lifecycle          a connection's fields and states, and how it closes
 sending            the downcalls that write
 receiving          the downcalls that read
 connection         one connection: what needs both
+sctp               connections of SCTP, as bytes or as messages
 encrypted          TLS on a connection
 handshakes         the TLS handshakes of a server
 connector          ``connect``: connections of one's own
-sctp               connections of SCTP, as bytes or as messages
 upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server
 turns              what a server does with a connection that is ready

@@ -184,7 +184,7 @@ class Encrypted(Sealing):
     def _keep_session(self) -> None:
         """Keep the session for the next connection to the same place."""
         sessions, self._sessions = self._sessions, None
-        if sessions is not None:
+        if sessions is not None and sessions.are_to_have(bool(self._object.session_reused)):
             sessions.keep(self._object.session)
 
     @property

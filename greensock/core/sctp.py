@@ -27,7 +27,7 @@ from greensock.core.lifecycle import INHERIT, Timeout
 from greensock.core.send_queue import Buffer, as_views
 from greensock.core.syscalls import BorrowedSocket
 from greensock.errors import LimitExceeded, MessageTooLong
-from greensock.framing import Decoder, Framer
+from greensock.framing import Framer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,7 +57,7 @@ SCTP_UNORDERED = 1
 #: Streams each way that a connection asks for.
 STREAMS = 16
 #: Bytes of a message that a stream of bytes is cut into; and of one read.
-PIECE = 1 << 16
+PIECE, LEAST_PIECE = 1 << 16, 256
 #: Bytes that a message may have that is received.
 MOST_MESSAGE = 1 << 20
 #: Room for what comes beside the bytes: stream, flags, payload protocol.
@@ -96,40 +96,55 @@ class SCTPMessages(Framer):
 
     __slots__ = ()
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Any:
         return _MessageDecoder(self.max_size)
 
     def encode(self, message: bytes) -> bytes:
-        self._fits(message)
+        if len(message) > self.max_size:
+            raise ValueError(f"message of {len(message)} bytes: at most max_size={self.max_size} allowed")
         return head_of(message, 0, 0, False) + message
 
 
-class _MessageDecoder(Decoder):
-    """Takes off what the transport puts in front of each message."""
+class _MessageDecoder:
+    """Takes off what the transport puts in front of each message: a decoder as those of ``framing``."""
 
-    __slots__ = ("_most",)
+    __slots__ = ("_at", "_came", "_most")
 
     def __init__(self, most: int) -> None:
-        super().__init__()
         self._most = most
+        self._came = b""
+        self._at = 0
+
+    @property
+    def pending(self) -> int:
+        """How many bytes are held that no message has been made of."""
+        return len(self._came) - self._at
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes that came."""
+        self._came, self._at = self._came[self._at :] + data, 0
+
+    def take(self) -> bytes:
+        """Give out all that is pending as it came."""
+        came, self._came, self._at = self._came[self._at :], b"", 0
+        return came
 
     def next_message(self) -> SCTPMessage | None:
-        buffer, start = self._buffer, self._start
-        if len(buffer) < start + HEAD.size:
+        """Give out the next message; None: it has not come whole."""
+        came, begin = self._came, self._at + HEAD.size
+        if len(came) < begin:
             return None
-        _, stream, flags, ppid, size = HEAD.unpack_from(buffer, start)
+        _, stream, flags, ppid, size = HEAD.unpack_from(came, self._at)
         if size > self._most:
             text = f"a message of {size} bytes is longer than max_size={self._most} bytes"
             raise MessageTooLong(text, limit="max_size", value=self._most)
-        begin, end = start + HEAD.size, start + HEAD.size + size
-        if len(buffer) < end:
+        end = begin + size
+        if len(came) < end:
             return None
-        message = SCTPMessage(bytes(memoryview(buffer)[begin:end]), stream, ppid, bool(flags & SCTP_UNORDERED))
-        if end < len(buffer):
-            self._start = end
-        else:
-            self._buffer, self._start = b"", 0
-        return message
+        self._at = end
+        if end == len(came):
+            self._came, self._at = b"", 0
+        return SCTPMessage(came[begin:end], stream, ppid, bool(flags & SCTP_UNORDERED))
 
 
 def head_of(data: bytes, stream: int, ppid: int, unordered: bool) -> bytes:
@@ -140,7 +155,7 @@ def head_of(data: bytes, stream: int, ppid: int, unordered: bool) -> bytes:
 class SCTPTransport:
     """What a connection of SCTP reads from and writes to."""
 
-    __slots__ = ("_conn", "_failure", "_held", "_keeps_messages", "_over", "_part", "_sock", "is_shared")
+    __slots__ = ("_conn", "_failure", "_held", "_keeps_messages", "_over", "_part", "_piece", "_sock", "is_shared")
 
     def __init__(self, conn: Connection, fd: int) -> None:
         # Borrowed: the descriptor stays the connection's to close.
@@ -150,6 +165,7 @@ class SCTPTransport:
         self.is_shared = False
         self._held = b""  # of messages that came whole, with their heads
         self._part = b""  # of one that has not
+        self._piece = PIECE
         self._over = False
         self._failure: OSError | None = None
         # What comes with each message, and what becomes of the association.
@@ -237,8 +253,14 @@ class SCTPTransport:
 
     def write(self, data: bytes | memoryview) -> int:
         """Send what is taken now: a piece of a stream of bytes, or one message."""
-        if not self._keeps_messages:
-            return self._sock.send(memoryview(data)[:PIECE])  # type: ignore[no-any-return]
+        while not self._keeps_messages:
+            try:
+                return self._sock.send(memoryview(data)[: self._piece])  # type: ignore[no-any-return]
+            except OSError as error:
+                # More than the send buffer has, which the program has made smaller.
+                if error.errno != errno.EMSGSIZE or self._piece <= LEAST_PIECE:
+                    raise
+                self._piece //= 2
         if not data:
             return 0
         view = memoryview(data)
@@ -361,6 +383,7 @@ class SCTPConnection(Connection):
             yield message
 
     def _no_bytes(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refuse what knows no messages."""
         raise TypeError("this connection keeps messages apart: send_message and recv_message expected")
 
     recv_into = read_exactly = read_until = read_line = unread = send_file = splice = _no_bytes

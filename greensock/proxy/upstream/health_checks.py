@@ -55,7 +55,7 @@ class CheckClient(HTTPClient):
     def __init__(self, preamble: bytes = b"", tls: TLS | bool = True) -> None:
         super().__init__(user_agent="greensock health check", max_idle=0, tls=tls)
         self._preamble = preamble
-        self._pool.preface = preamble
+        self.begin_with(preamble)
 
     def perform(self, call: Call, lease: Lease, deadlines: Deadlines) -> ClientResponse:
         if lease.connection is not None and lease.connection.tls is not None:
