@@ -123,7 +123,7 @@ def test_a_small_read_size(serve, version):
     data = bytes(range(256)) * 100
     peer.sendall(data)
     assert peer.read_exactly(len(data)) == data
-    assert {len(what) for name, what in server.calls if name == "recv"} == {100}
+    assert max(len(what) for name, what in server.calls if name == "recv") == 100
     peer.close()
 
 

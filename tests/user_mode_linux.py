@@ -114,8 +114,8 @@ def run(kind: str, arguments: list[str]) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its processes are ours, and none outlives it
             process.wait()
+            print(said.read_text(errors="replace"), end="", flush=True)
         kernel = console.read_text(errors="replace")
-        print(said.read_text(errors="replace"), end="")
         result = int(status.read_text()) if status.exists() else 1
         if not status.exists():
             print(f"the tests did not end: {kernel[-2000:]}")
