@@ -175,10 +175,10 @@ class Encrypted(Sealing):
             # What came behind it, all of it.
             self._held = self._decrypt(b"")
         if done:
-            # Where a session is to be kept, the first read goes the long way: the ticket comes with it.
-            self._simple = not self.has_held and self._shared is None and self._sessions is None
             if self._sessions is not None and (found.version() == "TLSv1.2" or self._held):
                 self._keep_session()
+            # Where a session is to be kept, the first read goes the long way: the ticket comes with it.
+            self._simple = not self.has_held and self._shared is None and self._sessions is None
         return done
 
     def _keep_session(self) -> None:
