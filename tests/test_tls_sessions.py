@@ -20,6 +20,7 @@ def talk(server, tls, name="localhost", **options):
     with connect(server.address, tls=tls, server_hostname=name, timeout=PATIENCE, **options) as conn:
         conn.send(b"x")
         assert conn.recv(timeout=PATIENCE) == b"x"
+        assert conn._transport._simple, "what is read next goes the short way"
         is_resumed = conn.tls.is_resumed
         conn.close()
         conn.wait_closed(PATIENCE)
