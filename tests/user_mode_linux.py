@@ -6,7 +6,7 @@
 ``sctp``: the conformance suite and the tests of SCTP, where there is SCTP. ``lossy``: over a loopback that is 25 ms
 late each way and loses 2 % of the packets. That kernel has this machine's files, to which the tests do not write: what
 they write is in a file system in memory. It needs Debian's packages ``user-mode-linux``, ``kmod`` and
-``iproute2``; without them it says so, and the exit status is 3.
+``iproute2``; without them, or where it does not start, it says so, and the exit status is 3.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: Its packages, and the programs in them.
 PACKAGES = {"user-mode-linux": "linux", "kmod": "modprobe", "iproute2": "tc"}
-#: The exit status if they are not there.
+#: The exit status if they are not there, or that kernel does not start here.
 MISSING = 3
 #: Seconds after which it is ended.
 PATIENCE = 1800
@@ -56,6 +56,7 @@ INIT = """#!/bin/sh
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /run
+echo >{booted}
 mkdir -p /run/tmp /run/m/lib/modules
 for release in /usr/lib/uml/modules/*; do ln -s "$release" /run/m/lib/modules/; done
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run/tmp HOME=/run/tmp
@@ -85,7 +86,7 @@ def run(kind: str, arguments: list[str]) -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="uml-") as name:
         place = Path(name)
-        said, status, init = place / "said", place / "status", place / "init"
+        said, status, init, booted = place / "said", place / "status", place / "init", place / "booted"
         said.touch()
         init.write_text(
             INIT.format(
@@ -96,6 +97,7 @@ def run(kind: str, arguments: list[str]) -> int:
                 command=shlex.join(command),
                 said=said,
                 status=status,
+                booted=booted,
             )
         )
         init.chmod(0o755)
@@ -116,6 +118,9 @@ def run(kind: str, arguments: list[str]) -> int:
             process.wait()
             print(said.read_text(errors="replace"), end="", flush=True)
         kernel = console.read_text(errors="replace")
+        if not booted.exists():
+            print(f"NOT RUN: {kind}: user-mode Linux does not start here: {kernel[-500:]}")
+            return MISSING
         result = int(status.read_text()) if status.exists() else 1
         if not status.exists():
             print(f"the tests did not end: {kernel[-2000:]}")
