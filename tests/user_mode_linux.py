@@ -62,12 +62,14 @@ for release in /usr/lib/uml/modules/*; do ln -s "$release" /run/m/lib/modules/; 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TMPDIR=/run/tmp HOME=/run/tmp
 export PYTHONDONTWRITEBYTECODE=1 GREENSOCK_PURE={pure}
 ip link set lo up
-for module in {modules}; do modprobe -d /run/m "$module" || echo "no module $module" >>{said}; done
+for module in {modules}; do modprobe -d /run/m "$module" || absent="$absent $module"; done
 {network}
 ulimit -n 8192
 cd {root}
 {command} >>{said} 2>&1
-echo $? >{status}
+status=$?
+[ -z "$absent" ] || {{ echo "that kernel has no module$absent" >>{said}; status=1; }}
+echo $status >{status}
 sync
 echo o >/proc/sysrq-trigger
 exec sleep 10
