@@ -40,9 +40,9 @@ from greensock import TLS, Connection, Server, connect
 #: Clients at the same time; how many of a hundred do what is unusual.
 CLIENTS = 16
 KINDS = {"full": 40, "resumed": 35, "cut": 10, "left": 10, "garbage": 5}
-#: What may be more after than before: objects that the collector knows, and bytes for each handshake and for all; and
-#: for each session that OpenSSL keeps for clients of TLS 1.2 that take no tickets, of which it keeps 20,480.
-MORE_OBJECTS, BYTES_EACH, BYTES_ALL, BYTES_SESSION = 300, 30, 6 << 20, 1400
+#: What may be more after than before: greenlets (workers), objects that the collector knows, and bytes, for each
+#: handshake, for all, and for each session that OpenSSL keeps for clients of TLS 1.2 that take no tickets (20,480).
+MORE_GREENLETS, MORE_OBJECTS, BYTES_EACH, BYTES_ALL, BYTES_SESSION = 3, 600, 30, 6 << 20, 1400
 #: Seconds that a client may take, and until all is settled.
 PATIENCE, SETTLING = 20.0, 10.0
 #: Seconds between two looks.
@@ -167,6 +167,9 @@ def play(handshakes: int) -> tuple[list[str], str]:
             began = time.monotonic()
             load.run(handshakes)
             took = time.monotonic() - began
+            due = time.monotonic() + SETTLING
+            while len(os.listdir("/proc/self/fd")) > before[1]["descriptors"] and time.monotonic() < due:
+                gevent.sleep(LOOK)
             after = json.loads(ask("look")), seen()
         finally:
             process.kill()
@@ -174,7 +177,12 @@ def play(handshakes: int) -> tuple[list[str], str]:
     more_sessions = after[0]["sessions"] - before[0]["sessions"]
     more_bytes = BYTES_ALL + BYTES_EACH * handshakes + BYTES_SESSION * more_sessions
     for who, first, last in (("server", before[0], after[0]), ("clients", before[1], after[1])):
-        for what, most in (("descriptors", 0), ("greenlets", 0), ("objects", MORE_OBJECTS), ("bytes", more_bytes)):
+        for what, most in (
+            ("descriptors", 0),
+            ("greenlets", MORE_GREENLETS),
+            ("objects", MORE_OBJECTS),
+            ("bytes", more_bytes),
+        ):
             if last[what] - first[what] > most:
                 trouble.append(f"{who}: {what}: {first[what]:,} before, {last[what]:,} after")
     if after[0]["alive"]:
