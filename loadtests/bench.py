@@ -41,6 +41,8 @@ TARGETS = {
     "flat": ("flat-targets",),
     "websocket": ("websocket-targets",),
     "udp": ("udp-targets",),
+    "tls": ("tls-targets",),
+    "handshakes": ("handshakes-targets",),
 }
 
 Step = tuple[int, Case, str]

@@ -53,6 +53,12 @@ STYLES: dict[str, Style] = {
     "udp_gevent": Style("#ea580c", "^"),
     "udp_uvloop": Style("#86198f", "v"),
     "udp_epoll": Style("#111111", "X"),
+    "tls_greensock": Style("#15803d", "o"),
+    "tls_uvloop": Style("#86198f", "v"),
+    "tls_gevent": Style("#ea580c", "^"),
+    "tls_epoll": Style("#111111", "X"),
+    "tls_site": Style("#15803d", "o"),
+    "tls_nginx": Style("#111111", "X"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {

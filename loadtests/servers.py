@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from loadtests.peers.programs import program
 from loadtests.process import PURE
 
-__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "UDP", "WEBSOCKETS", "Server", "missing"]
+__all__ = [
+    "HTTP",
+    "NAMES",
+    "PROXIES",
+    "SERVERS",
+    "TCP",
+    "TLS",
+    "TLS_SITES",
+    "UDP",
+    "WEBSOCKETS",
+    "Server",
+    "missing",
+]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "tls", "tls site"]
+
+#: Without it what drives servers of TLS cannot be compiled (libssl-dev of Debian).
+OPENSSL_HEADER = Path("/usr/include/openssl/ssl.h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +98,12 @@ SERVERS: dict[str, Server] = {
     "udp_gevent": Server("gevent DatagramServer", ("gevent",), "udp"),
     "udp_uvloop": Server("uvloop DatagramProtocol", ("uvloop",), "udp"),
     "udp_epoll": Server("C, epoll and recvmmsg", (), "udp"),
+    "tls_greensock": Server("greensock, TLS", ("gevent", "greensock"), "tls", ("openssl",)),
+    "tls_uvloop": Server("uvloop Protocol, TLS", ("uvloop",), "tls", ("openssl",)),
+    "tls_gevent": Server("gevent StreamServer, TLS", ("gevent",), "tls", ("openssl",)),
+    "tls_epoll": Server("C, OpenSSL, epoll", (), "tls", ("openssl",)),
+    "tls_site": Server("greensock HTTPServer, TLS", ("gevent", "greensock"), "tls site", ("openssl",)),
+    "tls_nginx": Server("nginx, TLS", (), "tls site", ("openssl", "nginx")),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -110,6 +132,8 @@ HTTP = of_kind("http")
 PROXIES = of_kind("proxy")
 WEBSOCKETS = of_kind("websocket")
 UDP = (*of_kind("udp"), "udp_greensock" + PURE)
+TLS = of_kind("tls")
+TLS_SITES = of_kind("tls site")
 
 
 def is_there(module: str) -> bool:
@@ -127,4 +151,6 @@ def missing(name: str) -> str | None:
     for needed in SERVERS[name].programs:
         if program(needed) is None:
             return needed
+    if SERVERS[name].kind == "tls" and not OPENSSL_HEADER.exists():
+        return "libssl-dev"
     return None

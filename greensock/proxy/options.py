@@ -348,7 +348,7 @@ class UpstreamOptions:
     min_retry_rate: float = 10.0
     #: Bytes of a request's body that are kept to send them again.
     max_replay: int = 65536
-    #: The PROXY protocol's version that is spoken to its servers; 0 for none.
+    #: The PROXY protocol's version that is spoken to its servers, in front of TLS; 0 for none.
     send_proxy_protocol: int = 0
     #: How TLS is spoken to its servers of https.
     tls: UpstreamTLS | None = None
@@ -373,8 +373,6 @@ class UpstreamOptions:
         by_tls = [origin for origin in origins if origin.scheme == "https"]
         if self.tls is not None and not by_tls:
             raise ValueError("tls: servers with https:// expected")
-        if self.send_proxy_protocol and by_tls:
-            raise ValueError(f"send_proxy_protocol={self.send_proxy_protocol!r}: 0 expected, with https:// servers")
 
 
 _UPSTREAM = {
