@@ -197,6 +197,27 @@ def test_many_messages_to_who_reads_slowly(serve):
 
 
 @needs_sctp
+def test_nobody_listens_and_a_server_that_connects(serve):
+    """A refusal is told at once, and the other address is tried; ``Server.connect`` makes messages, too."""
+    server = serve(Echo)
+    closed = Server(("127.0.0.1", 0), protocol="sctp")
+    closed.start()
+    address = closed.address
+    closed.stop()
+    with pytest.raises(ConnectFailed, match="refused"):
+        connect(address, protocol="sctp", timeout=PATIENCE)
+    with connect(("localhost", server.server_port), protocol="sctp", timeout=PATIENCE, preface=b"first") as conn:
+        assert conn.recv(timeout=PATIENCE) == b"first"
+    dialling = serve(Recorder, protocol="sctp", connection_class=SCTPConnection)
+    conn = dialling.connect(server.address, timeout=PATIENCE, preface=b"before")
+    conn.wait_open(PATIENCE)
+    conn.send_message(b"hello", stream=3)
+    wait_until(lambda: [what for name, what in dialling.calls if name == "recv"] == [b"before", b"hello"])
+    conn.close()
+    wait_until(lambda: not dialling.connections_alive)
+
+
+@needs_sctp
 def test_what_is_no_message(serve):
     server = serve(Echo)
     with dial(server) as conn:
