@@ -190,7 +190,7 @@ def test_no_slot_is_lost_wherever_it_is_thrown_into(talker):
             gevent.sleep(0)
             gevent.killall(users)
             assert (pool.statistics().used, pool.statistics().waiting) == (0, 0)
-        assert len(outcomes) == 2, outcomes
+        assert outcomes["timeout"], outcomes  # how many got through before depends on the machine
         leases = [pool.lease(talker.address, timeout=PATIENCE) for _ in range(2)]
         for lease in leases:
             talk(lease.connection)
