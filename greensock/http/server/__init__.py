@@ -6,6 +6,7 @@ The modules, lowest first; each imports only what stands above it:
 stream              where an answer goes that is not HTTP/1.1 on the connection itself
 cookies             what a client sends of them, and the field that sets one
 query_fields        the fields of a query
+spool               bytes in memory, and then in a file
 request             a request as the program sees it
 response            an answer as the program gives it
 conditions          whether a file is sent, and what of it

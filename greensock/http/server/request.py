@@ -27,7 +27,7 @@ from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.request_parser import RequestParser
 from greensock.http.wire.target import origin_form
-from greensock.http.wire.writer import write_response_head
+from greensock.http.wire.writer import LAST_CHUNK, write_last_chunk, write_response_head
 
 __all__ = ["NO_BODY", "ReadBody", "Request", "RequestBody"]
 
@@ -194,6 +194,8 @@ class Request:
     stream: ResponseStream | None = None
     #: What it has left HTTP for: a WebSocket, or its connection.
     switched_to: Any = None
+    #: Fields that go out behind the body of its answer: see ``add_trailers``.
+    trailing: Headers | None = None
 
     def __init__(self, conn: Connection, head: RequestHead, body: RequestBody) -> None:
         #: As the parser gave it, :class:`RequestHead`.
@@ -325,6 +327,38 @@ class Request:
             self.body.stop_awaiting()
         self.connection.send(write_response_head(status, fields))
         return True
+
+    def add_trailers(self, headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]) -> bool:
+        """Have fields go out behind the body of the answer, if that goes out in chunks: in pieces, without a length.
+
+        They may be added until the last piece was given. Those that are there before the head goes out are announced
+        in its field Trailer. False if they would not arrive, as the client did not say that it takes them by
+        ``TE: trailers`` (RFC 9110 section 6.5.1): then nothing is sent.
+
+        Raises:
+            ValueError: a field that cannot be a trailer, as it is of the framing.
+        """
+        fields = Headers(headers.items() if isinstance(headers, Mapping) else headers)
+        write_last_chunk(fields)  # looks at the names
+        if self.version == "1.0" or self.stream is not None or b"trailers" not in self.headers.tokens(b"te"):
+            return False
+        if self.trailing is None:
+            self.trailing = fields
+        else:
+            for name, value in fields.raw:
+                self.trailing.add(name, value)
+        return True
+
+    def announced_trailers(self) -> bytes:
+        """Return the line of a head that announces what will go out behind the body; empty if nothing is known of."""
+        if not self.trailing:
+            return b""
+        names = dict.fromkeys(name for name, _ in self.trailing.raw)
+        return b"Trailer: %b\r\n" % b", ".join(names)
+
+    def last_chunk(self) -> bytes:
+        """Return what ends a body in chunks."""
+        return LAST_CHUNK if self.trailing is None else write_last_chunk(self.trailing)
 
     @property
     def offered_subprotocols(self) -> list[str]:
