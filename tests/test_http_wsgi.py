@@ -59,7 +59,7 @@ def test_the_environ_is_pywsgis(site, request_):
         theirs.stop()
     mine, others = seen
     own = {"wsgi.input", "wsgi.errors", "SERVER_SOFTWARE", "REMOTE_PORT"}
-    added = {"wsgi.file_wrapper", "wsgi.early_hints", "greensock.request"}
+    added = {"wsgi.file_wrapper", "greensock.request"}
     assert {key: value for key, value in mine.items() if key not in own | added} == {
         key: value for key, value in others.items() if key not in own
     }
@@ -340,7 +340,7 @@ def test_early_hints_and_trailers(site):
         request.add_trailers({"X-Late": "2"})
         return []
 
-    here = site(application)
+    here = site(application, early_hints=True)
     sock = here.connect()
     sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n")
     early, _, rest = read_all(sock).partition(b"\r\n\r\n")

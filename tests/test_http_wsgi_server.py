@@ -270,7 +270,7 @@ def test_the_validator_is_content(site, tmp_path, way):
             return environ["wsgi.file_wrapper"](open(tmp_path / "file", "rb"))
         return [b"validated"] if way == "list" else iter([b"validated"])
 
-    here = site(validator(application))
+    here = site(validator(application), early_hints=True)
     fields = "Host: a\nConnection: close\nTransfer-Encoding: chunked\n"
     head = here.get(method="HEAD")
     for answer in (

@@ -48,6 +48,8 @@ class NoSendfile(FileWrapper):
 class WSGISite(WSGIServer):
     """Serves an application on one of a worker's sockets."""
 
+    early_hints = True
+
     def __init__(self, listener: Any, application: Any, worker: SiteWorker, errors: Any, software: str) -> None:
         cfg = worker.cfg
         self.worker = worker

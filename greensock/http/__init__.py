@@ -33,6 +33,7 @@ from greensock.http.errors import (
     TotalTimeout,
 )
 from greensock.http.server.filters import BodyFilter
+from greensock.http.server.forms import Form, FormLimits, UploadedFile
 from greensock.http.server.http_server import HTTPConnection, HTTPServer
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.query_fields import QueryFields
@@ -84,6 +85,8 @@ __all__ = [
     "Data",
     "EndOfMessage",
     "FileBody",
+    "Form",
+    "FormLimits",
     "HTTPClient",
     "HTTPConnection",
     "HTTPError",
@@ -112,6 +115,7 @@ __all__ = [
     "Signal",
     "Timeouts",
     "TotalTimeout",
+    "UploadedFile",
     "WSGIServer",
     "WebSocket",
     "WebSocketClosed",

@@ -6,9 +6,10 @@ The modules, lowest first; each imports only what stands above it:
 stream              where an answer goes that is not HTTP/1.1 on the connection itself
 cookies             what a client sends of them, and the field that sets one
 query_fields        the fields of a query
-spool               bytes in memory, and then in a file
-request             a request as the program sees it
 response            an answer as the program gives it
+spool               bytes in memory, and then in a file
+forms               fields and files that a page sends
+request             a request as the program sees it
 conditions          whether a file is sent, and what of it
 static_files        files and directories as answers
 server_sent_events  events that a page hears as they come

@@ -18,6 +18,7 @@ from greensock import Connection, OperationTimeout
 from greensock.http.errors import BadRequest, Reason
 from greensock.http.incoming_body import IncomingBody
 from greensock.http.server.cookies import parse_cookies
+from greensock.http.server.forms import DEFAULT_FORM, Form, FormLimits, read_form
 from greensock.http.server.query_fields import MAX_QUERY_FIELDS, QueryFields
 from greensock.http.server.stream import ResponseStream
 from greensock.http.websocket.handshake import offered_subprotocols
@@ -196,6 +197,8 @@ class Request:
     switched_to: Any = None
     #: Fields that go out behind the body of its answer: see ``add_trailers``.
     trailing: Headers | None = None
+    #: What ``form`` read.
+    form_read: Form | None = None
 
     def __init__(self, conn: Connection, head: RequestHead, body: RequestBody) -> None:
         #: As the parser gave it, :class:`RequestHead`.
@@ -289,6 +292,21 @@ class Request:
             if isinstance(error, BadRequest):
                 raise
             raise BadRequest(f"a body that is no JSON: {error}", Reason.BODY_MALFORMED, self.connection) from None
+
+    def form(self, limits: FormLimits = DEFAULT_FORM) -> Form:
+        """Read the body, and return the fields and the files that it has as a form; once more, the same.
+
+        ``application/x-www-form-urlencoded`` and ``multipart/form-data``; the latter needs ``greensock[forms]``.
+
+        Raises:
+            HTTPError: 415, it is no form. Let it through.
+            BadRequest: it is malformed, or crosses a limit. Left to itself, it becomes 400 or 413.
+            OperationTimeout, ConnectionLost: see :class:`RequestBody`.
+        """
+        if self.form_read is None:
+            said = self.headers.get("content-type", "") or ""
+            self.form_read = read_form(self.body, said, limits, self.connection)
+        return self.form_read
 
     @property
     def host(self) -> str:

@@ -62,6 +62,7 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 class WSGIServerKeywords(HTTPServerSettings, total=False):
     """What ``WSGIServer`` may be told beside pywsgi's arguments, as a type checker is to know it."""
 
+    early_hints: bool
     stream_chunked: bool
     max_chunked: int
     websocket_options: WebSocketOptions
@@ -87,6 +88,9 @@ class WSGIServer(HTTPServer):
     application: Any = None
     #: The class of the environs. PEP 3333 wants ``dict`` itself.
     environ_class: type[dict[str, Any]] = dict
+    #: Whether applications find ``wsgi.early_hints``, which sends 103, as under gunicorn. (In every environ is
+    #: ``greensock.request``, which has ``send_interim``.)
+    early_hints: bool = False
     #: Whether the body of a chunked upload streams. False: it is read before the application is called, which then gets
     #: its length: most go by that alone, and Django would find none.
     stream_chunked: bool = False
@@ -104,6 +108,7 @@ class WSGIServer(HTTPServer):
     }
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
+        "early_hints": Rule.flag(),
         "stream_chunked": Rule.flag(),
         "max_chunked": Rule.whole(0),
         "websocket_options": Rule.instance(WebSocketOptions, "WebSocketOptions"),
@@ -228,7 +233,8 @@ class WSGIServer(HTTPServer):
             else:
                 environ["wsgi.input"] = io.BufferedReader(answer.input)
         environ["wsgi.input_terminated"] = True
-        environ["wsgi.early_hints"] = answer.send_hints
+        if self.early_hints:
+            environ["wsgi.early_hints"] = answer.send_hints
         environ["greensock.request"] = request
         if not request.head.is_ordinary and "HTTP_UPGRADE" in environ and request.body is NO_BODY:
             answer.socket = ConnectionSocket(request.connection, partial(self._hand_over, answer))
