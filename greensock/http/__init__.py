@@ -32,6 +32,7 @@ from greensock.http.errors import (
     SendTimeout,
     TotalTimeout,
 )
+from greensock.http.server.compression import Compression
 from greensock.http.server.filters import BodyFilter
 from greensock.http.server.forms import Form, FormLimits, UploadedFile
 from greensock.http.server.http_server import HTTPConnection, HTTPServer
@@ -39,6 +40,7 @@ from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.query_fields import QueryFields
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
+from greensock.http.server.routes import Routes
 from greensock.http.server.server_sent_events import ServerSentEvent, send_events
 from greensock.http.server.static_files import send_directory, send_file
 from greensock.http.server.stream import ResponseStream
@@ -81,6 +83,7 @@ __all__ = [
     "BodyFilter",
     "BodyTimeout",
     "ClientResponse",
+    "Compression",
     "ConnectTimeout",
     "Data",
     "EndOfMessage",
@@ -110,6 +113,7 @@ __all__ = [
     "ResponseHead",
     "ResponseParser",
     "ResponseStream",
+    "Routes",
     "SendTimeout",
     "ServerSentEvent",
     "Signal",

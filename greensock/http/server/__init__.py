@@ -13,7 +13,9 @@ request             a request as the program sees it
 conditions          whether a file is sent, and what of it
 static_files        files and directories as answers
 server_sent_events  events that a page hears as they come
+routes              which function answers a method and a path
 filters             what changes the body of an answer on its way out
+compression         which answers are compressed, and how
 http_stats          what a server counted
 deadline_watch      until when heads must be whole, and bodies must go on
 response_writer     how an answer goes out

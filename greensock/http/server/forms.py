@@ -262,7 +262,7 @@ class _Parts:
             file.size += len(event)
             if file.size > limits.max_file:
                 raise _too_much("max_file", limits.max_file, self._conn)
-            self._form._spool.write(event)
+            self._form._spool.write(bytes(event))
         else:
             self._name = event.name
             if not self._name:

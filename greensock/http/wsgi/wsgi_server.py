@@ -35,6 +35,7 @@ from gevent import socket as _socket
 
 from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, State, __version__
 from greensock.http.errors import BadRequest
+from greensock.http.server.compression import Compression
 from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPServer, HTTPServerSettings
 from greensock.http.server.request import NO_BODY, Request
@@ -62,6 +63,7 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 class WSGIServerKeywords(HTTPServerSettings, total=False):
     """What ``WSGIServer`` may be told beside pywsgi's arguments, as a type checker is to know it."""
 
+    compression: Compression | None
     early_hints: bool
     stream_chunked: bool
     max_chunked: int
@@ -108,6 +110,7 @@ class WSGIServer(HTTPServer):
     }
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
+        "compression": Rule.instance(Compression, "a Compression").or_none(),
         "early_hints": Rule.flag(),
         "stream_chunked": Rule.flag(),
         "max_chunked": Rule.whole(0),
