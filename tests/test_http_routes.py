@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from conftest import read_all
 
-from greensock.http import HTTPServer, Response, Routes
+from greensock.http import HTTPServer, Response, RouteTable
 
-routes = Routes(converters={"even": lambda text: int(text) if int(text) % 2 == 0 else int("odd")})
+routes = RouteTable(converters={"even": lambda text: int(text) if int(text) % 2 == 0 else int("odd")})
 
 
 def say(name):
@@ -87,7 +87,7 @@ def test_who_answers(ask, connect, method, target, status, said):
 
 
 def test_what_cannot_be_added():
-    table = Routes()
+    table = RouteTable()
     table.get("/a/<b>")(say("x"))
     table.post("/a/<b>")(say("x"))
     for path, methods, words in (

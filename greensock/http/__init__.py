@@ -40,7 +40,7 @@ from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.query_fields import QueryFields
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
-from greensock.http.server.routes import Routes
+from greensock.http.server.route_table import RouteTable
 from greensock.http.server.server_sent_events import ServerSentEvent, send_events
 from greensock.http.server.static_files import send_directory, send_file
 from greensock.http.server.stream import ResponseStream
@@ -113,7 +113,7 @@ __all__ = [
     "ResponseHead",
     "ResponseParser",
     "ResponseStream",
-    "Routes",
+    "RouteTable",
     "SendTimeout",
     "ServerSentEvent",
     "Signal",

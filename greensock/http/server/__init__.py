@@ -13,7 +13,7 @@ request             a request as the program sees it
 conditions          whether a file is sent, and what of it
 static_files        files and directories as answers
 server_sent_events  events that a page hears as they come
-routes              which function answers a method and a path
+route_table         which function answers a method and a path
 filters             what changes the body of an answer on its way out
 compression         which answers are compressed, and how
 http_stats          what a server counted

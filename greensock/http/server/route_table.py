@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from greensock.http.server.request import Request
 from greensock.http.server.response import HTTPError, Response
 
-__all__ = ["Routes"]
+__all__ = ["RouteTable"]
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 
@@ -34,7 +34,7 @@ def whole_number(text: str) -> int:
 CONVERTERS: Mapping[str, Callable[[str], Any]] = {"int": whole_number, "uuid": uuid.UUID}
 
 
-class Routes:
+class RouteTable:
     """A table of methods and paths, called with a request: ``HTTPServer(listener, handle_request=routes)``.
 
     ``<name>`` in a path is a segment, which the function gets by that name; ``<int:name>`` and ``<uuid:name>`` must be
