@@ -175,6 +175,13 @@ def test_head_conditions_and_errors(ask):
     assert (status, head["content-encoding"], undone(head, body)) == (404, "gzip", LONG + b"\n")
 
 
+def test_an_answer_that_is_given_more_than_once(ask):
+    made = Response(LONG, headers={"ETag": '"x"'}, content_type="text/plain")
+    for fields, coding in (("Accept-Encoding: gzip\r\n", "gzip"), ("", None), ("Accept-Encoding: br\r\n", "br")):
+        _, head, body = ask(made, fields)
+        assert (head.get("content-encoding"), undone(head, body)) == (coding, LONG)
+
+
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
 def test_pieces_of_a_stream_arrive_at_once(answering, coding):
     """Each is there before the next one is made."""

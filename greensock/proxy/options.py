@@ -348,8 +348,8 @@ class UpstreamOptions:
     min_retry_rate: float = 10.0
     #: Bytes of a request's body that are kept to send them again.
     max_replay: int = 65536
-    #: Whether a client that awaits 100 Continue is told so by the server, which may refuse the body before it is sent; of
-    #: one that is silent for a second the body is taken to be wanted. Else the proxy asks for it.
+    #: Whether a client that awaits 100 Continue is told so by the server, which may refuse the body before it is sent.
+    #: (One that says nothing for a second is taken to want it.) Else the proxy asks for the body.
     pass_expect: bool = False
     #: The PROXY protocol's version that is spoken to its servers; 0 for none.
     send_proxy_protocol: int = 0

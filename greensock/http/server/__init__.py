@@ -15,10 +15,10 @@ static_files        files and directories as answers
 server_sent_events  events that a page hears as they come
 route_table         which function answers a method and a path
 filters             what changes the body of an answer on its way out
-compression         which answers are compressed, and how
 http_stats          what a server counted
 deadline_watch      until when heads must be whole, and bodies must go on
 response_writer     how an answer goes out
+compression         which answers are compressed, and how
 switching           the ways out of HTTP: WebSockets, and other protocols
 http_server         one request after the other, each answered
 ==================  ====================================================================================================

@@ -21,6 +21,7 @@ from greensock.http.server.conditions import best_coding
 from greensock.http.server.filters import BodyFilter, apply_filter
 from greensock.http.server.request import Request
 from greensock.http.server.response import FileBody, Response
+from greensock.http.server.response_writer import BODILESS
 from greensock.http.wire.body_length import declared_length
 
 __all__ = ["Compression"]
@@ -110,34 +111,42 @@ class Compression:
             return False
         return not (isinstance(response.body, FileBody) or b"public" in response.headers.tokens(b"cache-control"))
 
-    def apply(self, request: Request, response: Response) -> None:
-        """Have the body of an answer compressed on its way out, if that is right, and change the fields."""
-        headers = response.headers
+    def apply(self, request: Request, response: Response) -> Response:
+        """Return an answer as it is to go out: the same, or a copy with other fields and perhaps another body."""
+        accepted = request.headers.get("accept-encoding")
         if response.status == 304:  # its fields are those that 200 would have had (RFC 9110 section 15.4.5)
+            response = _copy(response)
             add_vary(response)
-            etag = headers.get("etag", "")
+            etag = response.headers.get("etag", "")
             if etag and f"W/{etag}" in (request.headers.get("if-none-match") or ""):
-                headers.set("ETag", f"W/{etag}")
-            return
-        if not self.is_worth_it(response) or self.may_be_secret(request, response):
-            return
+                response.headers.set("ETag", f"W/{etag}")
+            return response
+        if response.status in BODILESS or not self.is_worth_it(response) or self.may_be_secret(request, response):
+            return response
+        # A program may give the same answer to many (test_an_answer_that_is_given_more_than_once).
+        response = _copy(response)
+        headers, body = response.headers, response.body
         add_vary(response)
-        coding = best_coding(request.headers.get("accept-encoding"), self.coders)
+        coding = best_coding(accepted, self.coders)
         if coding is None:
-            return
+            return response
         headers.set("Content-Encoding", coding)
         etag = headers.get("etag")
         if etag is not None and not etag.startswith("W/"):
             headers.set("ETag", f"W/{etag}")
-        body = response.body
         if request.method == "HEAD" and not body:  # what GET would have is not known
             headers.remove("Content-Length")
             headers.remove("Accept-Ranges")
-            return
+            return response
         change = self.coders[coding](not isinstance(body, bytes | FileBody))
         if isinstance(body, bytes) and len(body) > PIECE:
             response.body = _slices(body)
         apply_filter(response, change)
+        return response
+
+
+def _copy(response: Response) -> Response:
+    return Response(response.body, response.status, response.headers)
 
 
 def add_vary(response: Response) -> None:

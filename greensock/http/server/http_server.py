@@ -499,7 +499,7 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
     def send_answer(self, request: Request, response: Response, keep: bool) -> bool:
         """Send the answer; True if the connection goes on."""
         if self.on_filter is not None:
-            self._filter(request, response)
+            response = self._filter(request, response)
         if request.stream is not None:
             return self._send_to_stream(request, response, request.stream)
         conn, body = request.connection, request.body
@@ -518,12 +518,11 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
                 self._finish(request, response, conn.bytes_sent - before)
         return self.end_exchange(request, keep)
 
-    def _filter(self, request: Request, response: Response) -> None:
+    def _filter(self, request: Request, response: Response) -> Response:
         assert self.on_filter is not None
         if response.status not in BODILESS and (change := self.on_filter(request, response)) is not None:
             apply_filter(response, change)
-        if self.compression is not None:
-            self.compression.apply(request, response)
+        return response if self.compression is None else self.compression.apply(request, response)
 
     def _send_to_stream(self, request: Request, response: Response, stream: ResponseStream) -> bool:
         """Send the answer to a stream; True, as the connection is not this request's alone."""
