@@ -190,8 +190,8 @@ class _Pattern:
 
     def match(self, path: tuple[str, ...]) -> dict[str, Any] | None:
         """Return the values of what is not written out; None if it is another path."""
-        parts, values = self.parts, {}
-        last = parts[-1]
+        parts, last = self.parts, self.parts[-1]
+        values: dict[str, Any] = {}
         if len(path) != len(parts) and (isinstance(last, str) or not last.is_rest or len(path) < len(parts)):
             return None
         for number, part in enumerate(parts):
