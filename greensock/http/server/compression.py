@@ -56,12 +56,13 @@ class Compression:
         *,
         codings: Collection[str] | None = None,
         min_size: int = 1000,
-        types: Collection[str] = TYPES,
+        types: Collection[str] | None = None,
         credentialed: bool = False,
     ) -> None:
         """``codings``: those that are offered, the best first; by default zstd, br, gzip, as far as they are there.
 
         br needs the package ``brotli``; zstd Python 3.14 or ``backports.zstd`` (``pip install greensock[compress]``).
+        ``types`` are those beside ``text/...``, ``...+json`` and ``...+xml``; by default ``TYPES``.
         """
         if not isinstance(min_size, int) or isinstance(min_size, bool) or min_size < 0:
             raise ValueError(f"min_size={min_size!r}: a whole number of at least 0 expected")
@@ -77,7 +78,7 @@ class Compression:
                 if codings is not None:
                     raise ValueError(f"codings: {coding!r}: {error} (pip install greensock[compress])") from None
         self.min_size = min_size
-        self.types = frozenset(types)
+        self.types = TYPES if types is None else frozenset(types)
         self.credentialed = credentialed
 
     def is_worth_it(self, response: Response) -> bool:
