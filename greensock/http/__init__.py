@@ -32,12 +32,15 @@ from greensock.http.errors import (
     SendTimeout,
     TotalTimeout,
 )
+from greensock.http.server.compression import Compression
 from greensock.http.server.filters import BodyFilter
+from greensock.http.server.forms import Form, FormLimits, UploadedFile
 from greensock.http.server.http_server import HTTPConnection, HTTPServer
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.query_fields import QueryFields
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
+from greensock.http.server.route_table import RouteTable
 from greensock.http.server.server_sent_events import ServerSentEvent, send_events
 from greensock.http.server.static_files import send_directory, send_file
 from greensock.http.server.stream import ResponseStream
@@ -80,10 +83,13 @@ __all__ = [
     "BodyFilter",
     "BodyTimeout",
     "ClientResponse",
+    "Compression",
     "ConnectTimeout",
     "Data",
     "EndOfMessage",
     "FileBody",
+    "Form",
+    "FormLimits",
     "HTTPClient",
     "HTTPConnection",
     "HTTPError",
@@ -107,11 +113,13 @@ __all__ = [
     "ResponseHead",
     "ResponseParser",
     "ResponseStream",
+    "RouteTable",
     "SendTimeout",
     "ServerSentEvent",
     "Signal",
     "Timeouts",
     "TotalTimeout",
+    "UploadedFile",
     "WSGIServer",
     "WebSocket",
     "WebSocketClosed",
