@@ -18,13 +18,14 @@ http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
 sources         what the command line serves
 gunicorn        many processes, under gunicorn
+locust          users for Locust
 ==============  ======================================================================================================
 
 An underscore is private to its folder: each folder below is one unit.
 """
 
 from greensock.core.connection import Connection
-from greensock.core.connector import connect
+from greensock.core.connector import connect, start_tls
 from greensock.core.fairness import let_others_run
 from greensock.core.lifecycle import State
 from greensock.core.poller import compiled
@@ -105,4 +106,5 @@ __all__ = [
     "connect",
     "let_others_run",
     "share_of_descriptors",
+    "start_tls",
 ]

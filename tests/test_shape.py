@@ -20,6 +20,7 @@ from served import pure_only
 
 import greensock
 import greensock.http
+import greensock.locust
 import greensock.proxy
 from greensock import Connection
 from greensock.core import syscalls
@@ -36,7 +37,7 @@ PACKAGE = ROOT / "greensock"
 #: Modules that stand beside the layers: who may import them is said here and not in the table.
 BESIDE = {"version": {"greensock", "greensock.cli"}}
 #: Packages that are built on what greensock exports.
-BUILT_ON_IT = ("greensock.http", "greensock.proxy", "greensock.gunicorn")
+BUILT_ON_IT = ("greensock.http", "greensock.proxy", "greensock.gunicorn", "greensock.locust")
 #: Modules that talk to whoever started the program.
 COMMAND_LINE = {"cli", "__main__"}
 #: Modules that run as a process of their own, and do in it, when it begins, what is a program's to do.
@@ -223,6 +224,8 @@ def test_what_is_not_used_is_not_loaded():
     for package, not_loaded in (
         ("greensock", "greensock.http"),
         ("greensock.http", "greensock.proxy"),
+        ("greensock.http", "requests"),
+        ("greensock.http", "locust"),
         ("greensock.proxy", "gunicorn"),
         ("greensock.gunicorn", "greensock.proxy"),
     ):
@@ -253,7 +256,7 @@ def test_pure_modules_know_neither_clock_nor_socket(name):
 
 
 def test_programs_import_public_names_only():
-    packages = {"greensock": greensock, "greensock.http": greensock.http, "greensock.proxy": greensock.proxy}
+    packages = {each.__name__: each for each in (greensock, greensock.http, greensock.locust, greensock.proxy)}
     for path in PROGRAMS:
         for module, name in of_greensock(path):
             public = packages.get(module)
@@ -495,7 +498,8 @@ def test_importing_changes_nothing():
         import importlib, logging, pkgutil, sys, threading
         import greensock
         for module in pkgutil.walk_packages(greensock.__path__, "greensock."):
-            if not module.name.endswith(".__main__"):
+            # Locust patches when it is imported, and so there is no way for its users to be imported without that.
+            if not module.name.endswith(".__main__") and not module.name.startswith("greensock.locust"):
                 importlib.import_module(module.name)
         from gevent import monkey
         assert not monkey.saved, monkey.saved

@@ -13,9 +13,12 @@ wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
 =============  =======================================================================================================
 """
 
+from greensock.http.client.authorization import Bearer
+from greensock.http.client.client_response import ClientResponse
 from greensock.http.client.deadlines import Timeouts
-from greensock.http.client.http_client import ClientResponse, HTTPClient
+from greensock.http.client.http_client import HTTPClient, HTTPSession
 from greensock.http.client.pool_state import PoolStatistics
+from greensock.http.client.retries import Retries
 from greensock.http.client.websocket_client import WebSocketRefused, connect_websocket
 from greensock.http.errors import (
     BadMessage,
@@ -30,6 +33,7 @@ from greensock.http.errors import (
     QueueTimeout,
     Reason,
     SendTimeout,
+    StatusError,
     TotalTimeout,
 )
 from greensock.http.server.filters import BodyFilter
@@ -77,6 +81,7 @@ __all__ = [
     "BadMessage",
     "BadRequest",
     "BadResponse",
+    "Bearer",
     "BodyFilter",
     "BodyTimeout",
     "ClientResponse",
@@ -88,6 +93,7 @@ __all__ = [
     "HTTPConnection",
     "HTTPError",
     "HTTPServer",
+    "HTTPSession",
     "HTTPStatistics",
     "HeadTimeout",
     "Headers",
@@ -107,9 +113,11 @@ __all__ = [
     "ResponseHead",
     "ResponseParser",
     "ResponseStream",
+    "Retries",
     "SendTimeout",
     "ServerSentEvent",
     "Signal",
+    "StatusError",
     "Timeouts",
     "TotalTimeout",
     "WSGIServer",
