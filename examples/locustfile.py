@@ -5,8 +5,8 @@
     python -m examples.live_chat --bind 127.0.0.1:8001
     locust -f examples/locustfile.py --processes 2 -s 10
 
-and open http://localhost:8089, or add ``--headless -u 20 -t 30s``; ``locust -f examples/locustfile.py Lines`` runs one of
-them. Needs ``pip install 'greensock[locust]'``. Addresses are taken from HELLO, LINES, CHAT and ECHO in the environment.
+and open http://localhost:8089, or add ``--headless -u 20 -t 30s``; ``locust -f examples/locustfile.py Keeper`` runs one
+of them. Needs ``pip install 'greensock[locust]'``. HELLO, LINES, CHAT and ECHO in the environment say other addresses.
 """
 
 from __future__ import annotations
