@@ -417,7 +417,7 @@ def test_a_rate_measures_from_when_a_request_was_due(serve, run, caplog):
             return Response("x")
 
     caplog.set_level("INFO", "greensock.locust")
-    PacedUser._said.clear()
+    PacedUser._announced.clear()
     user = run.user(HTTPUser, f"http://127.0.0.1:{serve(Stalling).server_port}", rate=100.0)
     assert "Mine: 100.0 tasks a second by each user; response times count from when a task was due" in caplog.text
     pauses = []

@@ -13,6 +13,10 @@ wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
 =============  =======================================================================================================
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from greensock.http.client.authorization import Bearer
 from greensock.http.client.client_response import ClientResponse
 from greensock.http.client.deadlines import Timeouts
@@ -72,6 +76,9 @@ from greensock.http.wire.writer import (
     write_response_head,
 )
 from greensock.http.wsgi.wsgi_server import WSGIServer
+
+if TYPE_CHECKING:
+    from greensock.http.client.requests_adapter import RequestsAdapter as RequestsAdapter
 
 __all__ = [
     "END_OF_INPUT",
@@ -139,3 +146,12 @@ __all__ = [
     "write_request_head",
     "write_response_head",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs requests when it is asked for: who has no use for it need not have it."""
+    if name == "RequestsAdapter":
+        from greensock.http.client.requests_adapter import RequestsAdapter
+
+        return RequestsAdapter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

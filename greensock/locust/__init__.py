@@ -17,7 +17,7 @@ To import this imports Locust, which patches the standard library, as gevent doe
 
 from greensock.locust.connection_user import ConnectionUser
 from greensock.locust.datagram_user import DatagramUser
-from greensock.locust.exchange_user import Exchange, ExchangeUser
+from greensock.locust.exchange_user import ExchangeUser, MeasuredExchange
 from greensock.locust.http_answer import BadStatusCode, HTTPAnswer
 from greensock.locust.http_user import HTTPUser, HTTPUserClient
 from greensock.locust.paced_user import PacedUser
@@ -27,11 +27,11 @@ __all__ = [
     "BadStatusCode",
     "ConnectionUser",
     "DatagramUser",
-    "Exchange",
     "ExchangeUser",
     "HTTPAnswer",
     "HTTPUser",
     "HTTPUserClient",
+    "MeasuredExchange",
     "PacedUser",
     "WebSocketUser",
 ]

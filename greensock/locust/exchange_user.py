@@ -13,13 +13,13 @@ from locust.exception import CatchResponseError, RescheduleTask, StopTest
 from greensock import GreensockError
 from greensock.locust.paced_user import PacedUser
 
-__all__ = ["FAILURES", "Exchange", "ExchangeUser"]
+__all__ = ["FAILURES", "ExchangeUser", "MeasuredExchange"]
 
 #: What is a failure to connect, to send or to receive, and no fault of the locustfile's.
 FAILURES = (GreensockError, OSError, EOFError, gevent.Timeout)
 
 
-class Exchange:
+class MeasuredExchange:
     """One request, as Locust counts it: from when it is begun, or was due, to the last message that it received.
 
     Used with ``with``. What is raised in the block, a failed ``assert`` say, is the failure that is counted, and goes
@@ -80,7 +80,7 @@ class Exchange:
         """Have it count as a failure; by few words, as failures are counted by what they say."""
         self._failure = why if isinstance(why, Exception) else CatchResponseError(why)
 
-    def __enter__(self) -> Exchange:
+    def __enter__(self) -> MeasuredExchange:
         user = self._user
         self._began = user.begin_request()
         user.stay_connected()
@@ -156,7 +156,7 @@ class ExchangeUser(PacedUser):
         replies: int | None = None,
         timeout: float | None = None,
         context: dict[str, Any] | None = None,
-    ) -> Exchange:
+    ) -> MeasuredExchange:
         """Return what a ``with`` block measures: the message goes out and so many come back before the block begins.
 
         Left out, ``replies`` is 1 if there is a message, else none; the block may send and receive more. ``timeout``
@@ -164,7 +164,7 @@ class ExchangeUser(PacedUser):
         """
         count = replies if replies is not None else 0 if message is None else 1
         seconds = self.network_timeout if timeout is None else timeout
-        return Exchange(self, name, message, count, seconds, context or {})
+        return MeasuredExchange(self, name, message, count, seconds, context or {})
 
     def stay_connected(self) -> None:
         """Connect, if there is no connection, and report that.

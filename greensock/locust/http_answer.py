@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from locust.event import EventHook
 from locust.exception import CatchResponseError, LocustError, ResponseError
 
-from greensock.http import ClientResponse, Headers
 from greensock.http.client.charset import charset_of
+from greensock.http.client.client_response import ClientResponse
+from greensock.http.wire.headers import Headers
 
 __all__ = ["AskedRequest", "BadStatusCode", "HTTPAnswer"]
 

@@ -21,7 +21,8 @@ from locust.exception import StopTest
 from locust.user.users import RestMixin
 
 from greensock import TLS, GreensockError
-from greensock.http import HTTPClient, Timeouts
+from greensock.http.client.deadlines import Timeouts
+from greensock.http.client.http_client import HTTPClient
 from greensock.locust.http_answer import BadStatusCode, HTTPAnswer
 from greensock.locust.paced_user import PacedUser
 

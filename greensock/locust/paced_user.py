@@ -33,7 +33,7 @@ class PacedUser(User):
     #: user that cannot keep up does not wait at all, and its latencies grow. None: ``wait_time`` says, as ever.
     rate: float | None = None
 
-    _said: ClassVar[set[str]] = set()
+    _announced: ClassVar[set[str]] = set()
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
@@ -44,8 +44,8 @@ class PacedUser(User):
             if type(self).wait_time is not User.wait_time:
                 raise ValueError(f"rate={self.rate!r} and wait_time of {type(self).__name__}: one of them expected")
             self.wait_time = self._until_due  # type: ignore[method-assign]
-            if type(self).__name__ not in self._said:
-                self._said.add(type(self).__name__)
+            if type(self).__name__ not in self._announced:
+                self._announced.add(type(self).__name__)
                 _logger.info(
                     "%s: %s tasks a second by each user; response times count from when a task was due",
                     type(self).__name__,

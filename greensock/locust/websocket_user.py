@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from greensock import TLS
-from greensock.http import WebSocket, WebSocketOptions, connect_websocket
+from greensock.http.client.websocket_client import connect_websocket
+from greensock.http.websocket.websocket import WebSocket
+from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.locust.exchange_user import ExchangeUser
 
 __all__ = ["WebSocketUser"]

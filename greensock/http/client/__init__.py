@@ -21,5 +21,6 @@ client_response   an answer, and its body as it comes
 journey           a request on its way to its answer: redirections, cookies, retries
 http_client       blocking calls over kept connections
 websocket_client  a WebSocket to a server
+requests_adapter  takes the place of what requests connects with
 ================  ====================================================================================================
 """
