@@ -40,6 +40,7 @@ TARGETS = {
     "compiled": ("compiled-targets",),
     "flat": ("flat-targets",),
     "websocket": ("websocket-targets",),
+    "locust": ("locust-targets",),
 }
 
 Step = tuple[int, Case, str]

@@ -16,6 +16,7 @@ __all__ = [
     "COMPILED_TARGETS",
     "FLAT_TARGETS",
     "HTTP_TARGETS",
+    "LOCUST_TARGETS",
     "PROXY_TARGETS",
     "TARGETS",
     "WEBSOCKET_TARGETS",
@@ -174,6 +175,12 @@ WEBSOCKET_TARGETS: tuple[Target, ...] = (
         for count in (64, 1000)
     ),
     Target("memory of one at rest, by upcalls", "idle memory 2000", "websocket_upcalls", "kb", 5.0, unit="kB"),
+)
+
+LOCUST_TARGETS: tuple[Target, ...] = (
+    Target(
+        "HTTPUser, CPU of a request, of FastHttpUser's", "closed loop", "locust_greensock", CPU, 0.5, "locust_fasthttp"
+    ),
 )
 
 

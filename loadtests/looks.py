@@ -49,6 +49,9 @@ STYLES: dict[str, Style] = {
     "websocket_picows": Style("#111111", "X"),
     "websocket_aiohttp": Style("#1d4ed8", "D"),
     "websocket_gevent": Style("#ea580c", "^"),
+    "locust_greensock": Style("#15803d", "o"),
+    "locust_fasthttp": Style("#ea580c", "^"),
+    "locust_requests": Style("#1d4ed8", "D"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {

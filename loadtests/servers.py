@@ -9,9 +9,9 @@ from typing import Literal
 from loadtests.peers.programs import program
 from loadtests.process import PURE
 
-__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "WEBSOCKETS", "Server", "missing"]
+__all__ = ["HTTP", "LOCUST", "NAMES", "PROXIES", "SERVERS", "TCP", "WEBSOCKETS", "Server", "missing"]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "locust"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,9 @@ SERVERS: dict[str, Server] = {
     "websocket_picows": websocket("picows on uvloop", "picows", "uvloop"),
     "websocket_aiohttp": websocket("aiohttp on uvloop", "aiohttp", "uvloop"),
     "websocket_gevent": websocket("gevent-websocket", "gevent", "geventwebsocket"),
+    "locust_greensock": Server("greensock HTTPUser", ("locust", "greensock"), "locust"),
+    "locust_fasthttp": Server("Locust's FastHttpUser", ("locust",), "locust"),
+    "locust_requests": Server("Locust's HttpUser", ("locust",), "locust"),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -104,6 +107,7 @@ TCP = of_kind("tcp")
 HTTP = of_kind("http")
 PROXIES = of_kind("proxy")
 WEBSOCKETS = of_kind("websocket")
+LOCUST = of_kind("locust")
 
 
 def is_there(module: str) -> bool:

@@ -18,6 +18,7 @@ from loadtests.figures import (
     COMPILED_TARGETS,
     FLAT_TARGETS,
     HTTP_TARGETS,
+    LOCUST_TARGETS,
     PROXY_TARGETS,
     WEBSOCKET_TARGETS,
     Row,
@@ -236,6 +237,16 @@ WEBSOCKET_CASES = {
     "idle memory 2000": ("memory of one at rest, kB", "kb"),
 }
 
+LOCUST_CASES = {
+    "closed loop": ("CPU of a request, us", "server_us"),
+}
+LOCUST_COLUMNS = {
+    "p50_us": "p50, us",
+    "p50_error_us": "too much, us",
+    "p99_us": "p99, us",
+    "p99_error_us": "too much, us",
+}
+
 REQUESTS = {
     "small": "100 bytes",
     "close": "100 bytes, Connection: close",
@@ -390,6 +401,15 @@ TABLES: dict[str, Table] = {
     "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
     "websocket": Table("websocket", lambda content: cases_table(WEBSOCKET_CASES, content)),
     "websocket-targets": Table("websocket", lambda content: asked_table(WEBSOCKET_TARGETS, content)),
+    "locust": Table("locust", lambda content: cases_table(LOCUST_CASES, content)),
+    "locust-rate": Table(
+        "locust", lambda content: cases_table({"closed loop": ("requests/s of one core", "rate")}, content)
+    ),
+    "locust-latency": of_columns("locust", "at a rate", LOCUST_COLUMNS),
+    "locust-targets": Table("locust", lambda content: asked_table(LOCUST_TARGETS, content)),
+    "locust-picture": Table(
+        "locust", lambda content: "![CPU per request, requests/s, error of latencies](results/locust.png)"
+    ),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     "flat": Table("flat", lambda content: cases_table(FLAT_CASES, content)),
     "flat-targets": Table("flat", lambda content: asked_table(FLAT_TARGETS, content)),
@@ -407,6 +427,7 @@ TABLES: dict[str, Table] = {
             "compiled",
             "flat",
             "websocket",
+            "locust",
         )
     },
 }
