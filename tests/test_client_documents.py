@@ -1,4 +1,4 @@
-"""The blocks of docs/client.md and docs/locust.md run."""
+"""The blocks of docs/client.md and docs/locust.md run, and that of the README that shows users for Locust."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_the_programs_of_locust_run(serve):
     environment = Environment(events=Events())
     environment.events.request.add_listener(lambda name, exception, **_: reported.append((name, exception)))
     visitor, keeper = programs("locust.md")
-    for program, name, task, server in ((visitor, "Visitor", "page", Site), (keeper, "Keeper", "get", Store)):
+    (shown,) = [each for each in programs("../README.md") if "greensock.locust" in each]
+    users = ((visitor, "Visitor", "page", Site), (keeper, "Keeper", "get", Store), (shown, "Visitor", "page", Site))
+    for program, name, task, server in users:
         space: dict[str, object] = {"__name__": "locustfile"}
         exec(program, space)
         kind = space[name]
@@ -74,4 +76,4 @@ def test_the_programs_of_locust_run(serve):
         if server is Site:
             user.client.http.close()
         user.on_stop()
-    assert reported == [("page", None), ("connect", None), ("GET", None)]
+    assert reported == [("page", None), ("connect", None), ("GET", None), ("/", None)]

@@ -25,7 +25,7 @@ if importlib.util.find_spec("locust") is None:
 from locust import FastHttpUser
 from locust.env import Environment
 from locust.event import Events
-from locust.exception import LocustError, RescheduleTask, ResponseError, StopTest
+from locust.exception import InterruptTaskSet, LocustError, RescheduleTask, ResponseError, StopTest
 from test_examples import running
 from test_http_session import Site
 
@@ -36,8 +36,8 @@ from greensock.locust import (
     ConnectionUser,
     DatagramUser,
     HTTPUser,
-    PacedUser,
     WebSocketUser,
+    paced_user,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,11 +72,13 @@ def run():
     yield made
     for user in made.users:
         if isinstance(user, HTTPUser):
-            user.client.http.close()
-        elif isinstance(user, FastHttpUser):
+            continue  # its connections end with it
+        if isinstance(user, FastHttpUser):
             user.client.client.close()
         else:
             user.on_stop()
+    made.users.clear()
+    made.reported.clear()
 
 
 # -- HTTPUser
@@ -305,12 +307,14 @@ def test_exchanges_that_fail(serve, run):
         reply.receive(timeout=0.05)
     with pytest.raises(gevent.GreenletExit), user.exchange("stopped", b"a"):
         raise gevent.GreenletExit
+    with pytest.raises(InterruptTaskSet), user.exchange("good", b"a"):
+        raise InterruptTaskSet
     with user.exchange("good", b"a"):
         pass
     told = [(name, repr(failure)) for name, failure in run.told("name", "exception") if name != "connect"]
-    assert [name for name, _ in told] == ["checked", "said", "cut", "late", "within", "good"]
+    assert [name for name, _ in told] == ["checked", "said", "cut", "late", "within", "good", "good"]
     for (_, failure), word in zip(
-        told, ("not B", "as I say", "closed", "nothing came", "Timeout", "None"), strict=True
+        told, ("not B", "as I say", "closed", "nothing came", "Timeout", "None", "None"), strict=True
     ):
         assert word in failure or "no message" in failure
     assert server.statistics().accepted == 7
@@ -417,7 +421,7 @@ def test_a_rate_measures_from_when_a_request_was_due(serve, run, caplog):
             return Response("x")
 
     caplog.set_level("INFO", "greensock.locust")
-    PacedUser._announced.clear()
+    paced_user._told_of.clear()
     user = run.user(HTTPUser, f"http://127.0.0.1:{serve(Stalling).server_port}", rate=100.0)
     assert "Mine: 100.0 tasks a second by each user; response times count from when a task was due" in caplog.text
     pauses = []

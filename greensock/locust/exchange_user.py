@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 
 import gevent
 from locust.env import Environment
-from locust.exception import CatchResponseError, RescheduleTask, StopTest
+from locust.exception import (
+    CatchResponseError,
+    InterruptTaskSet,
+    RescheduleTask,
+    RescheduleTaskImmediately,
+    StopTest,
+    StopUser,
+)
 
 from greensock import GreensockError
 from greensock.locust.paced_user import PacedUser
@@ -17,6 +24,8 @@ __all__ = ["FAILURES", "ExchangeUser", "MeasuredExchange"]
 
 #: What is a failure to connect, to send or to receive, and no fault of the locustfile's.
 FAILURES = (GreensockError, OSError, EOFError, gevent.Timeout)
+#: What is raised to go on elsewhere, such as ``self.interrupt()``, and is no failure.
+TURNS = (InterruptTaskSet, RescheduleTask, RescheduleTaskImmediately, StopTest, StopUser)
 
 
 class MeasuredExchange:
@@ -84,6 +93,8 @@ class MeasuredExchange:
         user = self._user
         self._began = user.begin_request()
         user.stay_connected()
+        if user.rate is None:
+            self._began = perf_counter()  # connecting was a request of its own
         try:
             if self._data is not None:
                 self.send(self._data)
@@ -104,8 +115,8 @@ class MeasuredExchange:
             if not isinstance(error, gevent.Timeout):
                 self._user.disconnect()  # the user was stopped within it
                 return False
-        if isinstance(error, RescheduleTask):
-            self._user.disconnect()
+        if isinstance(error, TURNS):
+            self._over(self._failure)
             return False
         self._over(error if error is not None else self._failure)
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.cookiejar import CookieJar
@@ -289,8 +290,11 @@ class HTTPUser(PacedUser, RestMixin[HTTPAnswer]):
         if self.host is None:
             raise StopTest("no host: the attribute host of the user, or --host on the command line, expected")
         base_url, auth = _without_credentials(self.host)
+        http = self._http_client()
         #: Makes the requests, keeps the cookies.
-        self.client = HTTPUserClient(self, base_url, self._http_client(), auth)
+        self.client = HTTPUserClient(self, base_url, http, auth)
+        # Its connections end with it, whatever its ``on_stop`` is: users come and go in a run.
+        weakref.finalize(self, http.close).atexit = False
 
     def _http_client(self) -> HTTPClient:
         proxy = None if self.proxy_host is None else {"all": f"http://{self.proxy_host}:{self.proxy_port or 80}"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from time import perf_counter, time
-from typing import Any, ClassVar
+from typing import Any
 
 from locust import User
 from locust.env import Environment
@@ -20,6 +20,8 @@ from greensock import Rule
 __all__ = ["PacedUser"]
 
 _logger = logging.getLogger("greensock.locust")
+#: The classes of which the log has it that they are measured so.
+_told_of: set[str] = set()
 _rate = Rule(lambda value: Rule.seconds(zero=False).fits(value), "tasks a second, more than 0").or_none()
 
 
@@ -33,8 +35,6 @@ class PacedUser(User):
     #: user that cannot keep up does not wait at all, and its latencies grow. None: ``wait_time`` says, as ever.
     rate: float | None = None
 
-    _announced: ClassVar[set[str]] = set()
-
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self._due: float | None = None  # when the task should have begun; None once that was used
@@ -44,8 +44,8 @@ class PacedUser(User):
             if type(self).wait_time is not User.wait_time:
                 raise ValueError(f"rate={self.rate!r} and wait_time of {type(self).__name__}: one of them expected")
             self.wait_time = self._until_due  # type: ignore[method-assign]
-            if type(self).__name__ not in self._announced:
-                self._announced.add(type(self).__name__)
+            if type(self).__name__ not in _told_of:
+                _told_of.add(type(self).__name__)
                 _logger.info(
                     "%s: %s tasks a second by each user; response times count from when a task was due",
                     type(self).__name__,

@@ -30,7 +30,9 @@ KINDS: dict[str, Any] = {"greensock": HTTPUser, "fasthttp": FastHttpUser, "reque
 def user_of(kind: str, address: str, users: int, rate: float | None) -> Any:
     """Return the class of users."""
 
-    class Asker(KINDS[kind]):  # type: ignore[misc]
+    base = KINDS[kind]
+
+    class Asker(base):  # type: ignore[misc, valid-type]
         host = f"http://{address}"
 
         @task

@@ -22,9 +22,9 @@ from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from certifi import where
 from gevent.monkey import get_original
 from requests.adapters import BaseAdapter
-from requests.certs import where
 from requests.cookies import extract_cookies_to_jar
 from requests.exceptions import (
     ConnectionError,
@@ -91,7 +91,7 @@ class RequestsAdapter(BaseAdapter):
         vars(self).update(state)
         self._begin()
 
-    def send(  # type: ignore[override]  # its types are private to requests
+    def send(
         self,
         request: requests.PreparedRequest,
         stream: bool = False,
@@ -231,7 +231,7 @@ class RawBody(io.IOBase):
         while piece := self._next(decode_content, amt):
             yield piece
 
-    def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[bytes]:
         rest = b""
         for piece in self.stream():
             *lines, rest = (rest + piece).split(b"\n")
@@ -332,10 +332,10 @@ def _body_of(body: Any) -> Any:
     """Return a body as the client takes it."""
     if body is None or isinstance(body, bytes | str) or hasattr(body, "read"):
         return body
-    return _Pieces(body)
+    return _TextPieces(body)
 
 
-class _Pieces:
+class _TextPieces:
     """An iterable, of which text is sent as UTF-8."""
 
     def __init__(self, pieces: Iterable[Any]) -> None:
