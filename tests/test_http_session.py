@@ -563,6 +563,8 @@ def test_a_tunnel_for_https(serve, proxy, session):
         assert (answer["target"], answer["body"], "proxy-authorization" in answer) == ("/page", '{"a":1}', False)
     assert [lines[0] for lines in proxy.asked] == [f"CONNECT 127.0.0.1:{site.server_port} HTTP/1.1"]
     assert "Proxy-Authorization: Basic bWU6cHc=" in proxy.asked[0]
+    direct = mine.get("https://127.0.0.1:1/page", address=site.address)
+    assert (direct.json()["target"], len(proxy.asked)) == ("/page", 1), "where the program says"
     proxy.refuses = True
     mine.close_idle()
     with pytest.raises(ConnectFailed, match=r"the proxy .* refused .*: 407 Proxy Authentication Required"):

@@ -34,6 +34,7 @@ __all__ = ["HTTPUser", "HTTPUserClient"]
 
 #: What is a failure to connect, to send, to receive or to decode, and no fault of the locustfile's.
 FAILURES = (GreensockError, OSError, gevent.Timeout)
+BINARY = "application/octet-stream"
 #: How long a body may be, in bytes.
 MAX_CONTENT = 1 << 30
 #: What requests and HttpUser take, and what to say instead.
@@ -177,8 +178,12 @@ class HTTPUserClient:
                 if not data and json is not None:
                     headers = {"Accept": "application/json", **(headers or {})}
                     data = None
+                elif data and isinstance(data, str | bytes) and files is None:
+                    # What is no form goes out as FastHttpUser has it, and before ``json``.
+                    json = None
+                    headers = _typed(headers, "text/plain; charset=utf-8" if isinstance(data, str) else BINARY)
                 elif json is not None:
-                    json = None  # FastHttpUser's way: data goes before json
+                    json = None
                 answer = self.http.request(
                     method,
                     full,
@@ -331,6 +336,15 @@ class HTTPUser(PacedUser, RestMixin[HTTPAnswer]):
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return HTTPUser._unverified
+
+
+def _typed(headers: Mapping[str, str] | None, content_type: str) -> Mapping[str, str]:
+    """Return the fields, with a Content-Type if they have none."""
+    if headers is None:
+        return {"Content-Type": content_type}
+    if any(name.lower() == "content-type" for name in headers):
+        return headers
+    return {**headers, "Content-Type": content_type}
 
 
 def _without_credentials(host: str) -> tuple[str, tuple[str, str] | None]:

@@ -79,6 +79,8 @@ class ProxyChoice:
         place = self._places.get(origin.scheme) or self._places.get("all")
         if place is None or isinstance(origin.address, str) or self._is_excepted(*origin.address):
             return None
+        if origin.other_name is not None:  # the program said where to connect
+            return None
         return place
 
     def _is_excepted(self, host: str, port: int) -> bool:
