@@ -573,6 +573,58 @@ def test_a_tunnel_for_https(serve, proxy, session):
         dead.get(f"{site.url}/")
 
 
+class Socks(Server):
+    """A proxy of SOCKS 5; ``says`` is what it answers to a wish to connect."""
+
+    says = 0
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.asked = []
+
+    def handle(self, conn):
+        methods = conn.read_exactly(conn.read_exactly(2)[1])
+        conn.send(b"\x05\x02" if 2 in methods else b"\x05\x00")
+        if 2 in methods:
+            name = conn.read_exactly(conn.read_exactly(2)[1])
+            password = conn.read_exactly(conn.read_exactly(1)[0])
+            conn.send(b"\x01\x00" if (name, password) == (b"me", b"s@cret") else b"\x01\x01")
+        kind = conn.read_exactly(4)[3]
+        length = {1: 4, 4: 16}.get(kind) or conn.read_exactly(1)[0]
+        host, port = conn.read_exactly(length), int.from_bytes(conn.read_exactly(2), "big")
+        self.asked.append((kind, host))
+        conn.send(b"\x05%c\x00\x03\x04name\x00\x50" % self.says)
+        if not self.says:
+            with greensock.connect(("127.0.0.1", port), timeout=PATIENCE) as other:
+                back = gevent.spawn(other.splice, conn)
+                conn.splice(other)
+                back.kill()
+
+
+def test_socks(serve, session, site):
+    proxy = serve(Socks)
+    at = f"me:s%40cret@127.0.0.1:{proxy.server_port}"
+    secure = serve(Site, tls=server_tls())
+    for kind, name, seen in (
+        ("socks5h", "localhost", (3, b"localhost")),
+        ("socks5h", "127.0.0.1", (1, bytes([127, 0, 0, 1]))),
+        ("socks5", "127.0.0.1", (1, bytes([127, 0, 0, 1]))),
+    ):
+        mine = session(proxies={"all": f"{kind}://{at}"}, tls=client_tls())
+        for url in (site.url, secure.url):
+            assert mine.get(f"{url}/page".replace("127.0.0.1", name)).json()["target"] == "/page"
+        assert proxy.asked == [seen] * 2
+        proxy.asked.clear()
+    for credentials, says, words in (
+        ("me:wrong@", 0, "name or password are wrong"),
+        ("", 5, "connection refused"),
+        ("", 99, "refused .*: 99"),
+    ):
+        proxy.says = says
+        with pytest.raises(ConnectFailed, match=words):
+            session(proxies={"http": f"socks5://{credentials}127.0.0.1:{proxy.server_port}"}).get(site.url)
+
+
 def test_the_environment(monkeypatch, proxy, site, session):
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -615,7 +667,14 @@ def test_what_is_asked_directly(excepted, host, port, direct):
 
 
 @pytest.mark.parametrize(
-    "given", [{"http": "socks5://a:1"}, {"ftp": "http://a:1"}, "http://a:1", {"http": "http://u:secret@a:b"}]
+    "given",
+    [
+        {"http": "socks4://a:1"},
+        {"http": f"socks5://{'u' * 300}:secret@a"},
+        {"ftp": "http://a:1"},
+        "http://a:1",
+        {"http": "http://u:secret@a:b"},
+    ],
 )
 def test_what_is_no_proxy(given):
     with pytest.raises(ValueError, match="expected") as caught:

@@ -166,7 +166,7 @@ def test_what_goes_wrong_is_requests_own(serve, mounted, path, kind):
         ("http://127.0.0.1:1/", {}, "ConnectionError"),
         ("http://127.0.0.1:1/", {"headers": {"X": "a\r\nb"}}, "InvalidHeader"),
         ("http://127.0.0.1:1/", {"proxies": {"http": "http://127.0.0.1:1"}}, "ProxyError"),
-        ("http://127.0.0.1:1/", {"proxies": {"http": "socks5://127.0.0.1:1"}}, "InvalidSchema"),
+        ("http://127.0.0.1:1/", {"proxies": {"http": "socks4://127.0.0.1:1"}}, "InvalidSchema"),
         ("http://127.0.0.1:1/", {"proxies": {"http": "http:///x"}}, "InvalidProxyURL"),
     ],
 )

@@ -191,7 +191,8 @@ class HTTPClient:
     retries: Retries | int | None = None
     #: Through which proxies is asked: ``{"http": "http://[name:password@]host:port", "https": ..., "all": ..., "no":
     #: "localhost,.example.org,10.0.0.0/8"}``, or ``"environment"`` for what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-    #: NO_PROXY say when the client is made. Servers of https are asked through a tunnel (CONNECT).
+    #: NO_PROXY say when the client is made. Servers of https are asked through a tunnel (CONNECT). ``socks5://`` is
+    #: SOCKS 5, and ``socks5h://`` has the proxy resolve the names.
     proxies: Proxies | None = None
 
     option_rules: ClassVar[Mapping[str, Rule]] = {

@@ -111,7 +111,7 @@ class Manners:
         """Return where to connect, what to ask for there, and what else to say: a proxy's are its own."""
         origin = destination.origin
         place = self.proxies.place_for(origin) if self.proxies is not None and origin.scheme == "http" else None
-        if place is None:
+        if place is None or place.is_socks:
             return origin, target, []
         whole = b"http://%b%b" % (destination.authority, b"" if target == b"*" else target)
         said = [(b"Proxy-Authorization", place.authorization)] if place.authorization is not None else []

@@ -18,6 +18,8 @@ __all__ = ["Proxies", "ProxyChoice", "ProxyPlace"]
 Proxies = Mapping[str, str] | str
 #: The keys of such a mapping.
 KEYS = ("http", "https", "all", "no")
+#: What is spoken to a proxy.
+KINDS = ("http", "https", "socks5", "socks5h")
 
 _credentials = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)?(?:(?P<who>[^@/?#]*)@)?(?P<where>[^/?#]+)/?").fullmatch
 
@@ -28,26 +30,43 @@ class ProxyPlace:
 
     #: Where it listens.
     origin: Origin
+    #: ``http``, ``https``, ``socks5``, or ``socks5h``: that one resolves the names itself.
+    kind: str
     #: What Proxy-Authorization says to it, if anything.
     authorization: bytes | None
+    #: Name and password, as SOCKS has them; None: none.
+    credentials: tuple[bytes, bytes] | None
+
+    @property
+    def is_socks(self) -> bool:
+        """Whether SOCKS 5 is spoken to it."""
+        return self.kind.startswith("socks")
 
     @classmethod
     def parse(cls, name: str, url: str) -> ProxyPlace:
-        """Take ``http://[name:password@]host:port`` apart.
+        """Take ``http://[name:password@]host:port``, or ``socks5://`` or ``socks5h://`` and so on, apart.
 
         Raises:
             ValueError: it is none; the text says which, without its password.
         """
         match = _credentials(url)
-        scheme = (match["scheme"] or "http://").lower() if match is not None else ""
-        if match is None or scheme not in ("http://", "https://"):
+        kind = (match["scheme"] or "http://").lower().removesuffix("://") if match is not None else ""
+        if match is None or kind not in KINDS:
             shown = re.sub(r"//[^@/]*@", "//...@", url)
-            raise ValueError(f"proxies: {name}={shown!r}: http://[name:password@]host:port expected")
-        authorization = None
+            raise ValueError(f"proxies: {name}={shown!r}: http://[name:password@]host:port, or socks5:// expected")
+        where, authorization, credentials = match["where"], None, None
         if match["who"]:
-            user, _, password = match["who"].partition(":")
-            authorization = basic(unquote(user), unquote(password))
-        return cls(parse_url(scheme + match["where"]).origin, authorization)
+            user, _, password = (unquote(each) for each in match["who"].partition(":"))
+            credentials = user.encode(), password.encode()
+            if kind.startswith("socks"):
+                if not all(0 < len(each) < 256 for each in credentials):
+                    raise ValueError(f"proxies: {name}: a name and a password of 1 to 255 bytes expected")
+            else:
+                authorization = basic(user, password)
+        if kind.startswith("socks") and not re.search(r":\d+$", where):
+            where += ":1080"
+        scheme = "https" if kind == "https" else "http"
+        return cls(parse_url(f"{scheme}://{where}").origin, kind, authorization, credentials)
 
 
 class ProxyChoice:

@@ -388,8 +388,8 @@ def _context(verify: bool | str | None, cert: Any) -> ssl.SSLContext:
 
 def _checked_proxy(proxy: str) -> str:
     scheme, colon, _ = proxy.partition("://")
-    if colon and scheme.lower() not in ("http", "https"):
-        raise InvalidSchema(f"a proxy of {scheme} is not spoken to here: http://host:port expected")
+    if colon and scheme.lower() not in ("http", "https", "socks5", "socks5h"):
+        raise InvalidSchema(f"a proxy of {scheme} is not spoken to here: http://host:port or socks5:// expected")
     try:
         parts = urlsplit(proxy if colon else f"http://{proxy}")
         host = parts.hostname
