@@ -135,6 +135,9 @@ class Odd(Server):
                 return
             elif path == b"/chunk":
                 conn.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n")
+            elif path == b"/head":
+                conn.send(b"HTTP/1.1 200 OK\r\nContent-Le", close=True)
+                return
             elif path == b"/nothing":
                 return
             elif path == b"/lengths":
@@ -149,6 +152,7 @@ class Odd(Server):
         ("/silent", "ReadTimeout"),
         ("/cut", "ChunkedEncodingError"),
         ("/chunk", "ChunkedEncodingError"),
+        ("/head", "ChunkedEncodingError"),
         ("/nothing", "ConnectionError"),
         ("/lengths", "InvalidHeader"),
         ("/coding", "ContentDecodingError"),

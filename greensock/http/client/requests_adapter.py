@@ -27,6 +27,7 @@ from gevent.monkey import get_original
 from requests.adapters import BaseAdapter
 from requests.cookies import extract_cookies_to_jar
 from requests.exceptions import (
+    ChunkedEncodingError,
     ConnectionError,
     ConnectTimeout,
     InvalidHeader,
@@ -413,6 +414,8 @@ def _translated(error: Exception, request: requests.PreparedRequest, proxy: str 
         return ReadTimeout(ReadTimeoutError(None, "", text), request=request)  # type: ignore[arg-type]
     if isinstance(error, BadResponse) and error.reason in (Reason.CONTENT_LENGTH, Reason.CONTENT_LENGTH_REPEATED):
         return InvalidHeader(error, request=request)
+    if isinstance(error, BadResponse) and error.reason is Reason.INCOMPLETE:
+        return ChunkedEncodingError(error, request=request)  # an answer that breaks off in its body is one, too
     if isinstance(error, BadResponse | ConnectionClosed | GreensockError | OSError):
         return ConnectionError(error, request=request)
     if isinstance(error, ValueError) and "field" in str(error):
