@@ -35,7 +35,7 @@ from greensock.http.client.exchange import Call, Exchange, Interim, Trailers
 from greensock.http.client.forms import Files, Pairs, body_of, with_params
 from greensock.http.client.journey import Asked, Journey, Manners
 from greensock.http.client.origin import Origin, origin_at, parse_url
-from greensock.http.client.payload import NOTHING, Body, let_go
+from greensock.http.client.payload import NOTHING, Body, let_go, payload_of
 from greensock.http.client.pool_state import PoolState, PoolStatistics
 from greensock.http.client.proxy_choice import Proxies, ProxyChoice
 from greensock.http.client.retries import Retries
@@ -303,10 +303,22 @@ class HTTPClient:
                 if params is None and data is None and json is None and files is None and auth is None:
                     if cookies is None and max_redirects is None and retries is None:
                         return self._ask(method, url)
-        deadlines = self._deadlines(timeouts, timeout, body)
+        deadlines = self._unbounded
+        if (
+            timeouts is not None
+            or timeout is not None
+            or deadlines.timeouts is not self.timeouts
+            or deadlines.total is not None
+        ):
+            deadlines = self._deadlines(timeouts, timeout, body)
+        manners = self._manners
+        if manners.is_bare and params is None and data is None and json is None and files is None and auth is None:
+            if cookies is None and not max_redirects and retries is None:
+                return self._ask_plainly(
+                    method, url, headers, body, trailers, target, address, expect_continue, on_interim, deadlines
+                )
         payload = NOTHING
         try:
-            manners = self._manners
             url = manners.full_url(url)
             if params is not None:
                 url = with_params(url, params)
@@ -327,6 +339,42 @@ class HTTPClient:
             payload.close()
             raise
         return journey.go()
+
+    def _ask_plainly(
+        self,
+        method: str,
+        url: str,
+        headers: Headers | _Fields,
+        body: Body,
+        trailers: Trailers,
+        target: bytes | None,
+        address: Any,
+        expect_continue: bool,
+        on_interim: Interim | None,
+        deadlines: Deadlines,
+    ) -> ClientResponse:
+        """Make one request, of a client that does nothing more about it."""
+        try:
+            destination = parse_url(url)
+            if type(headers) is not Headers:
+                headers = _as_headers(headers)
+            payload = payload_of(body, headers)
+        except BaseException:
+            let_go(body)
+            raise
+        try:
+            pairs = self._manners.written(headers, destination.authority, None, destination.origin)
+            if expect_continue and headers.get_raw(b"expect") is None:
+                pairs = [*pairs, (b"Expect", b"100-continue")]
+            target = destination.target if target is None else target
+            call = Call(method, target, Headers.of_raw(pairs), payload, trailers, on_interim)
+            origin = destination.origin if address is None else origin_at(address, destination.origin)
+            answer = self.perform(call, self._pool.lease(origin, deadlines), deadlines)
+        except BaseException:
+            payload.close()
+            raise
+        answer.url = url
+        return answer
 
     def _ask(self, method: str, url: str) -> ClientResponse:
         """Make a request that is nothing but a method and a URL."""

@@ -73,7 +73,10 @@ class Manners:
     #: What ``auth`` is for; None: whatever the program asks.
     _auth_origin: Origin | None = dataclasses.field(init=False, default=None)
 
+    _named: list[tuple[bytes, tuple[bytes, bytes]]] = dataclasses.field(init=False)
+
     def __post_init__(self) -> None:
+        self._named = [(pair[0].lower(), pair) for pair in self.fields]
         extras = (self.base_url, self.auth, self.cookies, self.decode, self.max_redirects, self.retries, self.proxies)
         self.is_bare = not any(each is not None and each is not False and each != 0 for each in extras)
         if self.base_url is not None:
@@ -95,7 +98,10 @@ class Manners:
         pairs = headers.raw
         if headers.get_raw(b"host") is None:
             pairs = [(b"Host", authority), *pairs]
-        more = [pair for pair in self.fields if headers.get_raw(pair[0].lower()) is None]
+        more = []
+        for lower, pair in self._named:
+            if headers.get_raw(lower) is None:
+                more.append(pair)
         if self.decode and headers.get_raw(b"accept-encoding") is None and headers.get_raw(b"range") is None:
             more.append((b"Accept-Encoding", accepted_codings()))
         if auth is not None:
