@@ -176,6 +176,13 @@ def test_credentials_stay_at_their_origin(serve, site, session):
         back = f"{other.url}/to?status=307%26url={site.url}/here"
         found = session().get(f"{site.url}/to?status=307&url={back}", **options).json()
         assert not any(name in found for name in shown), "and do not come back"
+    for options in ({"auth": ("me", "secret")}, {"headers": {**given, "Authorization": "Basic x"}}):
+        mine = session(**options)
+        assert "authorization" in mine.get(f"{site.url}/to?status=307&url=/here").json()
+        found = mine.get(f"{site.url}/to?status=307&url={other.url}/here").json()
+        assert not any(name in found for name in shown)
+        assert found["host"] == other.url.removeprefix("http://")
+    assert mine.get(f"{site.url}/here").json()["host"] == "one.example", "once, and the program's own"
 
 
 def test_a_file_is_sent_once_more(site, session, tmp_path):

@@ -74,9 +74,12 @@ class Manners:
     _auth_origin: Origin | None = dataclasses.field(init=False, default=None)
 
     _named: list[tuple[bytes, tuple[bytes, bytes]]] = dataclasses.field(init=False)
+    _host: bytes | None = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self._named = [(pair[0].lower(), pair) for pair in self.fields]
+        self._host = next((value for lower, (_, value) in self._named if lower == b"host"), None)
+        self._named = [each for each in self._named if each[0] != b"host"]
         extras = (self.base_url, self.auth, self.cookies, self.decode, self.max_redirects, self.retries, self.proxies)
         self.is_bare = not any(each is not None and each is not False and each != 0 for each in extras)
         if self.base_url is not None:
@@ -92,15 +95,18 @@ class Manners:
         return f"{base.rstrip('/')}/{url.removeprefix('/')}"
 
     def written(
-        self, headers: Headers, authority: bytes, auth: Auth | None, origin: Origin
+        self, headers: Headers, authority: bytes, auth: Auth | None, origin: Origin, is_theirs: bool = True
     ) -> list[tuple[bytes, bytes]]:
-        """Return the fields given, and those that have to be there."""
+        """Return the fields given, and those that have to be there.
+
+        ``is_theirs``: what the program says of itself may be said, for it asked this origin, and no answer led there.
+        """
         pairs = headers.raw
         if headers.get_raw(b"host") is None:
-            pairs = [(b"Host", authority), *pairs]
+            pairs = [(b"Host", authority if self._host is None or not is_theirs else self._host), *pairs]
         more = []
         for lower, pair in self._named:
-            if headers.get_raw(lower) is None:
+            if headers.get_raw(lower) is None and (is_theirs or lower not in OF_THE_ORIGIN):
                 more.append(pair)
         if self.decode and headers.get_raw(b"accept-encoding") is None and headers.get_raw(b"range") is None:
             more.append((b"Accept-Encoding", accepted_codings()))
@@ -108,7 +114,7 @@ class Manners:
             pairs = [pair for pair in pairs if pair[0].lower() != b"authorization"]
             more = [pair for pair in more if pair[0].lower() != b"authorization"]
             more.append((b"Authorization", authorization_of(auth)))
-        elif self.auth is not None and headers.get_raw(b"authorization") is None:
+        elif self.auth is not None and is_theirs and headers.get_raw(b"authorization") is None:
             if self._auth_origin is None or may_be_shown(self._auth_origin, origin):
                 more.append((b"Authorization", authorization_of(self.auth)))
         return pairs + more if more else pairs
@@ -171,6 +177,7 @@ class Journey:
             self._held = asked.payload = _Held(asked.payload)
         #: Whose credentials the program's are.
         self._theirs = parse_url(asked.url).origin
+        self._is_theirs = True  # no answer has led elsewhere yet; once one has, it stays so
         self._history: list[ClientResponse] = []
 
     def go(self, answer: ClientResponse | None = None) -> ClientResponse:
@@ -238,7 +245,8 @@ class Journey:
     def _ask_once(self) -> ClientResponse:
         asked, manners = self._asked, self._manners
         destination = parse_url(asked.url)
-        pairs = manners.written(asked.headers, destination.authority, asked.auth, destination.origin)
+        origin = destination.origin
+        pairs = manners.written(asked.headers, destination.authority, asked.auth, origin, self._is_theirs)
         cookie = self._cookie()
         if cookie is not None:
             pairs = [*pairs, (b"Cookie", cookie)]
@@ -249,7 +257,7 @@ class Journey:
             origin, target, said = manners.route(destination, target)
             pairs = pairs + said if said else pairs
         else:
-            origin = origin_at(asked.address, destination.origin)
+            origin = origin_at(asked.address, origin)
         headers = Headers.of_raw(pairs)
         call = Call(asked.method, target, headers, asked.payload, asked.trailers, asked.interim)
         return self._perform(call, origin, self._deadlines)
@@ -302,6 +310,7 @@ class Journey:
         if to != before:
             asked.address = None
         if not may_be_shown(self._theirs, to):
+            self._is_theirs = False
             asked.auth = asked.cookies = None
             dropped += OF_THE_ORIGIN
         elif to != before:
