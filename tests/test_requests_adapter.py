@@ -160,8 +160,8 @@ class Odd(Server):
 )
 def test_what_goes_wrong_is_requests_own(serve, mounted, path, kind):
     server = serve(Odd)
+    patience = 0.1 if path == "/silent" else PATIENCE
     with pytest.raises(getattr(requests.exceptions, kind)):
-        patience = 0.1 if path == "/silent" else PATIENCE
         mounted().get(f"http://127.0.0.1:{server.server_port}{path}", timeout=(PATIENCE, patience))
 
 
