@@ -12,6 +12,7 @@ transfer          one HTTP request, every byte of its answer checked
 measure_http      one measurement of one HTTP server, client or proxy
 plan              what an experiment is: cases, and how much of them
 http_experiments  those with HTTP: ``http`` and ``proxy``
+locust_experiments  that with users for Locust: ``locust``
 experiments       which cases, which servers, how often
 figures           what greensock aims at, and whether it is reached
 machine           what it was measured on

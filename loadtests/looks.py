@@ -53,6 +53,9 @@ STYLES: dict[str, Style] = {
     "udp_gevent": Style("#ea580c", "^"),
     "udp_uvloop": Style("#86198f", "v"),
     "udp_epoll": Style("#111111", "X"),
+    "locust_greensock": Style("#15803d", "o"),
+    "locust_fasthttp": Style("#ea580c", "^"),
+    "locust_requests": Style("#1d4ed8", "D"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {

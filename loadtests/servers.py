@@ -9,9 +9,9 @@ from typing import Literal
 from loadtests.peers.programs import program
 from loadtests.process import PURE
 
-__all__ = ["HTTP", "NAMES", "PROXIES", "SERVERS", "TCP", "UDP", "WEBSOCKETS", "Server", "missing"]
+__all__ = ["HTTP", "LOCUST", "NAMES", "PROXIES", "SERVERS", "TCP", "UDP", "WEBSOCKETS", "Server", "missing"]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "locust"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,9 @@ SERVERS: dict[str, Server] = {
     "udp_gevent": Server("gevent DatagramServer", ("gevent",), "udp"),
     "udp_uvloop": Server("uvloop DatagramProtocol", ("uvloop",), "udp"),
     "udp_epoll": Server("C, epoll and recvmmsg", (), "udp"),
+    "locust_greensock": Server("greensock HTTPUser", ("locust", "greensock"), "locust"),
+    "locust_fasthttp": Server("Locust's FastHttpUser", ("locust",), "locust"),
+    "locust_requests": Server("Locust's HttpUser", ("locust",), "locust"),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -110,6 +113,7 @@ HTTP = of_kind("http")
 PROXIES = of_kind("proxy")
 WEBSOCKETS = of_kind("websocket")
 UDP = (*of_kind("udp"), "udp_greensock" + PURE)
+LOCUST = of_kind("locust")
 
 
 def is_there(module: str) -> bool:
