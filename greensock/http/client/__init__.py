@@ -7,7 +7,7 @@ origin            where a URL leads
 authorization     who asks, and who may know
 deadlines         how long the phases of a request may take
 payload           what is sent behind the head
-forms             what programs give to be sent: parameters, forms, files, JSON
+sent_forms        what programs give to be sent: parameters, forms, files, JSON
 content_coding    undoes gzip, deflate, br and zstd (no I/O)
 charset           in what an answer's text is written (no I/O)
 cookie_store      what is kept of what servers set

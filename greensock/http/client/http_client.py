@@ -32,12 +32,12 @@ from greensock.http.client.connection_pool import ClientLease, ClientPool
 from greensock.http.client.cookie_store import CookieStore
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.client.exchange import Call, Exchange, Interim, Trailers
-from greensock.http.client.forms import Files, Pairs, body_of, with_params
 from greensock.http.client.journey import Asked, Journey, Manners
 from greensock.http.client.origin import Origin, origin_at, parse_url
 from greensock.http.client.payload import NOTHING, Body, let_go, payload_of
 from greensock.http.client.proxy_choice import Proxies, ProxyChoice
 from greensock.http.client.retries import Retries
+from greensock.http.client.sent_forms import Files, Pairs, body_of, with_params
 from greensock.http.client.tunnels import TunnelPool
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
