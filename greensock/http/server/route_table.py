@@ -1,7 +1,7 @@
 """Routes for small services: which function answers a method and a path.
 
 A path is compared segment by segment, each percent-decoded by itself, so that ``%2F`` is no border. (werkzeug's
-routing, which knows much more, takes 33 us a request, twice what all else takes; this 3 to 10 with 30 routes.)
+routing, which knows much more, took 33 us a request for 32 routes where this took 6 to 20, the last of them most.)
 """
 
 from __future__ import annotations

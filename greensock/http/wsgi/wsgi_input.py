@@ -80,10 +80,11 @@ class InputError(OSError):
 class RawInput(io.RawIOBase):
     """``wsgi.input`` without its buffer."""
 
+    #: What was read before the application was called; None: it reads as it comes.
+    spool: Spool | None = None
+
     def __init__(self, body: RequestBody) -> None:
         self._body = body
-        #: What was read before the application was called; None: it reads as it comes.
-        self.spool: Spool | None = None
         #: Whether the client sent what is no body: nothing can follow it on this connection.
         self.is_broken = False
 
@@ -115,11 +116,6 @@ class RawInput(io.RawIOBase):
             spool.write(piece)
         spool.file.seek(0)
         return spool
-
-    def let_go(self) -> None:
-        """Forget what was read first: the request is over."""
-        if self.spool is not None:
-            self.spool.close()
 
     def _read(self, most: int) -> bytes:
         try:

@@ -357,8 +357,8 @@ class WSGIServer(HTTPServer):
                 keep = self.send_answer(request, response, False)
         except BaseException:
             conn.abort()
-            if answer.input is not None:
-                answer.input.let_go()
+            if answer.input is not None and answer.input.spool is not None:
+                answer.input.spool.close()
             if answer.socket is not None:
                 answer.socket.expire()
                 self._cut(answer.socket)
@@ -381,8 +381,8 @@ class WSGIServer(HTTPServer):
                 keep = self.end_exchange(request, keep)
         if answer.socket is not None and answer.socket.is_taken:
             self._end_socket(conn, answer.socket)
-        if answer.input is not None:
-            answer.input.let_go()
+        if answer.input is not None and answer.input.spool is not None:
+            answer.input.spool.close()
         if type(self.log) is not NoLog:
             line = self.format_request(request, answer.code, conn.bytes_sent - before, time() - started)
             self._write(self.log, line + "\n")
@@ -402,8 +402,8 @@ class WSGIServer(HTTPServer):
                 response, keep = failed, False
             keep = self.send_answer(request, response, keep)
         finally:
-            if answer.input is not None:
-                answer.input.let_go()
+            if answer.input is not None and answer.input.spool is not None:
+                answer.input.spool.close()
         if type(self.log) is not NoLog:
             sent = request.connection.bytes_sent - before
             self._write(self.log, self.format_request(request, response.status, sent, time() - started) + "\n")
