@@ -1,13 +1,15 @@
 # make run: the reverse proxy before a site of its own. make test: all checks, with the engine in Python and compiled
 # (ARGS=tests/test_x.py: of that file alone). make wheels: what pip installs where there is no compiler, and its test.
+# make test-sctp, make test-lossy: in user-mode Linux, over SCTP, and over a network that is late and loses packets.
 # make bench: every experiment, under 30 minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the
-# seed's workload. make soak: a million requests while processes come and go, of which none is lost. make mutants:
-# whether the tests notice what is broken, hours. All make .venv first.
+# seed's workload. make soak: a million requests while processes come and go, of which none is lost. make soak-tls:
+# 100,000 TLS handshakes, of which nothing is left. make mutants: whether the tests notice what is broken, hours. All
+# make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run seed test bench load soak mutants wheels clean
+.PHONY: run seed test test-sctp test-lossy bench load soak soak-tls mutants wheels clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/compiled
@@ -22,11 +24,17 @@ test: $(VENV)/installed-test $(VENV)/compiled
 	$(if $(ARGS),GREENSOCK_PURE=1 $(BIN)/python -m pytest $(ARGS))
 	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(BIN)/python tests/side_by_side.py)
 
+test-sctp test-lossy: test-%: $(VENV)/installed-test $(VENV)/compiled
+	$(BIN)/python tests/user_mode_linux.py $* $(ARGS)
+
 wheels: $(VENV)/installed
 	$(BIN)/python tests/wheels.py $(ARGS)
 
 soak: $(VENV)/installed-test $(VENV)/compiled
 	$(BIN)/python tests/promise.py $(ARGS)
+
+soak-tls: $(VENV)/installed-test $(VENV)/compiled
+	$(BIN)/python tests/tls_soak.py $(ARGS)
 
 mutants: $(VENV)/installed-test
 	$(BIN)/python tests/mutants.py $(ARGS)

@@ -16,7 +16,7 @@ PAGE = """<!doctype html><title>greensock</title>
 <p>This page came through the proxy. <a href="/download/1048576">A download</a>, <a href="/headers">the request's
 fields as they arrived</a>. Over a WebSocket the server says: <b id="answer">...</b></p>
 <script>
-const socket = new WebSocket(`ws://${location.host}/echo`);
+const socket = new WebSocket(`${location.protocol.replace("http", "ws")}//${location.host}/echo`);
 socket.onopen = () => socket.send("hello through the proxy");
 socket.onmessage = event => { document.getElementById("answer").textContent = event.data; };
 </script>

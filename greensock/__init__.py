@@ -35,6 +35,7 @@ from greensock.core.datagram_server import DatagramServer
 from greensock.core.fairness import let_others_run
 from greensock.core.lifecycle import State
 from greensock.core.poller import compiled
+from greensock.core.sctp import SCTPConnection, SCTPMessage, SCTPMessages
 from greensock.core.server import Server
 from greensock.core.socket_connection import SocketConnection
 from greensock.core.transport import Transport
@@ -110,6 +111,9 @@ __all__ = [
     "PooledConnection",
     "ProtocolError",
     "Rule",
+    "SCTPConnection",
+    "SCTPMessage",
+    "SCTPMessages",
     "Server",
     "ServerKeywords",
     "ServerSettings",

@@ -13,6 +13,7 @@ import os
 import pwd
 import socket as _socket
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -136,17 +137,22 @@ def listen(
     *,
     unix_mode: int | None = None,
     unix_owner: Any = None,
+    protocol: int = 0,
+    prepare: Callable[[_socket.socket], object] | None = None,
 ) -> _socket.socket:
     """Make a listening socket of the standard library's real kind. Before you close it, ``remove_file``.
 
     ``unix_mode`` and ``unix_owner`` (see ``owner_ids``) are what the file of a Unix socket gets before anybody can
-    connect: until then the kernel refuses every connection.
+    connect: until then the kernel refuses every connection. ``protocol`` is one of IPPROTO_*, 0 for the usual one, and
+    ``prepare(sock)`` is called before it listens.
 
     Raises:
         OSError: the system said no; the address is named in it.
     """
-    sock: _socket.socket = get_original("socket", "socket")(family, _socket.SOCK_STREAM)
+    sock: _socket.socket = get_original("socket", "socket")(family, _socket.SOCK_STREAM, protocol)
     try:
+        if prepare is not None:
+            prepare(sock)
         if family == _socket.AF_UNIX:
             _remove_stale(address)
         else:

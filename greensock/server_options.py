@@ -15,7 +15,7 @@ from greensock.tls import TLS, is_tls
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["OPTIONS", "UPCALLS", "Rule", "ServerKeywords", "ServerSettings", "checked"]
+__all__ = ["OPTIONS", "PROTOCOLS", "UPCALLS", "Rule", "ServerKeywords", "ServerSettings", "checked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,9 @@ class Rule:
         return cls(lambda value: isinstance(value, kind), allowed)
 
 
+#: What a server may speak over IP. (A Unix socket has neither.)
+PROTOCOLS = ("tcp", "sctp")
+
 #: What each option of a server may be.
 OPTIONS: Mapping[str, Rule] = {
     "backlog": Rule.whole(1),
@@ -103,6 +106,7 @@ OPTIONS: Mapping[str, Rule] = {
     "handshake_timeout": Rule.seconds(zero=False),
     "max_handshakes": Rule.whole(1),
     "framer": Rule.instance(Framer, "a framer (greensock.framing)").or_none(),
+    "protocol": Rule(lambda value: value in PROTOCOLS, "'tcp' or 'sctp'"),
 }
 
 #: The upcalls that may be given as functions.
@@ -145,6 +149,7 @@ class ServerSettings(TypedDict, total=False):
     handshake_timeout: float
     max_handshakes: int
     framer: Framer | None
+    protocol: str
 
 
 class ServerKeywords(ServerSettings, total=False):

@@ -11,10 +11,11 @@ import logging
 import os
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, cast
 
 from greensock.errors import CertificateRefused, HandshakeFailed
@@ -22,7 +23,17 @@ from greensock.errors import CertificateRefused, HandshakeFailed
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["TLS", "Certificate", "TLSInfo", "client_context", "handshake_error", "is_tls", "server_contexts"]
+__all__ = [
+    "TLS",
+    "Certificate",
+    "Sessions",
+    "TLSInfo",
+    "client_context",
+    "handshake_error",
+    "is_tls",
+    "server_contexts",
+    "sessions_of",
+]
 
 log = logging.getLogger("greensock.server")
 
@@ -30,6 +41,13 @@ log = logging.getLogger("greensock.server")
 RELOAD_SECONDS = 1.0
 #: What is offered in TLS 1.2, all with forward secrecy; TLS 1.3 has no others (RFC 9325 section 4.2).
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+#: Sessions that a client keeps of one context: of 6 kB each.
+MOST_SESSIONS = 256
+#: Whether to read ``SSLObject.session`` loses 6.5 kB each time (CPython's issue 116810, measured).
+IS_LEAKING = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
+#: Seconds between two sessions that are read for the same place, if it is.
+READ_PAUSE = 60.0
 
 VERSIONS = ("1.2", "1.3")
 CLIENT_CERTIFICATES = ("none", "optional", "required")
@@ -90,7 +108,7 @@ class TLS:
         - ``authorities``: whose certificates are trusted, in place of the system's: a PEM file or its text.
         - ``client_certificates``: ``"none"``, ``"optional"`` or ``"required"`` (a server's; with ``authorities``).
         - ``verify``: False: a client takes any certificate, for any name.
-        - ``session_tickets``: whether clients may resume (RFC 8446 section 2.2).
+        - ``session_tickets``: whether clients may resume (RFC 8446 section 2.2); of a client's, whether it does.
         - ``keylog``: the path of a file to which the secrets are added, for debugging: who has it reads all traffic.
         """
         given = [] if certificate is None else [Certificate(certificate, key, password, names)]
@@ -221,6 +239,8 @@ class TLS:
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
         if self.certificates:
             _load_chain(context, self.certificates[0])
+        if not self.session_tickets:
+            context.options |= ssl.OP_NO_TICKET
         return context
 
     def _context(self, protocol: int) -> ssl.SSLContext:
@@ -330,6 +350,69 @@ def client_context(tls: TLS | ssl.SSLContext | bool) -> ssl.SSLContext:
             _default = TLS()
         tls = _default
     return tls.client_context() if isinstance(tls, TLS) else tls  # type: ignore[return-value]
+
+
+# -- sessions that clients go on with
+
+
+class Sessions:
+    """The sessions of one way to connect: one context as it is now, one address, one name.
+
+    A session is used once, as RFC 8446 appendix C.4 asks. But where Python loses the memory of each one that is read
+    (``IS_LEAKING``), one stands for all connections as long as the server takes it, and the next is read ``READ_PAUSE``
+    seconds later at the soonest. At most ``MOST_SESSIONS`` of a context are kept, those that were read last.
+    """
+
+    __slots__ = ("_kept", "_key")
+
+    def __init__(self, kept: OrderedDict[Any, tuple[ssl.SSLSession | None, float]], key: Any) -> None:
+        self._kept = kept
+        self._key = key
+
+    def take(self) -> ssl.SSLSession | None:
+        """Return a session to go on with; None: there is none."""
+        session, _ = self._kept.get(self._key, (None, 0.0))
+        if session is not None and time() > session.time + session.timeout:
+            session = None
+        elif not IS_LEAKING:
+            self._kept.pop(self._key, None)
+        return session
+
+    def are_to_have(self, is_resumed: bool) -> bool:
+        """Whether the session of a connection is to be read and kept; ``is_resumed``: it went on with one of these."""
+        if not IS_LEAKING:
+            return True
+        session, read = self._kept.get(self._key, (None, -READ_PAUSE))
+        return not (is_resumed and session is not None) and monotonic() - read >= READ_PAUSE
+
+    def keep(self, session: ssl.SSLSession | None) -> None:
+        """Keep a session for the next connection, if it can be gone on with."""
+        if session is not None and not (session.has_ticket or session.id):
+            session = None
+        self._kept[self._key] = session, monotonic()
+        self._kept.move_to_end(self._key)
+        if len(self._kept) > MOST_SESSIONS:
+            self._kept.popitem(last=False)
+
+
+def sessions_of(context: ssl.SSLContext, place: tuple[Any, ...]) -> Sessions | None:
+    """Return the sessions of a client's connections to a place; None: it is not to go on with any.
+
+    A session stands for a certificate that was looked at, and is not looked at again. So what the context looks at is
+    part of what it is kept for: whoever changes its settings, or whom it trusts, begins anew. A :class:`TLS` whose
+    files changed has another context.
+    """
+    import ssl
+
+    if context.options & ssl.OP_NO_TICKET:
+        return None
+    # With the context and not in a table of all: a session refers to its context, and would keep it there for ever.
+    kept = getattr(context, "greensock_sessions", None)
+    if kept is None:
+        kept = context.greensock_sessions = OrderedDict()  # type: ignore[attr-defined]
+    trusted = tuple(context.cert_store_stats().values())
+    settings = (context.verify_mode, context.check_hostname, context.verify_flags, context.minimum_version, trusted)
+    return Sessions(kept, (place, settings))
 
 
 # -- reading what is given

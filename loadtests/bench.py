@@ -42,6 +42,8 @@ TARGETS = {
     "websocket": ("websocket-targets",),
     "udp": ("udp-targets",),
     "locust": ("locust-targets",),
+    "tls": ("tls-targets",),
+    "handshakes": ("handshakes-targets",),
 }
 
 Step = tuple[int, Case, str]

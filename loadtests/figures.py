@@ -15,10 +15,12 @@ from loadtests.results import Sample, by_round, spread
 __all__ = [
     "COMPILED_TARGETS",
     "FLAT_TARGETS",
+    "HANDSHAKES_TARGETS",
     "HTTP_TARGETS",
     "LOCUST_TARGETS",
     "PROXY_TARGETS",
     "TARGETS",
+    "TLS_TARGETS",
     "UDP_TARGETS",
     "WEBSOCKET_TARGETS",
     "Row",
@@ -189,6 +191,43 @@ LOCUST_TARGETS: tuple[Target, ...] = (
     Target(
         "HTTPUser, CPU of a request, of FastHttpUser's", "closed loop", "locust_greensock", CPU, 0.5, "locust_fasthttp"
     ),
+)
+
+
+TLS, TLS_UVLOOP, TLS_GEVENT, TLS_C = "tls_greensock", "tls_uvloop", "tls_gevent", "tls_epoll"
+TLS_TARGETS: tuple[Target, ...] = (
+    *(
+        Target(f"echo, {count:,} connections, of {title}", f"echo {count}", TLS, CPU, most, rival)
+        for count, of_c in ((64, 1.15), (1000, 1.20))
+        for title, rival, most in (
+            ("gevent", TLS_GEVENT, 0.60),
+            ("uvloop Protocol", TLS_UVLOOP, 1.05),
+            ("C", TLS_C, of_c),
+        )
+    ),
+    *(
+        Target(f"{case}, of {title}", case, TLS, CPU, most, rival)
+        for case in ("handshake P-256", "handshake P-256 resumed", "handshake RSA-2048")
+        for title, rival, most in (("uvloop Protocol", TLS_UVLOOP, 0.95), ("C", TLS_C, 1.15))
+    ),
+    Target("idle connection", "idle memory 2000", TLS, "kb", 16.0, unit="kB"),
+    *(
+        Target(f"download, writes of {size}, of uvloop Protocol", f"download {size}", TLS, CPU, 1.0, TLS_UVLOOP)
+        for size in ("16 KiB", "64 KiB")
+    ),
+)
+SITE, TLS_NGINX = "tls_site", "tls_nginx"
+#: What others may wait longer in a flood, of what they wait in the quiet; no issue sets it.
+SLOWED = 2.0
+HANDSHAKES_TARGETS: tuple[Target, ...] = tuple(
+    Target(f"{title} in a flood, of the same in the quiet, {which}", "flooded", server, value, SLOWED, server, "quiet")
+    for which, server in (("greensock", SITE), ("nginx", TLS_NGINX))
+    for title, value in (
+        ("an answer on a kept connection, p50", "p50_us"),
+        ("an answer on a kept connection, p99", "p99_us"),
+        ("a fresh connection and its answer, p50", "fresh_p50_us"),
+        ("a fresh connection and its answer, p99", "fresh_p99_us"),
+    )
 )
 
 

@@ -56,6 +56,12 @@ STYLES: dict[str, Style] = {
     "locust_greensock": Style("#15803d", "o"),
     "locust_fasthttp": Style("#ea580c", "^"),
     "locust_requests": Style("#1d4ed8", "D"),
+    "tls_greensock": Style("#15803d", "o"),
+    "tls_uvloop": Style("#86198f", "v"),
+    "tls_gevent": Style("#ea580c", "^"),
+    "tls_epoll": Style("#111111", "X"),
+    "tls_site": Style("#15803d", "o"),
+    "tls_nginx": Style("#111111", "X"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {

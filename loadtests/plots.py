@@ -384,6 +384,29 @@ def locust(content: Content) -> Figure:
     return drawn
 
 
+def tls(content: Content) -> Figure:
+    """What TLS costs: an echo, a handshake, a MB, a connection at rest."""
+    drawn = figure(content, 15, 6)
+    first, second = drawn.subplots(2, 4, sharey=True, squeeze=False)
+    cost = "server CPU each, us"
+    panels = {
+        "echo 64": ("echo\n64 connections", cost, "server_us"),
+        "echo 1000": ("echo\n1,000 connections", cost, "server_us"),
+        "handshake P-256": ("handshake in full\nP-256", cost, "server_us"),
+        "handshake P-256 resumed": ("resumed\nP-256", cost, "server_us"),
+    }
+    draw_panels(first, content, panels)
+    more = {
+        "handshake RSA-2048": ("handshake in full\nRSA-2048", cost, "server_us"),
+        "download 16 KiB": ("download\nwrites of 16 KiB", "server CPU per MB, us", "server_us"),
+        "download 64 KiB": ("download\nwrites of 64 KiB", "server CPU per MB, us", "server_us"),
+        "idle memory 2000": ("a connection at rest", "memory each, kB", "kb"),
+    }
+    draw_panels(second, content, more)
+    drawn.supxlabel(note(content, MEDIANS), fontsize=9, color="#555555")
+    return drawn
+
+
 def cumulated(samples: Iterable[Sample]) -> Points:
     """Return (1 / share of the messages that took longer, milliseconds) of all rounds together."""
     buckets: dict[float, int] = {}
@@ -439,6 +462,7 @@ PLOTS: dict[str, Callable[[Content], Figure]] = {
     "proxy": proxy,
     "udp": udp,
     "locust": locust,
+    "tls": tls,
 }
 
 

@@ -18,6 +18,7 @@ from loadtests.native import build
 
 __all__ = [
     "GENERATOR_CORES",
+    "LIBRARIES_OF_TLS",
     "PURE",
     "ROOT",
     "SERVER_CORES",
@@ -40,8 +41,10 @@ GENERATOR_CORES = tuple(CORES[:-1]) or SERVER_CORES
 ROOT = Path(__file__).resolve().parent.parent
 
 
-#: Servers that are programs in C.
-NATIVE = ("epoll", "udp_epoll")
+#: What programs in C that speak TLS are linked with.
+LIBRARIES_OF_TLS = ("-lssl", "-lcrypto")
+#: Servers that are programs in C, and what they are linked with.
+NATIVE: dict[str, tuple[str, ...]] = {"epoll": (), "udp_epoll": (), "tls_epoll": LIBRARIES_OF_TLS}
 #: A server whose name ends so runs without greensock's compiled engine.
 PURE = "_pure"
 
@@ -49,7 +52,7 @@ PURE = "_pure"
 def program_of(name: str) -> list[str]:
     """Return the command that starts a server."""
     if name in NATIVE:
-        return [str(build(f"peers/{name}.c"))]
+        return [str(build(f"peers/{name}.c", NATIVE[name]))]
     return [sys.executable, "-m", f"loadtests.peers.{name.removesuffix(PURE)}"]
 
 

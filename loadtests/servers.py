@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from loadtests.peers.programs import program
 from loadtests.process import PURE
 
-__all__ = ["HTTP", "LOCUST", "NAMES", "PROXIES", "SERVERS", "TCP", "UDP", "WEBSOCKETS", "Server", "missing"]
+__all__ = [
+    "HTTP",
+    "LOCUST",
+    "NAMES",
+    "PROXIES",
+    "SERVERS",
+    "TCP",
+    "TLS",
+    "TLS_SITES",
+    "UDP",
+    "WEBSOCKETS",
+    "Server",
+    "missing",
+]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "locust"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "locust", "tls", "tls site"]
+
+#: Without it what drives servers of TLS cannot be compiled (libssl-dev of Debian).
+OPENSSL_HEADER = Path("/usr/include/openssl/ssl.h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +102,12 @@ SERVERS: dict[str, Server] = {
     "locust_greensock": Server("greensock HTTPUser", ("locust", "greensock"), "locust"),
     "locust_fasthttp": Server("Locust's FastHttpUser", ("locust",), "locust"),
     "locust_requests": Server("Locust's HttpUser", ("locust",), "locust"),
+    "tls_greensock": Server("greensock, TLS", ("gevent", "greensock"), "tls", ("openssl",)),
+    "tls_uvloop": Server("uvloop Protocol, TLS", ("uvloop",), "tls", ("openssl",)),
+    "tls_gevent": Server("gevent StreamServer, TLS", ("gevent",), "tls", ("openssl",)),
+    "tls_epoll": Server("C, OpenSSL, epoll", (), "tls", ("openssl",)),
+    "tls_site": Server("greensock HTTPServer, TLS", ("gevent", "greensock"), "tls site", ("openssl",)),
+    "tls_nginx": Server("nginx, TLS", (), "tls site", ("openssl", "nginx")),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -114,6 +137,8 @@ PROXIES = of_kind("proxy")
 WEBSOCKETS = of_kind("websocket")
 UDP = (*of_kind("udp"), "udp_greensock" + PURE)
 LOCUST = of_kind("locust")
+TLS = of_kind("tls")
+TLS_SITES = of_kind("tls site")
 
 
 def is_there(module: str) -> bool:
@@ -131,4 +156,6 @@ def missing(name: str) -> str | None:
     for needed in SERVERS[name].programs:
         if program(needed) is None:
             return needed
+    if SERVERS[name].kind == "tls" and not OPENSSL_HEADER.exists():
+        return "libssl-dev"
     return None

@@ -17,9 +17,11 @@ from loadtests import results
 from loadtests.figures import (
     COMPILED_TARGETS,
     FLAT_TARGETS,
+    HANDSHAKES_TARGETS,
     HTTP_TARGETS,
     LOCUST_TARGETS,
     PROXY_TARGETS,
+    TLS_TARGETS,
     UDP_TARGETS,
     WEBSOCKET_TARGETS,
     Row,
@@ -125,6 +127,8 @@ COLUMNS = (
     ("peak_before_mib", "peak before, MiB"),
     ("peak_after_mib", "peak after, MiB"),
     ("marked_p50_us", "p50 of the blocking, us"),
+    ("fresh_p50_us", "p50 of fresh ones, us"),
+    ("fresh_p99_us", "p99 of fresh ones, us"),
 )
 
 
@@ -254,6 +258,17 @@ LOCUST_COLUMNS = {
     "p99_error_us": "too much, us",
 }
 
+TLS_CASES = {
+    "echo 64": ("echo, 64 connections, us", "server_us"),
+    "echo 1000": ("1,000 connections, us", "server_us"),
+    "handshake P-256": ("handshake, P-256, us", "server_us"),
+    "handshake P-256 resumed": ("the same resumed, us", "server_us"),
+    "handshake RSA-2048": ("handshake, RSA-2048, us", "server_us"),
+    "download 16 KiB": ("download in 16 KiB, us/MB", "server_us"),
+    "download 64 KiB": ("in 64 KiB, us/MB", "server_us"),
+    "idle memory 2000": ("memory of one at rest, kB", "kb"),
+}
+
 REQUESTS = {
     "small": "100 bytes",
     "close": "100 bytes, Connection: close",
@@ -293,6 +308,13 @@ SPEED_COLUMNS = {
     "mib_per_second": "MiB/s",
     "direct_mib_per_second": "without a proxy, MiB/s",
     "server_us": "CPU, us per MiB",
+}
+HANDSHAKES_COLUMNS = {
+    "p50_us": "kept, p50, us",
+    "p99_us": "p99, us",
+    "fresh_p50_us": "fresh, p50, us",
+    "fresh_p99_us": "p99, us ",
+    "server_load": "server's core",
 }
 LATENCY_COLUMNS = {
     "offered": "requests/s",
@@ -406,6 +428,12 @@ TABLES: dict[str, Table] = {
     "http-targets": Table("http", lambda content: asked_table(HTTP_TARGETS, content)),
     "proxy-targets": Table("proxy", lambda content: asked_table(PROXY_TARGETS, content)),
     "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
+    "tls": Table("tls", lambda content: cases_table(TLS_CASES, content)),
+    "tls-targets": Table("tls", lambda content: asked_table(TLS_TARGETS, content)),
+    "tls-picture": Table("tls", lambda content: "![CPU of TLS](results/tls.png)"),
+    "handshakes-quiet": of_columns("handshakes", "quiet", HANDSHAKES_COLUMNS),
+    "handshakes-flooded": of_columns("handshakes", "flooded", HANDSHAKES_COLUMNS),
+    "handshakes-targets": Table("handshakes", lambda content: asked_table(HANDSHAKES_TARGETS, content)),
     "websocket": Table("websocket", lambda content: cases_table(WEBSOCKET_CASES, content)),
     "websocket-targets": Table("websocket", lambda content: asked_table(WEBSOCKET_TARGETS, content)),
     "udp": Table("udp", lambda content: cases_table(UDP_CASES, content)),
@@ -439,6 +467,8 @@ TABLES: dict[str, Table] = {
             "websocket",
             "udp",
             "locust",
+            "tls",
+            "handshakes",
         )
     },
 }

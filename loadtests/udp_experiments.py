@@ -12,6 +12,8 @@ __all__ = ["udp"]
 
 #: Those that are measured with one client, too, in few rounds: most of that is what it costs to be woken.
 FEW, FEW_ROUNDS = ("udp_greensock", "udp_gevent", "udp_uvloop", "udp_epoll"), 2
+#: Rounds of the others: fewer than elsewhere, as all experiments are to end within half an hour.
+ROUNDS = 3
 #: Seconds that a server takes to start and end.
 STARTING = 0.4
 
@@ -19,9 +21,7 @@ STARTING = 0.4
 def udp(scale: Scale) -> Plan:
     """Echoes of 64 bytes, and bursts of 1,200-byte datagrams to a sink."""
 
-    def measured(
-        label: str, mode: str, sockets: int, servers: tuple[str, ...] = UDP, rounds: int | None = None
-    ) -> Case:
+    def measured(label: str, mode: str, sockets: int, servers: tuple[str, ...] = UDP, rounds: int = ROUNDS) -> Case:
         seconds, warmup = scale.seconds, scale.warmup
         measure = partial(measure_udp.datagrams, mode=mode, sockets=sockets, seconds=seconds, warmup=warmup)
         return Case(label, {"mode": mode, "sockets": sockets}, measure, servers, seconds + warmup + STARTING, rounds)

@@ -1,4 +1,4 @@
-"""One suite for every kind of connection: plain TCP, TLS 1.2 and 1.3, accepted and connected."""
+"""One suite for every kind of connection: TCP, TLS 1.2 and 1.3, SCTP where there is one; accepted and connected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def end(request):
 
 
 @pytest.fixture
-def pair(version, end):
+def pair(version, end, request):
+    if version == "sctp" and request.node.get_closest_marker("half_closes"):
+        pytest.skip("SCTP has no half-close")
     with end(version) as found:
         yield found
 
@@ -135,6 +137,7 @@ def test_the_end_within_a_message(pair):
     assert caught.value.partial == b"par"
 
 
+@pytest.mark.half_closes
 def test_the_other_half_goes_on_behind_the_peers_end(pair):
     conn, peer = pair
     peer.end()
@@ -146,6 +149,7 @@ def test_the_other_half_goes_on_behind_the_peers_end(pair):
     conn.wait_closed(PATIENCE)
 
 
+@pytest.mark.half_closes
 def test_our_half_close(pair):
     conn, peer = pair
     conn.send(b"bye")

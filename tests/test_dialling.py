@@ -23,6 +23,7 @@ from greensock import (
     OperationTimeout,
     Server,
     State,
+    connect,
 )
 from greensock.core import connector
 from greensock.core.poller import get_poller
@@ -255,6 +256,37 @@ def test_the_blocking_style_and_a_relay(serve):
         assert sock.recv(16) == b""
     wait_until(lambda: relay.connections_alive == 0)
     assert relay.statistics().errors == 0
+
+
+@pytest.mark.parametrize("by", ["connect", "server"])
+def test_a_preface_goes_in_front_of_all_else(serve, by):
+    """In front of a TLS handshake, too: the one between takes it off, and passes on the rest."""
+    preface, seen = b"PROXY UNKNOWN\r\n", []
+
+    class Between(Server):
+        def handle(self, conn):
+            seen.append(conn.read_exactly(len(preface)))
+            with connect(self.onward, timeout=PATIENCE) as ahead:
+                back = gevent.spawn(ahead.splice, conn)
+                with contextlib.suppress(ConnectionError):
+                    conn.splice(ahead)
+                back.kill()
+
+    tls = {"tls": client_tls(), "server_hostname": "localhost"}
+    for other, options in ((serve(Noting), {}), (serve(Noting, tls=server_tls("localhost")), tls)):
+        between = serve(Between)
+        between.onward = other.address
+        if by == "connect":
+            with connect(between.address, preface=preface, timeout=PATIENCE, **options) as conn:
+                conn.send(b"ping")
+                assert conn.recv(timeout=PATIENCE) == b"PING"
+        else:
+            server = serve(Noting)
+            conn = dial(server, between.address, preface=preface, timeout=PATIENCE, **options)
+            wait_until(lambda served=server: b"PING" in served.of("dialled"))
+            conn.close()
+        wait_until(lambda served=between: not served.connections_alive)
+    assert seen == [preface] * 2
 
 
 def test_data_that_comes_with_the_handshake_and_before_the_first_turn(serve):

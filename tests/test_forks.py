@@ -17,6 +17,7 @@ import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from pairs import read_all_fast, read_exactly_fast, tcp_pair, wrap
+from tls_peers import Peer, chain, issued, peer_context
 from toys import (
     Echo,
     nothing,
@@ -139,6 +140,57 @@ def test_a_fork_by_hand(connect):
     sock.sendall(b"hello")
     assert read_all(sock) == b"from the child: hello"
     server.stop()
+
+
+FORKING_OVER_TLS = """
+from gevent import monkey; monkey.patch_all()
+import os, sys
+from greensock import TLS, Server
+
+who = sys.argv[1]
+
+class Forking(Server):
+    tls = TLS("both.pem")
+
+    def handle(self, conn):
+        asked = conn.recv()
+        pid = os.fork()
+        if bool(pid) == (who == "parent"):
+            conn.send(b"from the " + who.encode() + b": " + asked)
+            conn.send(b", " + conn.recv())
+        conn.close()
+        conn.wait_closed(30)
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+server = Forking(("127.0.0.1", 0))
+server.start()
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("who", ["child", "parent"])
+def test_a_fork_over_tls(who, tmp_path):
+    """One of the two goes on with the connection, and says its end; the other's close tells the peer nothing."""
+    leaf = issued("localhost")
+    (tmp_path / "both.pem").write_bytes(leaf.private_key_pem.bytes() + chain(leaf))
+    command = [sys.executable, "-c", FORKING_OVER_TLS, who]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        try:
+            address = "127.0.0.1", int(process.stdout.readline())
+            for version in ("1.2", "1.3"):
+                peer = Peer(socket.create_connection(address, PATIENCE), peer_context(version))
+                peer.shake()
+                peer.sendall(b"hello")
+                said = b"from the " + who.encode() + b": hello"
+                assert peer.read_exactly(len(said)) == said
+                peer.sendall(b"more")
+                assert peer.read_all() == b", more", "and then close_notify: nothing was cut"
+                peer.close()
+        finally:
+            process.kill()
 
 
 FORKING_APPLICATION = """

@@ -29,6 +29,7 @@ ALLOWED = {
     "tls": [None, server_tls()],
     "handshake_timeout": [0.5, 1, 1e9],
     "framer": [None, Lines()],
+    "protocol": ["tcp", "sctp"],
 }
 FORBIDDEN = {
     **{name: [0, 1, None, "yes"] for name in FLAGS},
@@ -42,6 +43,7 @@ FORBIDDEN = {
     "tls": [True, False, "key.pem", TLS],
     "handshake_timeout": [0, -1, None, inf, nan, True, "1"],
     "framer": [Lines, b"\n", 64],
+    "protocol": ["udp", None, 132, ["tcp"]],
 }
 
 

@@ -280,6 +280,32 @@ def test_the_proxy_protocol_before_tls(serve, started, is_trusted):
         wait_until(lambda: proxy.statistics().dropped == {"HANDSHAKE": 3})
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_proxy_protocol_to_a_server_of_https(serve, started, client, version):
+    """It stands in front of the handshake, for requests and for health checks, which speak for the proxy itself."""
+    gateway = parse_config(
+        {
+            "upstreams": {"app": {"servers": [f"http://localhost:{serve(App).server_port}"]}},
+            "forwarding": {"trusted": ["127.0.0.1"]},
+        }
+    ).gateway()
+    secure = serve(_proxy_of(gateway), tls=server_tls("localhost"), proxy_protocol=True)
+    tables = {"tls": {"authorities": "ca.pem"}, "send_proxy_protocol": version}
+    health = {"path": "/", "interval": 0.1}
+    (proxy,) = started({"listen": [LISTEN], "upstreams": upstream(secure, "https", health=health, **tables)})
+    for source in ("127.0.0.5", "127.0.0.6"):
+        with socket.create_connection(proxy.address, source_address=(source, 0)) as sock:
+            peer = Peer(sock, peer_context())
+            peer.shake()
+            peer.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody")
+            answer = peer.read_all()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert f'"x-forwarded-for": "{source}"'.encode() in answer
+    wait_until(lambda: secure.statistics().handshakes > 4)  # those of the checks
+    assert secure.statistics().handshakes_failed == {}
+    assert not proxy.gateway.upstreams["app"].all[0].health.statistics().failed
+
+
 def test_who_leaves_within_a_proxy_header(serve, started):
     trusted = {"trusted": ["127.0.0.1"]}
     (proxy,) = started(
@@ -381,7 +407,6 @@ def test_what_listeners_are_not(place, listen, text):
         ),
         ({"servers": ["https://a"], "tls": {"key": "key.pem"}}, "[upstreams.app.tls]: expected beside key"),
         ({"servers": ["https://a"], "tls": {"verify": "no"}}, '[upstreams.app.tls] verify = "no": true or false'),
-        ({"servers": ["https://a"], "send_proxy_protocol": 1}, "[upstreams.app] send_proxy_protocol = 1: 0 expected"),
     ],
 )
 def test_what_upstreams_are_not(place, tables, text):

@@ -17,8 +17,23 @@ from served import Recorder
 
 from greensock import TLS, Connection, DropReason, Server, connect
 
-#: What a connection may speak: nothing, or a version of TLS.
-VERSIONS = ("plain", "1.2", "1.3")
+#: Of linux/sctp.h.
+IPPROTO_SCTP, SCTP_NODELAY = 132, 3
+
+
+def has_sctp() -> bool:
+    """Whether the kernel has SCTP."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
+
+
+#: What a connection may speak: nothing, a version of TLS, or SCTP (``make test-sctp`` where the kernel has none).
+VERSIONS = ("plain", "1.2", "1.3", *["sctp"] * has_sctp())
+#: Bytes of an SCTP message that a peer sends.
+PIECE = 1 << 16
 
 
 @functools.cache
@@ -101,7 +116,11 @@ class Peer:
 
     def sendall(self, data: bytes) -> None:
         if self.tls is None:
-            self.sock.sendall(data)
+            # In pieces: a message of SCTP must fit into the kernel's buffer.
+            for at in range(0, len(data), PIECE) if self.sock.proto == IPPROTO_SCTP else ():
+                self.sock.sendall(data[at : at + PIECE])
+            if self.sock.proto != IPPROTO_SCTP:
+                self.sock.sendall(data)
             return
         view = memoryview(data)
         while view:
@@ -152,6 +171,15 @@ class Peer:
         self.sock.close()
 
 
+def peer_socket(version: str) -> socket.socket:
+    """Return a socket that is yet to connect or to listen."""
+    if version != "sctp":
+        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP)
+    sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
+    return sock
+
+
 class Holding(Server):
     """Gives its connections out, and keeps each open until it is told."""
 
@@ -168,11 +196,14 @@ class Holding(Server):
 @contextmanager
 def accepted(version: str, **options: Any) -> Iterator[tuple[Connection, Peer]]:
     """Yield a connection that a server accepted, and its peer."""
-    if version != "plain":
+    if version == "sctp":
+        options["protocol"] = "sctp"
+    elif version != "plain":
         options["tls"] = server_tls(**only(version))
     server = Holding(("127.0.0.1", 0), stop_timeout=0.0, **options)
     server.start()
-    peer = Peer(socket.create_connection(server.address), None if version == "plain" else peer_context(version))
+    peer = Peer(peer_socket(version), peer_context(version) if "tls" in options else None)
+    peer.sock.connect(server.address)
     peer.shake()
     while not server.came:
         gevent.sleep(0)
@@ -187,11 +218,15 @@ def accepted(version: str, **options: Any) -> Iterator[tuple[Connection, Peer]]:
 @contextmanager
 def connected(version: str, **options: Any) -> Iterator[tuple[Connection, Peer]]:
     """Yield a connection that ``connect`` made, and its peer."""
-    if version != "plain":
+    if version == "sctp":
+        options["protocol"] = "sctp"
+    elif version != "plain":
         options["tls"] = client_tls()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with peer_socket(version) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         connecting = gevent.spawn(connect, listener.getsockname(), timeout=PATIENCE, **options)
-        context = None if version == "plain" else peer_context(version, server=True)
+        context = peer_context(version, server=True) if "tls" in options else None
         peer = Peer(listener.accept()[0], context, server=True)
     peer.shake()
     conn = connecting.get(timeout=PATIENCE)

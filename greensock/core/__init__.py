@@ -16,6 +16,7 @@ lifecycle          a connection's fields and states, and how it closes
 sending            the downcalls that write
 receiving          the downcalls that read
 connection         one connection: what needs both
+sctp               connections of SCTP, as bytes or as messages
 encrypted          TLS on a connection
 handshakes         the TLS handshakes of a server
 connector          ``connect``: connections of one's own

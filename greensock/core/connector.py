@@ -17,6 +17,7 @@ A connection belongs to the caller, who has to close it. ``Server.connect`` dial
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket as _socket
@@ -32,9 +33,11 @@ from gevent.socket import getaddrinfo
 from greensock.address import port_number, split_address
 from greensock.core.connection import Connection
 from greensock.core.poller import Endpoint, get_poller
+from greensock.core.sctp import IPPROTO_SCTP, SCTPConnection, SCTPTransport, explain_sctp, prepare_sctp, tune_sctp
 from greensock.core.syscalls import RawSocket, close
 from greensock.errors import ConnectFailed, DropReason, HandshakeFailed, OperationTimeout
-from greensock.tls import TLS, client_context, handshake_error, is_tls
+from greensock.server_options import PROTOCOLS
+from greensock.tls import TLS, client_context, handshake_error, is_tls, sessions_of
 
 if TYPE_CHECKING:
     import ssl
@@ -67,6 +70,8 @@ def connect(
     no_delay: bool = True,
     tls: TLS | ssl.SSLContext | bool | None = None,
     server_hostname: str | None = None,
+    preface: bytes = b"",
+    protocol: str = "tcp",
 ) -> _Kind:
     """Connect to ``(host, port)``, ``"host:port"``, ``"[v6]:port"`` or the path of a Unix socket, and block until then.
 
@@ -77,22 +82,30 @@ def connect(
     taken: one is given 250 ms before the next is tried, too. The connection's ``address`` is the one that answered.
 
     ``tls`` has it speak TLS: True trusts what the system trusts, a :class:`TLS` or an ``ssl.SSLContext`` says how.
-    ``server_hostname`` is the name that is asked for and that the certificate must be for; left out, the address's.
+    ``server_hostname`` is the name that is asked for and that the certificate must be for; left out, the address's. A
+    dot at its end is not part of it (RFC 6066 section 3). A session of an earlier connection that was made the same way
+    is gone on with, so that the handshake is a short one, unless ``session_tickets`` of its :class:`TLS` is off.
+
+    ``protocol`` is ``"tcp"`` or ``"sctp"``; for the latter, ``connection_class=SCTPConnection`` keeps messages apart.
+
+    ``preface`` is sent as it is before all else, a TLS handshake too: a header of the PROXY protocol, say.
 
     Raises:
-        ConnectFailed: the name is not known, or no address can be connected to; ``attempts`` tells of each, as does the
-            text, and ``__cause__`` is what the last one said.
+        ConnectFailed: the name is not known, no address can be connected to, or the kernel has no SCTP; ``attempts``
+            tells of each, as does the text, and ``__cause__`` is what the last one said.
         HandshakeFailed, CertificateRefused: one answered, and no TLS was agreed on (these are ConnectFailed, too).
         OperationTimeout: the time ran out (``operation`` is ``"connect"``). Nothing is left open.
         ValueError: ``address`` is none of these, or ``tls`` is not allowed.
     """
-    to = Connecting.of(address, timeout, no_delay, tls, server_hostname)
+    to = Connecting.of(address, timeout, no_delay, tls, server_hostname, preface, protocol, connection_class)
     deadline = to.deadline()
     fd, family, sockaddr = to.dial(deadline)
     try:
-        conn = made(connection_class, fd, family, sockaddr)
+        conn = made(connection_class, fd, family, sockaddr, protocol)
     except OSError as error:  # the engine cannot watch one more
         raise to.failed([(sockaddr, error)]) from error
+    if preface:
+        to.say(conn, deadline)
     if to.context is not None:
         to.secure(conn, deadline)
     return conn
@@ -146,6 +159,10 @@ class Connecting:
     #: How TLS is spoken, and for which name; None: it is not.
     context: ssl.SSLContext | None = None
     server_hostname: str | None = None
+    #: What is sent before all else.
+    preface: bytes = b""
+    #: ``"tcp"`` or ``"sctp"``.
+    protocol: str = "tcp"
 
     @classmethod
     def of(
@@ -155,23 +172,30 @@ class Connecting:
         no_delay: bool,
         tls: TLS | ssl.SSLContext | bool | None,
         server_hostname: str | None,
+        preface: bytes = b"",
+        protocol: str = "tcp",
+        kind: type[Connection] = Connection,
     ) -> Connecting:
-        """Check it.
+        """Check it; ``kind`` is the class of the connection.
 
         Raises:
             ValueError: something is not allowed.
         """
         family, target = _parse(address)
+        if protocol != "tcp" or issubclass(kind, SCTPConnection):
+            _check_protocol(protocol, address, family, kind, tls)
         if not tls:
-            return cls(address, timeout, no_delay, family, target)
+            return cls(address, timeout, no_delay, family, target, None, None, preface, protocol)
         if tls is not True and not is_tls(tls):
             raise ValueError(f"tls={tls!r}: True, TLS() or an ssl.SSLContext expected")
         context = client_context(tls)
         if server_hostname is None and family != _socket.AF_UNIX:
             server_hostname = target[0].partition("%")[0]
+        if server_hostname:
+            server_hostname = server_hostname.removesuffix(".")
         if not server_hostname and context.check_hostname:
             raise ValueError("server_hostname=None: a name expected, for the address has none")
-        return cls(address, timeout, no_delay, family, target, context, server_hostname)
+        return cls(address, timeout, no_delay, family, target, context, server_hostname, preface, protocol)
 
     def deadline(self) -> float:
         """Return until when it may take, if it begins now."""
@@ -194,6 +218,19 @@ class Connecting:
             return winner.give_out(), winner.family, winner.sockaddr
         finally:
             race.end()
+
+    def say(self, conn: Connection, deadline: float) -> None:
+        """Send what goes in front of all else, or close the connection."""
+        try:
+            conn.send(self.preface, timeout=None if deadline == inf else max(0.0, deadline - monotonic()))
+        except BaseException as error:
+            conn.abort()
+            if isinstance(error, OperationTimeout):
+                raise self.late(f"{self.address!r} did not take the preface") from None
+            if isinstance(error, OSError):
+                cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+                raise self.failed([(conn.address, cause)]) from cause
+            raise
 
     def secure(self, conn: Connection, deadline: float) -> None:
         """Agree on TLS, or close the connection."""
@@ -332,6 +369,7 @@ class _Race(Endpoint):
         """Give up on an attempt; the next one is due at once."""
         attempt.end()
         self._running.remove(attempt)
+        error = explain_sctp(error) if self._to.protocol == "sctp" else error
         self._failures.append((attempt.sockaddr, error))
         self._next = 0.0
 
@@ -351,6 +389,9 @@ class _Race(Endpoint):
         self._running.clear()
         if self._armed != inf:
             self._poller.disarm(self)
+            # The void entry stays with the poller for a while, and would keep the context, and what that keeps
+            # (test_they_are_bounded_and_go_with_their_context).
+            del self._to
 
     def wake(self) -> None:
         """Have the greenlet look that waits. In the hub."""
@@ -365,13 +406,14 @@ class _Race(Endpoint):
 class _Attempt(Endpoint):
     """One address, and the socket that connects to it."""
 
-    __slots__ = ("_race", "_sock", "failure", "family", "sockaddr", "stands")
+    __slots__ = ("_is_sctp", "_race", "_sock", "failure", "family", "sockaddr", "stands")
 
     _sock: Any
 
     def __init__(self, race: _Race, family: int, sockaddr: Any) -> None:
         super().__init__(race._poller, -1)
         self._race = race
+        self._is_sctp = race._to.protocol == "sctp"
         self._sock = None
         self.family = family
         self.sockaddr = sockaddr
@@ -386,12 +428,16 @@ class _Attempt(Endpoint):
         Raises:
             OSError: it failed before it began.
         """
-        self._sock = sock = RawSocket(self.family, _socket.SOCK_STREAM)
+        self._sock = sock = RawSocket(self.family, _socket.SOCK_STREAM, IPPROTO_SCTP if self._is_sctp else 0)
         sock.setblocking(False)
-        sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
+        if self._is_sctp:
+            prepare_sctp(sock)
+            tune_sctp(sock, no_delay)
+        else:
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, no_delay)
         # Not asked once more at once, though on this machine it stands by then: who makes many in a loop would let
         # nobody else run.
-        self._look()
+        self._note(sock.connect_ex(self.sockaddr))
         if self.stands or self.failure is not None:
             return
         self._fd = sock.fileno()
@@ -399,12 +445,23 @@ class _Attempt(Endpoint):
         self._poller.register(self)
 
     def _look(self) -> None:
-        """Ask the kernel what became of it: connect(2) begins it, and says how it went when it is called again.
+        """Ask the kernel what became of it: connect(2), which began it, says how it went when it is called again.
 
         It says EALREADY as long as it is under way: an event may have been for whoever had the descriptor before
-        (test_an_event_of_whoever_had_the_descriptor_before_connects_nothing).
+        (test_an_event_of_whoever_had_the_descriptor_before_connects_nothing). Of SCTP it would begin anew what has
+        failed; there the socket has an error then, and no peer before it stands.
         """
-        said = self._sock.connect_ex(self.sockaddr)
+        if not self._is_sctp:
+            self._note(self._sock.connect_ex(self.sockaddr))
+        elif said := self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR):
+            self._note(said)
+        else:
+            with contextlib.suppress(OSError):  # ENOTCONN
+                self._sock.getpeername()
+                self.stands = True
+
+    def _note(self, said: int) -> None:
+        """Take note of what connect(2) said."""
         if said in (0, errno.EISCONN):
             self.stands = True
         elif said not in _UNDER_WAY:
@@ -454,7 +511,7 @@ def _told(attempts: list[tuple[Any, Any]]) -> str:
     return "; ".join(texts)
 
 
-def made(kind: type[_Kind], fd: int, family: int, sockaddr: Any) -> _Kind:
+def made(kind: type[_Kind], fd: int, family: int, sockaddr: Any, protocol: str = "tcp") -> _Kind:
     """Make a connection of a descriptor, and have the engine watch it."""
     # No object owns the descriptor for these few lines, so whichever fails closes it.
     try:
@@ -464,6 +521,9 @@ def made(kind: type[_Kind], fd: int, family: int, sockaddr: Any) -> _Kind:
         raise
     try:
         conn._watch()
+        if protocol == "sctp":
+            conn._transport = SCTPTransport(conn, fd)
+            conn._clear = False
     except BaseException:
         conn.abort()
         raise
@@ -483,7 +543,7 @@ def _secure(
 
     transport = Encrypted(conn)
     try:
-        transport.begin(context, False, server_hostname)
+        transport.begin(context, False, server_hostname, sessions_of(context, (conn.address, server_hostname)))
         conn._transport = transport
         conn._clear = False
         data = b""
@@ -536,6 +596,18 @@ def _not_agreed(error: OSError | ValueError, address: Any) -> Exception:
         text = f"the TLS handshake with {address!r} failed: {error.strerror or error}"
         return HandshakeFailed(text, None, address, reason)
     return handshake_error(error, None, address)
+
+
+def _check_protocol(protocol: str, address: Any, family: int, kind: type[Connection], tls: Any) -> None:
+    """Refuse what does not go together."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol={protocol!r}: 'tcp' or 'sctp' expected")
+    if protocol == "tcp":
+        raise ValueError(f"connection_class={kind.__name__}: protocol='sctp' expected beside it")
+    if family == _socket.AF_UNIX:
+        raise ValueError(f"address={address!r}: (host, port) expected, with protocol='sctp'")
+    if tls:
+        raise ValueError("protocol='sctp': no tls expected beside it")
 
 
 def _parse(address: Any) -> tuple[int, Any]:

@@ -9,7 +9,7 @@ speaks TLS first where it is asked for. Then the connection gets its first turn,
 - Nothing is sent or received on it before: downcalls raise ``ConnectionClosed``, and ``wait_open`` waits.
 
 TLS is agreed on by a connection of the greenlet's own, which hands over its descriptor and its transport: so nothing
-that the program does with the other one gets into the handshake.
+that the program does with the other one gets into the handshake. That one sends what goes in front of all else, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from greenlet import GreenletExit
 from greensock.core.connection import Connection
 from greensock.core.connector import Connecting, made
 from greensock.core.lifecycle import CLOSED, OPEN, OPENING
+from greensock.core.sctp import SCTPTransport
 from greensock.core.syscalls import close
 from greensock.core.turns import SERVED, Turns
 from greensock.errors import ConnectFailed, DropReason, HandshakeFailed, OperationTimeout
@@ -97,9 +98,12 @@ class Dial:
         to = self._to
         fd, family, sockaddr = to.dial(self._deadline)
         transport: Any = None
-        if to.context is not None:
-            inner = made(Connection, fd, family, sockaddr)
-            to.secure(inner, self._deadline)
+        if to.context is not None or to.preface:
+            inner = made(Connection, fd, family, sockaddr, to.protocol)
+            if to.preface:
+                to.say(inner, self._deadline)
+            if to.context is not None:
+                to.secure(inner, self._deadline)
             fd, transport = _take_apart(inner)
         # From here on nothing switches to another greenlet: the connection is OPENING until it has all it needs.
         conn, of = self._conn, self._of
@@ -139,13 +143,16 @@ class Dial:
         conn._abort(reason)
 
 
-def _take_apart(inner: Connection) -> tuple[int, Encrypted]:
-    """Return the descriptor and the transport of a connection that is used no more."""
+def _take_apart(inner: Connection) -> tuple[int, Encrypted | None]:
+    """Return the descriptor and the transport of TLS, if there is one, of a connection that is used no more."""
     poller, transport = inner._poller, inner._transport
+    if isinstance(transport, SCTPTransport):  # which is bound to its connection; the other one gets one of its own
+        transport.close()
+        transport = None
     poller.forget(inner, still_open=True)
     if inner._armed != inf:
         poller.disarm(inner)
     fd, inner._fd = inner._fd, -1
     inner._transport = inner._out = None
     inner._state = CLOSED
-    return fd, transport  # type: ignore[return-value]  # it has just agreed on TLS
+    return fd, transport  # type: ignore[return-value]  # it has just agreed on TLS, if it has one

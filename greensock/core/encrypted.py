@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from greensock.core.syscalls import borrow_socket, has_input, read, write
 from greensock.core.transport import Sealing, SharedDescriptor
 from greensock.errors import DropReason
-from greensock.tls import TLSInfo
+from greensock.tls import Sessions, TLSInfo
 
 if TYPE_CHECKING:
     from greensock.core.lifecycle import Lifecycle
@@ -96,6 +96,7 @@ class Encrypted(Sealing):
         "_owed",
         "_quiet_since",
         "_said",
+        "_sessions",
         "_shared",
         "_simple",
         "_speaker",
@@ -118,6 +119,7 @@ class Encrypted(Sealing):
         self._failure: Exception | None = None
         self._shared: SharedDescriptor | None = None
         self._quiet_since = -1  # the bytes that were sent when the process forked
+        self._sessions: Sessions | None = None  # where a client's session is kept
 
     # -- the handshake
 
@@ -126,14 +128,21 @@ class Encrypted(Sealing):
         """Whether the handshake has begun."""
         return self._object is not None
 
-    def begin(self, context: ssl.SSLContext, server_side: bool, server_hostname: str | None = None) -> None:
-        """Make what speaks TLS.
+    def begin(
+        self,
+        context: ssl.SSLContext,
+        server_side: bool,
+        server_hostname: str | None = None,
+        sessions: Sessions | None = None,
+    ) -> None:
+        """Make what speaks TLS; a client goes on with one of the sessions, and adds its own.
 
         Raises:
             ValueError: ``server_hostname`` is none.
         """
-        bios = self._bios
-        self._object = context.wrap_bio(bios.incoming, bios.outgoing, server_side, server_hostname)
+        bios, session = self._bios, None if sessions is None else sessions.take()
+        self._object = context.wrap_bio(bios.incoming, bios.outgoing, server_side, server_hostname, session)
+        self._sessions = sessions
         self._speaker = getattr(self._object, "_sslobj", self._object)
 
     def shake(self, data: bytes) -> bool:
@@ -166,8 +175,17 @@ class Encrypted(Sealing):
             # What came behind it, all of it.
             self._held = self._decrypt(b"")
         if done:
-            self._simple = not self.has_held and self._shared is None
+            if self._sessions is not None and (found.version() == "TLSv1.2" or self._held):
+                self._keep_session()
+            # Where a session is to be kept, the first read goes the long way: the ticket comes with it.
+            self._simple = not self.has_held and self._shared is None and self._sessions is None
         return done
+
+    def _keep_session(self) -> None:
+        """Keep the session for the next connection to the same place."""
+        sessions, self._sessions = self._sessions, None
+        if sessions is not None and sessions.are_to_have(bool(self._object.session_reused)):
+            sessions.keep(self._object.session)
 
     @property
     def has_held(self) -> bool:
@@ -282,6 +300,9 @@ class Encrypted(Sealing):
                 self._break(error)
                 return data
             if piece:
+                if self._sessions is not None:
+                    self._keep_session()
+                    self._simple = self._failure is None and not self._over and self._shared is None
                 data = data + piece if data else piece
             if self._over:
                 self._simple = False
@@ -315,6 +336,8 @@ class Encrypted(Sealing):
         data: bytes = b""
         try:
             data = found.read(RECORD)
+            if self.partial:
+                self.partial = 0
             if data and (incoming.pending or found.pending()):
                 pieces = [data]
                 try:
@@ -327,6 +350,7 @@ class Encrypted(Sealing):
                         data = b"".join(pieces)
                 except ssl.SSLWantReadError:
                     data = b"".join(pieces)
+                    self.partial = 1
                 except ssl.SSLZeroReturnError:
                     data = b""
                 except OSError as error:
@@ -340,7 +364,7 @@ class Encrypted(Sealing):
             elif not data:
                 self._over = True
         except ssl.SSLWantReadError:
-            pass
+            self.partial += len(raw)
         except ssl.SSLZeroReturnError:  # in place of b"" where we have said our end, too
             self._over = True
         except OSError:
@@ -514,6 +538,8 @@ class Encrypted(Sealing):
     def close(self) -> None:
         """Let go of the descriptor."""
         self._conn = None  # which refers to this
+        if self._sessions is not None and self.info is not None and self._failure is None:
+            self._keep_session()
         if self.info is not None:
             self.info.settle()
         self._object = self._speaker = None

@@ -22,8 +22,14 @@ _ROOM = bytes(4)
 
 
 def unsent(fd: int) -> int:
-    """Return how many bytes the kernel holds that the peer has not taken (of a Unix socket: with what they cost)."""
-    count: int = _number(ioctl(fd, termios.TIOCOUTQ, _ROOM))[0]
+    """Return how many bytes the kernel holds that the peer has not taken (of a Unix socket: with what they cost).
+
+    0 where it can't tell: of SCTP what it takes from us counts then, which it does as the peer takes what was before.
+    """
+    try:
+        count: int = _number(ioctl(fd, termios.TIOCOUTQ, _ROOM))[0]
+    except OSError:
+        return 0
     return count
 
 

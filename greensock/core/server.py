@@ -31,6 +31,15 @@ from greensock.core.dialling import Dial
 from greensock.core.idle import IdleSweep
 from greensock.core.lifecycle import OPEN
 from greensock.core.poller import get_poller
+from greensock.core.sctp import (
+    IPPROTO_SCTP,
+    MOST_MESSAGE,
+    SCTPConnection,
+    SCTPMessages,
+    explain_sctp,
+    prepare_sctp,
+    tune_sctp,
+)
 from greensock.core.send_queue import Buffer, as_views
 from greensock.core.signals import serving
 from greensock.core.syscalls import unpack_address
@@ -149,6 +158,9 @@ class Server(Turns[ConnectionT]):
     max_handshakes: int = 4096
     #: What cuts the stream into the messages that ``connection_recv`` gets. None: it gets what comes.
     framer: Framer | None = None
+    #: ``"tcp"``, or ``"sctp"``: a stream of bytes all the same, or messages on several streams where
+    #: ``connection_class`` is an ``SCTPConnection``. Where the kernel has none, ``start`` says what is missing.
+    protocol: str = "tcp"
     #: The class of the connections.
     connection_class: type[ConnectionT] = cast(Any, Connection)
     #: What each keyword may be. A subclass with options of its own adds theirs.
@@ -161,6 +173,8 @@ class Server(Turns[ConnectionT]):
         self._check_style()
         if self.tls is not None:
             server_contexts(self.tls)
+        if self.protocol == "sctp" or issubclass(self.connection_class, SCTPConnection):
+            self._check_sctp()
         self._handshakes = None
         if isinstance(listener, list) and not listener:
             raise ValueError("listener=[]: one at least expected")
@@ -439,6 +453,7 @@ class Server(Turns[ConnectionT]):
         timeout: float | None = 30.0,
         tls: TLS | ssl.SSLContext | bool | None = None,
         server_hostname: str | None = None,
+        preface: bytes = b"",
     ) -> ConnectionT:
         """Connect to ``address``, and have this server's upcalls serve the connection (the seed's downcall).
 
@@ -448,15 +463,15 @@ class Server(Turns[ConnectionT]):
         it are there in the first upcall. Who wants to go on only when it stands calls ``conn.wait_open()``; until then
         its state is OPENING, and what sends or receives raises ``ConnectionClosed``. ``close()`` gives it up.
 
-        ``timeout`` is in seconds for all of it; ``tls`` and ``server_hostname`` are as in ``greensock.connect``: the
-        server's own ``tls`` is for those who come. It counts among ``max_connections`` from now on. What does not stand
-        yet is closed by a server that drains.
+        ``timeout`` is in seconds for all of it; ``tls``, ``server_hostname`` and ``preface`` are as in
+        ``greensock.connect``: the server's own ``tls`` is for those who come. ``protocol`` is the server's. It counts
+        among ``max_connections`` from now on. What does not stand yet is closed by a server that drains.
 
         Raises:
             ValueError: an argument is not allowed, or the server is not started, or is about to stop.
             LimitExceeded: ``max_connections`` are there.
         """
-        to = Connecting.of(address, timeout, self.no_delay, tls, server_hostname)
+        to = Connecting.of(address, timeout, self.no_delay, tls, server_hostname, preface, self.protocol)
         self._check_thread("connect")
         if not self.started or self._draining:
             raise ValueError("connect: the server is not started, or is about to stop")
@@ -535,6 +550,18 @@ class Server(Turns[ConnectionT]):
             if given and self.given_upcall("handle") is not None and self.given_upcall(name) is not None:
                 raise ValueError(f"handle and {name}: one of both expected, for handle receives by itself")
 
+    def _check_sctp(self) -> None:
+        """Refuse what does not go with SCTP, and have messages kept where the connections' class asks for that."""
+        if self.protocol != "sctp":
+            raise ValueError(f"connection_class={self.connection_class.__name__}: protocol='sctp' expected beside it")
+        if self.tls is not None or self.given_upcall("transport_for") is not None:
+            raise ValueError("protocol='sctp': no tls and no transport_for expected beside it")
+        if issubclass(self.connection_class, SCTPConnection):
+            if self.framer is None:
+                self.framer = SCTPMessages(MOST_MESSAGE)
+            elif not isinstance(self.framer, SCTPMessages):
+                raise ValueError(f"framer={self.framer!r}: None or SCTPMessages() expected, as there are messages")
+
     def _acceptors(self) -> list[Acceptor]:
         return [place.acceptor for place in self._places if place.acceptor is not None]
 
@@ -546,9 +573,12 @@ class Server(Turns[ConnectionT]):
             for place in self._places:
                 if place.listener is None:
                     family, address = place.family, place.address
-                    place.listener = listen(
-                        family, address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner
-                    )
+                    if self.protocol == "sctp":
+                        place.listener = self._listen_sctp(family, address)
+                    else:
+                        place.listener = listen(
+                            family, address, self.backlog, self.reuse_port, unix_mode=mode, unix_owner=owner
+                        )
                     made.append(place)
                 elif not place.listener.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
                     place.listener.listen(self.backlog)
@@ -562,9 +592,19 @@ class Server(Turns[ConnectionT]):
             assert place.listener is not None
             place.address = place.listener.getsockname()
 
+    def _listen_sctp(self, family: int, address: Any) -> _socket.socket:
+        if family == _socket.AF_UNIX:
+            raise ValueError(f"listener={address!r}: (host, port) expected, with protocol='sctp'")
+        try:
+            return listen(family, address, self.backlog, self.reuse_port, protocol=IPPROTO_SCTP, prepare=prepare_sctp)
+        except OSError as error:
+            raise explain_sctp(error) from error
+
     def _tune(self, listener: _socket.socket) -> None:
         """Set what accepted sockets inherit."""
-        if listener.family != _socket.AF_UNIX:
+        if self.protocol == "sctp":
+            tune_sctp(listener, self.no_delay)
+        elif listener.family != _socket.AF_UNIX:
             listener.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, self.no_delay)
             listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, self.keep_alive)
 

@@ -114,12 +114,14 @@ class SharedDescriptor:
 class Sealing:
     """A transport that encrypts, as the engine knows it: what was written to it may still be with it."""
 
-    __slots__ = ("info", "is_shared", "pending")
+    __slots__ = ("info", "is_shared", "partial", "pending")
 
     def __init__(self) -> None:
         self.is_shared = False
         #: What it still has to send of what it took.
         self.pending = b""
+        #: Bytes that came since the last data: part of a record, or what is no data.
+        self.partial = 0
         #: What ``conn.tls`` tells.
         self.info: Any = None
 

@@ -26,7 +26,9 @@ from greenlet import GreenletExit
 from greensock.core.connection import Connection
 from greensock.core.lifecycle import CLOSED, NEVER_STOOD, OPEN, OPENING, Lifecycle
 from greensock.core.poller import Poller
+from greensock.core.sctp import SCTPTransport
 from greensock.core.syscalls import both_sides_are_down, close, has_input, has_unacknowledged, read
+from greensock.core.transport import Sealing
 from greensock.core.upcalls import DROP, HALF_OPEN, OK, POSTPONE, ConnectionT, Upcalls, Verdict
 from greensock.core.workers import Turn, Workers, forget_context
 from greensock.errors import DropReason, GreensockError, IncompleteMessage, MessageTooLong
@@ -94,6 +96,7 @@ class Turns(Upcalls[ConnectionT]):
     turn_budget: int
     max_postponed: int
     tls: TLS | ssl.SSLContext | None
+    protocol: str
     handshake_timeout: float | None
     max_handshakes: int
     _handshakes: Handshakes | None
@@ -122,6 +125,8 @@ class Turns(Upcalls[ConnectionT]):
         self._make_ready = self._workers.ready.append
         self._on_handle = handle
         self._on_transport = self.given_upcall("transport_for")
+        if self.protocol == "sctp":
+            self._on_transport = SCTPTransport
         self._handshakes = None
         self._dials = {}
         if self.tls is not None:
@@ -273,7 +278,7 @@ class Turns(Upcalls[ConnectionT]):
         conn._plain = False
         if self._poller._corked:
             self._poller.uncork_for(conn)  # it is on its way like all else (test_what_is_sent_soon_while_it_drains)
-        if not conn._idle or conn._out or conn.held_bytes() or (self._spread and self.spares(conn)):
+        if not conn._idle or conn._out or _came_in_part(conn) or (self._spread and self.spares(conn)):
             return
         if conn._eof:
             conn._close(DropReason.STOPPED)
@@ -320,6 +325,8 @@ class Turns(Upcalls[ConnectionT]):
                 continue
             # It grows with each byte that comes, whether that is given out or dropped.
             mark = conn.bytes_received - conn._linger_left  # what a linger drops is counted there only
+            if isinstance(conn._transport, Sealing):
+                mark += conn._transport.partial
             before, since = heard.setdefault(conn, (mark, now))
             if mark != before:
                 heard[conn] = mark, now
@@ -335,7 +342,7 @@ class Turns(Upcalls[ConnectionT]):
         if conn._fd < 0 or conn._out:
             return False
         if conn._state is OPEN:
-            return conn.held_bytes() > 0 if conn._idle else self._on_handle is not None and conn._reader is not None
+            return _came_in_part(conn) if conn._idle else self._on_handle is not None and conn._reader is not None
         return conn._linger_left > 0
 
     def _give_up(self, conn: Connection) -> None:
@@ -606,6 +613,12 @@ def serve(turns: Turns[Any], fd: int, family: int, address: Any) -> Any:
     else:
         poller.queue(conn)
     return conn
+
+
+def _came_in_part(conn: Connection) -> bool:
+    """Whether a message has come in part, or a record of TLS (test_a_drain_waits_for_the_rest_of_a_record)."""
+    transport = conn._transport
+    return conn.held_bytes() > 0 or (isinstance(transport, Sealing) and transport.partial > 0 and not conn._eof)
 
 
 def _drain_upcalls(turns: Turns[Any], ready: deque[Any], turn: Turn) -> None:

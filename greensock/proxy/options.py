@@ -351,7 +351,7 @@ class UpstreamOptions:
     #: Whether a client that awaits 100 Continue is told so by the server, which may refuse the body before it is sent.
     #: (One that says nothing for a second is taken to want it.) Else the proxy asks for the body.
     pass_expect: bool = False
-    #: The PROXY protocol's version that is spoken to its servers; 0 for none.
+    #: The PROXY protocol's version that is spoken to its servers, in front of TLS; 0 for none.
     send_proxy_protocol: int = 0
     #: How TLS is spoken to its servers of https.
     tls: UpstreamTLS | None = None
@@ -376,8 +376,6 @@ class UpstreamOptions:
         by_tls = [origin for origin in origins if origin.scheme == "https"]
         if self.tls is not None and not by_tls:
             raise ValueError("tls: servers with https:// expected")
-        if self.send_proxy_protocol and by_tls:
-            raise ValueError(f"send_proxy_protocol={self.send_proxy_protocol!r}: 0 expected, with https:// servers")
 
 
 _UPSTREAM = {

@@ -37,7 +37,13 @@ from greensock.proxy.response_relay import pass_answer
 from greensock.proxy.routes import BadPath
 from greensock.proxy.upstream.health import Standing
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
-from greensock.proxy.upstream_request import call_for, introduce, payload_as_it_comes, payload_of_short
+from greensock.proxy.upstream_request import (
+    call_for,
+    introduce,
+    payload_as_it_comes,
+    payload_of_short,
+    preface_for,
+)
 
 __all__ = ["RequestRelay"]
 
@@ -274,7 +280,7 @@ class RequestRelay(Relay):
                 if self._client_left or self.cut is not None:
                     raise client_is_gone(conn)
             if self._lease is None:
-                self._lease = server.lease(deadlines, self)
+                self._lease = server.lease(deadlines, self, preface_for(self, server))
             elif not self._lease.is_quiet():
                 # Bound, and closed by the server meanwhile: the client authenticates anew
                 # (test_the_server_closes_it_between_requests).

@@ -25,13 +25,15 @@ from greensock.proxy.relay import BodyWait, Relay
 from greensock.proxy.rules import NO_EDITS
 from greensock.proxy.upstream.servers import UpstreamServer
 
-__all__ = ["call_for", "introduce", "payload_as_it_comes", "payload_of_short"]
+__all__ = ["call_for", "introduce", "payload_as_it_comes", "payload_of_short", "preface_for"]
 
 _max_forwards = re.compile(rb"(?im)^(Max-Forwards: )([0-9]{1,9})(?=\r$)").sub
 
 
 def introduce(relay: Relay, upstream: Connection, version: int) -> None:
-    """Tell a server by the PROXY protocol who the client is."""
+    """Tell a server by the PROXY protocol who the client is, unless its connection began with that."""
+    if upstream.tls is not None:
+        return
     header = write_proxy_header(version, *relay.proxy.ends_of(relay))
     deadlines, seconds = relay.deadlines, relay.deadlines.timeouts.send
     try:
@@ -39,6 +41,13 @@ def introduce(relay: Relay, upstream: Connection, version: int) -> None:
         upstream.send(header, timeout=deadlines.within(seconds, SendTimeout, upstream))
     except OperationTimeout:
         raise deadlines.late(SendTimeout, seconds, upstream) from None
+
+
+def preface_for(relay: Relay, server: UpstreamServer) -> bytes:
+    """Return what a new connection to a server begins with in front of TLS."""
+    if not server.send_proxy_protocol or server.origin.scheme != "https":
+        return b""
+    return write_proxy_header(server.send_proxy_protocol, *relay.proxy.ends_of(relay))
 
 
 def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:

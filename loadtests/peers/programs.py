@@ -84,7 +84,7 @@ def remove_later(directory: str) -> None:
     os._exit(0)
 
 
-def nginx(configure: Callable[[Path], str], modules: Iterable[Path] = ()) -> None:
+def nginx(configure: Callable[[Path], str], modules: Iterable[Path] = (), ssl: bool = False) -> None:
     """Run nginx; ``configure`` makes files in a directory and gives the servers, ``{listen}`` where they listen."""
     sock = http_common.listener(http_common.options())
     host, port = sock.getsockname()[:2]
@@ -92,7 +92,7 @@ def nginx(configure: Callable[[Path], str], modules: Iterable[Path] = ()) -> Non
     user = "user root;" if os.geteuid() == 0 else ""  # the directory is ours alone
     loaded = "\n".join(f"load_module {module};" for module in modules)
     head = NGINX.format(directory=name, user=user, modules=loaded)
-    body = configure(Path(name)).replace("{listen}", f"listen {host}:{port} backlog={common.BACKLOG};")
+    body = configure(Path(name)).replace("{listen}", f"listen {host}:{port}{' ssl' * ssl} backlog={common.BACKLOG};")
     path = Path(name) / "nginx.conf"
     path.write_text(f"{head}{body}}}\n")
     command = [program("nginx") or "nginx", "-p", name, "-e", "/dev/null", "-c", str(path)]

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gevent.monkey import get_original
 
@@ -105,10 +105,24 @@ class ClientConnection(PooledConnection):
             self.drop_spare()
 
 
+class _Terms(NamedTuple):
+    """On what terms a connection is made."""
+
+    deadlines: Deadlines
+    #: What it begins with, in front of TLS, in place of the pool's.
+    preface: bytes
+
+
 class ClientLease(Lease[ClientConnection]):
     """A slot for a connection to an origin, and the connection in it."""
 
-    __slots__ = ()
+    __slots__ = ("_preface",)
+
+    #: What a fresh one begins with, in front of TLS; it has none where there is nothing.
+    _preface: bytes
+
+    def renew(self, terms: Deadlines) -> ClientConnection:
+        return super().renew(_Terms(terms, getattr(self, "_preface", b"")))
 
 
 class ClientPool(ConnectionPool[ClientConnection]):
@@ -138,9 +152,15 @@ class ClientPool(ConnectionPool[ClientConnection]):
             **sizes,
         )
         self._limits = limits
+        #: What each connection of https begins with, in front of TLS.
+        self.preface = b""
 
-    def lease_for(self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None) -> ClientLease:
+    def lease_for(
+        self, origin: Origin, deadlines: Deadlines, patient: Patient | None = None, preface: bytes = b""
+    ) -> ClientLease:
         """Lease a connection that stands, as far as can be known; wait for it or make it if need be.
+
+        ``preface`` is what a new one of https begins with, in front of TLS, in place of the pool's.
 
         Raises:
             QueueFull, QueueTimeout: there is none free.
@@ -149,15 +169,20 @@ class ClientPool(ConnectionPool[ClientConnection]):
         """
         conn = self.take_kept(origin)
         if conn is not None:
-            return ClientLease(self, origin, conn)
-        lease = self.lease_further(origin, deadlines, patient)
-        assert isinstance(lease, ClientLease)
+            lease = ClientLease(self, origin, conn)
+        else:
+            further = self.lease_further(origin, _Terms(deadlines, preface), patient)
+            assert isinstance(further, ClientLease)
+            lease = further
+        if preface:
+            lease._preface = preface
         return lease
 
-    def dial(self, key: Origin, terms: Deadlines) -> ClientConnection:
-        seconds = terms.timeouts.connect
+    def dial(self, key: Origin, terms: _Terms) -> ClientConnection:
+        deadlines = terms.deadlines
+        seconds = deadlines.timeouts.connect
         try:
-            left = terms.within(seconds, ConnectTimeout)
+            left = deadlines.within(seconds, ConnectTimeout)
             if key.scheme == "https":
                 conn = connect(
                     key.address,
@@ -165,21 +190,22 @@ class ClientPool(ConnectionPool[ClientConnection]):
                     connection_class=ClientConnection,
                     tls=self.tls,
                     server_hostname=self.server_hostname or key.name,
+                    preface=terms.preface or self.preface,
                 )
             else:
                 conn = connect(key.address, timeout=left, connection_class=ClientConnection)
         except PhaseTimeout:
             raise
         except OperationTimeout as error:
-            raise terms.late(ConnectTimeout, seconds) from error
+            raise deadlines.late(ConnectTimeout, seconds) from error
         conn.parser = ResponseParser(self._limits)
         return conn
 
-    def patience(self, terms: Deadlines) -> float | None:
-        return terms.within(terms.timeouts.queue, QueueTimeout)
+    def patience(self, terms: _Terms) -> float | None:
+        return terms.deadlines.within(terms.deadlines.timeouts.queue, QueueTimeout)
 
-    def too_late(self, key: Origin, terms: Deadlines) -> PhaseTimeout:
-        return terms.late(QueueTimeout, terms.timeouts.queue)
+    def too_late(self, key: Origin, terms: _Terms) -> PhaseTimeout:
+        return terms.deadlines.late(QueueTimeout, terms.deadlines.timeouts.queue)
 
     def too_many(self, key: Origin, most: int) -> QueueFull:
         text = f"{most} requests wait for {key} already: at most max_waiting allowed"

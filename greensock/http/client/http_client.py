@@ -236,6 +236,10 @@ class HTTPClient:
         self._unbounded = Deadlines(self.timeouts, None)
         self._written: dict[tuple[str, str], tuple[Origin, Call]] = {}
 
+    def begin_with(self, preface: bytes) -> None:
+        """Have each new connection of https begin with that, in front of TLS: a header of the PROXY protocol, say."""
+        self._pool.preface = preface
+
     def request(
         self,
         method: str,

@@ -51,13 +51,16 @@ class _Shortage(Exception):
 
 
 class CheckClient(HTTPClient):
-    """Makes the requests of checks, each on a connection of its own that begins with ``preamble``."""
+    """Makes the requests of checks, each on a connection of its own that begins with ``preamble``, in front of TLS."""
 
     def __init__(self, preamble: bytes = b"", tls: TLS | bool = True) -> None:
         super().__init__(user_agent="greensock health check", max_idle=0, tls=tls)
         self._preamble = preamble
+        self.begin_with(preamble)
 
     def perform(self, call: Call, lease: ClientLease, deadlines: Deadlines) -> ClientResponse:
+        if lease.connection is not None and lease.connection.tls is not None:
+            return super().perform(call, lease, deadlines)
         call.head = self._preamble + call.head
         if call.short:
             call.short = self._preamble + call.short

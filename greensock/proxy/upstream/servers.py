@@ -196,9 +196,9 @@ class UpstreamServer:
         if is_up:
             self.rose()
 
-    def lease(self, deadlines: Deadlines, patient: Patient | None = None) -> ClientLease:
+    def lease(self, deadlines: Deadlines, patient: Patient | None = None, preface: bytes = b"") -> ClientLease:
         """Lease a connection; see :meth:`ClientPool.lease_for`."""
-        return self.pool.lease_for(self.origin, deadlines, patient)
+        return self.pool.lease_for(self.origin, deadlines, patient, preface)
 
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""
