@@ -22,8 +22,7 @@ from greensock import (
     OperationTimeout,
     start_tls,
 )
-from greensock.http.client.connection_pool import ClientConnection, ClientPool
-from greensock.http.client.deadlines import Deadlines
+from greensock.http.client.connection_pool import ClientConnection, ClientPool, DialTerms
 from greensock.http.client.origin import Origin
 from greensock.http.client.proxy_choice import ProxyChoice, ProxyPlace
 from greensock.http.errors import ConnectTimeout
@@ -55,15 +54,15 @@ class TunnelPool(ClientPool):
         self._proxies = proxies
         self._spoken = tls
 
-    def dial(self, key: Origin, terms: Deadlines) -> ClientConnection:
-        origin, deadlines = key, terms
+    def dial(self, key: Origin, terms: DialTerms) -> ClientConnection:
+        origin, deadlines = key, terms.deadlines
         place = self._proxies.place_for(origin)
         # A proxy of http that is asked for something of http is an origin itself.
         if place is None or (origin.scheme == "http" and not place.is_socks):
-            return super().dial(origin, deadlines)
+            return super().dial(origin, terms)
         if place.kind == "https":
             raise ValueError(f"a proxy of https, {place.origin}, for {origin}: TLS within TLS is not spoken")
-        conn = super().dial(place.origin, deadlines)
+        conn = super().dial(place.origin, terms)
         seconds = deadlines.timeouts.connect
         try:
             ask = _ask_socks if place.is_socks else _ask
