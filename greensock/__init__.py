@@ -21,6 +21,7 @@ http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
 sources         what the command line serves
 gunicorn        many processes, under gunicorn
+locust          users for Locust
 ==============  ======================================================================================================
 
 An underscore is private to its folder: each folder below is one unit.
@@ -28,7 +29,7 @@ An underscore is private to its folder: each folder below is one unit.
 
 from greensock.address import PeerCredentials
 from greensock.core.connection import Connection
-from greensock.core.connector import connect
+from greensock.core.connector import connect, start_tls
 from greensock.core.datagram_client import DatagramConnection, connect_datagram
 from greensock.core.datagram_server import DatagramServer
 from greensock.core.fairness import let_others_run
@@ -132,4 +133,5 @@ __all__ = [
     "connect_datagram",
     "let_others_run",
     "share_of_descriptors",
+    "start_tls",
 ]

@@ -41,6 +41,7 @@ TARGETS = {
     "flat": ("flat-targets",),
     "websocket": ("websocket-targets",),
     "udp": ("udp-targets",),
+    "locust": ("locust-targets",),
     "tls": ("tls-targets",),
     "handshakes": ("handshakes-targets",),
 }

@@ -11,7 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from loadtests import http_experiments, measure, tls_experiments, udp_experiments, websocket_experiments
+from loadtests import (
+    http_experiments,
+    locust_experiments,
+    measure,
+    tls_experiments,
+    udp_experiments,
+    websocket_experiments,
+)
 from loadtests.generator import Failed
 from loadtests.measure import Values
 from loadtests.peers.common import MESSAGE
@@ -227,6 +234,7 @@ PLANS: dict[str, Callable[[Scale], Plan]] = {
     "http": http_experiments.http,
     "proxy": http_experiments.proxy,
     "udp": udp_experiments.udp,
+    "locust": locust_experiments.locust,
     "tls": tls_experiments.tls,
 }
 #: Those that ``all`` leaves out, and that no chart is drawn of: much of them is in the others, too.

@@ -17,6 +17,7 @@ __all__ = [
     "FLAT_TARGETS",
     "HANDSHAKES_TARGETS",
     "HTTP_TARGETS",
+    "LOCUST_TARGETS",
     "PROXY_TARGETS",
     "TARGETS",
     "TLS_TARGETS",
@@ -184,6 +185,12 @@ UDP_TARGETS: tuple[Target, ...] = (
     Target("UDP echo, 64 clients, of gevent", "udp echo 64", UDP, CPU, 0.30, "udp_gevent"),
     Target("UDP echo, 64 clients, of uvloop", "udp echo 64", UDP, CPU, 1.05, "udp_uvloop"),
     Target("a sink of 1,200-byte datagrams in bursts, of uvloop", "udp sink", UDP, CPU, 0.45, "udp_uvloop"),
+)
+
+LOCUST_TARGETS: tuple[Target, ...] = (
+    Target(
+        "HTTPUser, CPU of a request, of FastHttpUser's", "closed loop", "locust_greensock", CPU, 0.5, "locust_fasthttp"
+    ),
 )
 
 

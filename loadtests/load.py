@@ -52,10 +52,10 @@ def command(name: str, address: str, options: argparse.Namespace) -> list[str]:
         port = free_port()  # Locust's own choice, 5557 on every address, would keep a second run out
         settings |= {"--processes": options.processes, "--master-bind-host": "127.0.0.1"}
         settings |= {"--master-bind-port": port, "--master-port": port}
-    if options.exclude:
-        settings["--exclude-tags"] = options.exclude
     words = [str(word) for setting in settings.items() for word in setting]
-    return [sys.executable, "-m", "locust", "--headless", "--only-summary", *words]
+    # A user all of whose tasks are left out by their tags cannot be made, so the others are named.
+    users = ["ProxyUser"] if name == "http" and options.exclude == "websocket" else []
+    return [sys.executable, "-m", "locust", "--headless", "--only-summary", *words, *users]
 
 
 def free_port() -> int:
@@ -148,7 +148,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=number, default=1, help="of Locust; default: %(default)s")
     parser.add_argument("--server", default="examples.lines", metavar="MODULE", help="of lines; default: %(default)s")
     parser.add_argument("--proxy", default="proxy_greensock", choices=PROXIES, help="of http; default: %(default)s")
-    parser.add_argument("--exclude", metavar="TAG", help="tasks to leave out: websocket")
+    parser.add_argument("--exclude", choices=["websocket"], help="users to leave out, of http")
     parser.add_argument("--output", type=Path, default=results.RESULTS / "load", metavar="DIRECTORY")
     options = parser.parse_args(given)
     unknown = set(options.names) - set(STARTED)

@@ -5,29 +5,29 @@
     locust -f loadtests/locustfile_http.py --host http://127.0.0.1:8080 -s 10
 
 ``-s`` gives users the time to finish: without it Locust kills them within a request. ``python -m loadtests.load http``
-starts both servers, passes what is needed and ends all. ``--exclude-tags websocket`` is for a proxy without it.
+starts both servers, passes what is needed and ends all. ``ProxyUser`` alone, named behind the options, is for a proxy
+without WebSockets.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import random
-from socket import create_connection
+from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import gevent
-from locust import FastHttpUser, between, events, tag, task
+from locust import between, events, tag, task
 from locust.env import Environment
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
+from greensock.http import WebSocketClosed
+from greensock.locust import HTTPUser, MeasuredExchange, WebSocketUser
 from loadtests.locust_pages import page, receipt
 from loadtests.peers.http_common import BLOCK
-from loadtests.websocket import BINARY, CLOSE, accept_key, frame, read_frame
 
-__all__ = ["ProxyUser", "WrongAnswer"]
+__all__ = ["ProxyUser", "TalkingUser", "WrongAnswer"]
 
 #: Seconds that an answer may take.
 PATIENCE = 10.0
@@ -41,14 +41,13 @@ class WrongAnswer(AssertionError):
     """Another answer than the request asked for."""
 
 
-class ProxyUser(FastHttpUser):
+class ProxyUser(HTTPUser):
     """Asks for what only its own request can be answered with, and compares every byte."""
 
     host = "http://127.0.0.1:8080"
+    weight = 17
     wait_time = between(0.01, 0.1)
     network_timeout = connection_timeout = PATIENCE
-    #: A failure is a failure: nothing is tried again.
-    max_retries = 0
 
     def expect(self, name: str, path: str, expected: bytes, method: str = "GET", **options: Any) -> None:
         """Make a request, and count another answer as a failure; few words, as Locust counts failures by them."""
@@ -85,59 +84,34 @@ class ProxyUser(FastHttpUser):
     def download_in_chunks(self) -> None:
         self.expect("download, chunks", "/chunks/2", BLOCK * 2)
 
+
+class TalkingUser(WebSocketUser):
+    """Exchanges some messages on a WebSocket, closes it, and begins anew."""
+
+    host = ProxyUser.host
+    path = "/echo"
+    wait_time = between(0.01, 0.1)
+    network_timeout = connection_timeout = PATIENCE
+
     @tag("websocket")
-    @task(1)
-    def websocket(self) -> None:
-        with self.environment.events.request.measure("WS", "WebSocket") as request:
-            request["response_length"] = self.talk()
-
-    def talk(self) -> int:
-        """Exchange some messages on a WebSocket of its own; return their bytes."""
-        place = urlsplit(str(self.host))
-        total = 0
-        with create_connection((place.hostname, place.port or 80), PATIENCE) as sock, sock.makefile("rb") as replies:
-
-            def read(count: int) -> bytes:
-                data = replies.read(count)
-                if len(data) < count:
-                    raise ConnectionError("WebSocket: closed within a message")
-                return data
-
-            sock.sendall(self.handshake(place.netloc))
-            self.check_handshake(replies)
-            for _ in range(MESSAGES):
-                message = os.urandom(random.randrange(2000))
-                sock.sendall(frame(BINARY, message, mask=True))
-                if read_frame(read) != (BINARY, message):
+    @task
+    def talk(self) -> None:
+        for number in range(MESSAGES):
+            message = os.urandom(random.randrange(2000))
+            with self.exchange("WebSocket", message) as reply:
+                if reply.message != message:
                     raise WrongAnswer("WebSocket: another message came back")
-                total += len(message)
-            sock.sendall(frame(CLOSE, b"", mask=True))
-            if read_frame(read) != (CLOSE, b"") or replies.read():
-                raise WrongAnswer("WebSocket: its end is not as it should be")
-        return total
+                if number == MESSAGES - 1:
+                    self.end(reply)
+        self.disconnect()
 
-    def handshake(self, authority: str) -> bytes:
-        self.key = base64.b64encode(os.urandom(16)).decode()
-        lines = [
-            "GET /echo HTTP/1.1",
-            f"Host: {authority}",
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Version: 13",
-            f"Sec-WebSocket-Key: {self.key}",
-        ]
-        return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
-
-    def check_handshake(self, replies: Any) -> None:
-        status = replies.readline().decode()
-        if not status.startswith("HTTP/1.1 101 "):
-            raise WrongAnswer(f"WebSocket: {status.strip() or 'closed'}")
-        fields = {}
-        while line := replies.readline().decode().strip():
-            name, _, value = line.partition(":")
-            fields[name.lower()] = value.strip()
-        if fields.get("sec-websocket-accept") != accept_key(self.key):
-            raise WrongAnswer("WebSocket: another key was accepted")
+    def end(self, exchange: MeasuredExchange) -> None:
+        """Close, and see the server close, in good order and without a further message."""
+        self.websocket.close()
+        with suppress(WebSocketClosed):
+            exchange.receive()
+        if self.websocket.close_code != 1000:
+            raise WrongAnswer("WebSocket: its end is not as it should be")
 
 
 def complete_the_report(environment: Environment, **_: object) -> None:

@@ -10,18 +10,16 @@ starts the server, passes what is needed and ends both.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from socket import create_connection
-from time import perf_counter
-from typing import Any
+from collections.abc import Sequence
 from uuid import uuid4
 
 import gevent
-from locust import User, between, events, task
+from locust import between, events, task
 from locust.env import Environment
-from locust.exception import StopUser
 from locust.stats import CSV_STATS_INTERVAL_SEC
+
+from greensock import Lines
+from greensock.locust import ConnectionUser
 
 __all__ = ["LinesUser", "WrongReply"]
 
@@ -35,92 +33,43 @@ class WrongReply(AssertionError):
     """The server has answered something else than what it was told before."""
 
 
-class LinesUser(User):
+class LinesUser(ConnectionUser):
     """Keeps its own keys in the store, knows what must be in it, and checks it."""
 
     host = "127.0.0.1:5000"
     wait_time = between(0.01, 0.1)
+    framer = Lines()
+    network_timeout = connection_timeout = PATIENCE
 
-    #: Connected, and every line sent has its reply.
-    settled = False
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.begin_anew()
 
-    def on_start(self) -> None:
-        """Connect; one that is stopped before that has succeeded is ended by Locust, when it would begin a task.
-
-        What it would be ended by here, ``StopUser`` from a wait, Locust logs as an error of the locustfile's.
-        """
-        with suppress(StopUser):
-            self.connect()
-
-    def on_stop(self) -> None:
-        """Take leave, unless it is stopped within an exchange.
-
-        Locust ends a user that waits by killing its greenlet a moment later, when it may have begun a task again.
-        """
-        if self.settled:
-            self.quit()
-
-    def connect(self) -> None:
-        """Open a connection, and begin with keys of which the store can know nothing; trying is a request, too.
-
-        A server that is down is a failure each time, and asked again after a pause.
-        """
+    def begin_anew(self) -> None:
+        """Take keys of which the store can know nothing."""
         self.mine = uuid4().hex[:12]
         self.table: dict[str, str] = {}
-        while not self.try_to_connect():
-            self.wait()  # type: ignore[no-untyped-call]
-        self.replies = self.sock.makefile("rb")
-        self.settled = True
-
-    def try_to_connect(self) -> bool:
-        """Connect, and count that; not by ``measure``, which would count a user that is killed meanwhile, too."""
-        host, _, port = str(self.host).rpartition(":")
-        began, failure = perf_counter(), None
-        try:
-            self.sock = create_connection((host, int(port)), PATIENCE)
-        except OSError as error:
-            failure = error
-        self.environment.events.request.fire(
-            request_type="lines",
-            name="connect",
-            response_time=1000 * (perf_counter() - began),
-            response_length=0,
-            exception=failure,
-            context={},
-        )
-        return failure is None
 
     def disconnect(self) -> None:
-        self.settled = False
-        self.replies.close()
-        self.sock.close()
+        super().disconnect()
+        self.begin_anew()  # nobody knows what became of the last line
 
-    @contextmanager
-    def exchange(self, name: str) -> Iterator[dict[str, Any]]:
-        """Count what the block does as one request; what fails in it as a failure, after which it starts anew."""
-        with self.environment.events.request.measure("lines", name) as request:
-            self.settled = False
-            yield request
-            self.settled = True
-        if request["exception"]:
-            self.disconnect()  # nobody knows to which line its next reply would belong
-            self.connect()
+    def on_stop(self) -> None:
+        """Take leave, unless it was stopped within an exchange: then it is no longer connected."""
+        if self.is_connected:
+            self.quit()
 
     def ask(self, name: str, lines: Sequence[str], expected: Sequence[str]) -> None:
         """Send lines in one go and check the reply to each."""
-        with self.exchange(name) as request:
-            self.sock.sendall("".join(f"{line}\n" for line in lines).encode())
+        with self.exchange(name) as exchange:
+            self.connection.send("".join(f"{line}\n" for line in lines).encode(), timeout=PATIENCE)
             for line, right in zip(lines, expected, strict=True):
-                reply = self.replies.readline()
-                request["response_length"] += len(reply)
-                self.check(line, reply, right)
+                self.check(line, exchange.receive(), right)
 
     def check(self, line: str, reply: bytes, right: str) -> None:
         """Raise if the reply is not right; few words, because Locust counts failures by what they say."""
         command = line.split()[0]
-        if not reply.endswith(b"\n"):
-            raise ConnectionError(f"{command}: the server closed the connection")
-        found = reply[:-1].decode()
+        found = reply.decode()
         if line == "KEYS":  # everybody's: look at ours
             found = " ".join(word for word in found.split(" ") if word == "KEYS" or word.startswith(self.mine))
         if found != right:
@@ -174,17 +123,14 @@ class LinesUser(User):
 
     @task(1)
     def come_back(self) -> None:
+        self.stay_connected()
         self.quit()
-        self.connect()
 
     def quit(self) -> None:
         """Take leave, and see the server close."""
-        with self.exchange("QUIT") as request:
-            self.sock.sendall(b"QUIT\n")
-            reply = self.replies.readline()
-            request["response_length"] = len(reply)
-            self.check("QUIT", reply, "BYE")
-            if self.replies.read():
+        with self.exchange("QUIT", b"QUIT") as reply:
+            self.check("QUIT", reply.message, "BYE")
+            if self.connection.recv(timeout=PATIENCE):
                 raise WrongReply("QUIT was answered more than BYE")
         self.disconnect()
 

@@ -371,6 +371,19 @@ def udp(content: Content) -> Figure:
     return bar_panels(content, panels, 4.2)
 
 
+def locust(content: Content) -> Figure:
+    """What a request by Locust's users costs, how many one core makes, and by how much their latencies are off."""
+    drawn = figure(content, 13, 3.6)
+    first = drawn.subplots(1, 3, sharey=True, squeeze=False)[0]
+    draw_panels(first[:1], content, {"closed loop": ("without a pause", "CPU of Locust each, us", "server_us")})
+    draw_panels(
+        first[1:2], content, {"closed loop": ("without a pause", "thousand requests/s of a core", "rate")}, 1e-3
+    )
+    draw_panels(first[2:], content, {"at a rate": ("500 requests/s", "p99 too high by, ms", "p99_error_us")}, 1e-3)
+    drawn.supxlabel(note(content, MEDIANS), fontsize=9, color="#555555")
+    return drawn
+
+
 def tls(content: Content) -> Figure:
     """What TLS costs: an echo, a handshake, a MB, a connection at rest."""
     drawn = figure(content, 15, 6)
@@ -448,6 +461,7 @@ PLOTS: dict[str, Callable[[Content], Figure]] = {
     "http": http,
     "proxy": proxy,
     "udp": udp,
+    "locust": locust,
     "tls": tls,
 }
 

@@ -12,6 +12,7 @@ from loadtests.process import PURE
 
 __all__ = [
     "HTTP",
+    "LOCUST",
     "NAMES",
     "PROXIES",
     "SERVERS",
@@ -24,7 +25,7 @@ __all__ = [
     "missing",
 ]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "tls", "tls site"]
+Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "locust", "tls", "tls site"]
 
 #: Without it what drives servers of TLS cannot be compiled (libssl-dev of Debian).
 OPENSSL_HEADER = Path("/usr/include/openssl/ssl.h")
@@ -98,6 +99,9 @@ SERVERS: dict[str, Server] = {
     "udp_gevent": Server("gevent DatagramServer", ("gevent",), "udp"),
     "udp_uvloop": Server("uvloop DatagramProtocol", ("uvloop",), "udp"),
     "udp_epoll": Server("C, epoll and recvmmsg", (), "udp"),
+    "locust_greensock": Server("greensock HTTPUser", ("locust", "greensock"), "locust"),
+    "locust_fasthttp": Server("Locust's FastHttpUser", ("locust",), "locust"),
+    "locust_requests": Server("Locust's HttpUser", ("locust",), "locust"),
     "tls_greensock": Server("greensock, TLS", ("gevent", "greensock"), "tls", ("openssl",)),
     "tls_uvloop": Server("uvloop Protocol, TLS", ("uvloop",), "tls", ("openssl",)),
     "tls_gevent": Server("gevent StreamServer, TLS", ("gevent",), "tls", ("openssl",)),
@@ -132,6 +136,7 @@ HTTP = of_kind("http")
 PROXIES = of_kind("proxy")
 WEBSOCKETS = of_kind("websocket")
 UDP = (*of_kind("udp"), "udp_greensock" + PURE)
+LOCUST = of_kind("locust")
 TLS = of_kind("tls")
 TLS_SITES = of_kind("tls site")
 

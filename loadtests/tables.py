@@ -19,6 +19,7 @@ from loadtests.figures import (
     FLAT_TARGETS,
     HANDSHAKES_TARGETS,
     HTTP_TARGETS,
+    LOCUST_TARGETS,
     PROXY_TARGETS,
     TLS_TARGETS,
     UDP_TARGETS,
@@ -247,6 +248,16 @@ UDP_CASES = {
     "udp echo 1": ("echo, 1 client, us", "server_us"),
 }
 
+LOCUST_CASES = {
+    "closed loop": ("CPU of a request, us", "server_us"),
+}
+LOCUST_COLUMNS = {
+    "p50_us": "p50, us",
+    "p50_error_us": "too much, us",
+    "p99_us": "p99, us",
+    "p99_error_us": "too much, us",
+}
+
 TLS_CASES = {
     "echo 64": ("echo, 64 connections, us", "server_us"),
     "echo 1000": ("1,000 connections, us", "server_us"),
@@ -428,6 +439,15 @@ TABLES: dict[str, Table] = {
     "udp": Table("udp", lambda content: cases_table(UDP_CASES, content)),
     "udp-picture": Table("udp", lambda content: "![CPU per datagram](results/udp.png)"),
     "udp-targets": Table("udp", lambda content: asked_table(UDP_TARGETS, content)),
+    "locust": Table("locust", lambda content: cases_table(LOCUST_CASES, content)),
+    "locust-rate": Table(
+        "locust", lambda content: cases_table({"closed loop": ("requests/s of one core", "rate")}, content)
+    ),
+    "locust-latency": of_columns("locust", "at a rate", LOCUST_COLUMNS),
+    "locust-targets": Table("locust", lambda content: asked_table(LOCUST_TARGETS, content)),
+    "locust-picture": Table(
+        "locust", lambda content: "![CPU per request, requests/s, error of latencies](results/locust.png)"
+    ),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     "flat": Table("flat", lambda content: cases_table(FLAT_CASES, content)),
     "flat-targets": Table("flat", lambda content: asked_table(FLAT_TARGETS, content)),
@@ -446,6 +466,7 @@ TABLES: dict[str, Table] = {
             "flat",
             "websocket",
             "udp",
+            "locust",
             "tls",
             "handshakes",
         )

@@ -2,7 +2,8 @@
 
 A program of its own, as ``gevent_suite_runner.py`` is. The class that stands in differs from ours in what the suite
 takes for granted: errors go through the hub, which is where it looks for them; a request without Host is given one
-(half of the suite's have none, and are about something else); and ``handler_class`` is dropped.
+(half of the suite's have none, and are about something else); chunked uploads stream, as many of the suite's are never
+whole; and ``handler_class`` is dropped.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class StandIn(WSGIServer):
     """Ours, as the suite wants it."""
 
     stop_timeout = 0.05
+    stream_chunked = True
 
     def __init__(self, *arguments: Any, handler_class: Any = None, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -18,6 +18,7 @@ from served import pure_only
 
 import greensock
 import greensock.http
+import greensock.locust
 import greensock.proxy
 from greensock.http import Phase, Reason
 from greensock.proxy import ConfigError, parse_config
@@ -28,7 +29,7 @@ pytestmark = pure_only
 HERE = Path(__file__).resolve().parent
 #: What was promised so far. Add to it what is new; what is taken out was named in the changelog a version before.
 PROMISED = HERE / "promised.json"
-PACKAGES = (greensock, greensock.http, greensock.proxy)
+PACKAGES = (greensock, greensock.http, greensock.locust, greensock.proxy)
 DOCUMENT = (HERE.parent / "docs" / "compatibility.md").read_text()
 #: The public names that are there for the library's own layers, by class.
 OF_THE_LIBRARY = {

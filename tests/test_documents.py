@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 from conftest import PATIENCE, read_exactly
 from documents import running
 from proxies import Origin, fields_of
@@ -22,7 +23,8 @@ from greensock.http import HTTPClient, WebSocketRefused, connect_websocket
 from greensock.proxy import ReverseProxy, load_config
 from greensock.server_options import OPTIONS
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -107,6 +109,23 @@ def test_the_proxy_of_the_readme_runs(serve):
     seen = [seen for origin in origins for seen in origin.seen]
     assert len(seen) == 2
     assert all(re.fullmatch(r"[0-9a-f]{32}", fields_of(fields)["x-request-id"]) for _, _, fields, _ in seen)
+
+
+def test_the_small_service_of_its_page_runs():
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "services.md").read_text(), re.DOTALL)
+    with running(program) as (host, port):
+        base = f"http://{host}:{port}"
+        for text in ("two", "three\n" * 1000):
+            files = {"attached": ("a", b"12345")}
+            sent = requests.post(f"{base}/notes", data={"text": text}, files=files, timeout=PATIENCE)
+            assert (sent.status_code, sent.json()["attached"]) == (201, [5])
+        assert requests.post(f"{base}/notes", data={"a": "b"}, timeout=PATIENCE).status_code == 422
+        assert requests.get(f"{base}/notes/2", timeout=PATIENCE).text == "two"
+        assert requests.delete(f"{base}/notes/2", timeout=PATIENCE).text == "two"
+        assert requests.get(f"{base}/notes/2", timeout=PATIENCE).status_code == 404
+        assert requests.put(f"{base}/notes/2", timeout=PATIENCE).headers["Allow"] == "DELETE, GET, HEAD, OPTIONS"
+        page = requests.get(base, headers={"Accept-Encoding": "gzip", "Cookie": "a=b"}, timeout=PATIENCE)
+        assert (page.headers["Content-Encoding"], page.text[:9]) == ("gzip", "the first")
 
 
 def test_the_filter_of_the_readme_runs():

@@ -21,8 +21,8 @@ import pytest
 from conftest import PATIENCE, PAUSE, read_all, read_exactly
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-#: Those that take ``--bind``; the reverse proxy has tests of its own.
-NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem != "reverse_proxy")
+#: Those that take ``--bind``; the reverse proxy and the users for Locust have tests of their own.
+NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem not in ("reverse_proxy", "locustfile"))
 #: Those among them that nobody connects to.
 DATAGRAMS = ("statsd", "udp_echo")
 

@@ -151,6 +151,30 @@ def test_trailers(answering):
 AWAITED = "Expect: 100-continue\n"
 
 
+def test_trailers_of_an_answer(answering, connect):
+    """They go to who says that it takes them; those that are known before the head are announced."""
+
+    def answer(request):
+        def pieces():
+            yield b"one"
+            request.add_trailers({"X-Sum": "1"})
+
+        with pytest.raises(ValueError, match="can't be a trailer"):
+            request.add_trailers({"Content-Length": "1"})
+        said = request.add_trailers([("X-First", "0")])
+        return Response(pieces(), headers={"X-Said": str(said)})
+
+    server, sock = answering(answer)
+    found = ask(sock, "GET / HTTP/1.1\nTE: trailers\n" + CLOSE)
+    assert "\nX-Said: True\n" in found
+    assert "\nTrailer: X-First\n" in found
+    assert found.endswith("\n\n3\none\n0\nX-First: 0\nX-Sum: 1\n\n")
+    found = ask(connect(server), "GET / HTTP/1.1\n" + CLOSE)
+    assert "\nX-Said: False\n" in found
+    assert "Trailer" not in found
+    assert found.endswith("\n\n3\none\n0\n\n")
+
+
 def test_no_100_within_an_answer(answering):
     def pieces(request):
         yield b"first "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import socket
 import stat
 import sys
+import tempfile
 
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
 from gevent import pywsgi
 from wsgi_serving import (
+    DATA,
     TEXT,
     Answer,
     answers,
@@ -19,6 +22,7 @@ from wsgi_serving import (
 )
 
 from greensock.http import Limits, WSGIServer
+from greensock.http.server.spool import IN_MEMORY
 
 # -- the environ
 
@@ -55,10 +59,11 @@ def test_the_environ_is_pywsgis(site, request_):
         theirs.stop()
     mine, others = seen
     own = {"wsgi.input", "wsgi.errors", "SERVER_SOFTWARE", "REMOTE_PORT"}
-    assert {key: value for key, value in mine.items() if key not in own | {"wsgi.file_wrapper"}} == {
+    added = {"wsgi.file_wrapper", "greensock.request"}
+    assert {key: value for key, value in mine.items() if key not in own | added} == {
         key: value for key, value in others.items() if key not in own
     }
-    assert own <= set(mine)
+    assert own | added <= set(mine)
     assert type(mine["REMOTE_PORT"]) is str
 
 
@@ -181,7 +186,7 @@ READS = {
 BODIES = [b"", b"x", b"one\ntwo\n\nthree", bytes(range(256)) * 300]
 
 
-@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("framing", ["length", "chunked", "streamed"])
 @pytest.mark.parametrize("way", READS)
 def test_input_reads_as_a_file_does(site, way, framing):
     found = []
@@ -194,7 +199,7 @@ def test_input_reads_as_a_file_does(site, way, framing):
         start_response("200 OK", TEXT)
         return [b"done"]
 
-    here = site(application)
+    here = site(application, stream_chunked=framing == "streamed")
     for body in BODIES:
         if framing == "length":
             answer = here.post(body=body)
@@ -263,7 +268,7 @@ def test_a_body_that_cannot_be_read(site, framing, body, status):
                 return [b"mine"]
             raise
 
-    here = site(application, limits=Limits(max_body=100))
+    here = site(application, limits=Limits(max_body=100), stream_chunked=True)
     for path, expected in (("/", status), ("/mine", 422)):
         sock = here.connect()
         sock.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n".encode() + body)
@@ -273,6 +278,81 @@ def test_a_body_that_cannot_be_read(site, framing, body, status):
         assert answer.fields["Connection"] == "close"
     assert len(raised) == 2
     assert "Traceback" not in here.errors.getvalue()
+
+
+def test_a_chunked_upload_is_read_first_and_has_a_length(site):
+    """Up to a bound, in memory and then on disk; the application is not called for what cannot be read."""
+    seen = []
+
+    def application(environ, start_response):
+        length = int(environ["CONTENT_LENGTH"])
+        seen.append((length, type(environ["wsgi.input"]) is io.BytesIO))
+        assert "HTTP_TRANSFER_ENCODING" not in environ
+        trailers = environ["greensock.request"].trailers
+        start_response("200 OK", [*TEXT, ("X-Trailer", str(trailers and trailers.get("x-sum")))])
+        return [environ["wsgi.input"].read(length), environ["wsgi.input"].read(1)]
+
+    most = IN_MEMORY + 1
+    here = site(application, max_chunked=most, body_timeout=PATIENCE)
+    head = "POST / HTTP/1.1\nHost: a\nConnection: close\nTransfer-Encoding: chunked\n\n"
+    for body in (b"", b"x", DATA[:IN_MEMORY], (DATA + DATA)[:most]):
+        answer = here.ask(head, chunked(body, 7000)[:-2] + b"X-Sum: 7\r\n\r\n")
+        assert (answer.status, answer.body, answer.fields["X-Trailer"]) == (200, body, "7"), here.errors.getvalue()
+    assert seen == [(0, True), (1, True), (len(DATA[:IN_MEMORY]), True), (most, False)]
+    for broken, status in (((DATA + DATA)[: most + 1], 413), (b"zz", 400)):
+        sock = here.connect()
+        data = chunked(broken, 7000) if status == 413 else broken + b"\r\n"
+        sock.sendall(head.replace("\n", "\r\n").encode() + data)
+        assert Answer(read_all(sock)).status == status
+    sock = here.connect()
+    sock.sendall(head.replace("\n\n", "\nExpect: 100-continue\n\n").replace("\n", "\r\n").encode())
+    assert read_exactly(sock, 25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+    sock.sendall(chunked(b"late", 4))
+    assert Answer(read_all(sock)).body == b"late"
+    assert len(seen) == 5
+
+
+def test_a_disk_that_is_full_is_500(site, monkeypatch):
+    def fail():
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    here = site(answers([b"x"]))
+    answer = here.ask(
+        "POST / HTTP/1.1\nHost: a\nConnection: close\nTransfer-Encoding: chunked\n\n",
+        chunked((DATA + DATA)[: IN_MEMORY + 1], 7000),
+    )
+    assert answer.status == 500
+    assert "no space left" in here.errors.getvalue()
+
+
+def test_early_hints_and_trailers(site):
+    """What a client takes that says so, and nothing for others."""
+    said = []
+
+    def application(environ, start_response):
+        environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload")])
+        request = environ["greensock.request"]
+        said.append(request.add_trailers({"X-Sum": "1"}))
+        write = start_response("200 OK", TEXT)
+        write(b"one")
+        environ["wsgi.early_hints"]([("Link", "too late")])
+        request.add_trailers({"X-Late": "2"})
+        return []
+
+    here = site(application, early_hints=True)
+    sock = here.connect()
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: close, TE\r\n\r\n")
+    early, _, rest = read_all(sock).partition(b"\r\n\r\n")
+    assert early == b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload"
+    head, _, body = rest.partition(b"\r\n\r\n")
+    assert b"\r\nTrailer: X-Sum\r\n" in head
+    assert body == b"3\r\none\r\n0\r\nX-Sum: 1\r\nX-Late: 2\r\n\r\n"
+    sock = here.connect()
+    sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert read_all(sock).endswith(b"\r\n\r\n3\r\none\r\n0\r\n\r\n")
+    assert here.ask("GET / HTTP/1.0\nTE: trailers\n\n").body == b"one"
+    assert said == [True, False, False]
 
 
 def test_a_body_that_does_not_come_is_408(site):

@@ -16,6 +16,7 @@ import pytest
 from conftest import PATIENCE, read_all, wait_until
 from gevent import pywsgi
 from gevent.pool import Pool
+from geventwebsocket.handler import WebSocketHandler
 from pairs import let_engine_look
 from wsgi_serving import DATA, TEXT, Answer, Site, answers, chunked, sent_files, site  # noqa: F401  # fixtures
 
@@ -84,10 +85,22 @@ def test_refusals_are_not_in_the_error_log(site):
 # -- arguments
 
 
+class Silent(pywsgi.WSGIHandler):
+    def log_request(self):
+        pass
+
+
+class Quiet(WebSocketHandler):
+    """Has nothing of its own."""
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"handler_class": pywsgi.WSGIHandler}, "handler_class="),
+        ({"handler_class": print}, "handler_class="),
+        ({"handler_class": Silent}, "it overrides log_request: log=, or"),
+        ({"max_chunked": -1}, "max_chunked=-1"),
+        ({"stream_chunked": 1}, "stream_chunked=1"),
         ({"spawn": print}, "spawn="),
         ({"spawn": True}, "spawn="),
         ({"spawn": 0}, "max_connections=0"),
@@ -109,6 +122,8 @@ def test_arguments_that_are_taken():
     assert server.application is application
     assert (server.backlog, server.max_connections, server.head_timeout, server.environ["A"]) == (7, 5, 3.0, "b")
     assert WSGIServer(0, spawn=3).max_connections == 3
+    for handler in (pywsgi.WSGIHandler, WebSocketHandler, Quiet):
+        assert WSGIServer(("", 5000), application, handler_class=handler).application is application
     assert [WSGIServer(0, spawn=one).max_connections for one in (Pool(), "raw", gevent.spawn)] == [100_000] * 3
     assert WSGIServer(0, environ={"wsgi.multiprocess": True}).max_accept == 1
 
@@ -237,7 +252,7 @@ def test_a_request_done_that_fails_changes_nothing(site, caplog):
 # -- the judge, and the frameworks
 
 
-@pytest.mark.parametrize("way", ["list", "iterator", "write", "file"])
+@pytest.mark.parametrize("way", ["list", "iterator", "write", "file", "hints"])
 def test_the_validator_is_content(site, tmp_path, way):
     (tmp_path / "file").write_bytes(b"validated")
 
@@ -245,6 +260,8 @@ def test_the_validator_is_content(site, tmp_path, way):
         stream = environ["wsgi.input"]
         read = stream.read(3) + stream.readline() + b"".join(stream.readlines()) + b"".join(stream)
         environ["wsgi.errors"].flush()
+        if way == "hints":
+            environ["wsgi.early_hints"]([("Link", "</a>; rel=preload")])
         write = start_response("200 OK", [*TEXT, ("X-Read", str(len(read)))])
         if way == "write":
             write(b"validated")
@@ -253,10 +270,20 @@ def test_the_validator_is_content(site, tmp_path, way):
             return environ["wsgi.file_wrapper"](open(tmp_path / "file", "rb"))
         return [b"validated"] if way == "list" else iter([b"validated"])
 
-    here = site(validator(application))
-    for answer in (here.get(), here.get("/a%20b?c"), here.post(body=b"one\ntwo\nthree"), here.get(method="HEAD")):
-        assert answer.status == 200, here.errors.getvalue()
-        assert answer.body == b"" or b"validated" in answer.body
+    here = site(validator(application), early_hints=True)
+    fields = "Host: a\nConnection: close\nTransfer-Encoding: chunked\n"
+    head = here.get(method="HEAD")
+    for answer in (
+        head,
+        here.get(),
+        here.get("/a%20b?c"),
+        here.post(body=b"one\ntwo\nthree"),
+        here.ask(f"POST / HTTP/1.1\n{fields}\n", chunked(b"one\ntwo", 2)),
+        here.ask("GET / HTTP/1.0\n\n"),
+        here.ask("POST / HTTP/1.0\nContent-Length: 3\n\n", b"one"),
+    ):
+        assert answer.status == 200 or (way == "hints" and answer.status == 103), here.errors.getvalue()
+        assert b"validated" in answer.body or answer is head or way == "hints"
     assert here.errors.getvalue() == ""
 
 
@@ -333,6 +360,9 @@ def test_django(site, tmp_path, sent_files):
     def form(request):
         return HttpResponse(f"{request.POST['a']} {request.FILES['file'].size}")
 
+    def body(request):
+        return HttpResponse(request.body)
+
     def stream(request):
         return StreamingHttpResponse(f"line {number}\n" for number in range(3))
 
@@ -350,6 +380,7 @@ def test_django(site, tmp_path, sent_files):
         ROOT_URLCONF=(
             path("show/<str:name>/", show),
             path("form", form),
+            path("body", body),
             path("stream", stream),
             path("file", file),
             path("fail", fail),
@@ -368,7 +399,15 @@ def test_django(site, tmp_path, sent_files):
         b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nvalue\r\n'
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + DATA + b"\r\n--b--\r\n"
     )
-    assert here.post("/form", parts, "Content-Type: multipart/form-data; boundary=b\n").body == b"value 256000"
+    kind = "Content-Type: multipart/form-data; boundary=b\n"
+    assert here.post("/form", parts, kind).body == b"value 256000"
+    fields = "Host: a\nConnection: close\nTransfer-Encoding: chunked\n"
+    # Django goes by CONTENT_LENGTH alone.
+    assert here.ask(f"POST /form HTTP/1.1\n{fields}{kind}\n", chunked(parts, 7000)).body == b"value 256000"
+    assert here.ask(f"PUT /body HTTP/1.1\n{fields}\n", chunked(b"whole", 2)).body == b"whole"
+    judged = site(validator(application))
+    assert judged.ask(f"POST /form HTTP/1.1\n{fields}{kind}\n", chunked(parts, 7000)).status == 200
+    assert judged.get("/stream").status == judged.get("/show/a/?q=1").status == 200
     assert here.get("/stream").body == b"".join(b"7\r\nline %d\n\r\n" % number for number in range(3)) + b"0\r\n\r\n"
     assert here.get("/file").body == DATA
     assert sent_files == [(0, len(DATA))]

@@ -154,7 +154,7 @@ def test_users_that_are_stopped_while_they_connect(tmp_path):
         command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile_tcp.py", "--headless", "--only-summary"]
         command += ["-H", f"127.0.0.1:{port}", "-u", "2", "-r", "2", "-t", "1s", "-s", "20"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert "2 lines connect: TimeoutError(" in " ".join(done.stdout.split() + done.stderr.split())
+    assert "2 TCP connect: OperationTimeout(" in " ".join(done.stdout.split() + done.stderr.split())
     assert 'locustfile_tcp.py", line' not in done.stdout + done.stderr, "a traceback of ours"
 
 
@@ -171,8 +171,8 @@ def needs(proxy: str) -> pytest.MarkDecorator:
 @pytest.mark.parametrize(
     ("proxy", "tasks"),
     [
-        pytest.param("proxy_greensock", PAGES | {"WebSocket"}, marks=needs("proxy_greensock")),
-        pytest.param("proxy_haproxy", PAGES | {"WebSocket"}, marks=needs("proxy_haproxy")),
+        pytest.param("proxy_greensock", PAGES | {"WebSocket", "connect"}, marks=needs("proxy_greensock")),
+        pytest.param("proxy_haproxy", PAGES | {"WebSocket", "connect"}, marks=needs("proxy_haproxy")),
         pytest.param("proxy_aiohttp", PAGES, marks=needs("proxy_aiohttp")),
     ],
 )
@@ -191,7 +191,7 @@ def test_what_a_proxy_can_not_do_is_a_failure(tmp_path):
     """This one knows no WebSocket."""
     done = run(tmp_path, "--proxy", "proxy_aiohttp", "--seconds", 3, "--users", 10, name="http")
     assert done.returncode == 1
-    assert "WebSocket: HTTP/1.1 426" in errors(tmp_path, "http")
+    assert "the server answered 426" in errors(tmp_path, "http")
     assert int(rows(tmp_path, "http")["page"]["Failure Count"]) == 0
 
 

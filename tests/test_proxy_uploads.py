@@ -9,6 +9,7 @@ from time import monotonic
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, read_exactly, wait_until
+from gevent.event import Event
 from pairs import reset
 from proxies import Origin, Recorded, gateway_to
 from proxy_peers import CLOSE, KEEP, dial, status_of  # noqa: F401  # fixtures
@@ -362,3 +363,98 @@ def test_a_thousand_slow_uploads_beside_a_good_client(start, dial):
     assert monotonic() - began < PATIENCE
     for each in slow:
         each.close()
+
+
+# -- what a server is asked for, and says
+
+
+def body_of(sock, head):
+    """Read a body as it is framed."""
+    if b"\r\nContent-Length: " in head:
+        return read_exactly(sock, int(head.partition(b"\r\nContent-Length: ")[2].split()[0]))
+    data = b""
+    while not data.endswith(b"0\r\n\r\n"):
+        data += read_exactly(sock, 1)
+    return b"".join(data.split(b"\r\n")[1:-3:2])
+
+
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: tcp\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("way", ["at once", "in parts", "chunked"])
+def test_an_upgrade_with_a_body(start, dial, way):
+    """As Docker's API has it: JSON, and then a stream."""
+
+    def script(server, sock, number):
+        head = server.head(sock)
+        body = body_of(sock, head)
+        sock.sendall(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n" + body + b"|")
+        sock.sendall(read_exactly(sock, 4).upper())
+
+    with scripted(script) as server:
+        proxy = start(server.url)
+        if way == "chunked":
+            head, parts = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n", [b"4\r\nbody\r\n", b"0\r\n\r\n"]
+        else:
+            head, parts = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n", [b"bo", b"dy"]
+        if way == "at once":
+            sock = dial(proxy, head + UPGRADE + b"".join(parts))
+        else:
+            sock = dial(proxy, head + UPGRADE)
+            wait_until(lambda: waiting(proxy) or server.accepted)
+            for part in parts:
+                sock.sendall(part)
+        answer = b""
+        while not answer.endswith(b"|"):
+            answer += read_exactly(sock, 1)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        assert answer.endswith(b"\r\n\r\nbody|")
+        sock.sendall(b"more")
+        assert read_all(sock) == b"MORE"
+        assert b"\r\nUpgrade: tcp\r\n" in server.heads[0]
+
+
+def test_a_switch_before_the_request_is_whole(start, dial):
+    """What the client still sends would be taken for the other protocol."""
+
+    def script(server, sock, number):
+        server.head(sock)
+        sock.sendall(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+        read_all(sock)
+
+    with scripted(script) as server:
+        sock = dial(start(server.url, max_replay=0), b"POST / HTTP/1.1\r\nContent-Length: 4\r\n" + UPGRADE + b"bo")
+        assert status_of(read_all(sock)) == 502
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 3", b"Transfer-Encoding: chunked"])
+def test_a_server_says_whether_it_wants_the_body(start, dial, framing):
+    """The client's Expect is passed on, and 100 comes when the server has said it; or its refusal, and no 100."""
+    said = Event()
+
+    def script(server, sock, number):
+        head = server.head(sock)
+        assert head.count(b"\r\nExpect: 100-continue\r\n") == (b"/none" not in head)
+        if b"/refused" in head:
+            sock.sendall(b"HTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
+            return
+        if b"/none" not in head:
+            assert said.wait(PATIENCE)
+            sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = body_of(sock, head)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    body = b"3\r\nabc\r\n0\r\n\r\n" if b"chunked" in framing else b"abc"
+    with scripted(script) as server:
+        proxy = start(server.url, pass_expect=True, timeouts=ProxyTimeouts())
+        expecting = b" HTTP/1.1\r\nExpect: 100-continue\r\n" + framing + b"\r\n"
+        sock = dial(proxy, b"POST /taken" + expecting + CLOSE)
+        wait_until(lambda: server.heads)
+        said.set()
+        assert read_exactly(sock, 25) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(body)
+        assert read_all(sock).endswith(b"\r\n\r\nabc")
+        answer = read_all(dial(proxy, b"POST /refused" + expecting + KEEP))
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"Connection: close" in answer
+        assert read_all(dial(proxy, b"POST /none HTTP/1.1\r\n" + framing + b"\r\n" + CLOSE + body)).endswith(b"abc")

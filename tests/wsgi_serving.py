@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from wsgiref.validate import check_environ
 
 import pytest
 from conftest import read_all
@@ -67,14 +68,33 @@ DATA = bytes(range(256)) * 1000
 
 @pytest.fixture
 def site(serve, connect):
-    """``site(application, **options)`` serves it; what it logs is in ``errors``."""
+    """``site(application, **options)`` serves it; what it logs is in ``errors``.
+
+    Each environ is looked at by wsgiref's judge, which does not stand in between as ``validator`` does: that hides what
+    an application returns, and many are here to break the rules. ``test_the_validator_is_content`` has it whole.
+    """
+    broken = []
 
     def make(application=None, kind=WSGIServer, **options):
         errors = io.StringIO()
         options = {"log": None, "error_log": errors, **options}
-        return Site(serve(kind, application=application, **options), connect, errors)
+        server = serve(kind, application=application, **options)
+        served = server.application
 
-    return make
+        def judged(environ, start_response):
+            if environ["REQUEST_METHOD"] != "OPTIONS" or environ["PATH_INFO"] != "*":  # of which PEP 3333 says nothing
+                try:
+                    check_environ(environ)
+                except (AssertionError, Warning) as error:
+                    broken.append(error)
+            return served(environ, start_response)
+
+        if served is not None:
+            server.application = judged
+        return Site(server, connect, errors)
+
+    yield make
+    assert not broken
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from greensock.core.encrypted import Encrypted
 
-__all__ = ["Connecting", "connect", "interleaved", "made"]
+__all__ = ["Connecting", "connect", "interleaved", "made", "start_tls"]
 
 _Kind = TypeVar("_Kind", bound=Connection)
 
@@ -109,6 +109,39 @@ def connect(
     if to.context is not None:
         to.secure(conn, deadline)
     return conn
+
+
+def start_tls(
+    conn: Connection,
+    tls: TLS | ssl.SSLContext | bool = True,
+    *,
+    server_hostname: str | None = None,
+    timeout: float | None = None,
+) -> None:
+    """Go over to TLS on a connection that ``connect`` made, and block until then.
+
+    For protocols that begin in plain text: after STARTTLS, or a proxy's answer to CONNECT. All that came has to be read
+    before: what a third party slipped in behind it would be taken for the peer's, and is refused. ``tls`` is as
+    ``connect`` takes it, ``server_hostname`` the name that the certificate must be for; left out, the address's.
+
+    Raises:
+        HandshakeFailed, CertificateRefused: no TLS was agreed on; the connection is closed.
+        OperationTimeout: it took longer than ``timeout`` seconds; the connection is reset.
+        ValueError: ``tls`` is not allowed, the connection speaks it already, or something that came was not read.
+    """
+    if not tls or (tls is not True and not is_tls(tls)):
+        raise ValueError(f"tls={tls!r}: True, TLS() or an ssl.SSLContext expected")
+    if conn.tls is not None:
+        raise ValueError("conn: a connection without TLS expected")
+    if conn._stash:
+        raise ValueError(f"conn: {len(conn._stash)} bytes came in plain text and were not read")
+    context = client_context(tls)
+    address = conn.address
+    if server_hostname is None and isinstance(address, tuple):
+        server_hostname = address[0].partition("%")[0]
+    if not server_hostname and context.check_hostname:
+        raise ValueError("server_hostname=None: a name expected, for the address has none")
+    _secure(conn, context, server_hostname, address, timeout, inf if timeout is None else monotonic() + timeout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -480,7 +480,9 @@ class Lifecycle(Endpoint):
             return
         if self._state is OPENING and self._fd < 0:  # it never had one: it is still being made
             self._leave_open(CLOSED, reason)
-            self._gone()
+            for event in (self._events or {}).values():
+                event.set()
+            self.server._released(self)
             return
         # SO_LINGER belongs to the connection and not to our descriptor: the last holder's close would send RST
         # (test_an_abort_of_a_shared_one_resets_nothing_for_the_others).
@@ -687,15 +689,11 @@ class Lifecycle(Endpoint):
                 entry.discard()
             self._out = None
             self._queued = self._kept = 0
-        if self.is_duplicated:
-            self.descriptor_closed()
-        self._gone()
-
-    def _gone(self) -> None:
-        """Tell those who wait for its end, and the server."""
         if self._events is not None:
             for event in self._events.values():
                 event.set()
+        if self.is_duplicated:
+            self.descriptor_closed()
         # Last: it may be the end of what a draining server waits for.
         if self.server is not None:
             self.server._released(self)

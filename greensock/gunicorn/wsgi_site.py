@@ -48,6 +48,8 @@ class NoSendfile(FileWrapper):
 class WSGISite(WSGIServer):
     """Serves an application on one of a worker's sockets."""
 
+    early_hints = True
+
     def __init__(self, listener: Any, application: Any, worker: SiteWorker, errors: Any, software: str) -> None:
         cfg = worker.cfg
         self.worker = worker
@@ -132,7 +134,6 @@ class WSGISite(WSGIServer):
         environ = super().environ_of(answer)
         request = answer.request
         environ["RAW_URI"] = request.target.decode("latin-1")
-        environ["wsgi.early_hints"] = _EarlyHints(request)
         if "werkzeug.socket" in environ:
             environ["gunicorn.socket"] = environ["werkzeug.socket"]
         address = request.connection.address
@@ -265,19 +266,6 @@ class _Guarded:
             if not self._worker.alive:
                 raise  # the worker's own
             raise RuntimeError("the application called sys.exit") from error
-
-
-class _EarlyHints:
-    """``wsgi.early_hints``: sends 103 before the answer (RFC 8297); nothing once that has begun, or to HTTP/1.0."""
-
-    __slots__ = ("_request",)
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-
-    def __call__(self, headers: Any) -> None:
-        if not self._request.is_answered:
-            self._request.send_interim(103, headers)
 
 
 def _ip_of(conn: Connection) -> str:

@@ -13,9 +13,16 @@ wsgi           takes the place of ``gevent.pywsgi.WSGIServer``
 =============  =======================================================================================================
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from greensock import PoolStatistics
+from greensock.http.client.authorization import Bearer
+from greensock.http.client.client_response import ClientResponse
 from greensock.http.client.deadlines import Timeouts
-from greensock.http.client.http_client import ClientResponse, HTTPClient
+from greensock.http.client.http_client import HTTPClient, HTTPSession
+from greensock.http.client.retries import Retries
 from greensock.http.client.websocket_client import WebSocketRefused, connect_websocket
 from greensock.http.errors import (
     BadMessage,
@@ -30,14 +37,18 @@ from greensock.http.errors import (
     QueueTimeout,
     Reason,
     SendTimeout,
+    StatusError,
     TotalTimeout,
 )
+from greensock.http.server.compression import Compression
 from greensock.http.server.filters import BodyFilter
+from greensock.http.server.forms import Form, FormLimits, UploadedFile
 from greensock.http.server.http_server import HTTPConnection, HTTPServer
 from greensock.http.server.http_stats import HTTPStatistics
 from greensock.http.server.query_fields import QueryFields
 from greensock.http.server.request import Request, RequestBody
 from greensock.http.server.response import FileBody, HTTPError, Response
+from greensock.http.server.route_table import RouteTable
 from greensock.http.server.server_sent_events import ServerSentEvent, send_events
 from greensock.http.server.static_files import send_directory, send_file
 from greensock.http.server.stream import ResponseStream
@@ -69,6 +80,9 @@ from greensock.http.wire.writer import (
 )
 from greensock.http.wsgi.wsgi_server import WSGIServer
 
+if TYPE_CHECKING:
+    from greensock.http.client.requests_adapter import RequestsAdapter as RequestsAdapter
+
 __all__ = [
     "END_OF_INPUT",
     "LAST_CHUNK",
@@ -77,17 +91,22 @@ __all__ = [
     "BadMessage",
     "BadRequest",
     "BadResponse",
+    "Bearer",
     "BodyFilter",
     "BodyTimeout",
     "ClientResponse",
+    "Compression",
     "ConnectTimeout",
     "Data",
     "EndOfMessage",
     "FileBody",
+    "Form",
+    "FormLimits",
     "HTTPClient",
     "HTTPConnection",
     "HTTPError",
     "HTTPServer",
+    "HTTPSession",
     "HTTPStatistics",
     "HeadTimeout",
     "Headers",
@@ -107,11 +126,15 @@ __all__ = [
     "ResponseHead",
     "ResponseParser",
     "ResponseStream",
+    "Retries",
+    "RouteTable",
     "SendTimeout",
     "ServerSentEvent",
     "Signal",
+    "StatusError",
     "Timeouts",
     "TotalTimeout",
+    "UploadedFile",
     "WSGIServer",
     "WebSocket",
     "WebSocketClosed",
@@ -131,3 +154,12 @@ __all__ = [
     "write_request_head",
     "write_response_head",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs requests when it is asked for: who has no use for it need not have it."""
+    if name == "RequestsAdapter":
+        from greensock.http.client.requests_adapter import RequestsAdapter
+
+        return RequestsAdapter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ the server reset, or refused     none of its own          502     ``ConnectionLo
 the server was slow              :class:`PhaseTimeout`    504     ``OperationTimeout``
 -- and held all connections      :class:`QueueTimeout`    503     ``OperationTimeout``
 we ask more than it can take     :class:`QueueFull`       503     ``LimitExceeded``
+it answered that it failed       :class:`StatusError`             only if asked: ``raise_for_status``
 its body is more than we want    none of its own                  ``LimitExceeded``
 we closed the client             none of its own                  ``ConnectionClosed``
 ===============================  =======================  ======  ==================================
@@ -26,7 +27,7 @@ from __future__ import annotations
 import enum
 from typing import Any, ClassVar
 
-from greensock import LimitExceeded, OperationTimeout, ProtocolError
+from greensock import GreensockError, LimitExceeded, OperationTimeout, ProtocolError
 
 __all__ = [
     "BadMessage",
@@ -41,6 +42,7 @@ __all__ = [
     "QueueTimeout",
     "Reason",
     "SendTimeout",
+    "StatusError",
     "TotalTimeout",
 ]
 
@@ -131,6 +133,15 @@ class Reason(enum.Enum):
 
     #: A body that is not what it should be, such as no JSON.
     BODY_MALFORMED = "body-malformed"
+    #: A body that is not what its Content-Encoding says (RFC 9110 section 8.4).
+    CONTENT_CODING = "content-coding"
+
+    # -- redirection
+
+    #: A Location that cannot be followed: no URL, or one that is neither http nor https (RFC 9110 section 10.2.2).
+    LOCATION = "location"
+    #: More redirections than ``max_redirects`` (RFC 9110 section 15.4).
+    TOO_MANY_REDIRECTS = "too-many-redirects"
 
     # -- the exchange
 
@@ -260,3 +271,17 @@ class QueueFull(LimitExceeded):
     """As many requests wait for a connection to the origin as may. ``status`` is what a gateway answers."""
 
     status = 503
+
+
+class StatusError(GreensockError):
+    """The server answered with a status of 400 or above; ``ClientResponse.raise_for_status`` raises it.
+
+    ``status`` is that, ``url`` what was asked, and ``response`` the answer, which may still have to be read or closed.
+    """
+
+    def __init__(self, response: Any) -> None:
+        phrase = response.head.phrase.decode("latin-1")
+        super().__init__(f"{response.url}: the server answered {response.status} {phrase}".rstrip())
+        self.response = response
+        self.status: int = response.status
+        self.url: str = response.url

@@ -348,6 +348,9 @@ class UpstreamOptions:
     min_retry_rate: float = 10.0
     #: Bytes of a request's body that are kept to send them again.
     max_replay: int = 65536
+    #: Whether a client that awaits 100 Continue is told so by the server, which may refuse the body before it is sent.
+    #: (One that says nothing for a second is taken to want it.) Else the proxy asks for the body.
+    pass_expect: bool = False
     #: The PROXY protocol's version that is spoken to its servers, in front of TLS; 0 for none.
     send_proxy_protocol: int = 0
     #: How TLS is spoken to its servers of https.
@@ -392,6 +395,7 @@ _UPSTREAM = {
     "retry_budget": Rule(lambda value: _number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "min_retry_rate": Rule(lambda value: _number(value) and 0 <= value < float("inf"), "a number of at least 0"),
     "max_replay": Rule.whole(0),
+    "pass_expect": Rule.flag(),
     "send_proxy_protocol": _one_of(0, 1, 2),
     "tls": Rule(lambda value: value is None or isinstance(value, UpstreamTLS), "a table of TLS"),
     "max_idle": Rule.whole(0),

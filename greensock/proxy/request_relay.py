@@ -169,6 +169,8 @@ class RequestRelay(Relay):
         parser = self.conn.parser_in_use
         missing = 1 if length is None or parser is None else length - parser.pending
         is_short = length is not None and length <= upstream.options.max_replay
+        if upstream.options.pass_expect and self.request.body.is_awaited:
+            is_short = False  # it is the server that asks for it
         if is_short and may_hold and (missing <= 0 or not may_wait):
             return self._forward(upstream, payload_of_short(self))
         guard = proxy.gateway.guard

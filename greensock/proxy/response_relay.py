@@ -447,6 +447,10 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
         error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
         raise relay.blame_server(error)
+    # The client speaks HTTP until its request is out (RFC 9110 section 7.8).
+    if not relay.request.body.is_ended or (relay.exchange is not None and relay.exchange.is_sending):
+        error = BadResponse("101 before the request was there whole", Reason.UNEXPECTED_SWITCH)
+        raise relay.blame_server(error)
     lines = _edited(relay, head, trailers=False)
     upgrade = b", ".join(head.headers.all_raw(b"upgrade"))
     line = _status_line(head.status, head.phrase)

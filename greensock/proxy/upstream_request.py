@@ -54,7 +54,7 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     """Write the head of the request to a server."""
     proxy, head, route = relay.proxy, relay.request.head, relay.route
     method, target = head.method, head.target
-    upgrade = not (head.is_ordinary or head.has_body) and bool(protocols_offered(head))
+    upgrade = not head.is_ordinary and bool(protocols_offered(head))
     takes_trailers = not head.is_ordinary and relay.passes_trailers
     lines = proxy.gateway.forwarder.request_lines(
         head, relay.peer, relay.client, relay.scheme, server.authority, upgrade, takes_trailers
@@ -77,13 +77,19 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
         framing = b"Content-Length: %d\r\n" % length
     else:
         framing = b""
+    upstream, body = relay.upstream, relay.request.body
+    expects = body.is_awaited and upstream is not None and upstream.options.pass_expect
+    if expects:
+        framing += b"Expect: 100-continue\r\n"
     if not target.startswith(b"/"):
         target = origin_form(method, target)
     if route is not None and route.strip_prefix:
         target = route.target_for(target)
     written = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target, lines, framing)
     trailers = partial(_trailers, relay) if length is None else None
-    return Call.written(method, written, payload, trailers, partial(_pass_interim, relay), upgrade)
+    call = Call.written(method, written, payload, trailers, partial(_pass_interim, relay), upgrade)
+    call.expects = expects
+    return call
 
 
 def payload_of_short(relay: Relay) -> Payload:

@@ -3,9 +3,10 @@
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import uvloop
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientConnectionResetError, ClientSession, ClientTimeout, TCPConnector, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from loadtests.peers import common, http_common
@@ -31,8 +32,9 @@ class Proxy:
             request.method, url, headers=headers, data=body, allow_redirects=False
         ) as answer:
             out = web.StreamResponse(status=answer.status, reason=answer.reason, headers=end_to_end(answer.headers))
-            await out.prepare(request)
-            await self.pass_on(answer.content.iter_any(), out)
+            with suppress(ClientConnectionResetError):  # the client has left
+                await out.prepare(request)
+                await self.pass_on(answer.content.iter_any(), out)
         return out
 
     async def pass_on(self, pieces: AsyncIterator[bytes], out: web.StreamResponse) -> None:

@@ -34,7 +34,7 @@ from greensock.http.wire.response_parser import ResponseParser
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["ClientConnection", "ClientLease", "ClientPool"]
+__all__ = ["ClientConnection", "ClientLease", "ClientPool", "DialTerms"]
 
 _close = get_original("os", "close")  # gevent's waits for the next pass of the loop, and so would a reset
 
@@ -105,7 +105,7 @@ class ClientConnection(PooledConnection):
             self.drop_spare()
 
 
-class _RequestTerms(NamedTuple):
+class DialTerms(NamedTuple):
     """On what terms a connection is made."""
 
     deadlines: Deadlines
@@ -122,7 +122,7 @@ class ClientLease(Lease[ClientConnection]):
     _preface: bytes
 
     def renew(self, terms: Deadlines) -> ClientConnection:
-        return super().renew(_RequestTerms(terms, getattr(self, "_preface", b"")))
+        return super().renew(DialTerms(terms, getattr(self, "_preface", b"")))
 
 
 class ClientPool(ConnectionPool[ClientConnection]):
@@ -171,14 +171,14 @@ class ClientPool(ConnectionPool[ClientConnection]):
         if conn is not None:
             lease = ClientLease(self, origin, conn)
         else:
-            further = self.lease_further(origin, _RequestTerms(deadlines, preface), patient)
+            further = self.lease_further(origin, DialTerms(deadlines, preface), patient)
             assert isinstance(further, ClientLease)
             lease = further
         if preface:
             lease._preface = preface
         return lease
 
-    def dial(self, key: Origin, terms: _RequestTerms) -> ClientConnection:
+    def dial(self, key: Origin, terms: DialTerms) -> ClientConnection:
         deadlines = terms.deadlines
         seconds = deadlines.timeouts.connect
         try:
@@ -201,10 +201,10 @@ class ClientPool(ConnectionPool[ClientConnection]):
         conn.parser = ResponseParser(self._limits)
         return conn
 
-    def patience(self, terms: _RequestTerms) -> float | None:
+    def patience(self, terms: DialTerms) -> float | None:
         return terms.deadlines.within(terms.deadlines.timeouts.queue, QueueTimeout)
 
-    def too_late(self, key: Origin, terms: _RequestTerms) -> PhaseTimeout:
+    def too_late(self, key: Origin, terms: DialTerms) -> PhaseTimeout:
         return terms.deadlines.late(QueueTimeout, terms.deadlines.timeouts.queue)
 
     def too_many(self, key: Origin, most: int) -> QueueFull:

@@ -109,7 +109,7 @@ class Call:
         interim: Interim | None = None,
         is_upgrade: bool = False,
     ) -> Call:
-        """Return a call whose head was written by a gateway, framing included. It does not ask for 100 Continue."""
+        """Return a call whose head was written by a gateway, framing included. Asks it for 100, ``expects`` is set."""
         call = cls.__new__(cls)
         call.method = method
         call.head = head

@@ -6,227 +6,131 @@ back. Invariants:
 
 - A connection is used again only if request and answer both ended exactly and neither side said ``close``
   (RFC 9112 section 9.3). Bytes behind an answer belong to no request: the connection is closed.
-- A call is repeated at the most once: if a connection that had been used before dies without a byte of an answer, or
-  gives what does not begin like one, the method is idempotent, and the body can be sent again; then on a fresh one.
+- Without ``retries`` a call is repeated at the most once: if a connection that had been used before dies without a byte
+  of an answer, or gives what does not begin like one, the method is idempotent, and the body can be sent again; then on
+  a fresh one.
 - Whatever is raised in a call or in reading its answer, the connection is reset and its slot is free again.
 
-No redirects are followed, no cookies kept. A client belongs to the thread it is first used in.
+An :class:`HTTPClient` sends what it is told and returns what it is answered: no redirects are followed, no cookies
+kept, nothing is decoded, the environment is not looked at, unless an option says so. An :class:`HTTPSession` does all
+of that by default, as users of requests and httpx expect. A client belongs to the thread it is first used in.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
+from http.cookiejar import CookieJar
 from math import inf
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
-from greensock import (
-    TLS,
-    Connection,
-    ConnectionClosed,
-    LimitExceeded,
-    OperationTimeout,
-    PoolStatistics,
-    Rule,
-    Server,
-    __version__,
-)
-from greensock.http.client.connection_pool import ClientConnection, ClientLease, ClientPool
+from greensock import TLS, PoolStatistics, Rule, Server, __version__
+from greensock.http.client.authorization import Auth, is_auth
+from greensock.http.client.client_response import ClientResponse
+from greensock.http.client.connection_pool import ClientLease, ClientPool
+from greensock.http.client.cookie_store import CookieStore
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.client.exchange import Call, Exchange, Interim, Trailers
+from greensock.http.client.journey import Asked, Journey, Manners
 from greensock.http.client.origin import Origin, origin_at, parse_url
 from greensock.http.client.payload import NOTHING, Body, let_go, payload_of
-from greensock.http.errors import BadResponse, BodyTimeout
-from greensock.http.incoming_body import IncomingBody
-from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
+from greensock.http.client.proxy_choice import Proxies, ProxyChoice
+from greensock.http.client.retries import Retries
+from greensock.http.client.sent_forms import Files, Pairs, body_of, with_params
+from greensock.http.client.tunnels import TunnelPool
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
-from greensock.http.wire.response_parser import ResponseParser, plain_answer
+from greensock.http.wire.response_parser import plain_answer
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["ClientResponse", "HTTPClient"]
+    from typing_extensions import Unpack
 
-#: How many pieces of a body are taken before its head is given out.
-MAX_AHEAD = 4
+__all__ = ["HTTPClient", "HTTPSession"]
+
+_NOTHING: tuple[()] = ()
+
 #: How many calls are kept written, of those that are nothing but a method and a URL.
 MAX_WRITTEN = 256
-#: Seconds that a detached connection lingers when it is closed: as any other.
-LINGER_SECONDS = 5.0
 
 _Fields = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
 
-class ClientResponse(IncomingBody):
-    """An answer: its head, and a body that is read as it comes; never more than one piece of input is held.
+class ClientKeywords(TypedDict, total=False):
+    """The options of a client, as a type checker is to know them; what each means stands at :class:`HTTPClient`."""
 
-    Read it to its end, or close it: until then it holds one of the connections to its origin. What came whole with its
-    head holds none. Used with ``with``, it is closed at the end.
+    max_connections: int
+    max_idle: int
+    max_idle_total: int
+    max_waiting: int
+    idle_timeout: float | None
+    max_age: float | None
+    max_requests: int | None
+    timeouts: Timeouts
+    limits: Limits
+    tls: TLS | ssl.SSLContext | bool
+    user_agent: str | None
+    base_url: str | None
+    headers: Headers | _Fields
+    auth: Auth | None
+    cookies: CookieJar | bool
+    decode: bool
+    max_decoded: int | None
+    max_redirects: int
+    retries: Retries | int | None
+    proxies: Proxies | None
 
-    Everything that reads may raise
 
-    - ``BadResponse``: the body's framing is broken, or it ended early (the server's fault);
-    - ``BodyTimeout``, ``TotalTimeout``: nothing came for too long, or all of it took too long;
-    - ``ConnectionLost``: the connection broke.
+class RequestKeywords(TypedDict, total=False):
+    """What may be said of a request but its body; what each means stands at :meth:`HTTPClient.request`."""
 
-    After these, and after whatever else is thrown into a wait, the connection is given up.
-    """
+    headers: Headers | _Fields
+    trailers: Trailers
+    target: bytes | None
+    address: Any
+    expect_continue: bool
+    on_interim: Interim | None
+    timeouts: Timeouts | None
+    timeout: float | None
+    params: Pairs | str | None
+    data: Any
+    json: Any
+    files: Files | None
+    auth: Auth | None
+    cookies: Mapping[str, str] | None
+    max_redirects: int | None
+    retries: Retries | int | None
 
-    __slots__ = (
-        "__weakref__",
-        "_closes",
-        "_conn",
-        "_deadlines",
-        "_exchange",
-        "_lease",
-        "head",
-        "headers",
-        "is_reused",
-        "status",
-    )
 
-    parser: ResponseParser
+class BodyKeywords(RequestKeywords, total=False):
+    """That, and a body."""
 
-    def __init__(
-        self, lease: ClientLease, head: ResponseHead, exchange: Exchange, deadlines: Deadlines, closes: bool
-    ) -> None:
-        conn = lease.connection
-        assert conn is not None
-        self._lease: ClientLease | None = lease
-        self._conn = conn
-        self.parser = conn.parser
-        self._exchange = exchange
-        self._deadlines = deadlines
-        self._closes = closes
-        self.ended = False
-        self.length = head.content_length
-        self.rest = b""
-        self.since = 0.0
-        self.received = 0
-        self.trailers = None
-        #: All of the head: ``phrase``, ``version``, ``content_length``, ``is_switch`` and more.
-        self.head = head
-        #: 200 to 999, or 101.
-        self.status = head.status
-        #: The fields, :class:`Headers`.
-        self.headers = head.headers
-        #: Whether the connection had answered another request before.
-        self.is_reused = lease.is_reused
-        if not head.is_switch:
-            self._look_ahead()
-
-    @classmethod
-    def _whole(cls, conn: ClientConnection, head: ResponseHead, body: bytes, is_reused: bool) -> ClientResponse:
-        """Return an answer that has come whole, and holds no connection."""
-        answer = cls.__new__(cls)
-        answer._lease = None
-        answer._conn = conn
-        answer.ended = True
-        answer.length = head.content_length
-        answer.rest = body
-        answer.received = len(body)
-        answer.trailers = None
-        answer.head = head
-        answer.status = head.status
-        answer.headers = head.headers
-        answer.is_reused = is_reused
-        return answer
-
-    def too_long(self, max_bytes: int) -> LimitExceeded:
-        self.close()
-        return LimitExceeded(f"a body of more than max_bytes={max_bytes} bytes", self._conn, "max_bytes", max_bytes)
-
-    def detach(self) -> Connection:
-        """Give out the connection after a switch of protocols (``head.is_switch``); it is the caller's from then on.
-
-        What came behind the head is read from it first. It no longer counts among the origin's connections.
-
-        Raises:
-            RuntimeError: no switch, or called before.
-        """
-        lease = self._lease
-        if lease is None or not self.head.is_switch:
-            raise RuntimeError("detach() is for an answer that switches protocols, once")
-        self._lease = None
-        self.ended = True
-        conn = lease.detach()
-        conn.linger_timeout = LINGER_SECONDS
-        conn.unread(self.parser.take_rest())
-        return conn
-
-    def close(self) -> None:
-        """Give up what was not read; the connection is reset then. Closing what was read to its end does nothing."""
-        self.rest = b""
-        self.ended = True
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            self._exchange.stop()
-            lease.give_up()
-
-    def __enter__(self) -> ClientResponse:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_lease", None) is not None:
-            self.close()
-            warnings.warn(f"{self!r} was neither read nor closed", ResourceWarning, source=self, stacklevel=2)
-
-    def __repr__(self) -> str:
-        return f"<ClientResponse {self.status} {self.headers!r}>"
-
-    def _look_ahead(self) -> None:
-        """Take the body if it came whole with its head, so that the connection is free at once."""
-        if self.head.has_body and not self.parser.pending:
-            return
-        pieces: list[bytes | memoryview] = []
-        try:
-            while type(event := self.parser.next_event()) is Data:
-                self.received += len(event.data)
-                pieces.append(event.data)
-                if len(pieces) == MAX_AHEAD:
-                    return
-                if not self.parser.pending and self.received != self.head.content_length:
-                    return
-            if type(event) is EndOfMessage:
-                self.end_reached(event)
-        except BadResponse:
-            pass  # it will be raised again, behind what came before
-        finally:
-            if pieces:
-                self.rest = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def feed_parser(self) -> None:
-        deadlines, seconds = self._deadlines, self._deadlines.timeouts.body
-        try:
-            data = self._conn.hear(deadlines.within(seconds, BodyTimeout, self._conn))
-        except OperationTimeout:
-            raise deadlines.late(BodyTimeout, seconds, self._conn) from None
-        self.parser.feed_or_end(data)
-
-    def end_reached(self, end: EndOfMessage) -> None:
-        self.ended = True
-        self.trailers = end.trailers
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            self._exchange.stop()
-            lease.end(self._exchange.is_sent and not self._closes and self.parser.is_reusable)
-
-    def reading_failed(self, error: BaseException) -> None:
-        self.close()
-        if self._exchange.failure is not None and isinstance(error, ConnectionClosed):
-            raise self._exchange.failure from None
+    body: Body
 
 
 def _is_tls(value: object) -> bool:
     return value is not None and Server.option_rules["tls"].fits(value)
+
+
+def _policy(retries: Retries | int | None) -> Retries | None:
+    """Return what a number of retries, or a policy, means."""
+    if isinstance(retries, Retries):
+        return retries if retries.total else None
+    _retries.check("retries", retries)
+    return Retries(retries) if retries else None
+
+
+def _as_headers(headers: Headers | _Fields) -> Headers:
+    if isinstance(headers, Headers):
+        return headers
+    return Headers(headers.items() if isinstance(headers, Mapping) else headers)
+
+
+_retries = Rule(
+    lambda value: isinstance(value, Retries) or Rule.whole(0).or_none().fits(value), "Retries(), a number, or None"
+)
 
 
 class HTTPClient:
@@ -265,6 +169,30 @@ class HTTPClient:
     tls: TLS | ssl.SSLContext | bool = True
     #: What User-Agent says, if the request has none. None: no such field.
     user_agent: str | None = f"greensock/{__version__}"
+    #: What URLs without a scheme stand below: ``/users`` is asked at ``http://host/api/users`` if this is
+    #: ``http://host/api``. None: each has to be whole.
+    base_url: str | None = None
+    #: Fields that each request has, unless it has one of that name itself.
+    headers: Headers | _Fields = ()
+    #: Who asks: ``(name, password)``, or ``Bearer(token)``. With a ``base_url`` only its origin is told; without one,
+    #: whoever is asked, but not where an answer leads to.
+    auth: Auth | None = None
+    #: Whether cookies are kept, and in which jar: True for one of its own, which then stands here.
+    cookies: CookieJar | bool = False
+    #: Whether answers are asked for in, and read without, the content codings that are known here: gzip and deflate, br
+    #: with the package ``brotli``, zstd with Python 3.14 or ``backports.zstd``.
+    decode: bool = False
+    #: Bytes that a body may have when it is decoded. None: any number; it comes in pieces of 64 KiB all the same.
+    max_decoded: int | None = 1 << 30
+    #: Redirections that are followed for one request; one more is an error. 0: none, and the answer is returned.
+    max_redirects: int = 0
+    #: How often, and when, a request is made again: :class:`Retries`, or only a number of tries. None: never.
+    retries: Retries | int | None = None
+    #: Through which proxies is asked: ``{"http": "http://[name:password@]host:port", "https": ..., "all": ..., "no":
+    #: "localhost,.example.org,10.0.0.0/8"}``, or ``"environment"`` for what HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
+    #: NO_PROXY say when the client is made. Servers of https are asked through a tunnel (CONNECT). ``socks5://`` is
+    #: SOCKS 5, and ``socks5h://`` has the proxy resolve the names.
+    proxies: Proxies | None = None
 
     option_rules: ClassVar[Mapping[str, Rule]] = {
         "max_connections": Rule.whole(1),
@@ -278,23 +206,33 @@ class HTTPClient:
         "limits": Rule.instance(Limits, "Limits"),
         "tls": Rule(lambda value: value is True or _is_tls(value), "True, TLS(), or an ssl.SSLContext"),
         "user_agent": Rule.instance(str, "a string").or_none(),
+        "base_url": Rule.instance(str, "http://host[:port]/path").or_none(),
+        "headers": Rule(lambda value: isinstance(value, Headers | Iterable), "fields"),
+        "auth": Rule(is_auth, "(name, password), or Bearer(token)").or_none(),
+        "cookies": Rule.instance(CookieJar | bool, "True, False, or a CookieJar"),  # type: ignore[arg-type]
+        "decode": Rule.flag(),
+        "max_decoded": Rule.whole(0).or_none(),
+        "max_redirects": Rule.whole(0),
+        "retries": _retries,
+        "proxies": Rule.instance(Mapping | str, "a mapping, or 'environment'").or_none(),  # type: ignore[arg-type]
     }
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[ClientKeywords]) -> None:
         self._take_options(options)
-        agent = Headers([("User-Agent", self.user_agent)] if self.user_agent else [])
-        self._agent = agent.raw
-        self._pool = ClientPool(
-            self.limits,
-            tls=self.tls,
-            max_connections=self.max_connections,
-            max_idle=self.max_idle,
-            max_idle_total=self.max_idle_total,
-            max_waiting=self.max_waiting,
-            idle_timeout=self.idle_timeout,
-            max_age=self.max_age,
-            max_requests=self.max_requests,
-        )
+        self._manners = manners = self._look_at_manners()
+        sizes: dict[str, Any] = {
+            "max_connections": self.max_connections,
+            "max_idle": self.max_idle,
+            "max_idle_total": self.max_idle_total,
+            "max_waiting": self.max_waiting,
+            "idle_timeout": self.idle_timeout,
+            "max_age": self.max_age,
+            "max_requests": self.max_requests,
+        }
+        if manners.proxies is None:
+            self._pool = ClientPool(self.limits, tls=self.tls, **sizes)
+        else:
+            self._pool = TunnelPool(self.limits, manners.proxies, self.tls, **sizes)
         self._unbounded = Deadlines(self.timeouts, None)
         self._written: dict[tuple[str, str], tuple[Origin, Call]] = {}
 
@@ -316,6 +254,14 @@ class HTTPClient:
         on_interim: Interim | None = None,
         timeouts: Timeouts | None = None,
         timeout: float | None = None,
+        params: Pairs | str | None = None,
+        data: Any = None,
+        json: Any = None,
+        files: Files | None = None,
+        auth: Auth | None = None,
+        cookies: Mapping[str, str] | None = None,
+        max_redirects: int | None = None,
+        retries: Retries | int | None = None,
     ) -> ClientResponse:
         """Make a request and return the answer, of which the head is there.
 
@@ -335,8 +281,14 @@ class HTTPClient:
         status is 300 or above, else with the end of the answer. With ``expect_continue`` the body waits for 100, for
         ``timeouts.expect`` seconds at the most.
 
-        ``on_interim`` is called with each head 1xx. ``timeouts`` takes the place of the client's, ``timeout`` (seconds)
-        that of its ``total``.
+        In the place of a ``body``: ``json``, sent as such; ``data``, a form of names and values (a value may be a
+        list), or what may be a body; ``files``, with ``data`` or without, a form with files: ``{"name": file}``, or
+        ``(filename, content)``, or ``(filename, content, type)`` in the place of a file, which is sent from its
+        position to its end. ``params`` are names and values that go into the query, behind what is in it.
+
+        ``auth`` and ``cookies`` are sent, too, but to no other origin. ``max_redirects`` and ``retries`` take the place
+        of the client's, and so does ``timeouts``; ``timeout`` (seconds) takes that of its ``total``, redirections and
+        retries included. ``on_interim`` is called with each head 1xx.
 
         Raises:
             PhaseTimeout: one of its kinds; the phase and the seconds are in it.
@@ -344,10 +296,16 @@ class HTTPClient:
             ConnectFailed: no server listens there, or it could not be reached. HandshakeFailed and CertificateRefused,
                 which say why no TLS was agreed on, are of this kind.
             ConnectionLost: the server reset the connection.
-            BadResponse: the server broke the protocol, or closed without an answer.
+            BadResponse: the server broke the protocol, closed without an answer, or redirects without end, or to what
+                cannot be followed.
             ConnectionClosed: the client is closed.
             ValueError, TypeError: what was asked for cannot be sent.
         """
+        if body is None and headers == _NOTHING and trailers is None and target is None and address is None:
+            if not expect_continue and on_interim is None and type(url) is str and timeouts is None and timeout is None:
+                if params is None and data is None and json is None and files is None and auth is None:
+                    if cookies is None and max_redirects is None and retries is None:
+                        return self._ask(method, url)
         deadlines = self._unbounded
         if (
             timeouts is not None
@@ -356,27 +314,101 @@ class HTTPClient:
             or deadlines.total is not None
         ):
             deadlines = self._deadlines(timeouts, timeout, body)
-        if body is None and headers == () and trailers is None and target is None and address is None:
-            if not expect_continue and on_interim is None and type(url) is str:
-                origin, call = self._written.get((method, url)) or self._write(method, url)
-                return self.perform(call, self._pool.lease_for(origin, deadlines), deadlines)
+        manners = self._manners
+        if manners.is_bare and params is None and data is None and json is None and files is None and auth is None:
+            if cookies is None and not max_redirects and retries is None:
+                return self._ask_plainly(
+                    method, url, headers, body, trailers, target, address, expect_continue, on_interim, deadlines
+                )
+        payload = NOTHING
+        try:
+            url = manners.full_url(url)
+            if params is not None:
+                url = with_params(url, params)
+            parse_url(url)
+            fields, payload = body_of(_as_headers(headers), body, json, data, files)
+            if max_redirects is not None:
+                self.option_rules["max_redirects"].check("max_redirects", max_redirects)
+            policy = manners.retries if retries is None else _policy(retries)
+            most = manners.max_redirects if max_redirects is None else max_redirects
+            asked = Asked(
+                method, url, fields, payload, trailers, target, address, expect_continue, on_interim, auth, cookies
+            )
+            asked.max_redirects, asked.retries = most, policy
+            journey = Journey(asked, manners, self._perform, deadlines)
+        except BaseException:
+            if payload is NOTHING:
+                let_go(body if body is not None else data)
+            payload.close()
+            raise
+        return journey.go()
+
+    def _ask_plainly(
+        self,
+        method: str,
+        url: str,
+        headers: Headers | _Fields,
+        body: Body,
+        trailers: Trailers,
+        target: bytes | None,
+        address: Any,
+        expect_continue: bool,
+        on_interim: Interim | None,
+        deadlines: Deadlines,
+    ) -> ClientResponse:
+        """Make one request, of a client that does nothing more about it."""
         try:
             destination = parse_url(url)
             if type(headers) is not Headers:
-                headers = Headers(headers.items() if isinstance(headers, Mapping) else headers)
+                headers = _as_headers(headers)
             payload = payload_of(body, headers)
         except BaseException:
             let_go(body)
             raise
         try:
-            fields = self._fields(headers, destination.authority, expect_continue)
-            call = Call(method, destination.target if target is None else target, fields, payload, trailers, on_interim)
+            pairs = self._manners.written(headers, destination.authority, None, destination.origin)
+            if expect_continue and headers.get_raw(b"expect") is None:
+                pairs = [*pairs, (b"Expect", b"100-continue")]
+            target = destination.target if target is None else target
+            call = Call(method, target, Headers.of_raw(pairs), payload, trailers, on_interim)
             origin = destination.origin if address is None else origin_at(address, destination.origin)
-            lease = self._pool.lease_for(origin, deadlines)
-            return self.perform(call, lease, deadlines)
+            answer = self.perform(call, self._pool.lease_for(origin, deadlines), deadlines)
         except BaseException:
             payload.close()
             raise
+        answer.url = url
+        return answer
+
+    def _ask(self, method: str, url: str) -> ClientResponse:
+        """Make a request that is nothing but a method and a URL."""
+        deadlines = self._unbounded
+        if deadlines.timeouts is not self.timeouts or deadlines.total is not None:
+            deadlines = self._deadlines(None, None, None)
+        manners = self._manners
+        if manners.is_bare:
+            origin, call = self._written.get((method, url)) or self._write(method, url)
+            answer = self.perform(call, self._pool.lease_for(origin, deadlines), deadlines)
+            answer.url = url
+            return answer
+        first = None
+        if manners.retries is None and (manners.cookies is None or manners.cookies.is_empty):
+            origin, call = self._written.get((method, url)) or self._write(method, url)
+            first = self.perform(call, self._pool.lease_for(origin, deadlines), deadlines)
+            if manners.is_plain(first):
+                first.url = manners.full_url(url)
+                return first
+        try:
+            asked = Asked(method, manners.full_url(url), Headers())
+            asked.max_redirects, asked.retries = manners.max_redirects, manners.retries
+            journey = Journey(asked, manners, self._perform, deadlines)
+        except BaseException:
+            if first is not None:
+                first.close()
+            raise
+        return journey.go(first)
+
+    def _perform(self, call: Call, origin: Origin, deadlines: Deadlines) -> ClientResponse:
+        return self.perform(call, self._pool.lease_for(origin, deadlines), deadlines)
 
     def _deadlines(self, timeouts: Timeouts | None, timeout: float | None, body: Body) -> Deadlines:
         try:
@@ -387,31 +419,39 @@ class HTTPClient:
 
     def _write(self, method: str, url: str) -> tuple[Origin, Call]:
         """Write the call of a method and a URL alone, and keep it for the next time."""
-        destination = parse_url(url)
-        fields = self._fields(Headers(), destination.authority, False)
-        written = destination.origin, Call(method, destination.target, fields, NOTHING, None, None)
+        manners = self._manners
+        destination = parse_url(manners.full_url(url))
+        fields = manners.written(Headers(), destination.authority, None, destination.origin)
+        origin, target, said = manners.route(destination, destination.target)
+        written = origin, Call(method, target, Headers.of_raw(fields + said), NOTHING, None, None)
         if len(self._written) >= MAX_WRITTEN:
             self._written.clear()
         self._written[method, url] = written
         return written
 
-    def get(self, url: str, **options: Any) -> ClientResponse:
+    def get(self, url: str, **options: Unpack[BodyKeywords]) -> ClientResponse:
         """Make a GET request; see :meth:`request`."""
+        if not options and type(url) is str:
+            return self._ask("GET", url)
         return self.request("GET", url, **options)
 
-    def head(self, url: str, **options: Any) -> ClientResponse:
+    def head(self, url: str, **options: Unpack[BodyKeywords]) -> ClientResponse:
         """Make a HEAD request; see :meth:`request`."""
         return self.request("HEAD", url, **options)
 
-    def post(self, url: str, body: Body = None, **options: Any) -> ClientResponse:
+    def post(self, url: str, body: Body = None, **options: Unpack[RequestKeywords]) -> ClientResponse:
         """Make a POST request; see :meth:`request`."""
         return self.request("POST", url, body=body, **options)
 
-    def put(self, url: str, body: Body = None, **options: Any) -> ClientResponse:
+    def put(self, url: str, body: Body = None, **options: Unpack[RequestKeywords]) -> ClientResponse:
         """Make a PUT request; see :meth:`request`."""
         return self.request("PUT", url, body=body, **options)
 
-    def delete(self, url: str, **options: Any) -> ClientResponse:
+    def patch(self, url: str, body: Body = None, **options: Unpack[RequestKeywords]) -> ClientResponse:
+        """Make a PATCH request; see :meth:`request`."""
+        return self.request("PATCH", url, body=body, **options)
+
+    def delete(self, url: str, **options: Unpack[BodyKeywords]) -> ClientResponse:
         """Make a DELETE request; see :meth:`request`."""
         return self.request("DELETE", url, **options)
 
@@ -445,16 +485,27 @@ class HTTPClient:
             rule.check(name, given[name] if name in given else getattr(self, name))
         vars(self).update(given)
 
-    def _fields(self, headers: Headers, authority: bytes, expect_continue: bool) -> Headers:
-        """Return the fields given, and those that have to be there."""
-        pairs = headers.raw
-        if headers.get_raw(b"host") is None:
-            pairs = [(b"Host", authority), *pairs]
-        if self._agent and headers.get_raw(b"user-agent") is None:
-            pairs = pairs + self._agent
-        if expect_continue and headers.get_raw(b"expect") is None:
-            pairs = [*pairs, (b"Expect", b"100-continue")]
-        return Headers.of_raw(pairs)
+    def _look_at_manners(self) -> Manners:
+        """Return what the options say of how requests are made."""
+        if self.cookies is True:
+            self.cookies = CookieJar()
+        agent = [("User-Agent", self.user_agent)] if self.user_agent else []
+        fields = _as_headers(self.headers).copy()
+        if "User-Agent" not in fields:
+            for name, value in agent:
+                fields.add(name, value)
+        proxies = ProxyChoice(self.proxies) if self.proxies is not None else None
+        return Manners(
+            self.base_url,
+            fields.raw,
+            self.auth,
+            CookieStore(self.cookies) if isinstance(self.cookies, CookieJar) else None,
+            self.decode,
+            self.max_decoded,
+            self.max_redirects,
+            _policy(self.retries),
+            proxies or None,
+        )
 
     def perform(self, call: Call, lease: ClientLease, deadlines: Deadlines) -> ClientResponse:
         """Make the call, again if that is allowed, and return the answer, which holds the lease."""
@@ -493,3 +544,15 @@ class HTTPClient:
             lease.give_up()
             raise
         return answer
+
+
+class HTTPSession(HTTPClient):
+    """An :class:`HTTPClient` with the defaults that one expects who knows requests or httpx.
+
+    It keeps cookies, follows redirections, decodes answers, and asks through the proxies that the environment names.
+    """
+
+    cookies: CookieJar | bool = True
+    decode: bool = True
+    max_redirects: int = 20
+    proxies: Proxies | None = "environment"

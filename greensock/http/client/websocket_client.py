@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from gevent.monkey import get_original
 
 from greensock import TLS, GreensockError
+from greensock.http.client.client_response import ClientResponse
 from greensock.http.client.deadlines import Timeouts
-from greensock.http.client.http_client import ClientResponse, HTTPClient
+from greensock.http.client.http_client import HTTPClient
 from greensock.http.errors import BadResponse, Reason
 from greensock.http.websocket.deflate import agreement_of, offer_of
 from greensock.http.websocket.handshake import check_answer, request_fields

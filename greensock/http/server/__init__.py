@@ -6,15 +6,19 @@ The modules, lowest first; each imports only what stands above it:
 stream              where an answer goes that is not HTTP/1.1 on the connection itself
 cookies             what a client sends of them, and the field that sets one
 query_fields        the fields of a query
-request             a request as the program sees it
 response            an answer as the program gives it
+spool               bytes in memory, and then in a file
+forms               fields and files that a page sends
+request             a request as the program sees it
 conditions          whether a file is sent, and what of it
 static_files        files and directories as answers
 server_sent_events  events that a page hears as they come
+route_table         which function answers a method and a path
 filters             what changes the body of an answer on its way out
 http_stats          what a server counted
 deadline_watch      until when heads must be whole, and bodies must go on
 response_writer     how an answer goes out
+compression         which answers are compressed, and how
 switching           the ways out of HTTP: WebSockets, and other protocols
 http_server         one request after the other, each answered
 ==================  ====================================================================================================

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
 from greensock.http.wire.headers import Headers
 
-__all__ = ["MAX_RANGES", "Unsatisfiable", "accepted_codings", "failed_condition", "ranges_of"]
+__all__ = ["MAX_RANGES", "Unsatisfiable", "accepted_codings", "best_coding", "failed_condition", "ranges_of"]
 
 #: How many ranges are sent at once; a request for more, or for more than the whole, gets the whole.
 MAX_RANGES = 16
 
 _range = re.compile(r"([0-9]{0,18})-([0-9]{0,18})").fullmatch
+_weight = re.compile(r"[ \t]*q=([01](?:\.[0-9]{0,3})?)[ \t]*").fullmatch
 _etag = re.compile(r'[ \t]*((?:W/)?"[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|$)').match
 
 
@@ -87,6 +89,28 @@ def accepted_codings(field: str | None) -> set[str]:
         if not re.fullmatch(r"[ \t]*q[ \t]*=[ \t]*0(\.0{0,3})?[ \t]*", weight):
             found.add(coding.strip())
     return found
+
+
+def best_coding(field: str | None, offered: Iterable[str]) -> str | None:
+    """Return the coding that Accept-Encoding likes best, of those that are offered, the best first; None: none of them.
+
+    What is malformed is as if it were not there.
+    """
+    if not field:
+        return None
+    weights: dict[str, float] = {}
+    for part in field.lower().split(","):
+        coding, _, rest = part.partition(";")
+        match = _weight(rest) if rest else None
+        if not rest or match is not None:
+            weights.setdefault(coding.strip(), float(match.group(1)) if match is not None else 1.0)
+    others = weights.get("*", 0.0)
+    found, most = None, 0.0
+    for coding in offered:
+        weight = weights.get(coding, others)
+        if weight > most:
+            found, most = coding, weight
+    return None if weights.get("identity", 0.0) > most else found
 
 
 def _weak(etag: str) -> str:

@@ -42,6 +42,7 @@ from greensock import (
     let_others_run,
 )
 from greensock.http.errors import BadRequest
+from greensock.http.server.compression import Compression
 from greensock.http.server.deadline_watch import DeadlineWatch
 from greensock.http.server.filters import BodyFilter, apply_filter
 from greensock.http.server.http_stats import HTTPStatistics
@@ -141,6 +142,7 @@ class HTTPServerSettings(ServerSettings, total=False):
 class HTTPServerKeywords(HTTPServerSettings, total=False):
     """Those and the upcalls, as functions that get the arguments without the server."""
 
+    compression: Compression | None
     handle_request: Callable[[Request], Response | None]
     websocket_options: WebSocketOptions
     websocket_open: Callable[[WebSocket, Request], Response | None]
@@ -175,10 +177,13 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
     limits: Limits = Limits()
     #: Methods that get 405.
     refused_methods: frozenset[str] = frozenset({"CONNECT", "TRACE"})
+    #: Which answers are compressed. None: none are.
+    compression: Compression | None = None
 
     connection_class: type[HTTPConnectionT] = cast(Any, HTTPConnection)
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
+        "compression": Rule.instance(Compression, "a Compression").or_none(),
         "handle_request": Rule.function(),
         "websocket_options": Rule.instance(WebSocketOptions, "WebSocketOptions"),
         "websocket_open": Rule.function(),
@@ -213,7 +218,8 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
         super().look_at_upcalls()
         self._needs_no_parser = not self.overrides_upcall("take_requests", HTTPServer)
         self.on_request_done = self.request_done if self.overrides_upcall("request_done", HTTPServer) else None
-        self.on_filter = self.filter_for if self.overrides_upcall("filter_for", HTTPServer) else None
+        filters = self.compression is not None or self.overrides_upcall("filter_for", HTTPServer)
+        self.on_filter = self.filter_for if filters else None
 
     # -- what to override
 
@@ -492,8 +498,8 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
 
     def send_answer(self, request: Request, response: Response, keep: bool) -> bool:
         """Send the answer; True if the connection goes on."""
-        if self.on_filter is not None and response.status not in BODILESS:
-            self._filter(request, response)
+        if self.on_filter is not None:
+            response = self._filter(request, response)
         if request.stream is not None:
             return self._send_to_stream(request, response, request.stream)
         conn, body = request.connection, request.body
@@ -512,11 +518,11 @@ class HTTPServer(SwitchingServer[HTTPConnectionT]):
                 self._finish(request, response, conn.bytes_sent - before)
         return self.end_exchange(request, keep)
 
-    def _filter(self, request: Request, response: Response) -> None:
+    def _filter(self, request: Request, response: Response) -> Response:
         assert self.on_filter is not None
-        change = self.on_filter(request, response)
-        if change is not None:
+        if response.status not in BODILESS and (change := self.on_filter(request, response)) is not None:
             apply_filter(response, change)
+        return response if self.compression is None else self.compression.apply(request, response)
 
     def _send_to_stream(self, request: Request, response: Response, stream: ResponseStream) -> bool:
         """Send the answer to a stream; True, as the connection is not this request's alone."""

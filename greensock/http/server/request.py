@@ -18,6 +18,7 @@ from greensock import Connection, OperationTimeout
 from greensock.http.errors import BadRequest, Reason
 from greensock.http.incoming_body import IncomingBody
 from greensock.http.server.cookies import parse_cookies
+from greensock.http.server.forms import DEFAULT_FORM, Form, FormLimits, read_form
 from greensock.http.server.query_fields import MAX_QUERY_FIELDS, QueryFields
 from greensock.http.server.stream import ResponseStream
 from greensock.http.websocket.handshake import offered_subprotocols
@@ -27,7 +28,7 @@ from greensock.http.wire.events import RequestHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.request_parser import RequestParser
 from greensock.http.wire.target import origin_form
-from greensock.http.wire.writer import write_response_head
+from greensock.http.wire.writer import LAST_CHUNK, write_last_chunk, write_response_head
 
 __all__ = ["NO_BODY", "ReadBody", "Request", "RequestBody"]
 
@@ -194,6 +195,10 @@ class Request:
     stream: ResponseStream | None = None
     #: What it has left HTTP for: a WebSocket, or its connection.
     switched_to: Any = None
+    #: Fields that go out behind the body of its answer: see ``add_trailers``.
+    trailing: Headers | None = None
+    #: What ``form`` read.
+    form_read: Form | None = None
 
     def __init__(self, conn: Connection, head: RequestHead, body: RequestBody) -> None:
         #: As the parser gave it, :class:`RequestHead`.
@@ -288,6 +293,21 @@ class Request:
                 raise
             raise BadRequest(f"a body that is no JSON: {error}", Reason.BODY_MALFORMED, self.connection) from None
 
+    def form(self, limits: FormLimits = DEFAULT_FORM) -> Form:
+        """Read the body, and return the fields and the files that it has as a form; once more, the same.
+
+        ``application/x-www-form-urlencoded`` and ``multipart/form-data``; the latter needs ``greensock[forms]``.
+
+        Raises:
+            HTTPError: 415, it is no form. Let it through.
+            BadRequest: it is malformed, or crosses a limit. Left to itself, it becomes 400 or 413.
+            OperationTimeout, ConnectionLost: see :class:`RequestBody`.
+        """
+        if self.form_read is None:
+            said = self.headers.get("content-type", "") or ""
+            self.form_read = read_form(self.body, said, limits, self.connection)
+        return self.form_read
+
     @property
     def host(self) -> str:
         """The authority it is for, ``name[:port]``: the target's, or Host's; empty in HTTP/1.0 without."""
@@ -325,6 +345,38 @@ class Request:
             self.body.stop_awaiting()
         self.connection.send(write_response_head(status, fields))
         return True
+
+    def add_trailers(self, headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]) -> bool:
+        """Have fields go out behind the body of the answer, if that goes out in chunks: in pieces, without a length.
+
+        They may be added until the last piece was given. Those that are there before the head goes out are announced
+        in its field Trailer. False if they would not arrive, as the client did not say that it takes them by
+        ``TE: trailers`` (RFC 9110 section 6.5.1): then nothing is sent.
+
+        Raises:
+            ValueError: a field that cannot be a trailer, as it is of the framing.
+        """
+        fields = Headers(headers.items() if isinstance(headers, Mapping) else headers)
+        write_last_chunk(fields)  # looks at the names
+        if self.version == "1.0" or self.stream is not None or b"trailers" not in self.headers.tokens(b"te"):
+            return False
+        if self.trailing is None:
+            self.trailing = fields
+        else:
+            for name, value in fields.raw:
+                self.trailing.add(name, value)
+        return True
+
+    def announced_trailers(self) -> bytes:
+        """Return the line of a head that announces what will go out behind the body; empty if nothing is known of."""
+        if not self.trailing:
+            return b""
+        names = dict.fromkeys(name for name, _ in self.trailing.raw)
+        return b"Trailer: %b\r\n" % b", ".join(names)
+
+    def last_chunk(self) -> bytes:
+        """Return what ends a body in chunks."""
+        return LAST_CHUNK if self.trailing is None else write_last_chunk(self.trailing)
 
     @property
     def offered_subprotocols(self) -> list[str]:

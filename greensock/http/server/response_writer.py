@@ -20,7 +20,7 @@ from greensock.http.server.response import FileBody, Response
 from greensock.http.server.stream import ResponseStream
 from greensock.http.wire.body_length import declared_length
 from greensock.http.wire.headers import Headers
-from greensock.http.wire.writer import LAST_CHUNK, format_date, write_chunk, write_response_head
+from greensock.http.wire.writer import format_date, write_chunk, write_response_head
 
 __all__ = ["BODILESS", "CLOSE", "JOINED", "KEEP_ALIVE", "OWN_FIELDS", "AnsweringServer"]
 
@@ -148,11 +148,13 @@ class AnsweringServer(Server[ConnectionT]):
         option = _connection_option(request.version, keep)
         pieces = iter(()) if bodiless else _pieces(body, length)
         first = next(pieces, None)  # if this fails it is not too late for an answer
+        if chunked:
+            option += request.announced_trailers()
         head = self.written_head(response, length, chunked, option)
         request.is_answered = True
         request.body.stop_awaiting()
         if first is None:
-            conn.send(head + LAST_CHUNK if chunked and not bodiless else head)
+            conn.send(head + request.last_chunk() if chunked and not bodiless else head)
             return keep
         self.send_piece(request, head, first, chunked)
         began = monotonic()
@@ -160,7 +162,7 @@ class AnsweringServer(Server[ConnectionT]):
             self.send_piece(request, b"", piece, chunked)
             began = let_others_run(began)
         if chunked:
-            conn.send(LAST_CHUNK)
+            conn.send(request.last_chunk())
         return keep
 
     def send_piece(self, request: Request, head: bytes, piece: bytes, chunked: bool = False) -> None:

@@ -3,6 +3,7 @@
 The modules, lowest first; each imports only what stands above it:
 
 ==============  ========================================================================================================
+wsgi_arguments  what pywsgi is given, and what that means here
 wsgi_input      what an application is given
 wsgi_socket     the socket of a request that asks for an upgrade
 wsgi_websocket  the WebSocket of one that asks for that

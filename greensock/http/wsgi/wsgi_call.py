@@ -22,7 +22,7 @@ from greensock.http.server.request import Request
 from greensock.http.server.response import Response
 from greensock.http.server.response_writer import CLOSE, JOINED, KEEP_ALIVE
 from greensock.http.wire.syntax import is_token, is_value
-from greensock.http.wire.writer import LAST_CHUNK, phrase_of
+from greensock.http.wire.writer import phrase_of
 from greensock.http.wsgi.wsgi_input import FileWrapper, RawInput, plain_file
 from greensock.http.wsgi.wsgi_socket import ConnectionSocket
 from greensock.http.wsgi.wsgi_websocket import WSGIWebSocket
@@ -120,6 +120,11 @@ class Answer:
         self.length = self.left = length
         self.is_bodiless = code == 304 or code == 204 or self.request.method == "HEAD"
         return self.write
+
+    def send_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+        """``wsgi.early_hints``: send 103 before the answer (RFC 8297); nothing once that has begun, or to HTTP/1.0."""
+        if not self.request.is_answered:
+            self.request.send_interim(103, headers)
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body, and the head before the first."""
@@ -221,7 +226,7 @@ class Answer:
 
     def _finish(self) -> None:
         head = b"" if self.is_begun else self._begin(None)
-        last = LAST_CHUNK if self.chunked else b""
+        last = self.request.last_chunk() if self.chunked else b""
         if head or last:
             self.request.connection.send(head + last)
         if self.left and not self.is_bodiless:
@@ -253,7 +258,7 @@ class Answer:
             pass
         elif request.version == "1.1":
             self.chunked = True
-            framing = b"Transfer-Encoding: chunked\r\n\r\n"
+            framing = request.announced_trailers() + b"Transfer-Encoding: chunked\r\n\r\n"
         else:
             keep = request.shows_cut = False
         if not self.traits & _DATE:

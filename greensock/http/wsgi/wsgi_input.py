@@ -11,6 +11,7 @@ from typing import Any
 
 from greensock.http.errors import BadRequest
 from greensock.http.server.request import RequestBody
+from greensock.http.server.spool import Spool
 
 __all__ = ["FileWrapper", "InputError", "RawInput", "environ_key", "plain_file"]
 
@@ -79,6 +80,9 @@ class InputError(OSError):
 class RawInput(io.RawIOBase):
     """``wsgi.input`` without its buffer."""
 
+    #: What was read before the application was called; None: it reads as it comes.
+    spool: Spool | None = None
+
     def __init__(self, body: RequestBody) -> None:
         self._body = body
         #: Whether the client sent what is no body: nothing can follow it on this connection.
@@ -97,6 +101,21 @@ class RawInput(io.RawIOBase):
     def readall(self) -> bytes:
         """Return all of it; how much that may be is ``Limits.max_body``."""
         return b"".join(iter(functools.partial(self._read, BLOCK), b""))
+
+    def read_first(self, most: int) -> Spool:
+        """Read all of it now; return it, to be read as a file.
+
+        Raises:
+            BadRequest: it is longer than ``most`` bytes (status 413), or cannot be read.
+        """
+        body = self._body
+        self.spool = spool = Spool()
+        while piece := body.next_piece():
+            if spool.size + len(piece) > most:
+                raise body.too_long(most)
+            spool.write(piece)
+        spool.file.seek(0)
+        return spool
 
     def _read(self, most: int) -> bytes:
         try:

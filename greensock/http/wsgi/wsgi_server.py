@@ -10,10 +10,11 @@ for its next request holds no greenlet. Here are the environ, ``start_response``
 
 What a program could notice: requests are judged strictly; no body goes out with HEAD, 204 and 304; an answer's
 ``Connection`` field is obeyed (``close``) but not copied, and any other hop-by-hop field is an error; there is no 101
-but through what a request for an upgrade finds in its environ (``wsgi_socket``, ``wsgi_websocket``); ``handler_class``,
-``handle`` and ``set_handle`` are refused, for there are no handlers (``format_request`` and ``application_failed`` can
-be overridden here); refusals are counted and logged as by ``HTTPServer``, not to ``error_log``; of gevent's arguments
-for TLS ``ssl_version`` says nothing, as 1.2 and newer are spoken, and handshakes take no greenlet.
+but through what a request for an upgrade finds in its environ (``wsgi_socket``, ``wsgi_websocket``); a chunked upload
+is read first, and has a length then; ``handle``, ``set_handle`` and a ``handler_class`` that does anything of its own
+are refused, for there are no handlers (the error says what takes the place of its methods); refusals are counted and
+logged as by ``HTTPServer``, not to ``error_log``; of gevent's arguments for TLS ``ssl_version`` says nothing, as 1.2
+and newer are spoken, and handshakes take no greenlet.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from urllib.parse import unquote_to_bytes
 
 import gevent
 from gevent import socket as _socket
-from gevent.pywsgi import LoggingLogAdapter
 
-from greensock import TLS, Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, State, __version__
+from greensock import Connection, ConnectionClosed, ConnectionLost, OperationTimeout, Rule, State, __version__
 from greensock.http.errors import BadRequest
+from greensock.http.server.compression import Compression
 from greensock.http.server.filters import BodyFilter
 from greensock.http.server.http_server import HTTP_OPTIONS, HTTPServer, HTTPServerSettings
 from greensock.http.server.request import NO_BODY, Request
@@ -42,6 +43,7 @@ from greensock.http.server.response import HTTPError, Response
 from greensock.http.websocket.handshake import BadHandshake, asks_for_websocket, check_request
 from greensock.http.websocket.websocket import WebSocket
 from greensock.http.websocket.websocket_options import WebSocketOptions
+from greensock.http.wsgi.wsgi_arguments import TLS_OPTIONS, NoLog, as_log, check_handler, most_connections, tls_of
 from greensock.http.wsgi.wsgi_call import Answer, GatheredAnswer
 from greensock.http.wsgi.wsgi_input import FileWrapper, InputError, RawInput, environ_key
 from greensock.http.wsgi.wsgi_socket import ConnectionSocket
@@ -57,18 +59,14 @@ log = logging.getLogger("greensock.server")
 #: An application, as PEP 3333 has it; it may be a subclass's method.
 Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
-#: What gevent's servers take for TLS.
-TLS_OPTIONS = frozenset(
-    {"keyfile", "certfile", "ssl_context", "ssl_version", "cert_reqs", "ca_certs", "server_side", "ciphers"}
-    | {"do_handshake_on_connect", "suppress_ragged_eofs"}
-)
-#: Values of ``spawn`` that mean what is done here anyway.
-SPAWNS = (None, "default", "raw", gevent.spawn, gevent.spawn_raw)
-
 
 class WSGIServerKeywords(HTTPServerSettings, total=False):
     """What ``WSGIServer`` may be told beside pywsgi's arguments, as a type checker is to know it."""
 
+    compression: Compression | None
+    early_hints: bool
+    stream_chunked: bool
+    max_chunked: int
     websocket_options: WebSocketOptions
     filter_for: Callable[[Request, Response], BodyFilter | None]
     request_done: Callable[[Request, Response, int], object]
@@ -92,6 +90,14 @@ class WSGIServer(HTTPServer):
     application: Any = None
     #: The class of the environs. PEP 3333 wants ``dict`` itself.
     environ_class: type[dict[str, Any]] = dict
+    #: Whether applications find ``wsgi.early_hints``, which sends 103, as under gunicorn. (In every environ is
+    #: ``greensock.request``, which has ``send_interim``.)
+    early_hints: bool = False
+    #: Whether the body of a chunked upload streams. False: it is read before the application is called, which then gets
+    #: its length: most go by that alone, and Django would find none.
+    stream_chunked: bool = False
+    #: Bytes of a chunked upload that is read first; of more than 256 kB they are on disk. A longer one gets 413.
+    max_chunked: int = 100 << 20
     #: What every environ begins with.
     base_env: Mapping[str, Any] = {
         "GATEWAY_INTERFACE": "CGI/1.1",
@@ -104,6 +110,10 @@ class WSGIServer(HTTPServer):
     }
     option_rules: ClassVar[Mapping[str, Rule]] = {
         **HTTP_OPTIONS,
+        "compression": Rule.instance(Compression, "a Compression").or_none(),
+        "early_hints": Rule.flag(),
+        "stream_chunked": Rule.flag(),
+        "max_chunked": Rule.whole(0),
         "websocket_options": Rule.instance(WebSocketOptions, "WebSocketOptions"),
         "filter_for": Rule.function(),
         "request_done": Rule.function(),
@@ -127,14 +137,13 @@ class WSGIServer(HTTPServer):
         if tls:
             if given.get("tls") is not None:
                 raise ValueError(f"tls, {', '.join(sorted(tls))}: tls or gevent's arguments expected, not both")
-            given["tls"] = _tls_of(tls)
-        if handler_class is not None:
-            raise ValueError(f"handler_class={handler_class!r}: None expected, for there are no handlers here")
+            given["tls"] = tls_of(tls)
+        check_handler(handler_class)
         self._refuse_handle(given.pop("handle", None))
         listeners = listener if isinstance(listener, list) else [listener]
         if backlog is not None and any(hasattr(each, "accept") for each in listeners):
             raise TypeError("backlog: None expected where a socket is given, as with gevent")
-        most = _most_connections(spawn)
+        most = most_connections(spawn)
         if most is not None:
             given.setdefault("max_connections", most)
         if backlog is not None:
@@ -143,9 +152,9 @@ class WSGIServer(HTTPServer):
         if application is not None:
             self.application = application
         #: Where the access log goes.
-        self.log = _as_log("log", log, logging.INFO)
+        self.log = as_log("log", log, logging.INFO)
         #: Where the tracebacks of the application go; ``wsgi.errors``.
-        self.error_log = _as_log("error_log", error_log, logging.ERROR)
+        self.error_log = as_log("error_log", error_log, logging.ERROR)
         #: What ``get_environ`` copies.
         self.environ: dict[str, Any] = {}
         self.set_environ(environ)
@@ -219,8 +228,17 @@ class WSGIServer(HTTPServer):
             environ["wsgi.input"] = io.BytesIO()
         else:
             answer.input = RawInput(request.body)
-            environ["wsgi.input"] = io.BufferedReader(answer.input)
+            if request.head.content_length is None and not self.stream_chunked:
+                spool = answer.input.read_first(self.max_chunked)
+                environ["wsgi.input"] = spool.file
+                environ["CONTENT_LENGTH"] = str(spool.size)
+                environ.pop("HTTP_TRANSFER_ENCODING", None)
+            else:
+                environ["wsgi.input"] = io.BufferedReader(answer.input)
         environ["wsgi.input_terminated"] = True
+        if self.early_hints:
+            environ["wsgi.early_hints"] = answer.send_hints
+        environ["greensock.request"] = request
         if not request.head.is_ordinary and "HTTP_UPGRADE" in environ and request.body is NO_BODY:
             answer.socket = ConnectionSocket(request.connection, partial(self._hand_over, answer))
             environ["werkzeug.socket"] = answer.socket
@@ -339,6 +357,8 @@ class WSGIServer(HTTPServer):
                 keep = self.send_answer(request, response, False)
         except BaseException:
             conn.abort()
+            if answer.input is not None and answer.input.spool is not None:
+                answer.input.spool.close()
             if answer.socket is not None:
                 answer.socket.expire()
                 self._cut(answer.socket)
@@ -361,7 +381,9 @@ class WSGIServer(HTTPServer):
                 keep = self.end_exchange(request, keep)
         if answer.socket is not None and answer.socket.is_taken:
             self._end_socket(conn, answer.socket)
-        if type(self.log) is not _NoLog:
+        if answer.input is not None and answer.input.spool is not None:
+            answer.input.spool.close()
+        if type(self.log) is not NoLog:
             line = self.format_request(request, answer.code, conn.bytes_sent - before, time() - started)
             self._write(self.log, line + "\n")
         return keep
@@ -370,15 +392,19 @@ class WSGIServer(HTTPServer):
         """Have the application answer a stream, or through a filter: its answer becomes a Response like any other."""
         answer, before = GatheredAnswer(self, request, keep), request.connection.bytes_sent
         try:
-            response = answer.gather(self.application(self.environ_of(answer), answer.start_response))
-        except BaseException as error:
-            answer.close()
-            failed = self._on_failure(answer, error) if isinstance(error, Exception | gevent.Timeout) else None
-            if failed is None:
-                raise
-            response, keep = failed, False
-        keep = self.send_answer(request, response, keep)
-        if type(self.log) is not _NoLog:
+            try:
+                response = answer.gather(self.application(self.environ_of(answer), answer.start_response))
+            except BaseException as error:
+                answer.close()
+                failed = self._on_failure(answer, error) if isinstance(error, Exception | gevent.Timeout) else None
+                if failed is None:
+                    raise
+                response, keep = failed, False
+            keep = self.send_answer(request, response, keep)
+        finally:
+            if answer.input is not None and answer.input.spool is not None:
+                answer.input.spool.close()
+        if type(self.log) is not NoLog:
             sent = request.connection.bytes_sent - before
             self._write(self.log, self.format_request(request, response.status, sent, time() - started) + "\n")
         return keep
@@ -464,63 +490,3 @@ def _asks_soundly(request: Request, options: WebSocketOptions) -> bool:
     except BadHandshake:
         return False
     return True
-
-
-class _NoLog:
-    """Writes nothing; ``wsgiref.validate`` wants these methods."""
-
-    def write(self, text: str) -> None:
-        pass
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-
-def _as_log(name: str, given: Any, level: int) -> Any:
-    if given is None:
-        return _NoLog()
-    if isinstance(given, str):
-        if given != "default":
-            raise ValueError(f"{name}={given!r}: 'default', None, a logger or an object with write expected")
-        return sys.stderr
-    if not hasattr(given, "write") and hasattr(given, "log"):
-        return LoggingLogAdapter(given, level)
-    return given
-
-
-def _tls_of(given: Mapping[str, Any]) -> Any:
-    """Return what gevent's arguments for TLS say."""
-    for name in ("server_side", "do_handshake_on_connect"):
-        if not given.get(name, True):
-            raise ValueError(f"{name}={given[name]!r}: True expected")
-    context = given.get("ssl_context")
-    if context is not None:
-        if beside := given.keys() & {"keyfile", "certfile", "cert_reqs", "ca_certs", "ciphers"}:
-            raise ValueError(f"ssl_context, {', '.join(sorted(beside))}: ssl_context alone expected")
-        return context
-    if "certfile" not in given:
-        raise ValueError("certfile=None: a certificate expected, for TLS")
-    # ssl.CERT_NONE, CERT_OPTIONAL, CERT_REQUIRED.
-    wanted = {0: "none", 1: "optional", 2: "required"}.get(int(given.get("cert_reqs", 0)), "none")
-    return TLS(
-        given["certfile"],
-        given.get("keyfile"),
-        ciphers=given.get("ciphers"),
-        authorities=given.get("ca_certs"),
-        client_certificates=wanted,
-    )
-
-
-def _most_connections(spawn: Any) -> int | None:
-    """Return how many connections a ``spawn`` of gevent's servers allows; None for no bound."""
-    if spawn in SPAWNS:
-        return None
-    if isinstance(spawn, int) and not isinstance(spawn, bool):
-        return spawn
-    if hasattr(spawn, "free_count") and hasattr(spawn, "size"):
-        size: int | None = spawn.size
-        return size
-    raise ValueError(f"spawn={spawn!r}: 'default', 'raw', None, a number or a pool expected")

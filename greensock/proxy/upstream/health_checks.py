@@ -22,10 +22,11 @@ from typing import Any
 import gevent
 
 from greensock import TLS
+from greensock.http.client.client_response import ClientResponse
 from greensock.http.client.connection_pool import ClientLease
 from greensock.http.client.deadlines import Deadlines
 from greensock.http.client.exchange import Call
-from greensock.http.client.http_client import ClientResponse, HTTPClient
+from greensock.http.client.http_client import HTTPClient
 from greensock.proxy.failure import shortage_of
 from greensock.proxy.upstream.health import Health, HealthOptions
 
