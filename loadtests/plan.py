@@ -13,12 +13,15 @@ __all__ = ["Case", "Plan", "Scale"]
 #: Seconds per connection in three passes of a server that takes 25 us for a message.
 PASSES_SECONDS = 75e-6
 
+#: How often each case is measured, unless somebody asks for something else.
+ROUNDS = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How much to measure. With these five rounds all experiments together take under 30 minutes."""
 
-    rounds: int = 5
+    rounds: int = ROUNDS
     #: Of each measurement.
     seconds: float = 0.5
     warmup: float = 0.1
@@ -28,6 +31,10 @@ class Scale:
     def count(self, connections: int) -> int:
         """Return so many connections, or few if quick."""
         return min(connections, 200) if self.quick else connections
+
+    def few(self, rounds: int) -> int | None:
+        """Return how often a case is measured at the most that has no time for more; who asks for more gets them."""
+        return None if self.rounds > ROUNDS else rounds
 
     def counts(self, connections: Sequence[int]) -> list[int]:
         """Return those that differ."""

@@ -14,7 +14,7 @@ __all__ = ["handshakes", "tls"]
 #: Seconds that a server takes to start and end.
 STARTING = 0.6
 #: Seconds of a measurement, and rounds: fewer than elsewhere, as all experiments are to end within half an hour.
-SECONDS, ROUNDS = 0.3, 3
+SECONDS, FEW_ROUNDS = 0.3, 2
 #: Those that are measured where gevent is left out for the same reason: no figure asks for it there.
 WITHOUT_GEVENT = tuple(name for name in TLS if name != "tls_gevent")
 #: Connections whose memory is measured; that echo; whose handshakes are under way at the same time; that download.
@@ -30,7 +30,9 @@ def tls(scale: Scale) -> Plan:
         seconds = min(scale.seconds, SECONDS)
         count = scale.count(connections)
         call = partial(measure_tls.measured, mode=mode, connections=count, seconds=seconds, **options)
-        return Case(label, {"mode": mode, "connections": count}, call, servers, STARTING + 1.25 * seconds, ROUNDS)
+        return Case(
+            label, {"mode": mode, "connections": count}, call, servers, STARTING + 1.25 * seconds, scale.few(FEW_ROUNDS)
+        )
 
     idle = scale.count(IDLE)
     cases = (
@@ -47,7 +49,7 @@ def tls(scale: Scale) -> Plan:
             partial(measure_tls.idle, connections=idle),
             TLS,
             STARTING + 1.5,
-            1,
+            scale.few(1),
         ),
     )
     return Plan("tls", "TLS", cases, scale.rounds, {"size": 64})

@@ -139,6 +139,8 @@ def start_tls(
     address = conn.address
     if server_hostname is None and isinstance(address, tuple):
         server_hostname = address[0].partition("%")[0]
+    if server_hostname:
+        server_hostname = server_hostname.removesuffix(".")
     if not server_hostname and context.check_hostname:
         raise ValueError("server_hostname=None: a name expected, for the address has none")
     _secure(conn, context, server_hostname, address, timeout, inf if timeout is None else monotonic() + timeout)
