@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -18,13 +19,19 @@ from zlib import crc32
 
 import gevent
 import pytest
-from conftest import PATIENCE, PAUSE, read_all, read_exactly
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Those that take ``--bind``; the reverse proxy and the users for Locust have tests of their own.
 NAMES = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem not in ("reverse_proxy", "locustfile"))
 #: Those among them that nobody connects to.
 DATAGRAMS = ("statsd", "udp_echo")
+
+
+def takes_sigterm(pid: int) -> bool:
+    """Whether a process has a handler by now, which it makes after it has said where it listens."""
+    (caught,) = re.findall(r"(?m)^SigCgt:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught, 16) >> signal.SIGTERM - 1 & 1)
 
 
 class Example:
@@ -37,6 +44,7 @@ class Example:
 
     def stop(self) -> str:
         """End it by SIGTERM, which it takes well and without a complaint."""
+        wait_until(lambda: self.process.poll() is not None or takes_sigterm(self.process.pid))
         self.process.terminate()
         self.output, errors = self.process.communicate(timeout=PATIENCE)
         assert (self.process.returncode, errors) == (0, "")

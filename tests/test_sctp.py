@@ -54,6 +54,11 @@ class Echo(Recorder):
         return None
 
 
+class Dialling(Recorder):
+    protocol = "sctp"
+    connection_class = SCTPConnection
+
+
 def dial(server, **options):
     return connect(server.address, protocol="sctp", connection_class=SCTPConnection, timeout=PATIENCE, **options)
 
@@ -208,7 +213,7 @@ def test_nobody_listens_and_a_server_that_connects(serve):
         connect(address, protocol="sctp", timeout=PATIENCE)
     with connect(("localhost", server.server_port), protocol="sctp", timeout=PATIENCE, preface=b"first") as conn:
         assert conn.recv(timeout=PATIENCE) == b"first"
-    dialling = serve(Recorder, protocol="sctp", connection_class=SCTPConnection)
+    dialling = serve(Dialling)
     conn = dialling.connect(server.address, timeout=PATIENCE, preface=b"before")
     conn.wait_open(PATIENCE)
     conn.send_message(b"hello", stream=3)
