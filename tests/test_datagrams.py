@@ -169,10 +169,21 @@ def test_a_unix_datagram_may_be_longer_than_any_of_udp(tmp_path):
             conn.send(bytes(10_000_000))
 
 
+def test_a_unix_peer_without_a_name_is_told_from_the_last_one(tmp_path):
+    """Of its address the kernel writes nothing: what was there before is none."""
+    with Echo("127.0.0.1:0") as other, Echo(str(tmp_path / "s")) as server, to(other) as conn:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nameless:
+            conn.send(b"a")
+            conn.recv()
+            nameless.sendto(b"b", server.address)
+            wait_until(lambda: server.came)
+            assert server.came == [(b"b", None)]
+
+
 # -- in turns, in bounds
 
 
-@pytest.mark.parametrize("options", [{}, {"coalesce": False}])
+@pytest.mark.parametrize("options", [{}, {"coalesce": False}, {"recv_size": 100_000}])
 def test_every_datagram_of_a_burst_comes_once(options):
     """Cut by the sender's kernel and put together by ours, or not; more than one read can take."""
     with Echo("127.0.0.1:0", recv_buffer=1 << 20, **options) as server, to(server) as conn:

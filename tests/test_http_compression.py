@@ -123,6 +123,7 @@ def test_what_goes_out_as_it_is(ask):
         (made(), "Accept-Encoding: gzip;q=0\r\n", False, True),
         (made(LONG[:999]), takes, False, False),
         (made(LONG[:1000]), takes, True, True),
+        (made(b""), takes, False, False),
         (made(iter([LONG[:999]]), Content_Length="999"), takes, False, False),
         (made(kind="image/png"), takes, False, False),
         (made(kind=None), takes, False, False),

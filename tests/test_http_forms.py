@@ -14,7 +14,7 @@ from http_serving import Any, answering, statuses  # noqa: F401  # fixtures
 
 from greensock.http import FormLimits, Response
 from greensock.http.server import forms
-from greensock.http.server.spool import IN_MEMORY
+from greensock.http.server.spool import IN_MEMORY, Spool
 
 KIND = "multipart/form-data; boundary=b"
 URLENCODED = "application/x-www-form-urlencoded"
@@ -129,6 +129,15 @@ def test_what_crosses_a_limit_or_is_malformed(ask, cut):
         (413, b"a=" + b"x" * 999, URLENCODED),
     ):
         assert (ask(post(body, kind, "/limits", cut))[0], body[:99], kind) == (status, body[:99], kind)
+
+
+def test_what_a_full_disk_did_not_take_is_let_go():
+    with open("/dev/full", "w+b") as full:
+        spool = Spool()
+        spool.file = full
+        spool.write(b"x")
+        spool.close()
+        assert full.closed
 
 
 def nameless_files():

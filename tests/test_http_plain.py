@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from conftest import PATIENCE
 from http_messages import answering, cases, play
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -130,6 +134,31 @@ def test_secrets_are_not_kept():
     _known.clear()
     assert lex_plain_fields(lines) is None
     assert not _known
+
+
+#: Bytes whose last one is the last of a page, behind which nothing may be read: made of a real one's head and its tail.
+AT_THE_EDGE = """
+import ctypes, mmap, sys
+from greensock.http.wire.plain_heads import read_plain_head
+page = mmap.PAGESIZE
+libc = ctypes.CDLL(None)
+room = mmap.mmap(-1, 2 * page)
+start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+assert libc.mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 0) == 0
+for data in (b"abc", b"GET / HTTP/1.1", b"GET / HTTP/1.1\\r", b"GET / HTTP/1.1\\r\\n", b"GET / HTTP/1.1\\r\\nA: b\\r"):
+    size = sys.getsizeof(data)
+    place = start + page - size
+    ctypes.memmove(place, id(data), size)
+    there = ctypes.cast(place, ctypes.py_object).value
+    for end in range(-1, len(data) + 1):
+        read_plain_head(there, end, 100)
+    del there
+"""
+
+
+def test_nothing_is_read_behind_a_head():
+    """Three bytes without an end are asked for, too: what ends before their first (HTTPServer.connection_recv)."""
+    subprocess.run([sys.executable, "-c", AT_THE_EDGE], check=True, timeout=PATIENCE)
 
 
 @settings(max_examples=300)

@@ -63,11 +63,12 @@ CASES = [
     ("GET", "http://a/files/x", 200, "GET /files/<path:rest> {'rest': 'x'}"),
     ("OPTIONS", "/own", 200, "OPTIONS /own {}"),
     ("BREW", "/own", 405, "GET, HEAD, OPTIONS"),
+    ("CONNECT", "a:1", 404, None),
 ]
 
 
 def test_who_answers(serve, connect):
-    server = serve(HTTPServer, handle_request=routes)
+    server = serve(HTTPServer, handle_request=routes, refused_methods=frozenset())
     for method, target, status, said in CASES:
         sock = connect(server)
         sock.sendall(f"{method} {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())

@@ -19,6 +19,10 @@ from greensock.proxy import Forwarding, Guard, GuardOptions, ListenOptions, Prox
 from greensock.proxy.proxy_server import MAX_PIECES
 
 
+#: Seconds in which an answer comes.
+PAUSE = 0.1
+
+
 def post(length, rest=KEEP):
     return b"POST / HTTP/1.1\r\nContent-Length: %d\r\n" % length + rest
 
@@ -425,6 +429,19 @@ def test_a_switch_before_the_request_is_whole(start, dial):
     with scripted(script) as server:
         sock = dial(start(server.url, max_replay=0), b"POST / HTTP/1.1\r\nContent-Length: 4\r\n" + UPGRADE + b"bo")
         assert status_of(read_all(sock)) == 502
+
+
+def test_a_switch_while_who_sends_the_body_pauses(start, dial, monkeypatch):
+    """Behind the last piece it may be the turn of others, and the server be quicker."""
+    monkeypatch.setattr("greensock.http.client.exchange.let_others_run", lambda since: gevent.sleep(PAUSE) or since)
+
+    def script(server, sock, number):
+        body_of(sock, server.head(sock))
+        sock.sendall(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+
+    with scripted(script) as server:
+        head = b"POST / HTTP/1.1\r\nContent-Length: 4\r\n" + UPGRADE
+        assert status_of(read_all(dial(start(server.url, max_replay=0), head + b"body"))) == 101
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 3", b"Transfer-Encoding: chunked"])

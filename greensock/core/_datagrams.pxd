@@ -12,7 +12,8 @@ cdef extern from *:
     #include <sys/socket.h>
     #include <sys/un.h>
 
-    /* So many reads at once, each into a slot of its own. Of a slot only what came is ever touched. */
+    /* So many reads at once, each into a slot of its own; of longer ones (LONGEST_AT_ONCE) one. Of a slot only what came
+       is ever touched. */
     #define GREENSOCK_READS 16
     #define GREENSOCK_SLOT 65536
     #define GREENSOCK_GRO 104 /* UDP_GRO */
@@ -42,6 +43,7 @@ cdef extern from *:
 
     static PyObject *greensock_told(greensock_place *place, socklen_t size) {
         char text[INET6_ADDRSTRLEN];
+        if (size == 0) return Py_NewRef(Py_None); /* a Unix socket without a name: nothing was written to the place */
         if (place->any.sa_family == AF_INET || place->any.sa_family == AF_INET6) {
             unsigned port = ntohs(place->ipv4.sin_port); /* at the same place in both */
             greensock_known *known = &greensock_peers[port % GREENSOCK_KNOWN];
@@ -67,7 +69,7 @@ cdef extern from *:
         }
         /* A path, an abstract name (bytes, the first of which is 0), or nothing. */
         Py_ssize_t length = (Py_ssize_t)size - (Py_ssize_t)offsetof(struct sockaddr_un, sun_path);
-        if (size == 0 || length <= 0) return Py_NewRef(Py_None);
+        if (length <= 0) return Py_NewRef(Py_None);
         if (place->path.sun_path[0] == 0) return PyBytes_FromStringAndSize(place->path.sun_path, length);
         return PyUnicode_DecodeFSDefaultAndSize(place->path.sun_path, (Py_ssize_t)strnlen(place->path.sun_path, length));
     }
@@ -108,11 +110,11 @@ cdef extern from *:
         struct iovec places[GREENSOCK_READS];
         greensock_place peers[GREENSOCK_READS];
         union { char room[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } extras[GREENSOCK_READS];
-        int is_own = size > GREENSOCK_SLOT || greensock_slots_taken, failed = 0, count, index;
-        unsigned reads = is_own ? 1 : GREENSOCK_READS, each;
+        int is_long = size > GREENSOCK_SLOT, is_own = is_long || greensock_slots_taken, failed = 0, count, index;
+        unsigned reads = is_long ? 1 : GREENSOCK_READS, each;
         /* Of all that was put together there has to be room, however short each datagram is to be. */
         Py_ssize_t slot = has_gro && size < GREENSOCK_SLOT ? GREENSOCK_SLOT : size;
-        char *room = is_own ? PyMem_Malloc(slot) : greensock_slots;
+        char *room = is_own ? PyMem_Malloc(is_long ? slot : GREENSOCK_READS * GREENSOCK_SLOT) : greensock_slots;
         PyObject *found = NULL;
         if (room == NULL) return PyErr_NoMemory();
         for (each = 0; each < reads; each++) {

@@ -6,6 +6,7 @@ from greensock.core.poller cimport Endpoint
 from greensock.core.workers cimport Turn
 
 cdef double inf
+cdef Py_ssize_t LONGEST_AT_ONCE
 
 
 cdef class DatagramSocket(Endpoint):

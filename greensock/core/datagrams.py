@@ -53,6 +53,8 @@ __all__ = ["DatagramSocket", "drain_datagrams"]
 DATAGRAMS_PER_LOOK = 32
 #: What a datagram counts for at least, in bytes, where they wait to be sent.
 LEAST_BYTES = 64
+#: Datagrams of which longer ones are taken are read one by one.
+LONGEST_AT_ONCE = 65536
 #: Seconds between two tries where no event tells of room: a Unix socket has none for each of its peers.
 RETRY_SECONDS = 0.005
 #: What waits to be sent is tried so often in one pass.
@@ -196,7 +198,7 @@ class DatagramSocket(Endpoint):
             return False
         # Where many are read at once the kernel has said that there are no more, and will tell of the next one
         # (test_every_datagram_of_a_burst_comes_once).
-        if len(found) < READS_AT_ONCE:
+        if len(found) < READS_AT_ONCE and self._size <= LONGEST_AT_ONCE:
             self._found_none()
         self._batch = found
         return True

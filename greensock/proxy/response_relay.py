@@ -41,6 +41,8 @@ __all__ = ["pass_answer"]
 MAX_AHEAD = 4
 #: From so many bytes on, the rest of a body is spliced. (Measured: below, the pipe costs more than it saves.)
 SPLICED = 262_144
+#: Seconds in which the request must be out when a server switches.
+LAST_PIECE_SECONDS = 1.0
 
 #: Fields that only the proxy writes in a 101: an edit of them has no effect. It names the protocol that is spoken now.
 OWN_FIELDS_OF_SWITCH = OWN_FIELDS | {b"upgrade"}
@@ -447,8 +449,9 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
     if not taken or not set(taken) <= set(protocols_offered(relay.request.head)):
         error = BadResponse(f"101 to {b', '.join(taken)!r}, which was not offered", Reason.UNEXPECTED_SWITCH)
         raise relay.blame_server(error)
-    # The client speaks HTTP until its request is out (RFC 9110 section 7.8).
-    if not relay.request.body.is_ended or (relay.exchange is not None and relay.exchange.is_sending):
+    # The client speaks HTTP until its request is out (RFC 9110 section 7.8). Who sends it may be behind its last piece,
+    # and have paused there (test_a_switch_while_who_sends_the_body_pauses).
+    if not (relay.exchange is None or relay.exchange.join(LAST_PIECE_SECONDS)) or not relay.request.body.is_ended:
         error = BadResponse("101 before the request was there whole", Reason.UNEXPECTED_SWITCH)
         raise relay.blame_server(error)
     lines = _edited(relay, head, trailers=False)

@@ -292,6 +292,12 @@ class Exchange:
         if self._sender is not None:
             self._sender.kill()
 
+    def join(self, seconds: float) -> bool:
+        """Wait until the request is out whole; False if it is not by then, or never will be."""
+        if self._sender is not None:
+            self._sender.join(seconds)
+        return self.is_sent
+
     def hand_over(self) -> bool:
         """Have the sender close the body when it is done; False if it is done, or never began."""
         # A greenlet that is killed before it ran never comes to its ``finally``, where the body would be closed.

@@ -124,6 +124,8 @@ class Compression:
             return response
         if response.status in BODILESS or not self.is_worth_it(response) or self.may_be_secret(request, response):
             return response
+        if response.body == b"" and request.method != "HEAD":
+            return response
         # A program may give the same answer to many (test_an_answer_that_is_given_more_than_once).
         response = _copy(response)
         headers, body = response.headers, response.body

@@ -90,6 +90,8 @@ class RouteTable:
         method, raw = request.method, request.raw_path
         if raw == b"*":  # of the server as a whole (RFC 9110 section 9.3.7)
             return Response(status=204)
+        if not raw:  # CONNECT
+            raise HTTPError(404)
         path = tuple(unquote(each) for each in raw.decode("latin-1").split("/")[1:])
         allowed: set[str] = set()
         found = self._written.get(path)

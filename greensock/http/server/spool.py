@@ -48,8 +48,9 @@ class Spool:
         return os.pread(self.file.fileno(), count, offset)
 
     def close(self) -> None:
-        """Let go of them."""
-        self.file.close()
+        """Let go of them. Nothing is raised: what a full disk did not take is not needed any more."""
+        with contextlib.suppress(OSError):
+            self.file.close()
 
     def __del__(self) -> None:
         """What holds it was forgotten: by a program that did not close its form."""

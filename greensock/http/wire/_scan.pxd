@@ -49,6 +49,7 @@ cdef extern from *:
         const char *text = PyBytes_AS_STRING(data), *stop = text + end, *line_end, *begin, *at, *version;
         PyObject *lines, *method, *target, *found;
         if (!greensock_of_target['/']) greensock_make_table();
+        if (end < 9) Py_RETURN_NONE; /* or less than 0, where what came has no end */
         line_end = greensock_end_of_line(text, stop);
         version = line_end - 9;
         if (version < text || memcmp(version, " HTTP/1.1", 9) != 0) Py_RETURN_NONE;
