@@ -15,6 +15,8 @@ __all__ = ["handshakes", "tls"]
 STARTING = 0.6
 #: Seconds of a measurement, and rounds: fewer than elsewhere, as all experiments are to end within half an hour.
 SECONDS, FEW_ROUNDS = 0.3, 2
+#: Seconds in which a busy machine ends a handshake, too.
+SHORTEST = 0.2
 #: Those that are measured where gevent is left out for the same reason: no figure asks for it there.
 WITHOUT_GEVENT = tuple(name for name in TLS if name != "tls_gevent")
 #: Connections whose memory is measured; that echo; whose handshakes are under way at the same time; that download.
@@ -28,6 +30,8 @@ def tls(scale: Scale) -> Plan:
 
     def case(label: str, mode: str, connections: int, servers: tuple[str, ...] = TLS, **options: Any) -> Case:
         seconds = min(scale.seconds, SECONDS)
+        if connections == SHAKING:
+            seconds = max(seconds, SHORTEST)
         count = scale.count(connections)
         call = partial(measure_tls.measured, mode=mode, connections=count, seconds=seconds, **options)
         return Case(
