@@ -413,6 +413,8 @@ def test_a_send_that_cannot_be(address, data, said):
             server.send_to(data, address)
         with pytest.raises(TypeError):
             server.send_to("text", ("127.0.0.1", 5))
+        with pytest.raises(Undeliverable):  # a peer whose datagram said so
+            server.send_to(b"x", ("127.0.0.1", 0))
         with pytest.raises(ValueError, match="segment_size=0: a whole number"):
             server.send_to(b"x", ("127.0.0.1", 5), segment_size=0)
 
