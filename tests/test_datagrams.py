@@ -171,13 +171,13 @@ def test_a_unix_datagram_may_be_longer_than_any_of_udp(tmp_path):
 
 def test_a_unix_peer_without_a_name_is_told_from_the_last_one(tmp_path):
     """Of its address the kernel writes nothing: what was there before is none."""
-    with Echo("127.0.0.1:0") as other, Echo(str(tmp_path / "s")) as server, to(other) as conn:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nameless:
-            conn.send(b"a")
-            conn.recv()
-            nameless.sendto(b"b", server.address)
-            wait_until(lambda: server.came)
-            assert server.came == [(b"b", None)]
+    nameless = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with Echo("127.0.0.1:0") as other, Echo(str(tmp_path / "s")) as server, to(other) as conn, nameless:
+        conn.send(b"a")
+        conn.recv()
+        nameless.sendto(b"b", server.address)
+        wait_until(lambda: server.came)
+        assert server.came == [(b"b", None)]
 
 
 # -- in turns, in bounds
@@ -413,6 +413,8 @@ def test_a_send_that_cannot_be(address, data, said):
             server.send_to(data, address)
         with pytest.raises(TypeError):
             server.send_to("text", ("127.0.0.1", 5))
+        with pytest.raises(Undeliverable):  # a peer whose datagram said so
+            server.send_to(b"x", ("127.0.0.1", 0))
         with pytest.raises(ValueError, match="segment_size=0: a whole number"):
             server.send_to(b"x", ("127.0.0.1", 5), segment_size=0)
 

@@ -18,7 +18,6 @@ from scripts import scripted
 from greensock.proxy import Forwarding, Guard, GuardOptions, ListenOptions, ProxyTimeouts, Route
 from greensock.proxy.proxy_server import MAX_PIECES
 
-
 #: Seconds in which an answer comes.
 PAUSE = 0.1
 
@@ -419,7 +418,7 @@ def test_an_upgrade_with_a_body(start, dial, way):
 
 
 def test_a_switch_before_the_request_is_whole(start, dial):
-    """What the client still sends would be taken for the other protocol."""
+    """What the client still sends would be taken for the other protocol. It is none of the server's failures."""
 
     def script(server, sock, number):
         server.head(sock)
@@ -427,8 +426,10 @@ def test_a_switch_before_the_request_is_whole(start, dial):
         read_all(sock)
 
     with scripted(script) as server:
-        sock = dial(start(server.url, max_replay=0), b"POST / HTTP/1.1\r\nContent-Length: 4\r\n" + UPGRADE + b"bo")
+        proxy = start(server.url, max_replay=0)
+        sock = dial(proxy, b"POST / HTTP/1.1\r\nContent-Length: 4\r\n" + UPGRADE + b"bo")
         assert status_of(read_all(sock)) == 502
+        assert proxy.gateway.upstreams["site"].all[0].health.statistics().failed == 0
 
 
 def test_a_switch_while_who_sends_the_body_pauses(start, dial, monkeypatch):

@@ -284,7 +284,9 @@ class DatagramSocket(Endpoint):
         if error.errno == errno.EMSGSIZE and (self._family == _socket.AF_UNIX or len(data) > MOST_BYTES):
             most = "the socket's send buffer" if self._family == _socket.AF_UNIX else f"{MOST_BYTES} bytes"
             raise ValueError(f"data of {len(data)} bytes: no more than {most} in a datagram") from error
-        if error.errno not in OF_THE_NETWORK:
+        # Who sends from port 0 cannot be answered (RFC 768), and anybody can say so in a datagram.
+        has_no_port = error.errno == errno.EINVAL and isinstance(address, tuple) and address[1] == 0
+        if error.errno not in OF_THE_NETWORK and not has_no_port:
             raise error
         if self._tells_errors and self._take_errors():
             return False

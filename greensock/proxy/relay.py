@@ -362,9 +362,10 @@ class Relay:
             answer.headers.add(b"Proxy-Status", told)
         return answer
 
-    def blame_server(self, error: Exception) -> Failure:
-        """Return the failure that an error of the server's is, which is counted against it."""
+    def blame_server(self, error: Exception, is_sure: bool = True) -> Failure:
+        """Return the failure that an error of the server's is, which is counted against it if that ``is_sure``."""
         failure = self._failure_of(error)
+        failure.blames_server = failure.blames_server and is_sure
         assert self.server is not None
         self.server.failed(failure, self.spell)
         return failure
