@@ -24,6 +24,7 @@ from greensock.errors import (
     MessageTooLong,
     OperationTimeout,
     ProtocolError,
+    Undeliverable,
     WouldBlock,
 )
 
@@ -36,6 +37,7 @@ TABLE = [
     (HandshakeFailed, ConnectionError, DropReason.HANDSHAKE),
     (CertificateRefused, ConnectionError, DropReason.HANDSHAKE),
     (ConnectionTruncated, ConnectionError, DropReason.TRUNCATED),
+    (Undeliverable, ConnectionError, DropReason.LOST),
     (IncompleteMessage, EOFError, DropReason.INCOMPLETE),
     (ProtocolError, ValueError, DropReason.PROTOCOL),
     (LimitExceeded, Exception, DropReason.ERROR),

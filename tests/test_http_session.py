@@ -19,6 +19,7 @@ from greensock import ConnectFailed, LimitExceeded, Server, start_tls
 from greensock.http import (
     BadResponse,
     Bearer,
+    ConnectTimeout,
     FileBody,
     Headers,
     HTTPClient,
@@ -231,6 +232,33 @@ def test_cookies(serve, site, session):
         mine.get(f"{site.url}/", cookies={"c": "3; d=4"})
 
 
+def test_a_cookie_of_the_clients_own_fields_is_the_only_one(site, session):
+    mine = session(headers={"Cookie": "own"})
+    mine.get(f"{site.url}/set?a=1").close()
+    assert len(mine.cookies) == 1
+    assert mine.get(f"{site.url}/", cookies={"b": "2"}).json()["cookie"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("url", "domain", "is_kept"),
+    [
+        ("http://a.example.org/", "example.org", True),
+        ("http://a.example.org/", "org", False),
+        ("http://a.co.uk/", "co.uk", False),
+        ("http://a.shop.co.uk/", "shop.co.uk", True),
+        ("http://127.0.0.1/", "0.0.1", False),
+        ("http://127.0.0.1/", "127.0.0.1", True),
+        ("http://printer/", "local", False),
+    ],
+)
+def test_for_which_domains_a_site_sets_cookies(session, url, domain, is_kept):
+    from greensock.http.client.cookie_store import CookieStore
+
+    store = CookieStore(session().cookies)
+    store.take(Headers([("Set-Cookie", f"a=1; Domain={domain}")]), url)
+    assert (store.field_for(url) == "a=1", store.is_empty) == (is_kept, not is_kept)
+
+
 def test_cookies_are_bounded(site, session):
     mine = session()
     for start in range(0, 400, 40):
@@ -424,6 +452,13 @@ def test_a_bomb_is_refused(site, session, coding):
     assert (caught.value.limit, caught.value.value) == ("max_bytes", 1 << 20)
 
 
+def test_a_bomb_between_two_codings(site, session):
+    """Empty members without end, squeezed: nothing comes of them, so that no bound of the whole is ever met."""
+    site.encoded = {"coding": "gzip, gzip", "body": gzip.compress(gzip.compress(b"", mtime=0) * 100_000, mtime=0)}
+    with pytest.raises(LimitExceeded, match="came between its codings"):
+        session().get(f"{site.url}/encoded").read_all()
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "text"),
     [
@@ -486,6 +521,10 @@ def test_retries(site, session):
         answer.close()
     site.asked.clear()
     assert mine.get(f"{site.url}/flaky?times=9&after=3600").status == 503, "longer than max_pause"
+    for no_date in ("Mon, 01 Jan 99999999999999 00:00:00 GMT", "Mon, 01 Jan 2024 00:00:00 -99999999999999999999"):
+        site.asked.clear()
+        assert mine.get(f"{site.url}/flaky", params={"times": 2, "after": no_date}).status == 200
+    site.asked["/flaky"] = 1
     assert mine.get(f"{site.url}/flaky?times=9&status=502").status == 502
     assert site.asked["/flaky"] == 5
 
@@ -630,6 +669,40 @@ def test_socks(serve, session, site):
         proxy.says = says
         with pytest.raises(ConnectFailed, match=words):
             session(proxies={"http": f"socks5://{credentials}127.0.0.1:{proxy.server_port}"}).get(site.url)
+
+
+class HostileProxy(Server):
+    """Says ``said`` to whatever it hears, again and again if ``says_again``."""
+
+    said, says_again = b"", False
+
+    def handle(self, conn):
+        conn.read_until(b"\r\n\r\n")
+        conn.send(self.said)
+        while self.says_again:
+            gevent.sleep(INTERIM_PAUSE)
+            conn.send(self.said)
+        conn.read_until(b"\r\n\r\n")
+
+
+INTERIM_PAUSE = 0.02
+
+
+def test_what_a_hostile_proxy_says(serve, session):
+    """Interim answers without end meet the time to connect; what comes behind its answer is not the server's."""
+    proxy = serve(HostileProxy)
+    at = {"all": f"127.0.0.1:{proxy.server_port}"}
+    mine = session(proxies=at, timeouts=greensock.http.Timeouts(connect=0.3, total=None))
+    proxy.said, proxy.says_again = b"HTTP/1.1 103 Wait\r\n\r\n", True
+    with gevent.Timeout(PATIENCE), pytest.raises(ConnectTimeout):
+        mine.get("https://nowhere.invalid/")
+    proxy.said, proxy.says_again = b"HTTP/1.1 200 Established\r\n\r\nand more", False
+    with pytest.raises(ConnectFailed, match="said more than its answer"):
+        session(proxies=at).get("https://nowhere.invalid/")
+    socks = serve(Socks)
+    with pytest.raises(ConnectFailed, match="a name of more than 255 bytes"):
+        session(proxies={"all": f"socks5h://127.0.0.1:{socks.server_port}"}).get(f"http://{'a.' * 200}invalid/")
+    assert mine.statistics().used == 0
 
 
 def test_the_environment(monkeypatch, proxy, site, session):

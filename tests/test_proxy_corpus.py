@@ -117,7 +117,7 @@ def forwarded(request: Message, server: str) -> tuple[bytes, list[tuple[bytes, b
     if announced and request.framing == "chunked":
         fields.append((b"Trailer", b", ".join(announced)))
     offered = b", ".join(request.all(b"upgrade"))
-    if offered and b"upgrade" in named and version == b"HTTP/1.1" and not request.body:
+    if offered and b"upgrade" in named and version == b"HTTP/1.1":
         fields.append((b"Upgrade", offered))
         options.append(b"Upgrade")
     if b"trailers" in [name.lower() for name in _elements(request, b"te")] and version == b"HTTP/1.1":

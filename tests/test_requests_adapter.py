@@ -223,6 +223,12 @@ def test_retries_pickles_and_threads(serve, mounted):
     policy = Retries(3, pause=0.0)
     assert mounted(max_retries=policy).get(f"{site.url}/flaky?times=3").status_code == 200
     assert mounted(max_retries=3).get(f"{site.url}/flaky?times=9").status_code == 503, "a number is for connecting"
+    odd = serve(Odd)
+    for path, kind in (("silent", requests.ReadTimeout), ("nothing", requests.ConnectionError)):
+        before = odd.statistics().accepted
+        with pytest.raises(kind):
+            mounted(max_retries=2).get(f"http://127.0.0.1:{odd.server_port}/{path}", timeout=(PATIENCE, 0.3))
+        assert odd.statistics().accepted == before + 1, "what was sent is not sent again"
     copied = pickle.loads(pickle.dumps(RequestsAdapter(pool_maxsize=5, max_retries=policy)))
     assert copied.max_retries == policy
     session = mounted(copied)

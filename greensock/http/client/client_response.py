@@ -7,7 +7,7 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-from greensock import Connection, ConnectionClosed, LimitExceeded, OperationTimeout
+from greensock import Connection, ConnectionClosed, LimitExceeded, OperationTimeout, let_others_run
 from greensock.http.client.charset import charset_of
 from greensock.http.client.connection_pool import ClientConnection, ClientLease
 from greensock.http.client.content_coding import ContentDecoder, Undecodable
@@ -284,6 +284,7 @@ class DecodedResponse(ClientResponse):
         decoded._decoder = decoder
         decoded._given = False
         decoded.length = None  # what it says is another's
+        decoded.since = 0.0
         decoder.feed(bytes(decoded.rest))
         decoded.rest = b""
         return decoded
@@ -319,6 +320,8 @@ class DecodedResponse(ClientResponse):
         decoder = self._decoder
         try:
             while not decoder.is_over:
+                # A bomb never waits by itself.
+                self.since = let_others_run(self.since)
                 if made := decoder.read():
                     return made
                 came = super().next_piece()
@@ -333,6 +336,9 @@ class DecodedResponse(ClientResponse):
         except OverflowError as error:
             self.close()
             raise LimitExceeded(str(error), self._conn, "max_decoded", decoder.max_bytes or 0) from None
+        except BaseException:
+            self.close()
+            raise
         return b""
 
     def close(self) -> None:

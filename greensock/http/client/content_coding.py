@@ -18,6 +18,9 @@ __all__ = ["ContentDecoder", "Undecodable", "accepted_codings", "decoder_for"]
 
 #: How much is made at once, in bytes.
 PIECE = 1 << 16
+#: How many bytes may have come between two codings while the last one gave nothing: each is smaller than what it is of,
+#: but for a little. More is a bomb that ``max_bytes`` would not see, such as empty members without end.
+BETWEEN = 1 << 20
 #: How many codings may have been applied, one over the other.
 MAX_CODINGS = 4
 #: The largest window of zstd, as a power of two: 8 MiB (RFC 9659).
@@ -210,6 +213,7 @@ class ContentDecoder:
         self.max_bytes = max_bytes
         #: How many bytes came out.
         self.made = 0
+        self._between = 0  # bytes that came of all but the last stage
         #: Whether the body was given out to its end, or given up.
         self.is_over = False
 
@@ -222,7 +226,7 @@ class ContentDecoder:
 
         Raises:
             Undecodable: it is not what was said.
-            OverflowError: more came of it than ``max_bytes``.
+            OverflowError: more came of it than ``max_bytes``, or of a coding below the last one than can be meant.
         """
         piece = self._read(len(self._stages) - 1)
         self.made += len(piece)
@@ -239,6 +243,9 @@ class ContentDecoder:
             more = self._read(place - 1)
             if not more:
                 return b""
+            self._between += len(more)
+            if self._between > MAX_CODINGS * self.made + BETWEEN:
+                raise OverflowError(f"a body of which {self._between} bytes came between its codings")
             stage.feed(more)
 
     def finish(self) -> None:

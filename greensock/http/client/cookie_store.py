@@ -7,13 +7,14 @@ section 6.1 asks for 50 and 3,000), of at most 4,096 bytes each.
 
 from __future__ import annotations
 
+import ipaddress
 import urllib.request
 from collections.abc import Mapping
-from http.cookiejar import Cookie, CookieJar
+from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy, request_host  # type: ignore[attr-defined]
 
 from greensock.http.wire.headers import Headers
 
-__all__ = ["CookieStore", "written_cookies"]
+__all__ = ["CookieStore", "new_jar", "written_cookies"]
 
 MAX_TOTAL = 3000
 MAX_OF_SITE = 180
@@ -33,6 +34,33 @@ class _Fields:
 
     def get_all(self, name: str, default: list[str]) -> list[str]:
         return self._set if name.lower() == "set-cookie" else default
+
+
+class _Policy(DefaultCookiePolicy):
+    """Refuses what the standard library's would take: a domain above an address, or above names without a dot."""
+
+    def set_ok_domain(self, cookie: Cookie, request: urllib.request.Request) -> bool:
+        if cookie.domain_specified:
+            host, domain = request_host(request).strip("[]"), cookie.domain.lstrip(".").strip("[]")
+            if domain != host and ("." not in domain or _is_address(host)):
+                return False
+        return super().set_ok_domain(cookie, request)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def new_jar() -> CookieJar:
+    """Return a jar that takes no cookie for all of ``.co.uk`` and the like, nor for a part of an address.
+
+    There is no list of public suffixes in it: a site below ``github.io`` can set cookies for the others.
+    """
+    return CookieJar(_Policy(strict_domain=True))
 
 
 class CookieStore:

@@ -29,7 +29,7 @@ from greensock import TLS, PoolStatistics, Rule, Server, __version__
 from greensock.http.client.authorization import Auth, is_auth
 from greensock.http.client.client_response import ClientResponse
 from greensock.http.client.connection_pool import ClientLease, ClientPool
-from greensock.http.client.cookie_store import CookieStore
+from greensock.http.client.cookie_store import CookieStore, new_jar
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.client.exchange import Call, Exchange, Interim, Trailers
 from greensock.http.client.journey import Asked, Journey, Manners
@@ -488,7 +488,7 @@ class HTTPClient:
     def _look_at_manners(self) -> Manners:
         """Return what the options say of how requests are made."""
         if self.cookies is True:
-            self.cookies = CookieJar()
+            self.cookies = new_jar()
         agent = [("User-Agent", self.user_agent)] if self.user_agent else []
         fields = _as_headers(self.headers).copy()
         if "User-Agent" not in fields:

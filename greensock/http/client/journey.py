@@ -247,7 +247,8 @@ class Journey:
         destination = parse_url(asked.url)
         origin = destination.origin
         pairs = manners.written(asked.headers, destination.authority, asked.auth, origin, self._is_theirs)
-        cookie = self._cookie()
+        has_cookie = any(name.lower() == b"cookie" for name, _ in pairs)  # the client's fields may have one, too
+        cookie = None if has_cookie else self._cookie()
         if cookie is not None:
             pairs = [*pairs, (b"Cookie", cookie)]
         if asked.expect_continue and asked.headers.get_raw(b"expect") is None:
@@ -263,10 +264,8 @@ class Journey:
         return self._perform(call, origin, self._deadlines)
 
     def _cookie(self) -> bytes | None:
-        """Return what Cookie says, if the program's own fields say nothing."""
+        """Return what Cookie says where the program's own fields say nothing."""
         asked, store = self._asked, self._manners.cookies
-        if asked.headers.get_raw(b"cookie") is not None:
-            return None
         kept = store.field_for(asked.url) if store is not None and not store.is_empty else None
         given = written_cookies(asked.cookies) if asked.cookies else None
         both = [each for each in (kept, given) if each]

@@ -138,7 +138,7 @@ class RequestsAdapter(BaseAdapter):
         if isinstance(most, Retries):
             return most
         total = most if isinstance(most, int) else getattr(most, "total", 0)
-        return Retries(int(total), statuses=(), pause=0.0) if total else None
+        return _OfConnecting(int(total), statuses=(), pause=0.0) if total else None
 
     def _client(self, url: str, verify: bool | str | None, cert: Any, proxy: str | None) -> HTTPClient:
         """Return this thread's client for such requests."""
@@ -178,6 +178,17 @@ class RequestsAdapter(BaseAdapter):
         response.request = request
         response.connection = self
         return response  # type: ignore[no-any-return]
+
+
+class _OfConnecting(Retries):
+    """Tries again only what reached no server."""
+
+    __slots__ = ()
+
+    def pause_after_error(self, error: Exception, method: str, replayable: bool, tried: int) -> float | None:
+        if not isinstance(error, ConnectFailed | NotConnected):
+            return None
+        return Retries.pause_after_error(self, error, method, replayable, tried)
 
 
 class _Original:
@@ -286,7 +297,7 @@ class RawBody(io.IOBase):
                     decoder.feed(bytes(came))
                 else:
                     decoder.finish()
-        except Undecodable as error:
+        except (Undecodable, OverflowError) as error:
             raise DecodeError(f"Content-Encoding: {error}") from error
         except OperationTimeout as error:
             raise ReadTimeoutError(None, "", str(error)) from error  # type: ignore[arg-type]

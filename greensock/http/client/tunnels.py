@@ -9,8 +9,10 @@ import ipaddress
 import re
 import socket as _socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
+import gevent
 from gevent.socket import getaddrinfo
 
 from greensock import (
@@ -20,6 +22,7 @@ from greensock import (
     IncompleteMessage,
     MessageTooLong,
     OperationTimeout,
+    let_others_run,
     start_tls,
 )
 from greensock.http.client.connection_pool import ClientConnection, ClientPool, DialTerms
@@ -62,14 +65,20 @@ class TunnelPool(ClientPool):
             return super().dial(origin, terms)
         if place.kind == "https":
             raise ValueError(f"a proxy of https, {place.origin}, for {origin}: TLS within TLS is not spoken")
-        conn = super().dial(place.origin, terms)
         seconds = deadlines.timeouts.connect
+        due = deadlines.due(seconds)  # of all of it: a proxy may say something now and then without end
+        conn = super().dial(place.origin, terms)
+
+        def left() -> float | None:
+            return deadlines.left(due, ConnectTimeout, seconds)
+
         try:
             ask = _ask_socks if place.is_socks else _ask
-            ask(conn, place, origin, deadlines.within(seconds, ConnectTimeout))
+            ask(conn, place, origin, left)
             if origin.scheme == "https":
-                left = deadlines.within(seconds, ConnectTimeout)
-                start_tls(conn, self._spoken, server_hostname=origin.name, timeout=left)
+                if conn.held_bytes():
+                    raise ConnectFailed(f"the proxy {place.origin} said more than its answer", address=origin.address)
+                start_tls(conn, self._spoken, server_hostname=origin.name, timeout=left())
         except OperationTimeout as error:
             conn.abort()
             raise deadlines.late(ConnectTimeout, seconds) from error
@@ -82,16 +91,18 @@ class TunnelPool(ClientPool):
         return conn
 
 
-def _ask(conn: Connection, place: ProxyPlace, origin: Origin, timeout: float | None) -> None:
+def _ask(conn: Connection, place: ProxyPlace, origin: Origin, left: Callable[[], float | None]) -> None:
     """Have the proxy connect to the origin."""
     target = str(origin).encode("idna" if not str(origin).isascii() else "ascii")
     fields = [b"CONNECT %b HTTP/1.1" % target, b"Host: %b" % target]
     if place.authorization is not None:
         fields.append(b"Proxy-Authorization: %b" % place.authorization)
-    conn.send(b"".join(b"%b\r\n" % each for each in [*fields, b""]), timeout=timeout)
+    conn.send(b"".join(b"%b\r\n" % each for each in [*fields, b""]), timeout=left())
+    began = 0.0
     while True:
+        began = let_others_run(began)
         try:
-            head = conn.read_until(b"\r\n\r\n", MAX_ANSWER, timeout=timeout)
+            head = conn.read_until(b"\r\n\r\n", MAX_ANSWER, timeout=left())
         except (IncompleteMessage, MessageTooLong) as error:
             raise ConnectFailed(f"the proxy {place.origin} said nothing of HTTP", address=origin.address) from error
         match = _status(head + b"\r\n") if head is not None else None
@@ -104,12 +115,12 @@ def _ask(conn: Connection, place: ProxyPlace, origin: Origin, timeout: float | N
         raise ConnectFailed(f"the proxy {place.origin} refused {origin}: {said}", address=origin.address)
 
 
-def _ask_socks(conn: Connection, place: ProxyPlace, origin: Origin, timeout: float | None) -> None:
+def _ask_socks(conn: Connection, place: ProxyPlace, origin: Origin, left: Callable[[], float | None]) -> None:
     """Have a proxy of SOCKS 5 connect to the origin."""
 
     def hear(count: int) -> bytes:
         try:
-            data = conn.read_exactly(count, timeout=timeout)
+            data = conn.read_exactly(count, timeout=left())
         except IncompleteMessage:
             data = None
         if data is None:
@@ -120,21 +131,23 @@ def _ask_socks(conn: Connection, place: ProxyPlace, origin: Origin, timeout: flo
         return ConnectFailed(f"the proxy {place.origin} refused {origin}: {why}", address=origin.address)
 
     assert isinstance(origin.address, tuple)
-    conn.send(b"\x05\x02\x00\x02" if place.credentials is not None else b"\x05\x01\x00", timeout=timeout)
+    conn.send(b"\x05\x02\x00\x02" if place.credentials is not None else b"\x05\x01\x00", timeout=left())
     version, method = hear(2)
     if version != 5:
         raise refused("it does not speak SOCKS 5")
     if method == 2 and place.credentials is not None:
         name, password = place.credentials
-        conn.send(b"\x01%c%b%c%b" % (len(name), name, len(password), password), timeout=timeout)
+        conn.send(b"\x01%c%b%c%b" % (len(name), name, len(password), password), timeout=left())
         if hear(2)[1] != 0:
             raise refused("name or password are wrong")
     elif method != 0:
         raise refused("it wants another authentication")
     host, port = origin.address
     if place.kind == "socks5":
-        host = _resolved(host, port, origin)
-    conn.send(b"\x05\x01\x00" + _socks_address(host) + struct.pack("!H", port), timeout=timeout)
+        host = _resolved(host, port, origin, left())
+    if len(host) > 255:
+        raise refused("a name of more than 255 bytes")
+    conn.send(b"\x05\x01\x00" + _socks_address(host) + struct.pack("!H", port), timeout=left())
     _, said, _, kind = hear(4)
     if said != 0:
         raise refused(SOCKS_SAYS.get(said, str(said)))
@@ -142,9 +155,13 @@ def _ask_socks(conn: Connection, place: ProxyPlace, origin: Origin, timeout: flo
     hear((hear(1)[0] if length is None else length) + 2)
 
 
-def _resolved(host: str, port: int, origin: Origin) -> str:
+def _resolved(host: str, port: int, origin: Origin, timeout: float | None) -> str:
+    late = OperationTimeout(f"{host!r} was not resolved within {timeout} s", None, "connect", timeout or 0.0)
     try:
-        return str(getaddrinfo(host, port, 0, _socket.SOCK_STREAM)[0][4][0])
+        with gevent.Timeout(timeout, late):
+            return str(getaddrinfo(host, port, 0, _socket.SOCK_STREAM)[0][4][0])
+    except OperationTimeout:
+        raise
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(f"{host!r} cannot be resolved: {error}", address=origin.address) from error
 
