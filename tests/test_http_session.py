@@ -31,6 +31,7 @@ from greensock.http import (
     StatusError,
     TotalTimeout,
 )
+from greensock.http.client.sent_forms import Multipart
 
 brotli = pytest.importorskip("brotli")
 
@@ -316,6 +317,16 @@ def test_a_form_with_files(site, session, tmp_path):
     assert [len(part.partition("\r\n\r\n")[2]) - 2 for part in parts[1:-1]] == [1, 1, 200_000, 3, 4]
     endless = session().post(f"{site.url}/", files={"a": ("a", (each for each in [b"1", b"2"]))}).json()
     assert (endless["transfer-encoding"], "\r\n\r\n12\r\n--" in endless["body"]) == ("chunked", True)
+
+
+def test_a_file_that_shrinks_in_a_form_of_chunks(tmp_path):
+    path = tmp_path / "shrinks"
+    path.write_bytes(bytes(1000))
+    with path.open("rb") as file:
+        form = Multipart((), {"file": file, "more": iter([b"of no length"])})
+        path.write_bytes(b"")
+        with pytest.raises(ValueError, match="has shrunk"):
+            list(form.pieces())
 
 
 @pytest.mark.parametrize(

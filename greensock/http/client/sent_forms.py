@@ -133,7 +133,10 @@ class Multipart(Payload):
             yield head
             for piece in content.pieces():
                 if chunked and isinstance(piece, Segment):  # what goes out in chunks is bytes
-                    yield os.pread(piece.file.fileno(), piece.size, piece.offset)
+                    data = os.pread(piece.file.fileno(), piece.size, piece.offset)
+                    if len(data) < piece.size:
+                        raise ValueError(f"{piece.file!r} has shrunk while it was sent")
+                    yield data
                 else:
                     yield piece
             yield b"\r\n"
