@@ -9,6 +9,7 @@ the peer or the network         :class:`ConnectionLost`                     ``Co
 -- in the TLS handshake         :class:`HandshakeFailed`                    ``ConnectionError``
 -- by a certificate             :class:`CertificateRefused`                 ``ConnectionError``
 -- by an end without a word     :class:`ConnectionTruncated`                ``ConnectionError``
+-- for one datagram             :class:`Undeliverable`                      ``ConnectionError``
 the peer stopped half way       :class:`IncompleteMessage`                  ``EOFError``
 the peer broke the protocol     :class:`ProtocolError`                      ``ValueError``
 a limit was crossed             :class:`LimitExceeded` (and the next two)
