@@ -9,7 +9,7 @@ import socket
 import time
 
 import pytest
-from arbiters import Answered, arbiter, refused
+from arbiters import PROGRAMS, Answered, arbiter, refused
 from conftest import PATIENCE, read_all, wait_until
 from gunicorn.config import Config
 from served import once
@@ -281,6 +281,10 @@ def test_the_process(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become somebody else")
+@pytest.mark.skipif(
+    any(place.stat().st_mode & 0o5 != 0o5 for place in (PROGRAMS, *PROGRAMS.parents)),
+    reason="nobody else may read the programs of the tests where they lie",
+)
 def test_user_and_group(tmp_path):
     with arbiter(tmp_path, "user = 65534\ngroup = 65534\n") as master:
         assert eval(master.ask("/process").text)[2] == 65534

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,9 +68,12 @@ def test_a_tiny_run_of(name, tiny):
     assert content["machine"]["cores"] > 0
     assert content["versions"]["greensock"]
     assert content["scale"]["quick"] is True
+    messages = Counter({sample["server"]: 0 for sample in content["samples"] if sample["mode"] != "idle"})
     for sample in content["samples"]:
         assert sample["took_seconds"] > 0
-        assert sample["mode"] == "idle" or sample["messages"] > 0, sample
+        messages[sample["server"]] += sample["messages"]
+    # On a busy machine none of 200 short-lived connections may have come to its end within the moment of a tiny run.
+    assert all(messages.values()), messages
 
 
 def test_every_server_takes_part(tmp_path):
