@@ -68,10 +68,11 @@ def test_a_tiny_run_of(name, tiny):
     assert content["machine"]["cores"] > 0
     assert content["versions"]["greensock"]
     assert content["scale"]["quick"] is True
-    messages = Counter({sample["server"]: 0 for sample in content["samples"] if sample["mode"] != "idle"})
+    messages: Counter[str] = Counter()
     for sample in content["samples"]:
         assert sample["took_seconds"] > 0
-        messages[sample["server"]] += sample["messages"]
+        if sample["mode"] != "idle":
+            messages[sample["server"]] += sample["messages"]
     # On a busy machine none of 200 short-lived connections may have come to its end within the moment of a tiny run.
     assert all(messages.values()), messages
 
