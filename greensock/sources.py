@@ -17,6 +17,7 @@ from greensock.core.server import Server
 from greensock.proxy.config import ConfigError, ProxyConfig
 from greensock.proxy.options import ListenPlace
 from greensock.proxy.proxy_server import ReverseProxy
+from greensock.shared_pages import SharedPages
 
 __all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
 
@@ -51,8 +52,11 @@ class Source(Protocol):
     def listen(self, address: Any) -> socket.socket:
         """Return a socket that listens there. Raises :class:`Refused`."""
 
-    def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
-        """Return the servers on these sockets; called in a worker, which is patched."""
+    def share(self, pages: SharedPages) -> None:
+        """Make what the workers share; called in the master before the first fork, and after each reading."""
+
+    def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
+        """Return the servers on these sockets; called in a worker, which is patched, and has that row of the pages."""
 
     def reopen_logs(self) -> None:
         """Open anew what this worker logs to: it was renamed."""
@@ -114,7 +118,10 @@ class ProxySource:
         """Listen as ``[server]`` says."""
         return listen(address, backlog=self.config.server.backlog)
 
-    def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
+    def share(self, pages: SharedPages) -> None:
+        """Nothing is shared yet."""
+
+    def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return a proxy for each socket, all with one gateway."""
         gateway = self.config.gateway()
         self._proxies = [
@@ -209,7 +216,10 @@ class ClassSource:
         except (TypeError, ValueError) as error:
             raise Refused(f"{self._module}:{self._class}: {error}") from error
 
-    def made_servers(self, sockets: list[Any]) -> Sequence[Server[Any]]:
+    def share(self, pages: SharedPages) -> None:
+        """Nothing is shared yet."""
+
+    def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return one server on all sockets."""
         return [self.made_server(sockets)]
 

@@ -34,6 +34,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.systemd import sd_notify
 
 from greensock.gunicorn.base_worker import BEGUN, ENDING, HELD_BACK
+from greensock.shared_pages import SharedPages
 from greensock.sources import Refused, Source
 
 __all__ = ["Master", "ServerApplication"]
@@ -50,6 +51,8 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
     def __init__(self, source: Source, settings: dict[str, Any]) -> None:
         self.source = source
         self.settings = settings
+        #: What the workers share.
+        self.pages = SharedPages()
         super().__init__()
 
     def load_config(self) -> None:
@@ -91,6 +94,7 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def start(self) -> None:
         """Listen, before anything else is there that would have to be undone; then start as gunicorn does."""
+        self.app.source.share(self.app.pages)
         addresses = list(self.app.source.addresses)
         is_ours = not any(name in os.environ for name in INHERITED)
         if is_ours:
@@ -167,6 +171,7 @@ class Master(Arbiter):  # type: ignore[misc]
             self.LISTENERS = [old[each] if each in old else opened[each] for each in addresses]
             self._addresses = addresses
             sock.close_sockets([old[each] for each in old if each not in addresses])
+        self.app.source.share(self.app.pages)
         self.app.load_default_config()
         self.app.load_config()
         self.setup(self.app)
@@ -204,6 +209,10 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def spawn_worker(self) -> Any:
         """Fork a worker, which gets no signal before it has handlers of its own for it."""
+        if not self.app.pages.has_room:
+            self.log.error("there are %d workers, and no room for one more", self.app.pages.slots)
+            self._spawn_at = monotonic() + LONGEST_PAUSE
+            return None
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             return super().spawn_worker()
@@ -219,6 +228,7 @@ class Master(Arbiter):  # type: ignore[misc]
             except HaltServer as halted:
                 for pid in there.keys() - self.WORKERS.keys():
                     there[pid].tmp.close()
+                    self.app.pages.give_back(there[pid].slot)
                 if self._is_stopping:
                     continue  # several may fail alike, and the end has begun with the first
                 if not self._has_served:
@@ -227,7 +237,10 @@ class Master(Arbiter):  # type: ignore[misc]
                 self._spawn_at = monotonic() + self._pause
                 self.log.error("%s It is tried again in %g s.", halted.reason, self._pause)
                 continue
-            if there.keys() - self.WORKERS.keys():
+            gone = there.keys() - self.WORKERS.keys()
+            for pid in gone:
+                self.app.pages.give_back(there[pid].slot)
+            if gone:
                 self.wakeup()  # to have them replaced at once
             return
 

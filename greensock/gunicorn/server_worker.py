@@ -22,12 +22,22 @@ CANNOT_BEGIN = 4
 class ServerWorker(BaseWorker):
     """Serves what ``app.source`` makes."""
 
+    def __init__(self, age: int, ppid: int, sockets: Any, app: Any, *rest: Any) -> None:
+        super().__init__(age, ppid, sockets, app, *rest)
+        #: Its row of the pages that all workers share, which the master takes back when it is gone.
+        self.slot: int = app.pages.take()
+
+    def init_process(self) -> None:
+        """Say which row is this process's, and begin."""
+        self.app.pages.enter(self.slot)
+        super().init_process()
+
     def load_wsgi(self) -> None:
         """Load nothing: there is no application, but a source."""
 
     def made_servers(self) -> Sequence[Server[Any]]:
         try:
-            return self.app.source.made_servers(self.taken_sockets())  # type: ignore[no-any-return]
+            return self.app.source.made_servers(self.taken_sockets(), self.slot)  # type: ignore[no-any-return]
         except Refused as error:
             for line in str(error).splitlines():
                 self.log.error("%s", line)
