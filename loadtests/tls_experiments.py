@@ -28,7 +28,7 @@ WITHOUT_GEVENT = tuple(name for name in TLS if name != "tls_gevent")
 #: Connections whose memory is measured; that echo; whose handshakes are under way at the same time; that download.
 IDLE, FEW, MANY, SHAKING, DOWNLOADING = 2000, 64, 1000, 16, 4
 #: So many times as long is a proxy asked: the handshakes of its connections count, and are to be of no weight.
-LONGER = 3
+LONGER = 2
 #: Greenlets that connect at the same time, in a client.
 CONNECTED = 32
 #: Of the flood: clients that connect and say nothing, and handshakes that begin and end in the middle, each second.
@@ -50,7 +50,7 @@ def tls(scale: Scale) -> Plan:
 
     def whole(label: str, mode: str, servers: tuple[str, ...], took: float, call: Any) -> Case:
         """A case that is measured as long as those of other experiments, or longer."""
-        return Case(label, {"mode": mode, "connections": FEW}, call, servers, took, scale.few(FEW_ROUNDS))
+        return Case(label, {"mode": mode, "connections": FEW}, call, servers, took, scale.few(1))
 
     idle = scale.count(IDLE)
     asking = LONGER * scale.seconds
