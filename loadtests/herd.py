@@ -1,6 +1,6 @@
 """What many workers on one listener cost: the herd that a connection wakes, and how connections are spread.
 
-    python -m loadtests.herd                      # 1, 2, 4 workers, 64 and 10,000 connections, three rounds, nginx beside
+    python -m loadtests.herd                      # 1, 2 and 4 workers, 64 and 10,000 connections, nginx beside
     python -m loadtests.herd --max-accept 1 128   # with so many accepts at a wake-up
 
 Each line: CPU of all workers per request in microseconds, in relation to that of one worker in the same round, and how
