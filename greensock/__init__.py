@@ -19,6 +19,7 @@ pool            connections that are kept for the next one who wants one
 stream_server   takes the place of ``gevent.server.StreamServer``
 http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
+operations      what operators see of a server, and tell it
 shared_pages    memory that the processes of one server share
 sources         what the command line serves
 gunicorn        many processes, under gunicorn

@@ -4,6 +4,8 @@ Both run in many processes under gunicorn (``pip install greensock[proxy]``), or
 serves is patched: a worker after it was forked, a single process here, before anything that might be in the way is
 imported. The master of many is not, and never has a hub.
 
+``greensock top``, ``proxy drain`` and ``proxy ready`` ask a server that runs, and serve nobody.
+
 Exit status: 0 when it was told to end; 1 for what the system refused (an address, a log); 2 for what the command line
 or the configuration says wrong; 3 and 4 for a first worker that could not begin.
 """
@@ -41,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say, by default those of the program; return the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    if given.command == "top" or getattr(given, "job", None) in ("drain", "ready"):
+        from greensock.operations.commands import perform
+
+        return perform(given)
     if given.workers is not None and given.single:
         parser.error("--workers, --single: one of both expected")
     if given.workers is not None and given.workers < 1:
@@ -79,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH; may be repeated"
     )
     proxy.add_argument("--log", metavar="FILE", help="of requests; - is standard output, the default; none is none")
+    _add_jobs(proxy)
     run = commands.add_parser("run", help="a server class", description="Serve a class of your own.")
     run.add_argument("where", metavar="MODULE:CLASS", help="a subclass of greensock.Server")
     run.add_argument(
@@ -111,7 +118,34 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="default: %(default)s"
         )
+    _add_top(commands)
     return parser
+
+
+def _add_top(commands: Any) -> None:
+    top = commands.add_parser("top", help="what a running server does", description="Show what a running server does.")
+    top.add_argument("address", metavar="ADDRESS", help="its operators' address: [HOST]:PORT, or the path of a socket")
+    top.add_argument("--once", action="store_true", help="write one report, and end; so without a terminal, too")
+    top.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks; default: %(default)g"
+    )
+
+
+def _add_jobs(proxy: argparse.ArgumentParser) -> None:
+    jobs = proxy.add_subparsers(dest="job", metavar="JOB", title="jobs for a proxy that runs")
+    for name, words in ("drain", "give a server no new requests"), ("ready", "give it requests again"):
+        job = jobs.add_parser(name, help=words, description=f"{words.capitalize()}, in all workers.")
+        job.add_argument("server", metavar="SERVER", help="as the status page has it: HOST:PORT, or a path")
+        job.add_argument("--upstream", metavar="NAME", help="in this one alone; default: in all that have it")
+        job.add_argument(
+            "--operations", required=True, metavar="ADDRESS", help="the operators' address: [HOST]:PORT, or a path"
+        )
+        job.add_argument("--token-file", required=True, metavar="FILE", help="where the operators' token is")
+        if name == "drain":
+            job.add_argument(
+                "--wait", type=float, default=0.0, metavar="SECONDS",
+                help="for what it has in hand; default: not at all",
+            )  # fmt: skip
 
 
 def _fail(error: object, status: int) -> int:
