@@ -127,7 +127,7 @@ def _add_top(commands: Any) -> None:
     top.add_argument("address", metavar="ADDRESS", help="its operators' address: [HOST]:PORT, or the path of a socket")
     top.add_argument("--once", action="store_true", help="write one report, and end; so without a terminal, too")
     top.add_argument(
-        "--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks; default: %(default)g"
+        "--interval", type=float, metavar="SECONDS", help="between two looks; default: 1, and 3 of --once"
     )
 
 

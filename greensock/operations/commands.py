@@ -18,6 +18,8 @@ from greensock.operations.top_report import harmless
 __all__ = ["perform"]
 
 REFUSED, WRONG = 1, 2
+#: Seconds between two looks of ``greensock top``, and of one that looks but twice.
+LIVE, ONCE = 1.0, 3.0
 #: What was done, in words.
 DONE = {"drain": "gets no new requests", "ready": "gets requests again"}
 
@@ -41,12 +43,14 @@ def perform(given: argparse.Namespace) -> int:
 
 
 def _top(client: OperatorsClient, given: argparse.Namespace) -> int:
-    if not 0.1 <= given.interval < inf:
-        return _fail(f"--interval={given.interval:g}: at least 0.1 seconds expected", WRONG)
-    if given.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        report_once(client, given.interval)
+    is_once = given.once or not (sys.stdin.isatty() and sys.stdout.isatty())
+    interval = given.interval if given.interval is not None else ONCE if is_once else LIVE
+    if not 0.1 <= interval < inf:
+        return _fail(f"--interval={interval:g}: at least 0.1 seconds expected", WRONG)
+    if is_once:
+        report_once(client, interval)
     else:
-        watch(client, given.interval, sys.stdin.fileno(), sys.stdout)
+        watch(client, interval, sys.stdin.fileno(), sys.stdout)
     return 0
 
 

@@ -9,6 +9,7 @@
 const EVERY = 1000; // ms from one answer to the next question
 const PATIENCE = 5000; // ms that an answer may take
 const SPAN = 10; // s that rates and latencies are taken over
+const STRIDE = 3; // s between two answers that a point of a line comes of, as workers write what they count once a second
 const SHOWN = 120; // s that the lines go back
 const GAP = 4; // s without an answer that a line is broken by
 const NOTHING = "\u2013";
@@ -24,7 +25,7 @@ let polls = []; // answers of the last SPAN seconds, the oldest first
 let points = []; // what the lines are drawn of: {now, values}
 let timer = 0;
 let asking = null;
-let silent = false;
+let silent = ""; // what is wrong, in a word
 
 // -- figures
 
@@ -258,13 +259,18 @@ function showRequests(id, requests) {
   ]);
 }
 
+/** What was counted by reason, the most first. */
+function listed(counts) {
+  return Object.entries(counts || {}).filter(([, total]) => total > 0).sort((one, other) => other[1] - one[1]);
+}
+
 function show(status) {
   const last = polls[polls.length - 1];
   if (last && (last.started !== status.started || last.totals.requests > status.totals.requests || last.now > status.now)) {
     polls = []; // another server than before: its counters began anew
     points = [];
   }
-  const before = polls[polls.length - 1];
+  const before = polls.filter((each) => each.now <= status.now - STRIDE + 0.1).pop() || polls[0];
   polls.push(status);
   while (polls.length > 2 && polls[0].now < status.now - SPAN - 0.5) polls.shift();
   const past = polls.length > 1 ? polls[0] : null;
@@ -282,10 +288,15 @@ function show(status) {
   fill("statuses", Object.entries(status.totals.statuses), ([name]) => name, ([name, total]) => [
     [NAMES[name] || plain(name)], [rate(growth(status, past, (each) => each.totals.statuses[name])), "number"], [count(total), "number"],
   ]);
-  const refused = Object.entries(status.totals.refused).filter(([, total]) => total > 0).sort((one, other) => other[1] - one[1]);
+  const refused = listed(status.totals.refused);
   element("no-refused").hidden = refused.length > 0;
   fill("refused", refused, ([name]) => name, ([name, total]) => [
     [plain(name)], [rate(growth(status, past, (each) => each.totals.refused[name] || 0)), "number"], [count(total), "number"],
+  ]);
+  const failures = listed(status.totals.failures);
+  element("failures-section").hidden = !failures.length;
+  fill("failures", failures, ([name]) => name, ([name, total]) => [
+    [plain(name)], [rate(growth(status, past, (each) => each.totals.failures[name] || 0)), "number"], [count(total), "number"],
   ]);
   fill("loop", LOOP.filter(([name]) => status[name]), ([name]) => name, ([name, words]) => [
     [words], ...[0.5, 0.99].map((share) => [seconds(quantile(status[name], past && past[name], share)), "number"]),
@@ -308,18 +319,18 @@ function show(status) {
 
 // -- asking
 
-function trouble(text) {
-  if (text && !silent) {
-    silent = true;
+function trouble(text, word) {
+  if (text && silent !== word) {
+    silent = word;
     const shown = polls.length ? " What is shown here is from before." : "";
     put(element("trouble"), `Since ${clock(Date.now() / 1000)} ${text} It is asked again every second.${shown}`);
-    put(element("state"), "\u2715 no answer");
+    put(element("state"), `\u2715 ${word}`);
     element("state").className = "badge bad";
   } else if (!text && silent) {
-    silent = false;
+    silent = "";
     put(element("trouble"), "");
   }
-  document.title = `${silent ? "no answer \u2013 " : ""}${element("name").textContent}`;
+  document.title = (silent ? `${silent} \u2013 ` : "") + element("name").textContent;
 }
 
 async function poll() {
@@ -337,14 +348,14 @@ async function poll() {
     const status = await answer.json();
     try {
       show(status);
-      trouble("");
+      trouble("", "");
     } catch (error) {
-      trouble(`what the server says is not understood (${error.message}): is this page of another version? Load it anew.`);
+      trouble(`what the server says is not understood (${error.message}): is this page of another version? Load it anew.`, "not understood");
     }
   } catch (error) {
     if (!document.hidden || late) {
       const why = late ? `nothing came within ${PATIENCE / 1000} s.` : error instanceof TypeError ? "it can't be reached." : error.message;
-      trouble(`the server does not answer: ${why}`);
+      trouble(`the server does not answer: ${why}`, "no answer");
     }
   } finally {
     clearTimeout(watch);

@@ -199,13 +199,9 @@ class Change:
         """Return by how much a value of the whole grew, a second."""
         return None if self.before is None else self._rate(value(self.now), value(self.before))
 
-    def status_rate(self, name: str) -> float | None:
-        """Return how many answers of a class ("2xx") there were, a second."""
-        return self.rate(lambda status: status["totals"]["statuses"].get(name, 0))
-
-    def refused_rate(self, reason: str) -> float | None:
-        """Return how much was refused for that reason, a second."""
-        return self.rate(lambda status: status["totals"]["refused"].get(reason, 0))
+    def count_rate(self, group: str, name: str) -> float | None:
+        """Return by how much one of the counters of a group grew, a second: those of ``statuses``, ``refused``, ``failures``."""
+        return self.rate(lambda status: cast(Any, status["totals"]).get(group, {}).get(name, 0))
 
     def worker_rate(self, worker: WorkerReading, name: str) -> float | None:
         """Return by how much a worker's counter grew, a second; None for one that is new."""

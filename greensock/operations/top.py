@@ -15,6 +15,7 @@ import termios
 import threading
 import time
 import tty
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
@@ -26,6 +27,8 @@ from greensock.operations.top_report import Line, clock, harmless, report
 
 __all__ = ["report_once", "watch"]
 
+#: Seconds that rates are taken over at the least: workers write what they count once a second.
+SPAN = 3.0
 COLOURS = {"head": "\x1b[1m", "good": "\x1b[32m", "warn": "\x1b[33m", "bad": "\x1b[31m", "quiet": "\x1b[2m"}
 #: The other screen, without a cursor, and lines that are not wrapped; and back.
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
@@ -81,7 +84,7 @@ class _Asked:
 
     def go_on(self, awake: _Awake) -> None:
         """Ask until it is to end."""
-        before: StatusReading | None = None
+        kept: deque[StatusReading] = deque()
         while not self._ended.is_set():
             try:
                 now = self.client.status()
@@ -89,7 +92,12 @@ class _Asked:
                 since = self.trouble[0] if self.trouble is not None else time.time()
                 self.trouble = since, str(error)
             else:
-                self.change, before = Change(now, before), now
+                while len(kept) > 1 and kept[1]["now"] <= now["now"] - SPAN:
+                    kept.popleft()
+                self.change = Change(now, kept[0] if kept else None)
+                if self.change.before is None:
+                    kept.clear()
+                kept.append(now)
                 self.trouble = None
             if not self._ended.is_set():
                 awake.wake()

@@ -10,7 +10,7 @@ import time
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from greensock.operations.status_reading import Change, RequestReading
 
@@ -72,11 +72,13 @@ def _summary(change: Change, where: str) -> list[Line]:
     for name, shown in LATENCIES:
         parts = [f"p{100 * share:g} {_seconds(change.quantile(name, share))}" for share in (0.5, 0.9, 0.99)]
         lines.append(Line(f"{shown:<12} {'  '.join(parts)}", "" if name == "latency" else "quiet"))
-    statuses = [f"{name} {_rate(change.status_rate(name))}/s" for name in totals["statuses"]]
+    statuses = [f"{name} {_rate(change.count_rate("statuses", name))}/s" for name in totals["statuses"]]
     lines.append(Line(f"statuses     {'  '.join(map(harmless, statuses))}"))
-    refused = sorted(((total, reason) for reason, total in totals["refused"].items() if total), reverse=True)
-    told = [f"{harmless(reason)} {_rate(change.refused_rate(reason))}/s ({_count(total)})" for total, reason in refused]
-    lines.append(Line(f"refused      {'  '.join(told) or 'none so far'}", "warn" if told else ""))
+    for key in "refused", "failures":
+        counts: dict[str, int] = cast(Any, totals).get(key, {})
+        most_first = sorted(((total, reason) for reason, total in counts.items() if total), reverse=True)
+        told = [f"{harmless(reason)} {_rate(change.count_rate(key, reason))}/s ({_count(total)})" for total, reason in most_first]
+        lines.append(Line(f"{key:<12} {'  '.join(told) or 'none so far'}", "warn" if told else ""))
     return lines
 
 
