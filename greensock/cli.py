@@ -125,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_top(commands: Any) -> None:
     top = commands.add_parser("top", help="what a running server does", description="Show what a running server does.")
     top.add_argument("address", metavar="ADDRESS", help="its operators' address: [HOST]:PORT, or the path of a socket")
+    top.add_argument("--token-file", metavar="FILE", help="where the operators' token is, if reading needs it")
     top.add_argument("--once", action="store_true", help="write one report, and end; so without a terminal, too")
     top.add_argument(
         "--interval", type=float, metavar="SECONDS", help="between two looks; default: 1, and 3 of --once"

@@ -126,7 +126,7 @@ def test_a_report():
     assert lines[0].startswith("greensock proxy 0.1.0  serving, up 1 h 0 min, 2 workers  127.0.0.1:9180  ")
     text = "\n".join(lines)
     for part in (
-        "requests     100/s, 4 in hand    errors 1.0/s",
+        "requests     100/s, 4 in hand    5xx 1.0/s    failed upcalls 20",
         "connections  300, 3.0 new/s    in 20 kB/s    out 1.5 MB/s",
         "latency      p50 2 ms  p90 4.45 ms  p99 5 ms",
         "statuses     1xx 0/s  2xx 95.0/s  3xx 3.0/s  4xx 1.0/s  5xx 1.0/s",

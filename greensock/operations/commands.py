@@ -28,8 +28,8 @@ def perform(given: argparse.Namespace) -> int:
     """Do what the command line says; return the exit status."""
     address = given.address if given.command == "top" else given.operations
     try:
-        client = OperatorsClient(address)
-    except ValueError as error:
+        client = OperatorsClient(address, None if given.token_file is None else read_token(given.token_file))
+    except (ValueError, NotNamed) as error:
         return _fail(error, WRONG)
     try:
         return _top(client, given) if given.command == "top" else _order(client, given)
@@ -59,7 +59,7 @@ def _order(client: OperatorsClient, given: argparse.Namespace) -> int:
     if not 0 <= wait < inf:
         return _fail(f"--wait={wait:g}: a number of seconds, at least 0, expected", WRONG)
     try:
-        upstreams = give_order(client, given.job, given.server, given.upstream, read_token(given.token_file))
+        upstreams = give_order(client, given.job, given.server, given.upstream)
     except NotNamed as error:
         return _fail(error, WRONG)
     except RefusedThere as error:

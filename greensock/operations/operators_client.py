@@ -41,9 +41,11 @@ class OperatorsClient:
         ValueError: it is none of these.
     """
 
-    def __init__(self, address: str, timeout: float = 5.0) -> None:
+    def __init__(self, address: str, token: str | None = None, timeout: float = 5.0) -> None:
         #: As it was given.
         self.address = address
+        #: What is shown to who asks for it; None: nothing.
+        self.token = token
         #: Seconds that the other end may be silent.
         self.timeout = timeout
         self._path: str | None = None
@@ -76,6 +78,8 @@ class OperatorsClient:
             Away: it says nothing, or nothing that is understood.
         """
         status, data = self._ask("GET", "/status.json")
+        if status in (401, 403, 421):
+            raise Away(f"it answers {status}: {_why(data)}")
         if status != 200:
             raise Away(f"it answers {status}: is it the operators' address of a greensock?")
         try:
@@ -83,7 +87,7 @@ class OperatorsClient:
         except ValueError as error:
             raise Away(f"what it answers is not understood: {error}") from error
 
-    def set_server(self, what: str, upstream: str, server: str, token: str) -> None:
+    def set_server(self, what: str, upstream: str, server: str) -> None:
         """Have a server drained (``drain``) or put back (``ready``), in all workers.
 
         Raises:
@@ -91,25 +95,21 @@ class OperatorsClient:
             RefusedThere: it was not done.
         """
         body = json.dumps({"upstream": upstream, "server": server}).encode()
-        fields = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        status, data = self._ask("POST", f"/{what}", body, fields)
+        status, data = self._ask("POST", f"/{what}", body)
         if not 200 <= status < 300:
-            try:
-                why = json.loads(data)["error"]
-            except (ValueError, RecursionError, KeyError, TypeError):
-                why = "it does not say why"
-            raise RefusedThere(f"{status}: {why}", status)
+            raise RefusedThere(f"{status}: {_why(data)}", status)
 
-    def _ask(
-        self, method: str, path: str, body: bytes | None = None, fields: dict[str, str] | None = None
-    ) -> tuple[int, bytes]:
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        fields = {} if body is None else {"Content-Type": "application/json"}
+        if self.token is not None:
+            fields["Authorization"] = f"Bearer {self.token}"
         connection: http.client.HTTPConnection
         if self._path is not None:
             connection = _UnixConnection(self._path, self.timeout)
         else:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=self.timeout)
         try:
-            connection.request(method, self._base + path, body, fields or {})
+            connection.request(method, self._base + path, body, fields)
             answer = connection.getresponse()
             data = answer.read(MOST + 1)
         except TimeoutError as error:
@@ -123,6 +123,13 @@ class OperatorsClient:
         if len(data) > MOST:
             raise Away(f"it answers with more than {MOST} bytes")
         return answer.status, data
+
+
+def _why(data: bytes) -> str:
+    try:
+        return str(json.loads(data)["error"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return "it does not say why"
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -113,7 +113,7 @@ const TILES = [
   ["Half answered in", (now, past) => quantile(now.latency, past && past.latency, 0.5), seconds, () => "p50"],
   ["9 of 10 in", (now, past) => quantile(now.latency, past && past.latency, 0.9), seconds, () => "p90"],
   ["99 of 100 in", (now, past) => quantile(now.latency, past && past.latency, 0.99), seconds, () => "p99"],
-  ["Errors/s", (now, past) => growth(now, past, (s) => s.totals.errors), rate, (s) => `${count(s.totals.errors)} in all`],
+  ["5xx/s", (now, past) => growth(now, past, (s) => s.totals.statuses["5xx"]), rate, (s) => `${count(s.totals.statuses["5xx"])} in all`],
   ["Sent/s", (now, past) => growth(now, past, (s) => s.totals.bytes_out), bytes, () => ""],
   ["Received/s", (now, past) => growth(now, past, (s) => s.totals.bytes_in), bytes, () => ""],
 ];
@@ -301,6 +301,7 @@ function show(status) {
   fill("loop", LOOP.filter(([name]) => status[name]), ([name]) => name, ([name, words]) => [
     [words], ...[0.5, 0.99].map((share) => [seconds(quantile(status[name], past && past[name], share)), "number"]),
   ]);
+  put(element("errors"), status.totals.errors ? `${count(status.totals.errors)} upcalls failed: the log has each.` : "");
   const then = new Map((past ? past.workers : []).map((each) => [each.pid, each]));
   fill("workers", status.workers, (each) => each.pid, (each) => {
     const before = then.get(each.pid);

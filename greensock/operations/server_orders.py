@@ -36,7 +36,7 @@ def read_token(path: str) -> str:
     return token
 
 
-def give_order(client: OperatorsClient, what: str, server: str, upstream: str | None, token: str) -> list[str]:
+def give_order(client: OperatorsClient, what: str, server: str, upstream: str | None) -> list[str]:
     """Drain a server (``drain``) or put it back (``ready``) in every upstream that has it, or in that one alone.
 
     Returns the names of those upstreams.
@@ -53,7 +53,7 @@ def give_order(client: OperatorsClient, what: str, server: str, upstream: str | 
         of = "" if upstream is None else f" of {upstream}"
         raise NotNamed(f"there is no server {server}{of}; there is {', '.join(there) or 'none'}")
     for group, each in found:
-        client.set_server(what, group, each["name"], token)
+        client.set_server(what, group, each["name"])
     return [group for group, _ in found]
 
 

@@ -61,7 +61,7 @@ def _summary(change: Change, where: str) -> list[Line]:
         Line(title, "head"),
         Line(
             f"requests     {_rate(rate(lambda each: each['totals']['requests']))}/s, {_count(totals['in_hand'])} in hand"
-            f"    errors {_rate(rate(lambda each: each['totals']['errors']))}/s"
+            f"    5xx {_rate(change.count_rate('statuses', '5xx'))}/s    failed upcalls {_count(totals['errors'])}"
         ),
         Line(
             f"connections  {_count(totals['connections'])}, {_rate(rate(lambda each: each['totals']['accepted']))} new/s"
