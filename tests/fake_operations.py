@@ -59,7 +59,7 @@ def status(step: int, drained: frozenset[str] = frozenset(), start: float = STAR
         "latency": histogram({0.002: 50 * step, 0.005: 49 * step, 0.5: step}),
         "turn_wait": histogram({0.001: 100 * step}),
         "upcall": histogram({0.002: 100 * step}),
-        "hub_held": histogram({0.01: 100 * step}),
+        "hub_held": histogram({0.02: 100 * step}),
         "upstreams": [{"name": "web", "queued": 0, "servers": servers}],
         "slowest": [request(now - 20, 200, "/report?year=2026", 0.43), request(now - 5, 200, HOSTILE, 0.31)],
         "failed": [request(now - 3, 502, "/cart", 0.004, "connect-refused"), request(now - 9, 504, HOSTILE, 60.0, "head-timeout")],

@@ -49,6 +49,9 @@ def change(first: int = 10, last: int = 20) -> Change:
         (("workers", 1, "pid"), None, "workers[1].pid: None is not"),
         (("latency", "counts"), [1], "latency: one count more than bounds expected"),
         (("failed", 0, "target"), ["/"], "failed[0].target: ['/'] is not"),
+        (("totals", "requests"), float("inf"), "totals.requests: inf is not"),
+        (("totals", "requests"), float("nan"), "totals.requests: nan is not"),
+        (("workers", 0, "memory_bytes"), 10**40, "workers[0].memory_bytes: 1000"),
     ],
 )
 def test_what_is_no_status_is_told(where, value, words):

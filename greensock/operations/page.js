@@ -40,13 +40,17 @@ function rate(value) {
   return value >= 100 || value === 0 ? whole.format(value) : value.toFixed(value >= 0.1 ? 1 : 2);
 }
 
+function short(value) {
+  return value.toFixed(value < 1 ? 2 : value < 10 ? 1 : 0);
+}
+
 function scaled(value, units, step) {
   let index = 0;
   while (value >= step && index < units.length - 1) {
     value /= step;
     index++;
   }
-  return `${value >= 100 || index === 0 ? whole.format(value) : value.toPrecision(value >= 10 ? 3 : 2)} ${units[index]}`;
+  return `${index === 0 ? whole.format(value) : short(value)} ${units[index]}`;
 }
 
 function bytes(value) {
@@ -56,7 +60,7 @@ function bytes(value) {
 function seconds(value) {
   if (value === null || value === undefined) return NOTHING;
   if (value < 0.0001) return `${(value * 1e6).toFixed(0)} \u00b5s`;
-  if (value < 1) return `${(value * 1e3).toPrecision(value >= 0.1 ? 3 : 2)} ms`;
+  if (value < 1) return `${short(value * 1e3)} ms`;
   return `${value < 10 ? value.toFixed(2) : value.toFixed(1)} s`;
 }
 

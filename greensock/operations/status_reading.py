@@ -113,6 +113,9 @@ class StatusReading(TypedDict):
     failed: list[RequestReading]
 
 
+#: No second, no byte and no counter is beyond.
+MOST = 2.0**63
+
 _NUMBER = (int, float)
 _MAYBE_TEXT, _MAYBE_NUMBER = (str, type(None)), (int, float, type(None))
 _HISTOGRAM = {"bounds": [_NUMBER], "counts": [_NUMBER], "sum": _NUMBER}
@@ -174,8 +177,13 @@ def _check(value: Any, wanted: Any, where: str) -> None:
             raise ValueError(f"{where}: a list expected")
         for index, item in enumerate(value):
             _check(item, wanted[0], f"{where}[{index}]")
-    elif not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+    elif not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool) or _is_beyond(value):
         raise ValueError(f"{where}: {value!r:.60} is not what was expected")
+
+
+def _is_beyond(value: Any) -> bool:
+    """Whether it is a number that nothing of this can have: JSON knows infinite ones, and any length."""
+    return isinstance(value, int | float) and not abs(value) < MOST
 
 
 class Change:

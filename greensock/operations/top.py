@@ -52,7 +52,7 @@ def watch(client: OperatorsClient, interval: float, keys: int, output: TextIO) -
 
     A server that is away is asked again.
     """
-    asked = _Asked(client, interval)
+    asked = _LastAnswers(client, interval)
     with ExitStack() as undone:
         awake = undone.enter_context(_woken_by_signals())
         undone.enter_context(_terminal(keys, output))
@@ -70,7 +70,7 @@ def watch(client: OperatorsClient, interval: float, keys: int, output: TextIO) -
                     return
 
 
-class _Asked:
+class _LastAnswers:
     """The last two answers, and whether there are any. Written by the thread that asks, one attribute at a time."""
 
     def __init__(self, client: OperatorsClient, interval: float) -> None:
@@ -108,7 +108,7 @@ class _Asked:
         self._ended.set()
 
 
-def _draw(output: TextIO, asked: _Asked) -> None:
+def _draw(output: TextIO, asked: _LastAnswers) -> None:
     width, height = shutil.get_terminal_size()
     last: list[Line] = [Line(f"q ends, every {asked.interval:g} s", "quiet")]
     if asked.trouble is not None:

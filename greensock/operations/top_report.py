@@ -198,8 +198,11 @@ def _cut(text: str, width: int) -> str:
 
 
 def clock(at: float) -> str:
-    """Return the time of day here."""
-    return time.strftime("%H:%M:%S", time.localtime(at))
+    """Return the time of day here; of one that no calendar has, a dash."""
+    try:
+        return time.strftime("%H:%M:%S", time.localtime(at))
+    except (OverflowError, ValueError, OSError):
+        return NOTHING
 
 
 def _count(value: float) -> str:
