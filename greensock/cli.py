@@ -134,6 +134,10 @@ def _add_top(commands: Any) -> None:
 
 def _add_jobs(proxy: argparse.ArgumentParser) -> None:
     jobs = proxy.add_subparsers(dest="job", metavar="JOB", title="jobs for a proxy that runs")
+    _add_orders(jobs)
+
+
+def _add_orders(jobs: Any) -> None:
     for name, words in ("drain", "give a server no new requests"), ("ready", "give it requests again"):
         job = jobs.add_parser(name, help=words, description=f"{words.capitalize()}, in all workers.")
         job.add_argument("server", metavar="SERVER", help="as the status page has it: HOST:PORT, or a path")
