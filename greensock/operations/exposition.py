@@ -24,7 +24,7 @@ from greensock.operations.status_report import CLASSES, Totals, totals_of, upstr
 from greensock.operations.worker_watch import ENDING, SERVING, WorkerWatch
 from greensock.version import __version__
 
-__all__ = ["COUNTERS", "GAUGES", "HISTOGRAMS", "Exposition"]
+__all__ = ["COUNTERS", "GAUGES", "HISTOGRAMS", "NOW_OF_SERVERS", "OF_SERVERS", "Exposition"]
 
 #: Counters: the figure, the metric's name without ``greensock_`` and ``_total``, what it is, and its label if any.
 COUNTERS: tuple[tuple[str, str, str, str | None], ...] = (

@@ -86,7 +86,8 @@ class OperationsServer(HTTPServer):
         self.watch = watch
         self._name = name
         self._exposition: Any = None
-        self._names = {each.lower() for each in (*options.names, "localhost")}
+        self._names: set[str] = set()
+        self.change(options)
         self._pages: dict[str, tuple[str, Callable[[Request], Response]]] = {
             "/metrics": ("GET", self._metrics),
             "/status.json": ("GET", self._status),
@@ -97,6 +98,11 @@ class OperationsServer(HTTPServer):
             "/drain": ("POST", self._set_server),
             "/ready": ("POST", self._set_server),
         }
+
+    def change(self, options: OperationsOptions) -> None:
+        """Answer by these from now on; the address stays."""
+        self.told = options
+        self._names = {each.lower() for each in (*options.names, "localhost")}
 
     # -- life
 
@@ -117,7 +123,8 @@ class OperationsServer(HTTPServer):
 
     def abort(self) -> None:
         """Stop, and write what was counted a last time."""
-        self.watch.stop()
+        if self.started:
+            self.watch.stop()
         super().abort()
 
     # -- requests

@@ -108,9 +108,9 @@ class WorkerWatch:
         self._gone: Counter[str] = Counter()  # what was counted by groups that are over
         self._names = {name: histogram_names(name) for name in BOUNDS}
         self._sampler = Sampler(self.hub_held.note, self.turn_wait.note, self.upcall.note)
+        self._max_hold = max_hold
         self._watchdog: HubWatchdog | None = None
-        if max_hold is not None:
-            self._watchdog = HubWatchdog(lambda: self._sampler.seen_at, INTERVAL, max_hold)
+        self._holds = 0  # that watchdogs have seen which were stopped
         self._timer: Any = None
         self._written_at = 0.0
 
@@ -154,6 +154,30 @@ class WorkerWatch:
         """What is behind them."""
         return self._groups[-1].behind if self._groups else None
 
+    @property
+    def max_hold(self) -> float | None:
+        """Seconds that an upcall may hold the hub before its stack is logged; None: any."""
+        return self._max_hold
+
+    @max_hold.setter
+    def max_hold(self, seconds: float | None) -> None:
+        if seconds != self._max_hold:
+            self._max_hold = seconds
+            if self._timer is not None:
+                self._stop_watchdog()
+                self._start_watchdog()
+
+    def _start_watchdog(self) -> None:
+        if self._max_hold is not None:
+            self._watchdog = HubWatchdog(lambda: self._sampler.seen_at, INTERVAL, self._max_hold)
+            self._watchdog.start()
+
+    def _stop_watchdog(self) -> None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.stop()
+            self._holds += watchdog.holds
+
     # -- what the proxy tells
 
     def note_record(self, record: ToldRecord) -> None:
@@ -171,8 +195,7 @@ class WorkerWatch:
         self._timer = get_hub().loop.timer(BEAT, ref=False)
         self._sampler.follow(self.servers)
         self._sampler.start()
-        if self._watchdog is not None:
-            self._watchdog.start()
+        self._start_watchdog()
         self._beat()
 
     def stop(self) -> None:
@@ -182,8 +205,7 @@ class WorkerWatch:
             return
         timer.stop()
         timer.close()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        self._stop_watchdog()
         self._sampler.stop()
         self.write()
 
@@ -222,8 +244,7 @@ class WorkerWatch:
             histogram: Histogram = getattr(self, name)
             counters.update(dict(zip(names, histogram.counts, strict=True)))
             seconds[name] = histogram.sum
-        if self._watchdog is not None:
-            counters["hub_holds"] = self._watchdog.holds
+        counters["hub_holds"] = self._holds + (self._watchdog.holds if self._watchdog is not None else 0)
         self.counters.write(self.slot, counters)
         self.seconds.write(self.slot, seconds)
         self.gauges.write(self.slot, self._gauges_now())
