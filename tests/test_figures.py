@@ -38,6 +38,7 @@ def test_names_that_workers_give():
     assert board.of(second) == {"requests": 3, "refused|method": 0, "refused|host": 5}
     before = board.total([first, second])
     assert before == {"requests": 4, "refused|method": 2, "refused|host": 5}
+    board.write(first, {"requests": 0})  # as of somebody who began anew
     pages.give_back(second)
     assert pages.read_whole(lambda: board.total([first])) == before
     assert board.of(second)["requests"] == 0

@@ -31,7 +31,6 @@ import json
 import logging
 import os
 from base64 import b64decode
-from binascii import Error as NoBase64
 from collections.abc import Callable
 from typing import Any
 
@@ -193,7 +192,7 @@ class OperationsServer(HTTPServer):
         if scheme == "basic":
             try:
                 given = b64decode(given, validate=True).partition(b":")[2]
-            except (NoBase64, ValueError):
+            except ValueError:
                 given = b""
         if not self._is_token(given):
             realm = ("WWW-Authenticate", 'Basic realm="greensock", charset="UTF-8"')

@@ -27,6 +27,7 @@ from greensock.operations.histograms import BOUNDS, Histogram, histogram_names
 from greensock.operations.hub_watchdog import HubWatchdog
 from greensock.operations.last_requests import LastRequests, ToldRecord
 from greensock.shared_pages import SharedPages
+from greensock.stats import ServerStatistics
 
 __all__ = ["ENDING", "SERVING", "Behind", "WorkerWatch"]
 
@@ -56,6 +57,9 @@ class Behind(Protocol):
         ``weight``.
         """
 
+    def leave(self) -> None:
+        """Take note that others have taken its place, and count on with what it knew."""
+
     def set_server(self, upstream: str, server: str, what: str) -> None:
         """Have a server drained, or put back: ``what`` is ``"drain"`` or ``"ready"``.
 
@@ -75,13 +79,18 @@ class _Group:
     def is_over(self) -> bool:
         return not any(server.started for server in self.servers)
 
-    def counters(self) -> Counter[str]:
-        found: Counter[str] = Counter()
+    def add(self, counters: Counter[str], gauges: Counter[str]) -> None:
+        """Add what they have counted, and how they are now: one look at each."""
         for server in self.servers:
-            _count(found, server)
+            told = server.statistics()
+            _count(counters, told)
+            gauges["connections"] += told.active
+            gauges["in_hand"] += told.workers_busy
+            gauges["greenlets"] += told.workers
+            gauges["handshakes_unfinished"] += told.handshakes_unfinished
         if self.behind is not None:
-            found.update(self.behind.counters())
-        return found
+            counters.update(self.behind.counters())
+            gauges.update(self.behind.gauges())
 
 
 class WorkerWatch:
@@ -140,6 +149,8 @@ class WorkerWatch:
 
     def follow(self, servers: Iterable[Server[Any]], behind: Behind | None = None) -> None:
         """Watch these from now on; those of before as long as they end."""
+        if self.behind is not None:
+            self.behind.leave()
         self._groups.append(_Group(list(servers), behind))
         if self._timer is not None:
             self._sampler.follow(self.servers)
@@ -181,7 +192,9 @@ class WorkerWatch:
     # -- what the proxy tells
 
     def note_record(self, record: ToldRecord) -> None:
-        """Note a request of which all is known. One that was refused before it was served took no time."""
+        """Note a request of which all is known. A tunnel is none any more; what was refused at once took no time."""
+        if record.status == 101:
+            return
         if record.duration:
             self.latency.note(record.duration)
         self.last_requests.note(record)
@@ -233,11 +246,11 @@ class WorkerWatch:
         self._written_at = time.monotonic()
         for group in self._groups[:-1]:
             if group.is_over:
-                self._gone.update(group.counters())
+                group.add(self._gone, Counter())
                 self._groups.remove(group)
-        counters = Counter(self._gone)
+        counters, gauges = Counter(self._gone), Counter[str]()
         for group in self._groups:
-            counters.update(group.counters())
+            group.add(counters, gauges)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         seconds = {"cpu": usage.ru_utime + usage.ru_stime}
         for name, names in self._names.items():
@@ -247,33 +260,16 @@ class WorkerWatch:
         counters["hub_holds"] = self._holds + (self._watchdog.holds if self._watchdog is not None else 0)
         self.counters.write(self.slot, counters)
         self.seconds.write(self.slot, seconds)
-        self.gauges.write(self.slot, self._gauges_now())
+        serves = any(server.started and not server.draining for server in self.servers)
+        gauges["state"] = SERVING if serves else ENDING
+        gauges["memory"] = _memory_bytes()
+        # All that there may be, so that what is over is 0 again.
+        self.gauges.write(self.slot, {**dict.fromkeys(self.gauges.of(self.slot), 0), **gauges})
         self.last_requests.write(time.monotonic())
 
-    def _gauges_now(self) -> dict[str, float]:
-        found: Counter[str] = Counter()
-        for group in self._groups:
-            for server in group.servers:
-                told = server.statistics()
-                found["connections"] += told.active
-                found["in_hand"] += told.workers_busy
-                found["greenlets"] += told.workers
-                found["handshakes_unfinished"] += told.handshakes_unfinished
-            if group.behind is not None:
-                found.update(group.behind.gauges())
-        serves = any(server.started and not server.draining for server in self.servers)
-        # All that there may be, so that what is over is 0 again.
-        return {
-            **dict.fromkeys(self.gauges.of(self.slot), 0),
-            **found,
-            "state": SERVING if serves else ENDING,
-            "memory": _memory_bytes(),
-        }
 
-
-def _count(found: Counter[str], server: Server[Any]) -> None:
+def _count(found: Counter[str], told: ServerStatistics) -> None:
     """Add what a server counted."""
-    told = server.statistics()
     found["accepted"] += told.accepted
     found["connected"] += told.connected
     found["bytes_in"] += told.bytes_received
