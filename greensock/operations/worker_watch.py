@@ -46,10 +46,10 @@ _started = struct.Struct("d")
 class Behind(Protocol):
     """What is behind the servers, if they are a proxy's: its own figures, and the servers that it asks."""
 
-    def counters(self) -> Mapping[str, float]:
+    def counters(self) -> Mapping[str, int]:
         """Return figures that only grow."""
 
-    def gauges(self) -> Mapping[str, float]:
+    def gauges(self) -> Mapping[str, int]:
         """Return figures of now."""
 
     def upstreams(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class ProxyFigures:
         self._errors_before = self._errors()
         self._errors_left: dict[tuple[str, str], int] | None = None
 
-    def counters(self) -> Mapping[str, float]:
+    def counters(self) -> Mapping[str, int]:
         """Return figures that only grow."""
         found: Counter[str] = Counter()
         for proxy in self._proxies:
@@ -54,7 +54,7 @@ class ProxyFigures:
     def _errors(self) -> dict[tuple[str, str], int]:
         return {(upstream.name, server.name): server.health.statistics().failed for upstream, server in self._servers()}
 
-    def gauges(self) -> Mapping[str, float]:
+    def gauges(self) -> Mapping[str, int]:
         """Return figures of now."""
         found: Counter[str] = Counter()
         for upstream, server in self._servers():
