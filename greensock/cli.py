@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--single", action="store_true", help="serve in this process itself, without gunicorn")
         each.add_argument(
             "--operations", metavar="ADDRESS",
-            help="where operators ask, HOST:PORT or a path; their token is GREENSOCK_OPERATIONS_TOKEN of the environment",
+            help="where operators ask, HOST:PORT or a path; their token is in GREENSOCK_OPERATIONS_TOKEN",
         )  # fmt: skip
         each.add_argument("--pid", metavar="FILE", help="where the master writes its number")
         each.add_argument("--user", metavar="USER", help="whose processes the workers are")

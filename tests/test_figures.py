@@ -147,7 +147,8 @@ def test_what_clients_say_is_cut():
     pages = SharedPages(1)
     kept = LastRequests(pages, 0)
     hostile = bytes(range(256)) * 40
-    kept.note(record(1.0, 70000, host=hostile, target=hostile, client="\udc80" * 100, method="X" * 99, upstream="é" * 99))
+    texts = {"client": "\udc80" * 100, "method": "X" * 99, "upstream": "é" * 99}
+    kept.note(record(1.0, 70000, host=hostile, target=hostile, **texts))
     kept.write(0.0)
     (told,), (failed,) = read_last_requests(pages, [0])
     assert told == failed

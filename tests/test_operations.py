@@ -35,7 +35,8 @@ def ask(address, path, fields="", method="GET", body=b"", host="127.0.0.1", vers
     with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as sock:
         sock.settimeout(PATIENCE)
         sock.connect(address)
-        head = f"{method} {path} HTTP/{version}\r\n{f'Host: {host}' if host else 'X: y'}\r\nConnection: close\r\n{fields}"
+        named = f"Host: {host}" if host else "X: y"
+        head = f"{method} {path} HTTP/{version}\r\n{named}\r\nConnection: close\r\n{fields}"
         length = f"Content-Length: {len(body)}\r\n" if body else ""
         sock.sendall(f"{head}{length}\r\n".encode() + body)
         return Answered(read_all(sock))
@@ -61,7 +62,7 @@ def reached(address):
 
 
 def metrics_of(address, fields=""):
-    """Return the samples, as Prometheus' own parser reads them: by name, and by name and labels where there are some."""
+    """Return the samples as Prometheus' own parser reads them: by name, with labels behind it where there are some."""
     answer = ask(address, "/metrics", fields)
     assert answer.status == 200
     found = {}
@@ -190,7 +191,7 @@ def test_who_may_ask_for_what(serve, program, tmp_path):
         ("GET", "/", "127.0.0.1.evil.example.org", "", b"", 421, ""),
         ("GET", "/", "ops.example.org.evil", "", b"", 421, ""),
         ("GET", "/healthz", "", "", b"", 400, ""),
-        *(("GET", path, "127.0.0.1", site, b"", 403, "another site") for site in others for path in ("/metrics", "/stacks")),
+        *(("GET", "/metrics", "127.0.0.1", site, b"", 403, "another site") for site in others),
         ("GET", "/", "127.0.0.1", others[0], b"", 200, ""),
         ("POST", "/drain", "127.0.0.1", others[0] + BEARER, order, 403, "another site"),
         # What changes something, or shows code.
@@ -459,19 +460,12 @@ def test_a_server_class_on_the_command_line(tmp_path, options):
     assert not path.exists()
 
 
-@once
-def test_an_address_that_is_refused(tmp_path):
-    command = [sys.executable, "-m", "greensock", "run", "served_classes:Site", "--operations", "0.0.0.0:9180"]
-    environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}"}
-    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 2
-    assert "--operations: address='0.0.0.0:9180': one of this machine" in done.stderr
 
 
 def test_the_document_names_every_metric():
     text = (ROOT / "docs" / "metrics.md").read_text()
     named = set(re.findall(r"^\| `(greensock_\w+)`", text, re.MULTILINE)) | {"greensock_sent_bytes_total"}
-    of_all = {"greensock_build_info", "greensock_start_time_seconds", "greensock_workers", "greensock_cpu_seconds_total"}
+    of_all = {f"greensock_{name}" for name in ("build_info", "start_time_seconds", "workers", "cpu_seconds_total")}
     of_servers = {f"greensock_upstream_{name}" for name in ("up", "state", "queued")}
     assert named == (
         {f"greensock_{row[1]}_total" for row in (*COUNTERS, *OF_SERVERS)}

@@ -1,6 +1,6 @@
 """What one worker counts for the operators: once a second it writes to memory that all workers share.
 
-What servers count anyway is looked at, and nothing is counted a second time: between two looks this costs nothing, and a
+What servers count anyway is looked at, and nothing is counted twice: between two looks this costs nothing, and a
 figure may be a second old. A look goes through all connections (0.1 us each), so that with many there is more time
 between two of them: they take 0.5 % of a core at the most.
 

@@ -26,7 +26,7 @@ class ProxyFigures:
         self._gateway = gateway
         self._proxies = proxies
         self._since: dict[tuple[str, str], tuple[str, float]] = {}  # as it was seen to change
-        # What is known of a server's health goes over to the gateway that takes the place of this one, counters and all.
+        # What is known of a server's health goes over to the gateway that takes this one's place, counters and all.
         self._errors_before = self._errors()
         self._errors_left: dict[tuple[str, str], int] | None = None
 
