@@ -372,6 +372,14 @@ def test_a_server_of_another_kind(serve, connect):
     found = metrics_of(server.address)
     assert found["greensock_connections"] == 1
     assert "greensock_upstream_up" not in found
+    # A child that an upcall forks has its own copy of all, and the same memory.
+    child = os.fork()
+    if not child:
+        echo.error_count = 7
+        watch.write()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert watch.counters.of(0)["errors"] == 0
     order = b'{"upstream": "a", "server": "b"}'
     assert ask(server.address, "/drain", BEARER, "POST", order).status == 404
     sock.close()

@@ -70,7 +70,7 @@ class OperationsServer(HTTPServer):
 
     max_connections = 128
     max_workers = 16
-    idle_timeout = 75.0
+    idle_timeout = 30.0
     head_timeout = 10.0
     body_timeout = 10.0
     send_timeout = 20.0

@@ -122,6 +122,7 @@ class WorkerWatch:
         self._holds = 0  # that watchdogs have seen which were stopped
         self._timer: Any = None
         self._written_at = 0.0
+        self._pid = os.getpid()
 
     @staticmethod
     def _boards(pages: SharedPages) -> tuple[Board, Board, Board]:
@@ -243,6 +244,8 @@ class WorkerWatch:
 
     def write(self) -> None:
         """Write all figures as they are now."""
+        if os.getpid() != self._pid:
+            return  # the child of a fork goes on with the loop, but the row is its parent's
         self._written_at = time.monotonic()
         for group in self._groups[:-1]:
             if group.is_over:
