@@ -11,19 +11,21 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from arbiters import PROGRAMS, ROOT, Answered, arbiter
 from conftest import PATIENCE, read_all, wait_until
-from proxies import Origin, closed_port
+from proxies import Origin, closed_port, gateway_to
 from prometheus_client.parser import text_string_to_metric_families
 from served import Echo, once
 
 from greensock.operations.exposition import COUNTERS, GAUGES, HISTOGRAMS, NOW_OF_SERVERS, OF_SERVERS
+from greensock.operations.last_requests import read_last_requests
 from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.operations_server import OperationsServer
 from greensock.operations.worker_watch import WorkerWatch
-from greensock.proxy import CannotStart, ProxyProgram, parse_config
+from greensock.proxy import CannotStart, ProxyProgram, ReverseProxy, parse_config
 from greensock.shared_pages import SharedPages
 
 TOKEN = "a-token-of-32-characters-in-all."
@@ -166,6 +168,34 @@ def test_with_a_log_and_where_nobody_may_ask(serve, program, tmp_path):
     assert plain.gateway.watch is None
     assert not plain.proxies[0].wants_records
     plain.stop()
+
+
+class Classes(ReverseProxy):
+    """A proxy for which nothing is ordinary: one of its seams is overridden."""
+
+    def serve_request(self, request, keep):
+        return super().serve_request(request, keep)
+
+
+def test_the_ordinary_exchange_tells_what_the_classes_do(serve):
+    origin, told = serve(Origin), []
+    for kind in (ReverseProxy, Classes):
+        pages = SharedPages(1)
+        WorkerWatch.share(pages)
+        gateway = gateway_to(origin.url, retries=0)
+        gateway.watch = watch = WorkerWatch(pages, 0, None)
+        proxy = serve(kind, gateway=gateway)
+        for path in ("/plain", "/status/503", "/chunked", "/large/100000", "/plain", "/status/404"):
+            ask(proxy.address, path, host="example.org")
+        ask(proxy.address, "/post", method="POST", body=b"some")
+        wait_until(lambda: sum(watch.latency.counts) == 7)  # noqa: B023
+        watch.last_requests.write(0.0)
+        lists = read_last_requests(pages, [0])
+        assert all(0 < each.seconds < PATIENCE and each.at > 1e9 for found in lists for each in found)
+        told.append([sorted(map(repr, (replace(each, at=0.0, seconds=0.0) for each in found))) for found in lists])
+        gateway.upstreams["site"].close()
+    assert told[0] == told[1]
+    assert (len(told[0][0]), len(told[0][1])) == (7, 1)
 
 
 def test_who_may_ask_for_what(serve, program, tmp_path):
