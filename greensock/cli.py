@@ -108,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     for each, workers in (proxy, "the cores"), (run, "1"):
         each.add_argument("--workers", "-w", type=int, metavar="N", help=f"processes; default: {workers}")
         each.add_argument("--single", action="store_true", help="serve in this process itself, without gunicorn")
+        each.add_argument(
+            "--operations", metavar="ADDRESS",
+            help="where operators ask, HOST:PORT or a path; their token is in GREENSOCK_OPERATIONS_TOKEN",
+        )  # fmt: skip
         each.add_argument("--pid", metavar="FILE", help="where the master writes its number")
         each.add_argument("--user", metavar="USER", help="whose processes the workers are")
         each.add_argument("--group", metavar="GROUP")
@@ -164,8 +168,8 @@ def _fail(error: object, status: int) -> int:
 def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     from greensock.proxy.config import ConfigError, check_listeners, load_config, parse_config
 
-    if given.config and (given.listen or given.upstream or given.log):
-        parser.error("--config says it all: --listen, --upstream and --log don't go with it")
+    if given.config and (given.listen or given.upstream or given.log or given.operations):
+        parser.error("--config says it all: --listen, --upstream, --log and --operations don't go with it")
     if not given.config and not given.upstream:
         parser.error("--config, or an --upstream at least, expected")
     path = given.log or "-"
@@ -177,6 +181,7 @@ def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
                 "listen": given.listen or ["127.0.0.1:8080"],
                 "upstreams": {"upstream": {"servers": given.upstream}},
                 **({} if path == "none" else {"log": {"path": path}}),
+                **({"operations": _operations(given)} if given.operations else {}),
             }
             config = parse_config(told, "the command line")
     except ConfigError as error:
@@ -216,20 +221,25 @@ def _run(given: argparse.Namespace) -> int:
     addresses = given.bind or ["127.0.0.1:8000"]
     try:
         options = dict(map(_option, given.option))
-        source = ClassSource(given.where, addresses, options, given.drain)
+        source = ClassSource(given.where, addresses, options, given.drain, _operations_options(given))
         if not given.single:
             return _many(source, given, given.workers or 1)
         _log_to_stderr(given)
         source.made_class()
         with ExitStack() as undone:
-            sockets = [undone.enter_context(source.listen(address)) for address in addresses]
-            server = source.made_server(sockets)
+            sockets = [undone.enter_context(source.listen(address)) for address in source.addresses]
+            server, *operators = source.made_servers(sockets)
             undone.pop_all()
     except Refused as error:
         return _fail(error, REFUSED if error.by_system else WRONG)
-    server.start()
+    for each in (server, *operators):
+        each.start()
     _say_where(server)
-    server.serve_forever()
+    try:
+        server.serve_forever()
+    finally:
+        for each in operators:
+            each.abort()
     return 0
 
 
@@ -243,6 +253,24 @@ def _option(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def _operations(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the operators' address is told: the token is not for all to read who list processes."""
+    token = os.environ.get("GREENSOCK_OPERATIONS_TOKEN")
+    return {"address": given.operations, **({"token": token} if token else {})}
+
+
+def _operations_options(given: argparse.Namespace) -> Any:
+    from greensock.operations.operations_options import OperationsOptions
+    from greensock.sources import Refused
+
+    if not given.operations:
+        return None
+    try:
+        return OperationsOptions(**_operations(given))
+    except ValueError as error:
+        raise Refused(f"--operations: {error}") from error
 
 
 # -- both

@@ -133,7 +133,7 @@ def configuration() -> dict[str, list[str]]:
     wrong = {"?": 1}
     route = dict.fromkeys(("timeouts", "request_fields", "response_fields"), wrong)
     upstream = {"servers": [wrong], "health": wrong, "sticky": wrong, **wrong}
-    one_level = ("server", "log", "limits", "answer_limits", "timeouts", "forwarding", "guard")
+    one_level = ("server", "log", "limits", "answer_limits", "timeouts", "forwarding", "guard", "operations")
     routes = [{**route, "upstream": "NAME", **wrong}, {"answer": wrong}, {"redirect": wrong}]
     with pytest.raises(ConfigError) as caught:
         parse_config({**wrong, **dict.fromkeys(one_level, wrong), "upstreams": {"NAME": upstream}, "routes": routes})

@@ -12,6 +12,7 @@ it is met, and what holds the hub for long is never missed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from socket import AF_INET
 from time import monotonic
@@ -49,6 +50,7 @@ class Sampler:
         self._hub: Any = None
         self._timer: Any = None
         self._due = 0.0
+        self._pid = 0
 
     def follow(self, servers: Iterable[Turns[Any]]) -> None:
         """Look at these servers from now on, and at no others."""
@@ -68,6 +70,7 @@ class Sampler:
         self._hub = get_hub()
         self._timer = self._hub.loop.timer(INTERVAL, ref=False)
         self.seen_at = monotonic()
+        self._pid = os.getpid()
         self._set()
 
     def stop(self) -> None:
@@ -84,6 +87,9 @@ class Sampler:
         self._timer.start(self._look, update=True)
 
     def _look(self) -> None:
+        if os.getpid() != self._pid:
+            self.stop()  # the child of a fork goes on with the loop, but the servers are its parent's
+            return
         try:
             now = self.seen_at = monotonic()
             self._note_late(max(0.0, now - self._due))

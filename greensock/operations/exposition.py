@@ -19,12 +19,13 @@ from prometheus_client.metrics_core import (
     InfoMetricFamily,
     Metric,
 )
+from prometheus_client.registry import Collector
 
 from greensock.operations.status_report import CLASSES, Totals, totals_of, upstreams_of
 from greensock.operations.worker_watch import ENDING, SERVING, WorkerWatch
 from greensock.version import __version__
 
-__all__ = ["COUNTERS", "GAUGES", "HISTOGRAMS", "Exposition"]
+__all__ = ["COUNTERS", "GAUGES", "HISTOGRAMS", "NOW_OF_SERVERS", "OF_SERVERS", "Exposition"]
 
 #: Counters: the figure, the metric's name without ``greensock_`` and ``_total``, what it is, and its label if any.
 COUNTERS: tuple[tuple[str, str, str, str | None], ...] = (
@@ -76,7 +77,7 @@ _LABELS = ("upstream", "server")
 _STATES = ("up", "down", "ejected", "draining")
 
 
-class Exposition:
+class Exposition(Collector):
     """Makes ``/metrics``. It is a collector of Prometheus' client library, the only one of its registry."""
 
     def __init__(self, watch: WorkerWatch) -> None:

@@ -57,13 +57,16 @@ class Board:
     def write(self, slot: int, values: Mapping[str, float]) -> None:
         """Set numbers of a worker; called in that worker alone."""
         row, columns = self._numbers.row(slot), self._columns
-        is_whole = self._numbers.typecode == "q"
+        is_whole, is_kept = self._numbers.typecode == "q", self._numbers.is_kept
         for name, value in values.items():
             column = columns.get(name)
             if column is None:
                 column = self._claim(name)
             if column >= 0:
-                row[column] = int(value) if is_whole else value
+                number = int(value) if is_whole else value
+                if is_kept and number < row[column]:
+                    continue  # somebody began anew, which others are not to see
+                row[column] = number
 
     def of(self, slot: int) -> dict[str, float]:
         """Return the numbers of one worker by their names; those that were never set are 0."""

@@ -67,7 +67,7 @@ class OperationsOptions:
     token: str | None = None
     #: Whether others than this machine may read what is there without the token.
     allow_remote: bool = False
-    #: Names by which it is asked for, beside ``localhost`` and numeric addresses: a page of another site could have any.
+    #: Names by which it is asked for, beside ``localhost`` and numeric addresses: a page of another site could use any.
     names: tuple[str, ...] = ()
     #: Of which upstreams a server must be up for ``/readyz`` to say so: ``any`` of them, ``all``, or ``none``.
     ready_upstreams: str = "any"

@@ -31,7 +31,6 @@ import json
 import logging
 import os
 from base64 import b64decode
-from binascii import Error as NoBase64
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +70,7 @@ class OperationsServer(HTTPServer):
 
     max_connections = 128
     max_workers = 16
-    idle_timeout = 75.0
+    idle_timeout = 30.0
     head_timeout = 10.0
     body_timeout = 10.0
     send_timeout = 20.0
@@ -86,7 +85,8 @@ class OperationsServer(HTTPServer):
         self.watch = watch
         self._name = name
         self._exposition: Any = None
-        self._names = {each.lower() for each in (*options.names, "localhost")}
+        self._names: set[str] = set()
+        self.change(options)
         self._pages: dict[str, tuple[str, Callable[[Request], Response]]] = {
             "/metrics": ("GET", self._metrics),
             "/status.json": ("GET", self._status),
@@ -97,6 +97,11 @@ class OperationsServer(HTTPServer):
             "/drain": ("POST", self._set_server),
             "/ready": ("POST", self._set_server),
         }
+
+    def change(self, options: OperationsOptions) -> None:
+        """Answer by these from now on; the address stays."""
+        self.told = options
+        self._names = {each.lower() for each in (*options.names, "localhost")}
 
     # -- life
 
@@ -117,7 +122,8 @@ class OperationsServer(HTTPServer):
 
     def abort(self) -> None:
         """Stop, and write what was counted a last time."""
-        self.watch.stop()
+        if self.started:
+            self.watch.stop()
         super().abort()
 
     # -- requests
@@ -186,7 +192,7 @@ class OperationsServer(HTTPServer):
         if scheme == "basic":
             try:
                 given = b64decode(given, validate=True).partition(b":")[2]
-            except (NoBase64, ValueError):
+            except ValueError:
                 given = b""
         if not self._is_token(given):
             realm = ("WWW-Authenticate", 'Basic realm="greensock", charset="UTF-8"')

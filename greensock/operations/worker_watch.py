@@ -1,6 +1,6 @@
 """What one worker counts for the operators: once a second it writes to memory that all workers share.
 
-What servers count anyway is looked at, and nothing is counted a second time: between two looks this costs nothing, and a
+What servers count anyway is looked at, and nothing is counted twice: between two looks this costs nothing, and a
 figure may be a second old. A look goes through all connections (0.1 us each), so that with many there is more time
 between two of them: they take 0.5 % of a core at the most.
 
@@ -27,6 +27,7 @@ from greensock.operations.histograms import BOUNDS, Histogram, histogram_names
 from greensock.operations.hub_watchdog import HubWatchdog
 from greensock.operations.last_requests import LastRequests, ToldRecord
 from greensock.shared_pages import SharedPages
+from greensock.stats import ServerStatistics
 
 __all__ = ["ENDING", "SERVING", "Behind", "WorkerWatch"]
 
@@ -45,16 +46,19 @@ _started = struct.Struct("d")
 class Behind(Protocol):
     """What is behind the servers, if they are a proxy's: its own figures, and the servers that it asks."""
 
-    def counters(self) -> Mapping[str, float]:
+    def counters(self) -> Mapping[str, int]:
         """Return figures that only grow."""
 
-    def gauges(self) -> Mapping[str, float]:
+    def gauges(self) -> Mapping[str, int]:
         """Return figures of now."""
 
     def upstreams(self) -> list[dict[str, Any]]:
         """Return each upstream, ``name`` and ``servers``, of which each has ``name``, ``state``, ``why``, ``since`` and
         ``weight``.
         """
+
+    def leave(self) -> None:
+        """Take note that others have taken its place, and count on with what it knew."""
 
     def set_server(self, upstream: str, server: str, what: str) -> None:
         """Have a server drained, or put back: ``what`` is ``"drain"`` or ``"ready"``.
@@ -75,13 +79,18 @@ class _Group:
     def is_over(self) -> bool:
         return not any(server.started for server in self.servers)
 
-    def counters(self) -> Counter[str]:
-        found: Counter[str] = Counter()
+    def add(self, counters: Counter[str], gauges: Counter[str]) -> None:
+        """Add what they have counted, and how they are now: one look at each."""
         for server in self.servers:
-            _count(found, server)
+            told = server.statistics()
+            _count(counters, told)
+            gauges["connections"] += told.active
+            gauges["in_hand"] += told.workers_busy
+            gauges["greenlets"] += told.workers
+            gauges["handshakes_unfinished"] += told.handshakes_unfinished
         if self.behind is not None:
-            found.update(self.behind.counters())
-        return found
+            counters.update(self.behind.counters())
+            gauges.update(self.behind.gauges())
 
 
 class WorkerWatch:
@@ -108,11 +117,12 @@ class WorkerWatch:
         self._gone: Counter[str] = Counter()  # what was counted by groups that are over
         self._names = {name: histogram_names(name) for name in BOUNDS}
         self._sampler = Sampler(self.hub_held.note, self.turn_wait.note, self.upcall.note)
+        self._max_hold = max_hold
         self._watchdog: HubWatchdog | None = None
-        if max_hold is not None:
-            self._watchdog = HubWatchdog(lambda: self._sampler.seen_at, INTERVAL, max_hold)
+        self._holds = 0  # that watchdogs have seen which were stopped
         self._timer: Any = None
         self._written_at = 0.0
+        self._pid = os.getpid()
 
     @staticmethod
     def _boards(pages: SharedPages) -> tuple[Board, Board, Board]:
@@ -140,6 +150,8 @@ class WorkerWatch:
 
     def follow(self, servers: Iterable[Server[Any]], behind: Behind | None = None) -> None:
         """Watch these from now on; those of before as long as they end."""
+        if self.behind is not None:
+            self.behind.leave()
         self._groups.append(_Group(list(servers), behind))
         if self._timer is not None:
             self._sampler.follow(self.servers)
@@ -154,10 +166,36 @@ class WorkerWatch:
         """What is behind them."""
         return self._groups[-1].behind if self._groups else None
 
+    @property
+    def max_hold(self) -> float | None:
+        """Seconds that an upcall may hold the hub before its stack is logged; None: any."""
+        return self._max_hold
+
+    @max_hold.setter
+    def max_hold(self, seconds: float | None) -> None:
+        if seconds != self._max_hold:
+            self._max_hold = seconds
+            if self._timer is not None:
+                self._stop_watchdog()
+                self._start_watchdog()
+
+    def _start_watchdog(self) -> None:
+        if self._max_hold is not None:
+            self._watchdog = HubWatchdog(lambda: self._sampler.seen_at, INTERVAL, self._max_hold)
+            self._watchdog.start()
+
+    def _stop_watchdog(self) -> None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None:
+            watchdog.stop()
+            self._holds += watchdog.holds
+
     # -- what the proxy tells
 
     def note_record(self, record: ToldRecord) -> None:
-        """Note a request of which all is known. One that was refused before it was served took no time."""
+        """Note a request of which all is known. A tunnel is none any more; what was refused at once took no time."""
+        if record.status == 101:
+            return
         if record.duration:
             self.latency.note(record.duration)
         self.last_requests.note(record)
@@ -171,8 +209,7 @@ class WorkerWatch:
         self._timer = get_hub().loop.timer(BEAT, ref=False)
         self._sampler.follow(self.servers)
         self._sampler.start()
-        if self._watchdog is not None:
-            self._watchdog.start()
+        self._start_watchdog()
         self._beat()
 
     def stop(self) -> None:
@@ -182,8 +219,7 @@ class WorkerWatch:
             return
         timer.stop()
         timer.close()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        self._stop_watchdog()
         self._sampler.stop()
         self.write()
 
@@ -208,51 +244,35 @@ class WorkerWatch:
 
     def write(self) -> None:
         """Write all figures as they are now."""
+        if os.getpid() != self._pid:
+            return  # the child of a fork goes on with the loop, but the row is its parent's
         self._written_at = time.monotonic()
         for group in self._groups[:-1]:
             if group.is_over:
-                self._gone.update(group.counters())
+                group.add(self._gone, Counter())
                 self._groups.remove(group)
-        counters = Counter(self._gone)
+        counters, gauges = Counter(self._gone), Counter[str]()
         for group in self._groups:
-            counters.update(group.counters())
+            group.add(counters, gauges)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         seconds = {"cpu": usage.ru_utime + usage.ru_stime}
         for name, names in self._names.items():
             histogram: Histogram = getattr(self, name)
             counters.update(dict(zip(names, histogram.counts, strict=True)))
             seconds[name] = histogram.sum
-        if self._watchdog is not None:
-            counters["hub_holds"] = self._watchdog.holds
+        counters["hub_holds"] = self._holds + (self._watchdog.holds if self._watchdog is not None else 0)
         self.counters.write(self.slot, counters)
         self.seconds.write(self.slot, seconds)
-        self.gauges.write(self.slot, self._gauges_now())
+        serves = any(server.started and not server.draining for server in self.servers)
+        gauges["state"] = SERVING if serves else ENDING
+        gauges["memory"] = _memory_bytes()
+        # All that there may be, so that what is over is 0 again.
+        self.gauges.write(self.slot, {**dict.fromkeys(self.gauges.of(self.slot), 0), **gauges})
         self.last_requests.write(time.monotonic())
 
-    def _gauges_now(self) -> dict[str, float]:
-        found: Counter[str] = Counter()
-        for group in self._groups:
-            for server in group.servers:
-                told = server.statistics()
-                found["connections"] += told.active
-                found["in_hand"] += told.workers_busy
-                found["greenlets"] += told.workers
-                found["handshakes_unfinished"] += told.handshakes_unfinished
-            if group.behind is not None:
-                found.update(group.behind.gauges())
-        serves = any(server.started and not server.draining for server in self.servers)
-        # All that there may be, so that what is over is 0 again.
-        return {
-            **dict.fromkeys(self.gauges.of(self.slot), 0),
-            **found,
-            "state": SERVING if serves else ENDING,
-            "memory": _memory_bytes(),
-        }
 
-
-def _count(found: Counter[str], server: Server[Any]) -> None:
+def _count(found: Counter[str], told: ServerStatistics) -> None:
     """Add what a server counted."""
-    told = server.statistics()
     found["accepted"] += told.accepted
     found["connected"] += told.connected
     found["bytes_in"] += told.bytes_received

@@ -194,11 +194,14 @@ def check_listeners(config: ProxyConfig, file: str = "") -> list[ConfigProblem]:
     Nothing is listened on, and no port is taken: a program that listens there now is not disturbed.
     """
     reader = _Reader(file)
-    for address in config.listen:
+    places = [("", "listen", address) for address in config.listen]
+    if config.operations is not None:
+        places.append(("[operations]", "address", config.operations.place))
+    for table, key, address in places:
         problem = _problem_of_path(address) if isinstance(address, str) else _problem_of_host(*address)
         if problem:
             shown = address if isinstance(address, str) else _written(*address)
-            reader.note("", "listen", shown, problem)
+            reader.note(table, key, shown, problem)
     return reader.problems
 
 

@@ -61,12 +61,13 @@ class ServerSeam(ProxySeam, Protocol):
 class OrdinaryExchange:
     """Serves on the connections of one proxy what is ordinary, and leaves the rest to its classes."""
 
-    __slots__ = ("_otherwise", "_proxy")
+    __slots__ = ("_otherwise", "_proxy", "_record")
 
     def __init__(self, proxy: ServerSeam, otherwise: Callable[[ProxyConnection, bytes], None]) -> None:
         """``otherwise`` serves what is not ordinary."""
         self._proxy = proxy
         self._otherwise = otherwise
+        self._record = self._whole_record if proxy.tells_records else self._no_record
 
     def serve(self, conn: ProxyConnection, data: bytes) -> None:
         """Serve what came on a connection: ``connection_recv`` of the proxy."""
@@ -245,19 +246,18 @@ class OrdinaryExchange:
         pieces.append(data[end:])
         return status, reusable, keep, b"".join(pieces)
 
-    def _record(self, conn: ProxyConnection, method: str, target: bytes, host: bytes, lines: list[bytes]) -> Record:
-        """Return the record of a request that has just come, and was never served before."""
-        if not self._proxy.tells_records:
-            return _UNTOLD
-        return self._whole_record(conn, method, target, host, lines)
-
     def _whole_record(
         self, conn: ProxyConnection, method: str, target: bytes, host: bytes, lines: list[bytes]
     ) -> Record:
+        """Return the record of a request that has just come, and was never served before."""
         record = Record(time(), conn.peer, conn.peer, method, target, "1.1")
         headers, _ = _fields(lines)
         record.host, record.referer, record.agent = host, headers.get_raw(b"referer"), headers.get_raw(b"user-agent")
         return record
+
+    def _no_record(self, *_: object) -> Record:
+        """Stand in for that where only times are asked for."""
+        return _UNTOLD
 
     def _note_last(
         self,

@@ -26,8 +26,11 @@ class ProxyFigures:
         self._gateway = gateway
         self._proxies = proxies
         self._since: dict[tuple[str, str], tuple[str, float]] = {}  # as it was seen to change
+        # What is known of a server's health goes over to the gateway that takes this one's place, counters and all.
+        self._errors_before = self._errors()
+        self._errors_left: dict[tuple[str, str], int] | None = None
 
-    def counters(self) -> Mapping[str, float]:
+    def counters(self) -> Mapping[str, int]:
         """Return figures that only grow."""
         found: Counter[str] = Counter()
         for proxy in self._proxies:
@@ -39,10 +42,19 @@ class ProxyFigures:
             found["log_lines_dropped"] += self._gateway.log.dropped
         for upstream, server in self._servers():
             found[f"server_requests|{upstream.name}|{server.name}"] += server.requests
-            found[f"server_errors|{upstream.name}|{server.name}"] += server.health.statistics().failed
+        errors = self._errors() if self._errors_left is None else self._errors_left
+        for (name, address), count in errors.items():
+            found[f"server_errors|{name}|{address}"] += count - self._errors_before.get((name, address), 0)
         return found
 
-    def gauges(self) -> Mapping[str, float]:
+    def leave(self) -> None:
+        """Take note that another has taken its place."""
+        self._errors_left = self._errors()
+
+    def _errors(self) -> dict[tuple[str, str], int]:
+        return {(upstream.name, server.name): server.health.statistics().failed for upstream, server in self._servers()}
+
+    def gauges(self) -> Mapping[str, int]:
         """Return figures of now."""
         found: Counter[str] = Counter()
         for upstream, server in self._servers():

@@ -192,6 +192,10 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         if self._own_recv is not None and self.__dict__.get("connection_recv") == self._own_recv:
             del self.__dict__["connection_recv"]  # of an earlier start
         self._own_recv = None
+        self.tells_records = gateway.log is not None or self.overrides_upcall("request_recorded", base)
+        self.wants_records = self.tells_records or gateway.watch is not None
+        if gateway.watch is not None:
+            self.record_done = self._watch_record  # type: ignore[method-assign]
         plain_start = not self.proxy_protocol or self.tls is not None  # the header of TLS's is taken before
         if plain_start and not self.overrides_upcall("connection_recv", base):
             self._own_recv = super().connection_recv  # one call less
@@ -207,10 +211,6 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self.edits_requests = self.overrides_upcall("edit_request", base)
         self.edits_responses = self.hsts is not None or self.overrides_upcall("edit_response", base)
         self.watches_responses = self.overrides_upcall("watch_response_body", base)
-        self.tells_records = gateway.log is not None or self.overrides_upcall("request_recorded", base)
-        self.wants_records = self.tells_records or gateway.watch is not None
-        if gateway.watch is not None:
-            self.record_done = self._watch_record  # type: ignore[method-assign]
 
     # -- what to override
 
