@@ -149,7 +149,10 @@ def _add_orders(jobs: Any) -> None:
         job.add_argument(
             "--operations", required=True, metavar="ADDRESS", help="the operators' address: [HOST]:PORT, or a path"
         )
-        job.add_argument("--token-file", required=True, metavar="FILE", help="where the operators' token is")
+        job.add_argument(
+            "--token-file", metavar="FILE",
+            help="where the operators' token is; default: what GREENSOCK_OPERATIONS_TOKEN says",
+        )  # fmt: skip
         if name == "drain":
             job.add_argument(
                 "--wait", type=float, default=0.0, metavar="SECONDS",

@@ -44,7 +44,7 @@ def unit(name):
 def sound(folder, text):
     """Return the file of a configuration, with a token in the place of what the environment would say."""
     path = folder / "proxy.toml"
-    path.write_text(text.replace("${OPERATORS_TOKEN}", TOKEN * 2).replace("/var/log/greensock", str(folder)))
+    path.write_text(text.replace("${GREENSOCK_OPERATIONS_TOKEN}", TOKEN * 2).replace("/var/log/greensock", str(folder)))
     return path
 
 

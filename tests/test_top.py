@@ -242,7 +242,7 @@ def test_a_server_is_drained_and_put_back(serve, tmp_path, capsys):
     assert site.orders == [("drain", "127.0.0.1:9000"), ("ready", "127.0.0.1:9000"), ("drain", "127.0.0.1:9001")]
 
 
-def test_tokens(serve, tmp_path, capsys):
+def test_tokens(serve, tmp_path, capsys, monkeypatch):
     site = serve(FakeOperations)
     for token, expected, words in (
         ("wrong", 1, "refuses: 401: a token is needed, and this is none"),
@@ -261,7 +261,13 @@ def test_tokens(serve, tmp_path, capsys):
     capsys.readouterr()
     assert main(["proxy", "ready", "a", *arguments, str(tmp_path / "token")]) == 1
     assert "127.0.0.1:1: Connection refused" in capsys.readouterr().err
+    monkeypatch.delenv("GREENSOCK_OPERATIONS_TOKEN", raising=False)
+    order = ["proxy", "drain", "127.0.0.1:9000", "--operations", f"127.0.0.1:{site.address[1]}"]
+    assert main(order) == 2
+    assert "--token-file, or GREENSOCK_OPERATIONS_TOKEN in the environment, expected" in capsys.readouterr().err
     assert site.orders == []
+    monkeypatch.setenv("GREENSOCK_OPERATIONS_TOKEN", TOKEN)
+    assert main(order) == 0
 
 
 def test_once(serve, capsys):

@@ -11,7 +11,7 @@ import sys
 from math import inf
 
 from greensock.operations.operators_client import Away, OperatorsClient, RefusedThere
-from greensock.operations.server_orders import NotNamed, give_order, read_token, wait_until_idle
+from greensock.operations.server_orders import TOKEN, NotNamed, give_order, read_token, wait_until_idle
 from greensock.operations.top import report_once, watch
 from greensock.operations.top_report import harmless
 
@@ -28,7 +28,7 @@ def perform(given: argparse.Namespace) -> int:
     """Do what the command line says; return the exit status."""
     address = given.address if given.command == "top" else given.operations
     try:
-        client = OperatorsClient(address, None if given.token_file is None else read_token(given.token_file))
+        client = OperatorsClient(address, read_token(given.token_file))
     except (ValueError, NotNamed) as error:
         return _fail(error, WRONG)
     try:
@@ -58,6 +58,8 @@ def _order(client: OperatorsClient, given: argparse.Namespace) -> int:
     wait = getattr(given, "wait", 0.0)
     if not 0 <= wait < inf:
         return _fail(f"--wait={wait:g}: a number of seconds, at least 0, expected", WRONG)
+    if client.token is None:
+        return _fail(f"--token-file, or {TOKEN} in the environment, expected", WRONG)
     try:
         upstreams = give_order(client, given.job, given.server, given.upstream)
     except NotNamed as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
 from greensock.operations.operators_client import OperatorsClient
 from greensock.operations.status_reading import ServerReading, StatusReading
 
-__all__ = ["NotNamed", "give_order", "read_token", "wait_until_idle"]
+__all__ = ["TOKEN", "NotNamed", "give_order", "read_token", "wait_until_idle"]
 
+#: Where the environment has the token: as for ``--operations``.
+TOKEN = "GREENSOCK_OPERATIONS_TOKEN"
 #: Seconds between two looks at what is still in hand.
 LOOK_EVERY = 0.2
 
@@ -18,21 +21,29 @@ class NotNamed(Exception):
     """What was named is not there; the text says what there is."""
 
 
-def read_token(path: str) -> str:
-    """Return the token that a file holds, without the space around it.
+def read_token(path: str | None) -> str | None:
+    """Return the token that a file holds, without the space around it; without a file what the environment says.
+
+    None: neither says anything.
 
     Raises:
-        NotNamed: it can't be read, or there is no token in it.
+        NotNamed: it can't be read, or is none.
     """
-    try:
-        with open(path, encoding="ascii") as file:
-            token = file.read(4096).strip()
-    except UnicodeDecodeError as error:
-        raise NotNamed(f"--token-file {path}: letters that a field can hold expected") from error
-    except OSError as error:
-        raise NotNamed(f"--token-file {path}: {error.strerror}") from error
-    if not token or not token.isprintable() or " " in token:
-        raise NotNamed(f"--token-file {path}: one token expected, without a space in it")
+    if path is None:
+        where, token = TOKEN, os.environ.get(TOKEN, "")
+        if not token:
+            return None
+    else:
+        where = f"--token-file {path}"
+        try:
+            with open(path, encoding="ascii") as file:
+                token = file.read(4096).strip()
+        except UnicodeDecodeError as error:
+            raise NotNamed(f"{where}: letters that a field can hold expected") from error
+        except OSError as error:
+            raise NotNamed(f"{where}: {error.strerror}") from error
+    if not (token and token.isascii() and token.isprintable()) or " " in token:
+        raise NotNamed(f"{where}: one token expected, without a space in it")
     return token
 
 
