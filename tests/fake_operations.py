@@ -27,7 +27,15 @@ def server(name: str, state: str, step: int, **more: Any) -> dict[str, Any]:
 
 def request(at: float, status: int, target: str, seconds: float, reason: str | None = None) -> dict[str, Any]:
     more = {"client": "198.51.100.7", "server": "127.0.0.1:9000", "reason": reason}
-    return {"at": at, "method": "GET", "host": "example.org", "target": target, "status": status, "seconds": seconds, **more}
+    return {
+        "at": at,
+        "method": "GET",
+        "host": "example.org",
+        "target": target,
+        "status": status,
+        "seconds": seconds,
+        **more,
+    }
 
 
 def status(step: int, drained: frozenset[str] = frozenset(), start: float = START) -> dict[str, Any]:

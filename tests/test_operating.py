@@ -30,7 +30,12 @@ yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "examples" / "deploy"
 #: Where metrics are named.
-NAMING = [ROOT / "docs" / "grafana.json", ROOT / "docs" / "operations.md", ROOT / "docs" / "deploy.md", DEPLOY / "alerts.yaml"]
+NAMING = [
+    ROOT / "docs" / "grafana.json",
+    ROOT / "docs" / "operations.md",
+    ROOT / "docs" / "deploy.md",
+    DEPLOY / "alerts.yaml",
+]
 COMMAND = [sys.executable, "-W", "error", "-m", "greensock"]
 
 
@@ -86,7 +91,11 @@ def test_the_units_of_systemd(tmp_path, capsys):
 
 def test_the_container_and_kubernetes(tmp_path, capsys):
     lines = (DEPLOY / "Containerfile").read_text().replace("\\\n", " ").splitlines()
-    told = {name: json.loads(rest) for name, _, rest in (line.partition(" ") for line in lines) if name in ("ENTRYPOINT", "CMD")}
+    told = {
+        name: json.loads(rest)
+        for name, _, rest in (line.partition(" ") for line in lines)
+        if name in ("ENTRYPOINT", "CMD")
+    }
     found = documents_of_kubernetes()
     spec = found["Deployment"]["spec"]["template"]["spec"]
     (container,) = spec["containers"]
@@ -100,9 +109,15 @@ def test_the_container_and_kubernetes(tmp_path, capsys):
     assert [each["path"] for each in probes] == ["/healthz", "/healthz", "/readyz"]
     assert {ports[each["port"]] for each in probes} == {9180}
     assert f":{ports['operators']}" in config.read_text()
-    assert [each["targetPort"] for each in found["Service"]["spec"]["ports"]] == ["http"], "operators are not shown to all"
+    assert [each["targetPort"] for each in found["Service"]["spec"]["ports"]] == ["http"], (
+        "operators are not shown to all"
+    )
     labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert found["Service"]["spec"]["selector"] == found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    assert (
+        found["Service"]["spec"]["selector"]
+        == found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+        == labels
+    )
     names = {each["name"] for each in spec["volumes"]}
     assert {each["name"] for each in container["volumeMounts"]} == names
 
@@ -137,7 +152,11 @@ def test_what_the_documents_link_to_is_there():
         for file in re.findall(r"`(examples/[\w./]+)`", text):
             assert (ROOT / file).exists(), f"{name}: {file}"
         for target in re.findall(r"\]\((?:deploy|operations)\.md#([\w-]+)\)", text):
-            headings = re.findall(r"^#+ (.*)$", "".join((ROOT / "docs" / each).read_text() for each in ("operations.md", "deploy.md")), re.MULTILINE)
+            headings = re.findall(
+                r"^#+ (.*)$",
+                "".join((ROOT / "docs" / each).read_text() for each in ("operations.md", "deploy.md")),
+                re.MULTILINE,
+            )
             slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert target in slugs, f"{name}: #{target}"
 
@@ -189,7 +208,10 @@ def test_a_proxy_as_operators_see_it(serve, tmp_path, capsys):
         one, other = names
         assert main(["proxy", "drain", one, *more, "--wait", "10"]) == 0, capsys.readouterr().err
         assert "has nothing in hand" in capsys.readouterr().out
-        assert {each["name"]: each["state"] for each in client.status()["upstreams"][0]["servers"]} == {one: "draining", other: "up"}
+        assert {each["name"]: each["state"] for each in client.status()["upstreams"][0]["servers"]} == {
+            one: "draining",
+            other: "up",
+        }
         answers = [requests.get(f"http://{where}/x", timeout=PATIENCE) for _ in range(4)]
         assert {answer.headers["X-Served-By"] for answer in answers} == {other}
         assert main(["proxy", "ready", one, *more]) == 0
@@ -203,7 +225,9 @@ def test_a_proxy_as_operators_see_it(serve, tmp_path, capsys):
         assert process.wait(PATIENCE) == 0, says()
     given = {(name, kind) for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", metrics, re.MULTILINE)}
     names = {name for name, kind in given if kind != "histogram"}
-    names |= {f"{name}{end}" for name, kind in given if kind == "histogram" for end in ("", "_bucket", "_sum", "_count")}
+    names |= {
+        f"{name}{end}" for name, kind in given if kind == "histogram" for end in ("", "_bucket", "_sum", "_count")
+    }
     for file in NAMING:
         named = set(re.findall(r"\bgreensock_\w+", file.read_text()))
         assert len(named) > (0 if file.name == "deploy.md" else 10)

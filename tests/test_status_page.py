@@ -19,14 +19,20 @@ SPELLED = "GET example.org /<img src=x onerror=alert(1)>\\u{1b}[2J\\u{202e}" + "
 def test_the_files_and_what_goes_with_them(serve):
     site = serve(FakeOperations)
     base = "http://{}:{}".format(*site.address)
-    for path, kind, part in (("/", "html", "<main"), ("/page.css", "css", "prefers-color-scheme"), ("/page.js", "javascript", "textContent")):
+    for path, kind, part in (
+        ("/", "html", "<main"),
+        ("/page.css", "css", "prefers-color-scheme"),
+        ("/page.js", "javascript", "textContent"),
+    ):
         answer = requests.get(base + path, timeout=PATIENCE)
         assert answer.headers["Content-Type"] == f"text/{kind}; charset=utf-8"
         assert "default-src 'none'; script-src 'self'" in answer.headers["Content-Security-Policy"]
         assert part in answer.text
         assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", ""), "no asset from elsewhere"
         assert "https://" not in answer.text
-        assert not {"innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("} & set(answer.text.split())
+        assert not {"innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("} & set(
+            answer.text.split()
+        )
         assert "innerHTML" not in answer.text
     assert requests.get(f"{base}/page.py", timeout=PATIENCE).status_code == 404
 
@@ -74,7 +80,5 @@ def test_in_a_browser(serve, tmp_path):
     assert seen["anew"] == "\u2013 4 in hand"
     assert seen["unseen"] == 0, "who is not looked at does not ask"
     name = "greensock proxy"
-    assert seen["away"] == [
-        [f"\u2715 {word}", f"{word} \u2013 {name}"] for word in ("no answer", "not understood")
-    ]
+    assert seen["away"] == [[f"\u2715 {word}", f"{word} \u2013 {name}"] for word in ("no answer", "not understood")]
     assert seen["back"] == ["\u25cf serving", name]

@@ -81,7 +81,11 @@ def test_rates_are_differences_by_the_servers_clock():
     seen = change()
     assert seen.seconds == 10.0
     assert seen.rate(lambda each: each["totals"]["requests"]) == 100.0
-    assert (seen.count_rate("statuses", "5xx"), seen.count_rate("refused", "request-rate"), seen.count_rate("failures", "other")) == (1.0, 2.0, 0.0)
+    assert (
+        seen.count_rate("statuses", "5xx"),
+        seen.count_rate("refused", "request-rate"),
+        seen.count_rate("failures", "other"),
+    ) == (1.0, 2.0, 0.0)
     assert seen.worker_rate(seen.now["workers"][1], "cpu_seconds") == 0.25
     web = seen.now["upstreams"][0]
     assert [seen.server_rate(web, each, "requests") for each in web["servers"]] == [50.0, 50.0, 0.0]
@@ -125,7 +129,7 @@ def test_nothing_is_compared_with_another_servers_figures():
 
 
 def test_a_report():
-    lines = [line.text for line in report(change(), "127.0.0.1:9180", 100)]
+    lines = [line.text for line in report(change(), "127.0.0.1:9180", 120)]
     assert lines[0].startswith("greensock proxy 0.1.0  serving, up 1 h 0 min, 2 workers  127.0.0.1:9180  ")
     text = "\n".join(lines)
     for part in (
@@ -134,11 +138,11 @@ def test_a_report():
         "latency      p50 2 ms  p90 4.45 ms  p99 5 ms",
         "statuses     1xx 0/s  2xx 95.0/s  3xx 3.0/s  4xx 1.0/s  5xx 1.0/s",
         "refused      request-rate 2.0/s (40)",
-        "web       127.0.0.1:9002  down   2 min       0    1.0        2      7       1  3 checks failed: connect-refused",
+        "web       127.0.0.1:9002  down   2 min          0    1.0        2      7       1  3 checks failed: connect-refused",
         "  4711  serving    150   50.0        2  25.0 %   42 MB",
     ):
         assert part in text, text
-    assert max(map(len, lines)) == 100
+    assert max(map(len, lines)) == 120
     assert HOSTILE not in text
     assert "example.org/<img src=x onerror=alert(1)>" in text.replace("\n", "") or ">" in text
     assert all(line.isprintable() for line in lines)
@@ -154,15 +158,15 @@ def test_a_report_has_the_height_of_the_window(height):
     assert lines[0] == whole[0]
     if 25 <= height < len(whole):
         assert re.search(r"and \d+ more", "\n".join(lines))
-        assert "/cart" in "\n".join(lines), "long lists make room for short ones"
+        assert "connect-refused" in "\n".join(lines), "long lists make room for short ones"
 
 
 def test_what_a_terminal_would_obey_is_spelled_out():
     assert harmless("\x1b[2Jäß\u202e\x07\r\n\x9b\udc80\u4e2d") == "\\x1b[2Jäß\\u202e\\x07\\r\\n\\x9b\\udc80\u4e2d"
     told = status(20)
     told["failed"][0]["target"] = "/\u4e2d" * 200
-    wide = next(line.text for line in report(Change(told, None), "here", 90) if "\u4e2d" in line.text)
-    assert len(wide) + wide.count("\u4e2d") in (89, 90), "columns are counted, not letters"
+    wide = next(line.text for line in report(Change(told, None), "here", 120) if "\u4e2d" in line.text)
+    assert len(wide) + wide.count("\u4e2d") in (119, 120), "columns are counted, not letters"
 
 
 # -- the client
@@ -189,9 +193,16 @@ def test_wrong_addresses(address, words, capsys):
 
 def test_addresses(serve, tmp_path):
     path = str(tmp_path / "operators")
-    for listener, written in ((("127.0.0.1", 0), None), (path, path), (path, f"unix:{path}"), ("unix:@operators", None)):
+    for listener, written in (
+        (("127.0.0.1", 0), None),
+        (path, path),
+        (path, f"unix:{path}"),
+        ("unix:@operators", None),
+    ):
         site = serve(FakeOperations, listener)
-        address = written or (f"unix:@{'operators'}" if isinstance(site.address, str | bytes) else "127.0.0.1:{}".format(site.address[1]))
+        address = written or (
+            f"unix:@{'operators'}" if isinstance(site.address, str | bytes) else "127.0.0.1:{}".format(site.address[1])
+        )
         assert OperatorsClient(address).status()["name"] == "greensock proxy"
         if not written and isinstance(site.address, tuple):
             for other in (f"http://{address}/", f":{site.address[1]}", str(site.address[1])):
@@ -199,23 +210,23 @@ def test_addresses(serve, tmp_path):
         site.stop(0)
 
 
-def test_who_does_not_answer_is_away(serve, monkeypatch):
+def test_who_does_not_answer_is_away(serve):
     site = serve(FakeOperations)
-    client = OperatorsClient(f"127.0.0.1:{site.address[1]}", timeout=0.05)
+    client = OperatorsClient(f"127.0.0.1:{site.address[1]}", timeout=PATIENCE)
     for instead, words in (
         ((404, b""), "it answers 404"),
         ((200, b"{}"), "not understood: name is missing"),
         ((200, b"<html>"), "not understood: JSON expected"),
     ):
         site.instead = instead
-        client.timeout = PATIENCE
         with pytest.raises(Away, match=words):
             client.status()
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(Away, match=r"silent for 0\.05 s"):
-            OperatorsClient(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.05).status()
+            OperatorsClient(address, timeout=0.05).status()
     with pytest.raises(Away, match="refused"):
-        OperatorsClient(f"127.0.0.1:{silent.getsockname()[1]}").status()
+        OperatorsClient(address).status()
 
 
 # -- the commands
@@ -232,7 +243,11 @@ def test_a_server_is_drained_and_put_back(serve, tmp_path, capsys):
     for arguments, expected, words in (
         (["drain", "127.0.0.1:9000"], 0, "127.0.0.1:9000 of web gets no new requests\n"),
         (["ready", "http://127.0.0.1:9000", "--upstream", "web"], 0, "gets requests again\n"),
-        (["drain", "127.0.0.1:9005"], 2, "there is no server 127.0.0.1:9005; there is web: 127.0.0.1:9000, web: 127.0.0.1:9001"),
+        (
+            ["drain", "127.0.0.1:9005"],
+            2,
+            "there is no server 127.0.0.1:9005; there is web: 127.0.0.1:9000, web: 127.0.0.1:9001",
+        ),
         (["drain", "127.0.0.1:9000", "--upstream", "api"], 2, "no server 127.0.0.1:9000 of api"),
         (["drain", "127.0.0.1:9001", "--wait", "0.3"], 1, "has 2 in hand after 0.3 s"),
         (["drain", "127.0.0.1:9001", "--wait", "-1"], 2, "--wait=-1: a number of seconds"),
@@ -342,7 +357,7 @@ def test_live(serve):
     with Terminal(address, "--interval", "0.1") as terminal, Terminal(address, "--interval", "60") as slow:
         first = terminal.wait_for("requests     100/s")
         assert "\x1b[1mgreensock proxy 0.1.0" in first
-        assert "\x1b[31mweb       127.0.0.1:9002  down" in first
+        assert "\x1b[31mweb       127.0.0.1:9002  down" in first, repr(first)
         assert "q ends, every 0.1 s" in first
         assert "\x1b[2J" not in first, "what a client wrote is no order"
         slow.wait_for("requests     -/s")
@@ -352,7 +367,7 @@ def test_live(serve):
         assert max(len(re.sub(r"\x1b\[\w+", "", line)) for line in slow.screen().split("\r\n")) <= 40
         site.instead = 503, b""
         away = terminal.wait_for("NO ANSWER since ")
-        assert "it answers 503: is it the operators' address of a greensock?. It is asked again." in away
+        assert "it answers 503: is it the operators' address of a greensock?" in away
         assert "greensock proxy 0.1.0" in away, "what was known before is still there"
         site.instead = None
         terminal.wait_for("q ends")

@@ -413,6 +413,7 @@ function keepToken(token) {
 }
 
 async function drainOrReady(button) {
+  if (button.hasAttribute("aria-disabled")) return;
   const { upstream, name, state } = button.server;
   const word = state === "draining" ? "ready" : "drain";
   const title = `${word === "drain" ? "Drain" : "Put back"} ${plain(name)} of ${plain(upstream)}`;
@@ -426,7 +427,7 @@ async function drainOrReady(button) {
     token = token || given;
     if (!token) return;
   }
-  button.disabled = true;
+  button.setAttribute("aria-disabled", "true"); // one that is disabled would lose the focus
   try {
     const answer = await fetch(word, {
       method: "POST",
@@ -445,7 +446,7 @@ async function drainOrReady(button) {
   } catch (error) {
     put(element("told"), `Not done: ${title}. ${plain(error.message)}`);
   } finally {
-    button.disabled = false;
+    button.removeAttribute("aria-disabled");
     poll();
   }
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -109,17 +108,17 @@ class _LastAnswers:
 
 
 def _draw(output: TextIO, asked: _LastAnswers) -> None:
-    width, height = shutil.get_terminal_size()
+    width, height = os.get_terminal_size(output.fileno())
     last: list[Line] = [Line(f"q ends, every {asked.interval:g} s", "quiet")]
     if asked.trouble is not None:
         since, why = asked.trouble
-        last = [Line(f"NO ANSWER since {clock(since)}: {harmless(why)}. It is asked again.", "bad")]
+        last = [Line(f"NO ANSWER since {clock(since)}: {harmless(why)}", "bad")]
     where = harmless(asked.client.address)
     lines = [Line(f"{where} is asked", "head")]
     if asked.change is not None:
         lines = report(asked.change, where, width, max(1, height - len(last)))
     coloured = [_coloured(Line(line.text[:width], line.style)) for line in [*lines, *last][-height:]]
-    _write(output, "\x1b[H" + "\r\n".join(f"{line}\x1b[K" for line in coloured) + "\x1b[J")
+    _write(output, "\x1b[H" + "\n".join(f"{line}\x1b[K" for line in coloured) + "\x1b[J")
 
 
 def _coloured(line: Line) -> str:

@@ -21,6 +21,8 @@ NOTHING = "-"
 WIDEST = 200
 #: Lines that are left of a block when the window is low: its title and a row.
 FEWEST = 3
+#: Columns of a window in which these have a place.
+LEAST_ROOM = {"CLIENT": 90, "SERVER": 110}
 LATENCIES = (("latency", "latency"), ("turn_wait", "turn"), ("upcall", "upcall"), ("hub_held", "loop held"))
 STYLES = {"down": "bad", "ejected": "warn", "draining": "warn", "ending": "warn"}
 
@@ -39,7 +41,7 @@ def report(change: Change, where: str, width: int | None = None, height: int | N
     Of what is too long for the window the longest blocks are shortened, and say by how much.
     """
     blocks = [_summary(change, where), _servers(change), _workers(change)]
-    blocks += [_requests(f"{name} OF THE LAST", change.now[key]) for name, key in REQUESTS]  # type: ignore[literal-required]
+    blocks += [_requests(name, change.now[key], width) for name, key in REQUESTS]  # type: ignore[literal-required]
     blocks = [block for block in blocks if block]
     lines = [
         line for index, block in enumerate(_fit(blocks, height)) for line in ([Line("")] if index else []) + list(block)
@@ -72,12 +74,15 @@ def _summary(change: Change, where: str) -> list[Line]:
     for name, shown in LATENCIES:
         parts = [f"p{100 * share:g} {_seconds(change.quantile(name, share))}" for share in (0.5, 0.9, 0.99)]
         lines.append(Line(f"{shown:<12} {'  '.join(parts)}", "" if name == "latency" else "quiet"))
-    statuses = [f"{name} {_rate(change.count_rate("statuses", name))}/s" for name in totals["statuses"]]
+    statuses = [f"{name} {_rate(change.count_rate('statuses', name))}/s" for name in totals["statuses"]]
     lines.append(Line(f"statuses     {'  '.join(map(harmless, statuses))}"))
     for key in "refused", "failures":
         counts: dict[str, int] = cast(Any, totals).get(key, {})
         most_first = sorted(((total, reason) for reason, total in counts.items() if total), reverse=True)
-        told = [f"{harmless(reason)} {_rate(change.count_rate(key, reason))}/s ({_count(total)})" for total, reason in most_first]
+        told = [
+            f"{harmless(reason)} {_rate(change.count_rate(key, reason))}/s ({_count(total)})"
+            for total, reason in most_first
+        ]
         lines.append(Line(f"{key:<12} {'  '.join(told) or 'none so far'}", "warn" if told else ""))
     return lines
 
@@ -117,7 +122,9 @@ def _workers(change: Change) -> list[Line]:
     return _table((">WORKER", "STATE", ">CONNS", ">REQ/S", ">IN HAND", ">CPU", ">MEMORY"), rows)
 
 
-def _requests(title: str, requests: Iterable[RequestReading]) -> list[Line]:
+def _requests(title: str, requests: Iterable[RequestReading], width: int | None) -> list[Line]:
+    """Return them; where there is little room a target is worth more than who asked, and whom."""
+    room = WIDEST if width is None else width
     rows = []
     for each in requests:
         status = each["status"]
@@ -126,7 +133,9 @@ def _requests(title: str, requests: Iterable[RequestReading]) -> list[Line]:
             *(each["client"], each["server"], each["method"], f"{each['host'] or ''}{each['target'] or ''}"),
         ]
         rows.append((cells, "bad" if status is not None and status >= 500 else ""))
-    return _table((title, ">TOOK", "STATUS", "REASON", "CLIENT", "SERVER", "METHOD", "TARGET"), rows)
+    titles = (title, ">TOOK", "STATUS", "REASON", "CLIENT", "SERVER", "METHOD", "TARGET")
+    kept = [index for index, name in enumerate(titles) if room >= LEAST_ROOM.get(name, 0)]
+    return _table([titles[index] for index in kept], [([cells[index] for index in kept], style) for cells, style in rows])
 
 
 def _table(titles: Sequence[str], rows: Iterable[tuple[Sequence[Any], str]]) -> list[Line]:
@@ -148,15 +157,19 @@ def _table(titles: Sequence[str], rows: Iterable[tuple[Sequence[Any], str]]) -> 
 
 
 def _fit(blocks: list[list[Line]], height: int | None) -> list[list[Line]]:
-    """Shorten the longest blocks behind the first until all, with an empty line between two, fit into the height."""
+    """Shorten the longest blocks until all, with an empty line between two, fit into the height.
+
+    Those of requests, the last ones, come before servers and workers; the first one stays.
+    """
     if height is None:
         return blocks
     lengths = [len(block) for block in blocks]
-    while sum(lengths) + len(blocks) - 1 > height:
-        longest = max(range(1, len(blocks)), key=lengths.__getitem__, default=0)
-        if lengths[longest] <= FEWEST:
-            break  # the end is cut off
-        lengths[longest] -= 1
+    for first in (max(1, len(blocks) - len(REQUESTS)), 1):
+        while sum(lengths) + len(blocks) - 1 > height:
+            longest = max(range(first, len(blocks)), key=lengths.__getitem__, default=0)
+            if lengths[longest] <= FEWEST or not longest:
+                break  # in the end what is below is cut off
+            lengths[longest] -= 1
     return [
         block if length == len(block) else [*block[: length - 1], Line(f"and {len(block) - length + 1} more", "quiet")]
         for block, length in zip(blocks, lengths, strict=True)

@@ -34,7 +34,7 @@ CONTRAST = """() => {
   let looked = 0;
   for (const node of document.querySelectorAll("body *")) {
     const own = [...node.childNodes].some((each) => each.nodeType === 3 && each.textContent.trim());
-    if (!own || !node.checkVisibility() || node.disabled) continue;
+    if (!own || !node.checkVisibility()) continue;
     looked++;
     const [one, other] = [light(getComputedStyle(node).color), light(behind(node))].sort((a, b) => b - a);
     if ((one + 0.05) / (other + 0.05) < 4.5) poor.push(node.textContent.trim());
@@ -84,7 +84,9 @@ def visit(page, url):
     page.goto(url)
     v.says("#tiles", "100 4 in hand")
     v.passes("() => document.querySelector('#tiles path').getAttribute('d').split('L').length > 5")
-    seen["tiles"] = page.eval_on_selector_all("#tiles > div", "all => all.map(each => each.innerText.replace(/\\s+/g, ' '))")
+    seen["tiles"] = page.eval_on_selector_all(
+        "#tiles > div", "all => all.map(each => each.innerText.replace(/\\s+/g, ' '))"
+    )
     for where in ("servers", "statuses", "refused", "loop", "workers", "failed", "slowest"):
         seen[where] = v.rows(where)
     seen["pictures"] = page.locator("img").count()
@@ -97,7 +99,9 @@ def visit(page, url):
         page.set_viewport_size({"width": width, "height": 800})
         seen["wide"][width] = page.evaluate("document.documentElement.scrollWidth")
         if width == 360:
-            seen["labels"] = page.evaluate("getComputedStyle(document.querySelector('#servers td.number'), '::before').content")
+            seen["labels"] = page.evaluate(
+                "getComputedStyle(document.querySelector('#servers td.number'), '::before').content"
+            )
     # a server is drained: a wrong token, the right one, which is kept, and the last one that is up
     page.click("#servers tr:nth-child(1) button")
     page.fill("#token", "wrong")
@@ -146,7 +150,8 @@ def visit(page, url):
 def take_pictures(page, url, folder):
     """Take a picture at each width and in each scheme, when the lines have grown."""
     page.goto(url)
-    page.wait_for_function("document.querySelector('#tiles path').getAttribute('d').split('L').length > 30", timeout=90_000)
+    while len(page.get_attribute("#tiles path", "d").split("L")) < 100:
+        page.wait_for_timeout(500)
     for name, width, height, scheme in (
         ("light", 1120, 1000, "light"),
         ("dark", 1120, 1000, "dark"),
@@ -171,9 +176,11 @@ def main():
         expected = ("401", "503")  # what Chromium itself says of the answers that are meant to fail
         page.on(
             "console",
-            lambda message: None
-            if any(f"status of {status}" in message.text for status in expected)
-            else troubles.append(f"{message.type}: {message.text}"),
+            lambda message: (
+                None
+                if any(f"status of {status}" in message.text for status in expected)
+                else troubles.append(f"{message.type}: {message.text}")
+            ),
         )
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: troubles.append(f"dialog: {dialog.message}"))
