@@ -46,7 +46,7 @@ def test_names_that_workers_give():
 
 def test_a_worker_that_holds_the_lock_makes_nobody_wait():
     """What could not be named now is named by the next look."""
-    pages = SharedPages(1)
+    pages = SharedPages(2)
     board = Board(pages, "counters")
     reader, writer = os.pipe()
     held, holder = os.pipe()
