@@ -38,20 +38,20 @@ def found():
     one.sampler.stop()
 
 
-def echoed(sock, data=b"hello\n"):
-    sock.sendall(data)
-    while data:
-        data = data[len(sock.recv(100)) :]
+def echoed(sock, answer=b"hello\n"):
+    sock.sendall(b"hello\n")
+    while answer:
+        answer = answer[len(sock.recv(100)) :]
 
 
-@pytest.mark.parametrize("options", [{}, {"framer": Lines()}])
-def test_a_server_of_upcalls(serve, connect, found, options):
-    server = serve(Echo, **options)
+@pytest.mark.parametrize(("framer", "answer"), [(None, b"hello\n"), (Lines(), b"hello")])
+def test_a_server_of_upcalls(serve, connect, found, framer, answer):
+    server = serve(Echo, framer=framer)
     found.sampler.follow([server])
     sock = connect(server)
 
     def ask():
-        echoed(sock)
+        echoed(sock, answer)
         return len(found.took) >= 3 and len(found.waited) >= 3 and len(found.late) >= 3
 
     wait_until(ask)
@@ -62,7 +62,7 @@ def test_a_server_of_upcalls(serve, connect, found, options):
     found.sampler.stop()
     assert server._on_recv == server.connection_recv
     before = len(found.took)
-    echoed(sock)
+    echoed(sock, answer)
     assert len(found.took) == before
     assert server.statistics().accepted == 1
 

@@ -35,7 +35,8 @@ pytestmark = pure_only
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "greensock"
 #: Modules that stand beside the layers: who may import them is said here and not in the table.
-BESIDE = {"version": {"greensock", "greensock.cli"}}
+TOLD = ("exposition", "status_report")
+BESIDE = {"version": {"greensock", "greensock.cli", *(f"greensock.operations.{name}" for name in TOLD)}}
 #: Packages that are built on what greensock exports.
 BUILT_ON_IT = ("greensock.http", "greensock.proxy", "greensock.gunicorn", "greensock.locust")
 #: Modules that talk to whoever started the program.

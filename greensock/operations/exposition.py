@@ -144,10 +144,10 @@ def _upstreams(upstreams: list[dict[str, Any]]) -> Iterator[Metric]:
     state = GaugeMetricFamily("greensock_upstream_state", state_text, labels=[*_LABELS, "state"])
     up_text = "Whether a server gets requests."
     up = GaugeMetricFamily("greensock_upstream_up", up_text, labels=_LABELS)
-    counters = {
+    counters: dict[str, Any] = {
         name: CounterMetricFamily(f"greensock_{metric}", text, labels=_LABELS) for name, metric, text in OF_SERVERS
     }
-    gauges = {
+    gauges: dict[str, Any] = {
         name: GaugeMetricFamily(f"greensock_{metric}", text, labels=_LABELS) for name, metric, text in NOW_OF_SERVERS
     }
     for upstream in upstreams:

@@ -127,6 +127,8 @@ class Board:
             log.warning("%d figures are counted, and no more: %s is not", self._numbers.width, name)
 
     def _try_lock(self) -> bool:
+        if self._lock < 0:
+            return True
         # Of the process, not of the open file: each worker has its own, and it ends with the worker.
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +137,8 @@ class Board:
         return True
 
     def _unlock(self) -> None:
-        fcntl.lockf(self._lock, fcntl.LOCK_UN)
+        if self._lock >= 0:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
 
 #: The files whose locks names are given under, one for all boards of the same pages.
@@ -143,6 +146,8 @@ _locks: WeakKeyDictionary[SharedPages, int] = WeakKeyDictionary()
 
 
 def _lock_of(pages: SharedPages) -> int:
+    if pages.slots == 1:
+        return -1  # there is nobody else
     lock = _locks.get(pages)
     if lock is None:
         lock = _locks[pages] = os.memfd_create("greensock figures")

@@ -138,7 +138,9 @@ class LastRequests:
 
     def write(self, now: float) -> None:
         """Write what has changed; ``now`` is in seconds of a clock that never goes back."""
-        if now >= self._span_ends:
+        if not self._span_ends:
+            self._span_ends = now + SPAN
+        elif now >= self._span_ends:
             self._span_ends = now + SPAN
             self._has_changed = self._has_changed or bool(self._before)
             self._before, self._slowest, self.floor = self._slowest, [], 0.0

@@ -32,7 +32,7 @@ import logging
 import os
 from base64 import b64decode
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from gevent.util import format_run_info
 
@@ -233,7 +233,7 @@ class OperationsServer(HTTPServer):
         return Response.json({"pid": os.getpid(), "connections": alive, "shown": shown})
 
     def _stacks(self, request: Request) -> Response:
-        lines: list[str] = format_run_info()  # type: ignore[no-untyped-call]
+        lines: list[str] = cast(Any, format_run_info)()
         more = len(lines) - MOST_LINES
         if more > 0:
             lines[MOST_LINES:] = [f"... and {more} lines more"]

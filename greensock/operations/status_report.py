@@ -60,7 +60,8 @@ def totals_of(watch: WorkerWatch) -> Totals:
 def status_of(watch: WorkerWatch, name: str) -> dict[str, Any]:
     """Return what ``/status.json`` says."""
     totals = totals_of(watch)
-    workers = [_worker(watch, slot, pid) for slot, pid in totals.workers.items()]
+    begun = [slot for slot in totals.workers if watch.gauges.of(slot).get("state")]
+    workers = [_worker(watch, slot, totals.workers[slot]) for slot in begun]
     statuses = totals.by_label("statuses")
     slowest, failed = read_last_requests(watch.pages, totals.workers)
     return {
