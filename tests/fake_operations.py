@@ -50,17 +50,17 @@ def status(step: int, drained: frozenset[str] = frozenset(), start: float = STAR
         if each["name"] in drained:
             each.update(state="draining", why="told by an operator", since=now - 1)
     return {
-        **{"name": "greensock proxy", "version": "0.1.0", "started": start, "now": now, "is_draining": False},
+        "name": "greensock proxy", "version": "0.1.0", "started": start, "now": now, "is_draining": False,
         "workers": [
             {
-                **{"pid": 4711 + slot, "slot": slot, "connections": 150, "requests": 50 * step, "in_hand": 2},
-                **{"cpu_seconds": 0.25 * step, "memory_bytes": 42_000_000, "state": "serving"},
+                "pid": 4711 + slot, "slot": slot, "connections": 150, "requests": 50 * step, "in_hand": 2,
+                "cpu_seconds": 0.25 * step, "memory_bytes": 42_000_000, "state": "serving",
             }
             for slot in range(2)
         ],
         "totals": {
-            **{"connections": 300, "accepted": 3 * step, "requests": 100 * step, "in_hand": 4, "errors": step},
-            **{"bytes_in": 20_000 * step, "bytes_out": 1_500_000 * step},
+            "connections": 300, "accepted": 3 * step, "requests": 100 * step, "in_hand": 4, "errors": step,
+            "bytes_in": 20_000 * step, "bytes_out": 1_500_000 * step,
             "statuses": {"1xx": 0, "2xx": 95 * step, "3xx": 3 * step, "4xx": step, "5xx": step},
             "refused": {"request-rate": 2 * step, "connections": 0},
         },
@@ -70,7 +70,10 @@ def status(step: int, drained: frozenset[str] = frozenset(), start: float = STAR
         "hub_held": histogram({0.02: 100 * step}),
         "upstreams": [{"name": "web", "queued": 0, "servers": servers}],
         "slowest": [request(now - 20, 200, "/report?year=2026", 0.43), request(now - 5, 200, HOSTILE, 0.31)],
-        "failed": [request(now - 3, 502, "/cart", 0.004, "connect-refused"), request(now - 9, 504, HOSTILE, 60.0, "head-timeout")],
+        "failed": [
+            request(now - 3, 502, "/cart", 0.004, "connect-refused"),
+            request(now - 9, 504, HOSTILE, 60.0, "head-timeout"),
+        ],
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What operators are given beside the program: files to deploy it with, rules, a dashboard, and what documents name of it."""
+"""What operators are given beside the program: files to deploy it with, rules, a dashboard, documents."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_the_dashboard_is_one():
 
 @once
 def test_a_proxy_as_operators_see_it(serve, tmp_path, capsys):
-    """The real one: what ``top`` says of it, what the page is, a server that is drained and put back, and the metrics' names."""
+    """The real one: what ``top`` says, the page, a server that is drained and put back, the names of the metrics."""
     pytest.importorskip("prometheus_client")
     origins = [serve(Origin) for _ in range(2)]
     place = tmp_path / "operators"

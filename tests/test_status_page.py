@@ -48,7 +48,8 @@ def test_in_a_browser(serve, tmp_path):
     assert seen["troubles"] == []
     assert seen["tiles"] == [
         "Requests/s 100 4 in hand", "Connections 300 3.0 new/s", "Half answered in 2.0 ms p50", "9 of 10 in 4.4 ms p90",
-        "99 of 100 in 5.0 ms p99", "5xx/s 1.0 " + seen["tiles"][5].split(maxsplit=2)[2], "Sent/s 1.5 MB", "Received/s 20 kB",
+        "99 of 100 in 5.0 ms p99",
+        "5xx/s 1.0 " + seen["tiles"][5].split(maxsplit=2)[2], "Sent/s 1.5 MB", "Received/s 20 kB",
     ]  # fmt: skip
     assert [row[:4] for row in seen["servers"]] == [
         ["127.0.0.1:9000", "web", "\u25cf up for 1 h 0 min", "\u2013"],

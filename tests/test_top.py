@@ -138,7 +138,7 @@ def test_a_report():
         "latency      p50 2 ms  p90 4.45 ms  p99 5 ms",
         "statuses     1xx 0/s  2xx 95.0/s  3xx 3.0/s  4xx 1.0/s  5xx 1.0/s",
         "refused      request-rate 2.0/s (40)",
-        "web       127.0.0.1:9002  down   2 min          0    1.0        2      7       1  3 checks failed: connect-refused",
+        "web       127.0.0.1:9002  down   2 min          0    1.0        2      7       1  3 checks failed: connect",
         "  4711  serving    150   50.0        2  25.0 %   42 MB",
     ):
         assert part in text, text
@@ -201,7 +201,7 @@ def test_addresses(serve, tmp_path):
     ):
         site = serve(FakeOperations, listener)
         address = written or (
-            f"unix:@{'operators'}" if isinstance(site.address, str | bytes) else "127.0.0.1:{}".format(site.address[1])
+            f"unix:@{'operators'}" if isinstance(site.address, str | bytes) else f"127.0.0.1:{site.address[1]}"
         )
         assert OperatorsClient(address).status()["name"] == "greensock proxy"
         if not written and isinstance(site.address, tuple):

@@ -1,7 +1,7 @@
 """The commands that ask a running server: ``greensock top``, ``greensock proxy drain`` and ``ready``.
 
-Exit status: 0, done; 1, the server does not answer or says no, or requests are still in hand when the wait is over; 2, what
-was told is wrong.
+Exit status: 0, done; 1, the server does not answer or says no, or requests are still in hand when the wait is
+over; 2, what was told is wrong.
 """
 
 from __future__ import annotations

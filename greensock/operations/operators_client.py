@@ -35,7 +35,7 @@ class RefusedThere(Exception):
 class OperatorsClient:
     """The operators' address of a server: ``HOST:PORT``, ``PORT``, ``http://HOST:PORT/PATH``, ``unix:PATH`` or a path.
 
-    Each question has a connection of its own, so that nothing is held between two of them, and a server that comes back is found.
+    Each question has a connection of its own: nothing is held between two of them, and a server that comes back is found.
 
     Raises:
         ValueError: it is none of these.
@@ -50,7 +50,7 @@ class OperatorsClient:
         self.timeout = timeout
         self._path: str | None = None
         self._host, self._port, self._base = "localhost", 0, ""
-        if address.startswith("unix:") or address.startswith(("/", "./", "../")):
+        if address.startswith(("unix:", "/", "./", "../")):
             path = address.removeprefix("unix:")
             if not path.strip("@"):
                 raise ValueError(f"{address!r}: the path of a Unix socket expected")

@@ -120,26 +120,37 @@ _NUMBER = (int, float)
 _MAYBE_TEXT, _MAYBE_NUMBER = (str, type(None)), (int, float, type(None))
 _HISTOGRAM = {"bounds": [_NUMBER], "counts": [_NUMBER], "sum": _NUMBER}
 _REQUEST = {
-    **{"at": _NUMBER, "status": _MAYBE_NUMBER, "seconds": _MAYBE_NUMBER},
-    **{name: _MAYBE_TEXT for name in ("method", "host", "target", "client", "server", "reason")},
+    "at": _NUMBER,
+    "status": _MAYBE_NUMBER,
+    "seconds": _MAYBE_NUMBER,
+    **dict.fromkeys(("method", "host", "target", "client", "server", "reason"), _MAYBE_TEXT),
 }
 _WORKER = {
-    **{name: _NUMBER for name in ("pid", "slot", "connections", "requests", "in_hand", "cpu_seconds", "memory_bytes")},
+    **dict.fromkeys(("pid", "slot", "connections", "requests", "in_hand", "cpu_seconds", "memory_bytes"), _NUMBER),
     "state": str,
 }
 _SERVER = {
-    **{"name": str, "state": str, "why": _MAYBE_TEXT, "since": _MAYBE_NUMBER},
-    **{name: _NUMBER for name in ("connections", "in_hand", "requests", "errors", "weight")},
+    "name": str,
+    "state": str,
+    "why": _MAYBE_TEXT,
+    "since": _MAYBE_NUMBER,
+    **dict.fromkeys(("connections", "in_hand", "requests", "errors", "weight"), _NUMBER),
 }
 #: A mapping with the key ``""`` may have any keys; a list has items like its one.
 _STATUS = {
-    **{"name": str, "version": str, "started": _NUMBER, "now": _NUMBER, "is_draining": bool},
+    "name": str,
+    "version": str,
+    "started": _NUMBER,
+    "now": _NUMBER,
+    "is_draining": bool,
     "workers": [_WORKER],
     "totals": {
-        **{name: _NUMBER for name in ("connections", "accepted", "requests", "in_hand", "bytes_in", "bytes_out")},
-        **{"errors": _NUMBER, "statuses": {"": _NUMBER}, "refused": {"": _NUMBER}},
+        **dict.fromkeys(("connections", "accepted", "requests", "in_hand", "bytes_in", "bytes_out"), _NUMBER),
+        "errors": _NUMBER,
+        "statuses": {"": _NUMBER},
+        "refused": {"": _NUMBER},
     },
-    **{name: _HISTOGRAM for name in ("latency", "turn_wait", "upcall", "hub_held")},
+    **dict.fromkeys(("latency", "turn_wait", "upcall", "hub_held"), _HISTOGRAM),
     "upstreams": [{"name": str, "queued": _NUMBER, "servers": [_SERVER]}],
     "slowest": [_REQUEST],
     "failed": [_REQUEST],
@@ -208,7 +219,7 @@ class Change:
         return None if self.before is None else self._rate(value(self.now), value(self.before))
 
     def count_rate(self, group: str, name: str) -> float | None:
-        """Return by how much one of the counters of a group grew, a second: those of ``statuses``, ``refused``, ``failures``."""
+        """Return by how much a counter of ``statuses``, ``refused`` or ``failures`` grew, a second."""
         return self.rate(lambda status: cast(Any, status["totals"]).get(group, {}).get(name, 0))
 
     def worker_rate(self, worker: WorkerReading, name: str) -> float | None:

@@ -1,7 +1,7 @@
 """``greensock top``: what the status page shows, live in a terminal.
 
-One thread asks, the main one draws and reads keys: so ``q`` ends at once, whatever the server does. What the terminal was
-like before is what it is like afterwards, also at SIGTERM.
+One thread asks, the main one draws and reads keys: so ``q`` ends at once, whatever the server does. What the
+terminal was like before is what it is like afterwards, also at SIGTERM.
 """
 
 from __future__ import annotations

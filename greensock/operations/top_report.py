@@ -29,7 +29,7 @@ STYLES = {"down": "bad", "ejected": "warn", "draining": "warn", "ending": "warn"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of text, and what it is: a title (``head``), ``good``, ``warn``, ``bad``, ``quiet``, or nothing of these."""
+    """A line of text, and what it is: a title (``head``), ``warn``, ``bad``, ``quiet``, or nothing of these."""
 
     text: str
     style: str = ""
@@ -58,17 +58,20 @@ def _summary(change: Change, where: str) -> list[Line]:
     workers = len(now["workers"])
     title = f"{harmless(now['name'])} {harmless(now['version'])}  {state}, up {_span(now['now'] - now['started'])}"
     title += f", {workers} worker{'s' * (workers != 1)}  {where}  {clock(now['now'])}"
-    rate = change.rate
+
+    def total_rate(name: str) -> float | None:
+        return change.rate(lambda each: cast(Any, each["totals"])[name])
+
     lines = [
         Line(title, "head"),
         Line(
-            f"requests     {_rate(rate(lambda each: each['totals']['requests']))}/s, {_count(totals['in_hand'])} in hand"
+            f"requests     {_rate(total_rate('requests'))}/s, {_count(totals['in_hand'])} in hand"
             f"    5xx {_rate(change.count_rate('statuses', '5xx'))}/s    failed upcalls {_count(totals['errors'])}"
         ),
         Line(
-            f"connections  {_count(totals['connections'])}, {_rate(rate(lambda each: each['totals']['accepted']))} new/s"
-            f"    in {_bytes(rate(lambda each: each['totals']['bytes_in']))}/s"
-            f"    out {_bytes(rate(lambda each: each['totals']['bytes_out']))}/s"
+            f"connections  {_count(totals['connections'])}, {_rate(total_rate('accepted'))} new/s"
+            f"    in {_bytes(total_rate('bytes_in'))}/s"
+            f"    out {_bytes(total_rate('bytes_out'))}/s"
         ),
     ]
     for name, shown in LATENCIES:
@@ -135,7 +138,9 @@ def _requests(title: str, requests: Iterable[RequestReading], width: int | None)
         rows.append((cells, "bad" if status is not None and status >= 500 else ""))
     titles = (title, ">TOOK", "STATUS", "REASON", "CLIENT", "SERVER", "METHOD", "TARGET")
     kept = [index for index, name in enumerate(titles) if room >= LEAST_ROOM.get(name, 0)]
-    return _table([titles[index] for index in kept], [([cells[index] for index in kept], style) for cells, style in rows])
+    return _table(
+        [titles[index] for index in kept], [([cells[index] for index in kept], style) for cells, style in rows]
+    )
 
 
 def _table(titles: Sequence[str], rows: Iterable[tuple[Sequence[Any], str]]) -> list[Line]:

@@ -1,7 +1,7 @@
 """Look at the status page with Chromium: ``status_browser.py URL CHROMIUM FOLDER`` prints what was seen, as JSON.
 
-The page's clock is in our hands: a second passes when we say so. With ``--pictures`` it takes pictures instead, of a page
-that runs by itself, into the folder.
+The page's clock is in our hands: a second passes when we say so. With ``--pictures`` it takes pictures instead, of a
+page that runs by itself, into the folder.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from browser import FLAGS
 from playwright.sync_api import sync_playwright
 
-#: Contrast of each text with what is behind it (WCAG 2, 1.4.3: 4.5 at least), of what can be seen: those that fall short.
+#: The texts that can be seen and have too little contrast with what is behind them (WCAG 2, 1.4.3: 4.5 at least).
 CONTRAST = """() => {
   const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const channels = (color) => {
