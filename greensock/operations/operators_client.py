@@ -35,7 +35,7 @@ class RefusedThere(Exception):
 class OperatorsClient:
     """The operators' address of a server: ``HOST:PORT``, ``PORT``, ``http://HOST:PORT/PATH``, ``unix:PATH`` or a path.
 
-    Each question has a connection of its own: nothing is held between two of them, and a server that comes back is found.
+    Each question has a connection of its own: nothing is held meanwhile, and a server that comes back is found.
 
     Raises:
         ValueError: it is none of these.
