@@ -4,6 +4,8 @@ Both run in many processes under gunicorn (``pip install greensock[proxy]``), or
 serves is patched: a worker after it was forked, a single process here, before anything that might be in the way is
 imported. The master of many is not, and never has a hub.
 
+``greensock top``, ``proxy drain`` and ``proxy ready`` ask a server that runs, and serve nobody.
+
 Exit status: 0 when it was told to end; 1 for what the system refused (an address, a log); 2 for what the command line
 or the configuration says wrong; 3 and 4 for a first worker that could not begin.
 """
@@ -41,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say, by default those of the program; return the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    if given.command == "top" or getattr(given, "job", None) in ("drain", "ready"):
+        from greensock.operations.commands import perform
+
+        return perform(given)
     if given.workers is not None and given.single:
         parser.error("--workers, --single: one of both expected")
     if given.workers is not None and given.workers < 1:
@@ -79,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH; may be repeated"
     )
     proxy.add_argument("--log", metavar="FILE", help="of requests; - is standard output, the default; none is none")
+    _add_jobs(proxy)
     run = commands.add_parser("run", help="a server class", description="Serve a class of your own.")
     run.add_argument("where", metavar="MODULE:CLASS", help="a subclass of greensock.Server")
     run.add_argument(
@@ -101,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     for each, workers in (proxy, "the cores"), (run, "1"):
         each.add_argument("--workers", "-w", type=int, metavar="N", help=f"processes; default: {workers}")
         each.add_argument("--single", action="store_true", help="serve in this process itself, without gunicorn")
+        each.add_argument(
+            "--operations", metavar="ADDRESS",
+            help="where operators ask, HOST:PORT or a path; their token is in GREENSOCK_OPERATIONS_TOKEN",
+        )  # fmt: skip
         each.add_argument("--pid", metavar="FILE", help="where the master writes its number")
         each.add_argument("--user", metavar="USER", help="whose processes the workers are")
         each.add_argument("--group", metavar="GROUP")
@@ -111,7 +122,42 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument(
             "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="default: %(default)s"
         )
+    _add_top(commands)
     return parser
+
+
+def _add_top(commands: Any) -> None:
+    top = commands.add_parser("top", help="what a running server does", description="Show what a running server does.")
+    top.add_argument("address", metavar="ADDRESS", help="its operators' address: [HOST]:PORT, or the path of a socket")
+    top.add_argument("--token-file", metavar="FILE", help="where the operators' token is, if reading needs it")
+    top.add_argument("--once", action="store_true", help="write one report, and end; so without a terminal, too")
+    top.add_argument(
+        "--interval", type=float, metavar="SECONDS", help="between two looks; default: 1, and 3 of --once"
+    )
+
+
+def _add_jobs(proxy: argparse.ArgumentParser) -> None:
+    jobs = proxy.add_subparsers(dest="job", metavar="JOB", title="jobs for a proxy that runs")
+    _add_orders(jobs)
+
+
+def _add_orders(jobs: Any) -> None:
+    for name, words in ("drain", "give a server no new requests"), ("ready", "give it requests again"):
+        job = jobs.add_parser(name, help=words, description=f"{words.capitalize()}, in all workers.")
+        job.add_argument("server", metavar="SERVER", help="as the status page has it: HOST:PORT, or a path")
+        job.add_argument("--upstream", metavar="NAME", help="in this one alone; default: in all that have it")
+        job.add_argument(
+            "--operations", required=True, metavar="ADDRESS", help="the operators' address: [HOST]:PORT, or a path"
+        )
+        job.add_argument(
+            "--token-file", metavar="FILE",
+            help="where the operators' token is; default: what GREENSOCK_OPERATIONS_TOKEN says",
+        )  # fmt: skip
+        if name == "drain":
+            job.add_argument(
+                "--wait", type=float, default=0.0, metavar="SECONDS",
+                help="for what it has in hand; default: not at all",
+            )  # fmt: skip
 
 
 def _fail(error: object, status: int) -> int:
@@ -125,8 +171,8 @@ def _fail(error: object, status: int) -> int:
 def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     from greensock.proxy.config import ConfigError, check_listeners, load_config, parse_config
 
-    if given.config and (given.listen or given.upstream or given.log):
-        parser.error("--config says it all: --listen, --upstream and --log don't go with it")
+    if given.config and (given.listen or given.upstream or given.log or given.operations):
+        parser.error("--config says it all: --listen, --upstream, --log and --operations don't go with it")
     if not given.config and not given.upstream:
         parser.error("--config, or an --upstream at least, expected")
     path = given.log or "-"
@@ -138,6 +184,7 @@ def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
                 "listen": given.listen or ["127.0.0.1:8080"],
                 "upstreams": {"upstream": {"servers": given.upstream}},
                 **({} if path == "none" else {"log": {"path": path}}),
+                **({"operations": _operations(given)} if given.operations else {}),
             }
             config = parse_config(told, "the command line")
     except ConfigError as error:
@@ -177,20 +224,25 @@ def _run(given: argparse.Namespace) -> int:
     addresses = given.bind or ["127.0.0.1:8000"]
     try:
         options = dict(map(_option, given.option))
-        source = ClassSource(given.where, addresses, options, given.drain)
+        source = ClassSource(given.where, addresses, options, given.drain, _operations_options(given))
         if not given.single:
             return _many(source, given, given.workers or 1)
         _log_to_stderr(given)
         source.made_class()
         with ExitStack() as undone:
-            sockets = [undone.enter_context(source.listen(address)) for address in addresses]
-            server = source.made_server(sockets)
+            sockets = [undone.enter_context(source.listen(address)) for address in source.addresses]
+            server, *operators = source.made_servers(sockets)
             undone.pop_all()
     except Refused as error:
         return _fail(error, REFUSED if error.by_system else WRONG)
-    server.start()
+    for each in (server, *operators):
+        each.start()
     _say_where(server)
-    server.serve_forever()
+    try:
+        server.serve_forever()
+    finally:
+        for each in operators:
+            each.abort()
     return 0
 
 
@@ -204,6 +256,24 @@ def _option(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def _operations(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the operators' address is told: the token is not for all to read who list processes."""
+    token = os.environ.get("GREENSOCK_OPERATIONS_TOKEN")
+    return {"address": given.operations, **({"token": token} if token else {})}
+
+
+def _operations_options(given: argparse.Namespace) -> Any:
+    from greensock.operations.operations_options import OperationsOptions
+    from greensock.sources import Refused
+
+    if not given.operations:
+        return None
+    try:
+        return OperationsOptions(**_operations(given))
+    except ValueError as error:
+        raise Refused(f"--operations: {error}") from error
 
 
 # -- both

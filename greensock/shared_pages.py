@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 __all__ = ["Numbers", "SharedPages"]
 
 #: How many workers there is room for, old ones that still end included.
 SLOTS = 1024
+#: How often it is read anew because a worker is being counted out.
+MOST_READINGS = 1000
+
+Read = TypeVar("Read")
 
 
 class Numbers:
@@ -35,7 +40,10 @@ class Numbers:
         self._rows: list[Any] = [whole[first : first + width] for first in range(0, len(whole), width)]
 
     def row(self, slot: int) -> Any:
-        """Return the row of a worker, a memoryview, to be written by nobody else."""
+        """Return the row of a worker, a memoryview, to be written by nobody else.
+
+        -1: what is kept of those that are gone.
+        """
         return self._rows[slot]
 
     def total(self) -> list[float]:
@@ -66,6 +74,8 @@ class SharedPages:
         self._taken: set[int] = set()
         self._numbers: dict[tuple[str, int, str, bool], Numbers] = {}
         self._blocks: dict[tuple[str, int], mmap.mmap] = {}
+        # Odd while a worker is counted out, which takes some steps: what is read then may be counted twice, or not.
+        self._steps = self.numbers_of(1).row(0)
 
     def numbers_of(self, width: int, typecode: Literal["q", "d"] = "q", is_kept: bool = False) -> Numbers:
         """Return rows that have no name."""
@@ -108,12 +118,27 @@ class SharedPages:
 
     def give_back(self, slot: int) -> None:
         """Count out the worker that had the row, and is gone. In the master."""
+        self._steps[0] += 1
         self.pids.clear(slot)
         for each in self._numbers.values():
             each.clear(slot)
+        self._steps[0] += 1
         self._taken.discard(slot)
 
     def taken(self) -> dict[int, int]:
         """Return which rows workers have, and their processes."""
         found = {slot: self.pids.row(slot)[0] for slot in range(self.slots)}
         return {slot: pid for slot, pid in found.items() if pid}
+
+    def read_whole(self, read: Callable[[], Read]) -> Read:
+        """Return what ``read`` reads of all rows, at a moment at which no worker is being counted out.
+
+        So a sum over what is kept never falls. (A master that was killed within that leaves things as they are: then
+        what was read last is returned.)
+        """
+        for _ in range(MOST_READINGS):
+            before = self._steps[0]
+            found = read()
+            if before == self._steps[0] and not before & 1:
+                break
+        return found

@@ -14,8 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from greensock.core.server import Server
+from greensock.operations.operations_options import OperationsOptions
+from greensock.operations.operations_server import OperationsServer
+from greensock.operations.worker_watch import Behind, WorkerWatch
 from greensock.proxy.config import ConfigError, ProxyConfig
 from greensock.proxy.options import ListenPlace
+from greensock.proxy.proxy_figures import ProxyFigures
 from greensock.proxy.proxy_server import ReverseProxy
 from greensock.shared_pages import SharedPages
 
@@ -49,6 +53,13 @@ class Source(Protocol):
         Raises :class:`Refused`, and changes nothing.
         """
 
+    @property
+    def operators_addresses(self) -> Sequence[Any]:
+        """Which of these is for operators: one, or none."""
+
+    def part(self, sockets: Sequence[Any]) -> tuple[list[Any], Any]:
+        """Return the sockets without that of the operators, and that one; None: there is none."""
+
     def listen(self, address: Any) -> socket.socket:
         """Return a socket that listens there. Raises :class:`Refused`."""
 
@@ -75,7 +86,73 @@ def listen(address: Any, **options: Any) -> socket.socket:
     return sock
 
 
-class ProxySource:
+class _Operated:
+    """What both sources do for the operators, if they may ask: a listener more, and one more server in each worker."""
+
+    name: str
+    _pages: SharedPages | None = None
+    _operators_at: Any = None  # where the socket is that was opened for them
+
+    @property
+    def operations(self) -> OperationsOptions | None:
+        """Where operators ask; None: nowhere."""
+        raise NotImplementedError
+
+    @property
+    def operators_addresses(self) -> list[Any]:
+        """Where to listen for them: once, or not at all."""
+        return [self.operations.place] if self.operations is not None else []
+
+    def share(self, pages: SharedPages) -> None:
+        """Make what the workers share; called in the master before the first fork, and after each reading."""
+        self._pages = pages
+        if self.operations is not None:
+            WorkerWatch.share(pages)
+
+    def listen_for_operators(self, address: Any) -> socket.socket | None:
+        """Return a socket that listens there, if that is the operators' address."""
+        if self.operations is None or address != self.operations.place:
+            return None
+        sock = listen(address, **self.operations.listen_options())
+        self._operators_at = sock.getsockname()
+        return sock
+
+    def part(self, sockets: Sequence[Any]) -> tuple[list[Any], Any]:
+        """Return the sockets without that of the operators, and that one; None: there is none."""
+        options = self.operations
+        if options is None:
+            return list(sockets), None
+        names = [sock.getsockname() for sock in sockets]
+        for is_exact in (True, False):
+            for index, name in enumerate(names):
+                if name == self._operators_at or _is_same(options.place, name, is_exact):
+                    return [*sockets[:index], *sockets[index + 1 :]], sockets[index]
+        # A port that the system chose, in a master that took another one's place: it is the last.
+        if isinstance(options.place, tuple) and not options.place[1] and len(sockets) > 1:
+            return list(sockets[:-1]), sockets[-1]
+        return list(sockets), None
+
+    def made_watch(self, slot: int, sock: Any) -> WorkerWatch | None:
+        """Return what watches the servers of a worker; None: nobody can ask."""
+        if self.operations is None or sock is None:
+            return None
+        if self._pages is None:
+            self._pages = SharedPages(1)
+            self._pages.enter(self._pages.take())
+            WorkerWatch.share(self._pages)
+        return WorkerWatch(self._pages, slot, self.operations.max_hold)
+
+    def made_operators(
+        self, watch: WorkerWatch | None, sock: Any, servers: Sequence[Server[Any]], behind: Behind | None = None
+    ) -> list[OperationsServer]:
+        """Return the server at the operators' address, which watches these."""
+        if watch is None or self.operations is None:
+            return []
+        watch.follow(servers, behind)
+        return [OperationsServer(sock, self.operations, watch, self.name)]
+
+
+class ProxySource(_Operated):
     """The reverse proxy, told by a configuration; ``read_config`` reads it anew."""
 
     name = "greensock proxy"
@@ -92,8 +169,13 @@ class ProxySource:
 
     @property
     def addresses(self) -> Sequence[Any]:
-        """As ``listen`` says."""
-        return self.config.listen
+        """As ``listen`` says, and where operators ask."""
+        return [*self.config.listen, *self.operators_addresses]
+
+    @property
+    def operations(self) -> OperationsOptions | None:
+        """As ``[operations]`` says."""
+        return self.config.operations
 
     def read(self) -> Callable[[], Callable[[], None]]:
         """Read the file anew."""
@@ -116,19 +198,19 @@ class ProxySource:
 
     def listen(self, address: Any) -> socket.socket:
         """Listen as ``[server]`` says."""
-        return listen(address, backlog=self.config.server.backlog)
-
-    def share(self, pages: SharedPages) -> None:
-        """Nothing is shared yet."""
+        return self.listen_for_operators(address) or listen(address, backlog=self.config.server.backlog)
 
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
-        """Return a proxy for each socket, all with one gateway."""
+        """Return a proxy for each socket, all with one gateway; and who answers the operators."""
+        sockets, own = self.part(sockets)
         gateway = self.config.gateway()
+        gateway.watch = watch = self.made_watch(slot, own)
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))
             for sock, place in zip(sockets, _places_of(sockets, self.config.listeners), strict=True)
         ]
-        return self._proxies
+        operators = self.made_operators(watch, own, self._proxies, ProxyFigures(gateway, self._proxies))
+        return [*self._proxies, *operators]
 
     def reopen_logs(self) -> None:
         """Open the access log anew."""
@@ -164,16 +246,24 @@ def _is_same(address: Any, name: Any, is_exact: bool) -> bool:
     return bool(address[1] == name[1] and (not is_exact or address[0] == name[0]))
 
 
-class ClassSource:
+class ClassSource(_Operated):
     """A server class, ``package.module:Class``. It is imported in each worker, and so anew with each reload."""
 
-    def __init__(self, where: str, addresses: Sequence[str], options: Mapping[str, Any], drain_seconds: float) -> None:
+    def __init__(
+        self,
+        where: str,
+        addresses: Sequence[str],
+        options: Mapping[str, Any],
+        drain_seconds: float,
+        operations: OperationsOptions | None = None,
+    ) -> None:
         module, colon, name = where.partition(":")
         if not (module and colon and name):
             raise Refused(f"{where!r}: MODULE:CLASS expected")
         self.name = f"greensock {where}"
         self.drain_seconds = drain_seconds
-        self.addresses = addresses
+        self._addresses = addresses
+        self._operations = operations
         self._module, self._class = module, name
         self._options = options
 
@@ -181,10 +271,21 @@ class ClassSource:
         """There is nothing to be read here: the workers import it."""
         return lambda: lambda: None
 
+    @property
+    def addresses(self) -> Sequence[Any]:
+        """Where to listen, for operators too."""
+        return [*self._addresses, *self.operators_addresses]
+
+    @property
+    def operations(self) -> OperationsOptions | None:
+        """Where operators ask."""
+        return self._operations
+
     def listen(self, address: Any) -> socket.socket:
         """Listen with the options of the socket that were given."""
         of_sockets = ("backlog", "reuse_port", "unix_mode", "unix_owner")
-        return listen(address, **{name: value for name, value in self._options.items() if name in of_sockets})
+        options = {name: value for name, value in self._options.items() if name in of_sockets}
+        return self.listen_for_operators(address) or listen(address, **options)
 
     def made_class(self) -> type[Server[Any]]:
         """Import the class.
@@ -216,12 +317,11 @@ class ClassSource:
         except (TypeError, ValueError) as error:
             raise Refused(f"{self._module}:{self._class}: {error}") from error
 
-    def share(self, pages: SharedPages) -> None:
-        """Nothing is shared yet."""
-
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
-        """Return one server on all sockets."""
-        return [self.made_server(sockets)]
+        """Return one server on all sockets; and who answers the operators."""
+        sockets, own = self.part(sockets)
+        server = self.made_server(sockets)
+        return [server, *self.made_operators(self.made_watch(slot, own), own, [server])]
 
     def reopen_logs(self) -> None:
         """What the program logs to is its own."""

@@ -56,6 +56,7 @@ def test_wrong_flags(arguments, words, capsys):
         (["proxy", "--config", "/nowhere.toml"], "/nowhere.toml: "),
         (["proxy", "--upstream", "nonsense"], "expected"),
         (["run", "nonsense"], "'nonsense': MODULE:CLASS expected"),
+        (["run", "a:B", "--operations", "0.0.0.0:9180"], "--operations: address='0.0.0.0:9180': one of this machine"),
         (["run", "a:B", "-o", "x"], "--option 'x': NAME=VALUE expected"),
         (["run", "--single", "no_such_module:B"], "there is no module 'no_such_module'"),
         (["run", "--single", "greensock:NoSuchClass"], "a subclass of greensock.Server expected, not None"),

@@ -133,7 +133,7 @@ def configuration() -> dict[str, list[str]]:
     wrong = {"?": 1}
     route = dict.fromkeys(("timeouts", "request_fields", "response_fields"), wrong)
     upstream = {"servers": [wrong], "health": wrong, "sticky": wrong, **wrong}
-    one_level = ("server", "log", "limits", "answer_limits", "timeouts", "forwarding", "guard")
+    one_level = ("server", "log", "limits", "answer_limits", "timeouts", "forwarding", "guard", "operations")
     routes = [{**route, "upstream": "NAME", **wrong}, {"answer": wrong}, {"redirect": wrong}]
     with pytest.raises(ConfigError) as caught:
         parse_config({**wrong, **dict.fromkeys(one_level, wrong), "upstreams": {"NAME": upstream}, "routes": routes})
@@ -233,7 +233,7 @@ def test_the_tables_of_the_configuration_are_all_there():
     assert {"listen", "server", "upstreams", "routes"} <= set(tables[""])
     assert {"upstream", "answer", "redirect", "path"} <= set(tables["[[routes]]"])
     assert {"url", "weight"} <= set(tables["[upstreams.NAME] servers"])
-    assert len(tables) == 18, sorted(tables)
+    assert len(tables) == 19, sorted(tables)
 
 
 def test_the_names_of_the_librarys_own_are_there():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from greensock.http import Limits
+from greensock.operations.operations_options import OperationsOptions
 from greensock.proxy import (
     ConfigError,
     FieldEdits,
@@ -44,6 +45,7 @@ SOUND = {
     "timeouts": {"connect": 1.0},
     "forwarding": {"trusted": ["10.0.0.0/8"], "preserve_host": False},
     "guard": {"request_rate": 10, "methods": ["GET", "POST"], "ban_statuses": [400, 404]},
+    "operations": {"address": "127.0.0.1:9180", "token": "0123456789abcdef", "max_hold": 1},
     "upstreams": {
         "app": {
             "servers": ["http://127.0.0.1:9000", {"url": "unix:/run/app.sock", "weight": 2, "backup": True}],
@@ -152,7 +154,7 @@ def test_one_upstream_needs_no_route():
         ("listen/0", "http://a:80", 'listen = "http://a:80": HOST:PORT'),
         ("abort_on_eof", 1, "abort_on_eof = 1: true or false expected"),
         ("tls", {}, "tls = {}: of a listener: listen = "),
-        ("metrics", True, "metrics = true: not there yet: the access log"),
+        ("metrics", True, "metrics = true: at the operators' address"),
         ("cache", {}, "cache = {}: not there yet"),
         ("nonsense", {}, "nonsense = {}: no such key: one of listen, proxy_protocol, "),
         ("timeout", {}, "timeout = {}: no such key: timeouts?"),
@@ -171,6 +173,10 @@ def test_one_upstream_needs_no_route():
         ("guard/methods", [], "[guard] methods = []: a list of methods, not empty"),
         ("guard/hosts", ["a:80"], '[guard] hosts = ["a:80"]: a list of names'),
         ("guard/ban_time", 0, "[guard] ban_time = 0: seconds"),
+        ("operations/address", ":82", '[operations] address = ":82": an address of its own expected'),
+        ("operations", {"address": "a:9180"}, '[operations] address = "a:9180": one of this machine'),
+        ("operations/token", "short", '[operations] token = "...": at least 16 letters'),
+        ("operations/max_hold", 0, '[operations] max_hold = 0: seconds, more than 0, or "none" expected'),
         ("error_pages", {"404": "/nowhere"}, '[error_pages] 404 = "/nowhere": a file that can be read expected'),
         ("upstreams/app", 1, "[upstreams.app] = 1: a table expected"),
         ("upstreams/app/servers", [], "[upstreams.app] servers = []: a list of http://HOST:PORT"),
@@ -381,6 +387,7 @@ KINDS = {
     "timeouts": ProxyTimeouts,
     "forwarding": Forwarding,
     "guard": GuardOptions,
+    "operations": OperationsOptions,
     "upstreams/app": UpstreamOptions,
     "upstreams/app/health": HealthOptions,
     "upstreams/app/sticky": StickyCookie,
@@ -433,7 +440,7 @@ def test_the_commented_example_has_every_key():
     text = path.read_text()
     for kind in (
         *(LogOptions, Limits, ProxyTimeouts, Forwarding, GuardOptions, UpstreamOptions, HealthOptions, StickyCookie),
-        *(ServerOptions, Route, ListenOptions, ListenTLS),
+        *(ServerOptions, Route, ListenOptions, ListenTLS, OperationsOptions),
     ):
         for field in dataclasses.fields(kind):
             if not field.init or field.name in ("action", "name" if kind is UpstreamOptions else ""):

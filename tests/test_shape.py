@@ -35,7 +35,8 @@ pytestmark = pure_only
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "greensock"
 #: Modules that stand beside the layers: who may import them is said here and not in the table.
-BESIDE = {"version": {"greensock", "greensock.cli"}}
+TOLD = ("exposition", "status_report")
+BESIDE = {"version": {"greensock", "greensock.cli", *(f"greensock.operations.{name}" for name in TOLD)}}
 #: Packages that are built on what greensock exports.
 BUILT_ON_IT = ("greensock.http", "greensock.proxy", "greensock.gunicorn", "greensock.locust")
 #: Modules that talk to whoever started the program.
@@ -126,8 +127,8 @@ def test_imports_go_one_way(importer):
         assert module not in PACKAGES, f"{importer} imports from {module}: from the module itself expected"
         assert name in (exported(MODULES[module]) or []), f"{importer} imports {name} from {module}"
         if importer.startswith(tuple(f"{package}." for package in BUILT_ON_IT)):
-            others = ("greensock.choice", "greensock.shared_pages", "greensock.sources")
-            allowed = (*(f"{package}." for package in BUILT_ON_IT), *others)
+            beside = ("greensock.choice", "greensock.shared_pages", "greensock.sources", "greensock.operations.")
+            allowed = (*(f"{package}." for package in BUILT_ON_IT), *beside)
             assert module.startswith(allowed), f"{importer} imports {module}"
 
 
@@ -229,6 +230,8 @@ def test_what_is_not_used_is_not_loaded():
         ("greensock.http", "locust"),
         ("greensock.proxy", "gunicorn"),
         ("greensock.gunicorn", "greensock.proxy"),
+        ("greensock.http", "greensock.operations"),
+        ("greensock.proxy", "prometheus_client"),
     ):
         program = f"import sys, {package}; sys.exit('{not_loaded}' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0, package

@@ -111,6 +111,10 @@ class Turns(Upcalls[ConnectionT]):
     error_count: int
     _failures_logged: LogLimit
     _dropped: dict[str, int]
+    #: What goes through the ready queue to be looked at, and is no connection; and what is told when its turn came
+    #: (``sampling``).
+    _probe: Any = None
+    _probed: Callable[[], object]
     #: The upcalls that were given as functions.
     _functions: frozenset[str]
 
@@ -235,6 +239,8 @@ class Turns(Upcalls[ConnectionT]):
         # It was closed while it was queued. No upcall is due but ``connection_drop``, which ``_end`` makes if
         # ``connection_new`` was called.
         if conn._state is not OPEN:
+            if conn is self._probe:
+                self._probed()
             return False
         if conn._stage == _NEW:
             self._begin(conn)
@@ -385,6 +391,8 @@ class Turns(Upcalls[ConnectionT]):
                     self._on_handle(conn)
                 # No effect if ``handle`` closed it itself: the first reason stays.
                 conn._close(DropReason.PEER_CLOSED if conn._eof else DropReason.CLOSED)
+            elif conn is self._probe:
+                self._probed()
         except BaseException as error:
             self._failed(conn, error)
         _end(self, conn)

@@ -105,7 +105,16 @@ class Master(Arbiter):  # type: ignore[misc]
             if is_ours:
                 sock.close_sockets(self.LISTENERS)
             raise Refused(str(error), by_system=True) from error
+        if not is_ours:
+            self._open_for_operators()
         self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
+
+    def _open_for_operators(self) -> None:
+        """Listen for the operators, if no socket that was given is theirs: who gives them may know of none."""
+        source = self.app.source
+        _, theirs = source.part([each.sock for each in self.LISTENERS])
+        if theirs is None:
+            self.LISTENERS = [*self.LISTENERS, *self._opened(source.operators_addresses)]
 
     def _opened(self, addresses: list[Any]) -> list[Any]:
         """Return listeners on these addresses, all or none."""

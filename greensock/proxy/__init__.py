@@ -23,6 +23,8 @@ upstream_request   the request as it goes to a server
 request_relay      one request: which server answers it, and which one is tried next
 ordinary_exchange  the ordinary request and its answer, in one function
 proxy_server       the reverse proxy: listeners, upcalls, bodies that come slowly
+proxy_figures      what operators are told of a proxy
+program_operators  the operators' address of a proxy that is one process
 config_tables      tables of a configuration, each made into an object
 config             a configuration: read, checked, and made into a gateway
 proxy_program      a proxy as a program of one process: started, read anew, ended

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from greensock.http.wire.limits import DEFAULT_LIMITS, Limits
+from greensock.operations.operations_options import OperationsOptions
 from greensock.proxy.config_tables import ConfigProblem, Tables
 from greensock.proxy.forwarded import Forwarding
 from greensock.proxy.gateway import Gateway
@@ -46,12 +47,12 @@ _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) el
 #: The tables and keys of the whole.
 TABLES = (
     *("listen", "proxy_protocol", "abort_on_eof", "server", "log", "limits", "answer_limits", "timeouts"),
-    *("forwarding", "guard", "error_pages", "upstreams", "routes"),
+    *("forwarding", "guard", "operations", "error_pages", "upstreams", "routes"),
 )
 #: Keys that people know from other proxies, and what they are told.
 NOT_YET = {
     "tls": 'of a listener: listen = [{ address = ":443", tls = { certificate = ..., key = ... } }]',
-    "metrics": "not there yet: the access log has what there is",
+    "metrics": "at the operators' address: [operations] address = \"127.0.0.1:9180\"",
     "cache": "not there yet",
     "compression": "not there yet: let the server do it, or what stands in front",
 }
@@ -123,6 +124,8 @@ class ProxyConfig:
     guard: GuardOptions | None
     #: What is shown for errors.
     error_pages: ErrorPages
+    #: Where operators ask; None: nowhere.
+    operations: OperationsOptions | None = None
 
     def proxy_options(self, listener: ListenPlace | None = None) -> dict[str, Any]:
         """Return what a :class:`ReverseProxy` is to be told beside the gateway, for one of ``listeners``."""
@@ -191,11 +194,14 @@ def check_listeners(config: ProxyConfig, file: str = "") -> list[ConfigProblem]:
     Nothing is listened on, and no port is taken: a program that listens there now is not disturbed.
     """
     reader = _Reader(file)
-    for address in config.listen:
+    places = [("", "listen", address) for address in config.listen]
+    if config.operations is not None:
+        places.append(("[operations]", "address", config.operations.place))
+    for table, key, address in places:
         problem = _problem_of_path(address) if isinstance(address, str) else _problem_of_host(*address)
         if problem:
             shown = address if isinstance(address, str) else _written(*address)
-            reader.note("", "listen", shown, problem)
+            reader.note(table, key, shown, problem)
     return reader.problems
 
 
@@ -263,6 +269,7 @@ class _Reader(Tables):
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
         guard = self.made("[guard]", mapping["guard"], GuardOptions) if "guard" in mapping else None
         pages = self.error_pages(mapping.get("error_pages", {}))
+        operations = self.operations(mapping, listen)
         self.check_loops(upstreams, [each.address for each in listen])
         if protocol and forwarding is not None and not forwarding.trusted:
             self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
@@ -285,6 +292,7 @@ class _Reader(Tables):
             forwarding=forwarding,
             guard=guard,
             error_pages=pages,
+            operations=operations,
         )
 
     def flag(self, mapping: Mapping[str, Any], key: str, default: bool) -> bool:
@@ -293,6 +301,15 @@ class _Reader(Tables):
             self.note("", key, value, "true or false expected")
             return default
         return value
+
+    def operations(self, mapping: Mapping[str, Any], listen: list[ListenPlace]) -> OperationsOptions | None:
+        if "operations" not in mapping:
+            return None
+        samples = {"address": "127.0.0.1:0"}
+        found = self.made("[operations]", mapping["operations"], OperationsOptions, samples=samples)
+        if found is not None and any(_overlap(found.place, each.address) for each in listen):
+            self.note("[operations]", "address", found.address, "an address of its own expected: listen has it")
+        return found
 
     def listeners(self, given: Any) -> list[ListenPlace]:
         texts = [given] if isinstance(given, str | Mapping) else given

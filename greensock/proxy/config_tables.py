@@ -65,7 +65,7 @@ class Tables:
 
     def note(self, table: str, key: str, value: Any, expected: str) -> None:
         """Add a problem; a ``value`` of None is one that is missing."""
-        shown = "" if value is None else '"..."' if "secret" in key else _shown(value)
+        shown = "" if value is None else _of_table(key, value)
         self.problems.append(ConfigProblem(self.file, table, key, shown, expected))
 
     def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str], shown: Iterable[str] = ()) -> None:
@@ -192,4 +192,4 @@ def _shown(value: Any) -> str:
 
 
 def _of_table(key: str, value: Any) -> str:
-    return '"..."' if "secret" in key else _shown(value)
+    return '"..."' if "secret" in key or key == "token" else _shown(value)

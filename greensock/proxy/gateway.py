@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from greensock import share_of_descriptors
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.wire.limits import Limits
+from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.forwarded import Forwarder, Forwarding
 from greensock.proxy.guard import Guard, GuardOptions
 from greensock.proxy.log.access_log import AccessLog
@@ -100,6 +101,8 @@ class Gateway:
         self.error_pages = error_pages or ErrorPages()
         #: Where requests are logged; None: nowhere. It is the caller's to close.
         self.log = log
+        #: What measures requests for the operators; None: nobody asks. It is set before a listener is started.
+        self.watch: WorkerWatch | None = None
         #: How much the listeners take on.
         self.listen = listen or ListenOptions()
         #: How many clients' connections there may be, while a listener is started.

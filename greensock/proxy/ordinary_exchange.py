@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from time import monotonic, time
-from typing import Protocol
+from typing import Any, Protocol
 
 from greensock.http.client.connection_pool import ClientConnection, ClientLease
 from greensock.http.client.exchange import WITH_BODY
@@ -37,6 +37,7 @@ from greensock.proxy.relay import CHALLENGES, ProxySeam
 from greensock.proxy.request_relay import RequestRelay
 from greensock.proxy.routes import BadPath, Route
 from greensock.proxy.rules import NO_EDITS
+from greensock.proxy.upstream.servers import UpstreamServer
 
 __all__ = ["OrdinaryExchange"]
 
@@ -44,6 +45,8 @@ __all__ = ["OrdinaryExchange"]
 _LOOKED_AT = frozenset({*CHALLENGES, 426})
 
 _NO_FIELDS = Headers()
+#: In the place of a record where nobody is to be told more than how long requests took: none is made for most of them.
+_UNTOLD = Record(0.0, "", "", "", b"", "1.1")
 
 
 class ServerSeam(ProxySeam, Protocol):
@@ -58,12 +61,13 @@ class ServerSeam(ProxySeam, Protocol):
 class OrdinaryExchange:
     """Serves on the connections of one proxy what is ordinary, and leaves the rest to its classes."""
 
-    __slots__ = ("_otherwise", "_proxy")
+    __slots__ = ("_otherwise", "_proxy", "_record")
 
     def __init__(self, proxy: ServerSeam, otherwise: Callable[[ProxyConnection, bytes], None]) -> None:
         """``otherwise`` serves what is not ordinary."""
         self._proxy = proxy
         self._otherwise = otherwise
+        self._record = self._whole_record if proxy.tells_records else self._no_record
 
     def serve(self, conn: ProxyConnection, data: bytes) -> None:
         """Serve what came on a connection: ``connection_recv`` of the proxy."""
@@ -191,6 +195,13 @@ class OrdinaryExchange:
         if guard is not None:
             guard.answered(peer, monotonic(), status)
         if record is not None:
+            if record is _UNTOLD:
+                watch: Any = gateway.watch  # else nobody had wanted it so
+                took = monotonic() - asked
+                watch.latency.note(took)
+                if took > watch.last_requests.floor or status >= 500:
+                    self._note_last(conn, method, target, host, lines, server, status, took)
+                return None
             record.received, record.route, record.request_id = length, route.name, new_id()
             record.upstream, record.upstream_status, record.tries = server.name, str(status), 1
             record.connect_time, record.reused = 0.0, True
@@ -235,12 +246,37 @@ class OrdinaryExchange:
         pieces.append(data[end:])
         return status, reusable, keep, b"".join(pieces)
 
-    def _record(self, conn: ProxyConnection, method: str, target: bytes, host: bytes, lines: list[bytes]) -> Record:
+    def _whole_record(
+        self, conn: ProxyConnection, method: str, target: bytes, host: bytes, lines: list[bytes]
+    ) -> Record:
         """Return the record of a request that has just come, and was never served before."""
         record = Record(time(), conn.peer, conn.peer, method, target, "1.1")
         headers, _ = _fields(lines)
         record.host, record.referer, record.agent = host, headers.get_raw(b"referer"), headers.get_raw(b"user-agent")
         return record
+
+    def _no_record(self, *_: object) -> Record:
+        """Stand in for that where only times are asked for."""
+        return _UNTOLD
+
+    def _note_last(
+        self,
+        conn: ProxyConnection,
+        method: str,
+        target: bytes,
+        host: bytes,
+        lines: list[bytes],
+        server: UpstreamServer,
+        status: int,
+        took: float,
+    ) -> None:
+        """Have a request kept that is one of the slowest, or failed."""
+        watch = self._proxy.gateway.watch
+        assert watch is not None
+        record = self._whole_record(conn, method, target, host, lines)
+        record.started -= took
+        record.duration, record.status, record.upstream = took, status, server.name
+        watch.last_requests.note(record)
 
     def _relay(
         self,
@@ -259,6 +295,9 @@ class OrdinaryExchange:
         head = RequestHead(method, target, "1.1", headers, length or None, False, host, is_ordinary)
         request = Request(conn, head, ReadBody(length) if length else NO_BODY)
         relay = RequestRelay(self._proxy, request, keep, conn.peer, conn.scheme)
+        if record is _UNTOLD:
+            record = self._whole_record(conn, method, target, host, lines)
+            record.started -= monotonic() - started
         relay.note_begun(record, started)
         return relay
 

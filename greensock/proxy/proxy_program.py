@@ -14,8 +14,11 @@ from typing import Any
 
 import gevent
 
+from greensock.operations.operations_server import OperationsServer
+from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.config import ConfigError, ProxyConfig
 from greensock.proxy.gateway import Gateway
+from greensock.proxy.program_operators import ProgramOperators
 from greensock.proxy.proxy_server import ReverseProxy
 
 __all__ = ["CannotStart", "ProxyProgram"]
@@ -43,6 +46,7 @@ class ProxyProgram:
         self.proxies: list[ReverseProxy] = []
         self._read = read
         self._options = options
+        self._operators = ProgramOperators()
         self._is_served = False
         self._serving: list[gevent.Greenlet[..., None]] = []
         self._leaving: list[gevent.Greenlet[..., None]] = []
@@ -59,7 +63,8 @@ class ProxyProgram:
             CannotStart: the log or an address cannot be had. None of the addresses is held then.
         """
         if not self.proxies:
-            self.proxies = _started(self.config, None, {}, self._options)
+            self.proxies, prepared = self._begun(self.config, None, {})
+            self._operators.take(self.config.operations, prepared, self.proxies)
 
     def reload(self) -> bool:
         """Read the configuration anew and go on with it; False if that can't be: then nothing has changed.
@@ -72,12 +77,13 @@ class ProxyProgram:
         try:
             config = self._read()
             old_places = dict(zip(self.config.listen, self.proxies, strict=True))
-            proxies = _started(config, self.gateway, old_places, self._options)
+            proxies, prepared = self._begun(config, self.gateway, old_places)
         except (ConfigError, CannotStart) as error:
             for line in str(error).splitlines():
                 log.error("the configuration stays as it was: %s", line)
             return False
         old, self.proxies, self.config = self.proxies, proxies, config
+        self._operators.take(config.operations, prepared, proxies)
         if self._is_served:
             # At once, and not when the old ones have handed over: a signal that comes meanwhile is meant for these, too
             # (test_one_process).
@@ -88,6 +94,23 @@ class ProxyProgram:
         self._leaving.append(gevent.spawn(_hand_over, old))
         log.warning("the configuration was read anew")
         return True
+
+    def _begun(
+        self, config: ProxyConfig, before: Gateway | None, old: dict[_Address, ReverseProxy]
+    ) -> tuple[list[ReverseProxy], OperationsServer | None]:
+        """Return started proxies, and what listens at the operators' address where that is another one than now."""
+        try:
+            prepared = self._operators.prepared(config.operations)
+        except (OSError, ValueError) as error:
+            assert config.operations is not None
+            raise CannotStart(f"operations: cannot listen on {config.operations.address}: {error}") from error
+        watch = self._operators.watch if config.operations is not None else None
+        try:
+            return _started(config, before, old, self._options, watch), prepared
+        except BaseException:
+            if prepared is not None:
+                prepared.abort()
+            raise
 
     def reopen_log(self) -> None:
         """Open the log anew: it was renamed."""
@@ -133,6 +156,7 @@ class ProxyProgram:
         proxies, self.proxies = self.proxies, []
         gevent.joinall([gevent.spawn(proxy.stop) for proxy in proxies])
         gevent.joinall(self._leaving)
+        self._operators.end()
         _close_log(proxies)
 
 
@@ -147,13 +171,18 @@ def _heed(name: str, job: Callable[[], Any]) -> None:
 
 
 def _started(
-    config: ProxyConfig, before: Gateway | None, old: dict[_Address, ReverseProxy], options: dict[str, Any]
+    config: ProxyConfig,
+    before: Gateway | None,
+    old: dict[_Address, ReverseProxy],
+    options: dict[str, Any],
+    watch: WorkerWatch | None,
 ) -> list[ReverseProxy]:
     """Return started proxies; one whose address is among the old ones takes the old one's listener over."""
     try:
         gateway = config.gateway()
     except ValueError as error:
         raise CannotStart(f"the log: {error}") from error
+    gateway.watch = watch
     made: dict[_Address, ReverseProxy] = {}
     try:
         # What may fail comes first: a listener that was passed on is no longer the old one's.

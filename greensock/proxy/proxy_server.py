@@ -170,7 +170,8 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self.most_uploads = inf if self.max_workers is None else max(1, self.max_workers * 3 // 4)
         self._bodies = DeadlineWatch(self._refuse_late_body)
         self._warnings_due: dict[str, float] = {}
-        self.edits_requests = self.edits_responses = self.watches_responses = self.wants_records = False
+        self.edits_requests = self.edits_responses = self.watches_responses = False
+        self.wants_records = self.tells_records = False  # records at all; and all that is known in each of them
         if self.hsts is not None and self.tls is None:
             raise ValueError(f"hsts={self.hsts!r}: tls expected beside it")
         self._chooser: Any = None  # the program's ``choose_upstream``, where something is looked at before
@@ -191,6 +192,10 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         if self._own_recv is not None and self.__dict__.get("connection_recv") == self._own_recv:
             del self.__dict__["connection_recv"]  # of an earlier start
         self._own_recv = None
+        self.tells_records = gateway.log is not None or self.overrides_upcall("request_recorded", base)
+        self.wants_records = self.tells_records or gateway.watch is not None
+        if gateway.watch is not None:
+            self.record_done = self._watch_record  # type: ignore[method-assign]
         plain_start = not self.proxy_protocol or self.tls is not None  # the header of TLS's is taken before
         if plain_start and not self.overrides_upcall("connection_recv", base):
             self._own_recv = super().connection_recv  # one call less
@@ -206,7 +211,6 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
         self.edits_requests = self.overrides_upcall("edit_request", base)
         self.edits_responses = self.hsts is not None or self.overrides_upcall("edit_response", base)
         self.watches_responses = self.overrides_upcall("watch_response_body", base)
-        self.wants_records = gateway.log is not None or self.overrides_upcall("request_recorded", base)
 
     # -- what to override
 
@@ -573,6 +577,12 @@ class ReverseProxy(HTTPServer[ProxyConnection]):
             self.request_recorded(record)
         except Exception:
             self.log_program_failure("request_recorded failed")
+
+    def _watch_record(self, record: Record) -> None:
+        """Stand in for ``record_done`` where operators may ask."""
+        assert self.gateway.watch is not None
+        self.gateway.watch.note_record(record)
+        ReverseProxy.record_done(self, record)
 
 
 def _note_header(conn: ProxyConnection, header: ProxyHeader) -> None:

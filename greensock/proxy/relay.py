@@ -84,6 +84,7 @@ class ProxySeam(Protocol):
     hsts: str | None
     watches_responses: bool
     wants_records: bool
+    tells_records: bool
     failures: Counter[str]
     refused: Counter[str]
     answers_by_status: defaultdict[int, int]

@@ -1,0 +1,123 @@
+"""What operators are told of a proxy beside what every server counts: its failures, and the servers behind it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from time import monotonic, time
+from typing import Any
+
+from greensock.proxy.gateway import Gateway
+from greensock.proxy.proxy_server import ReverseProxy
+from greensock.proxy.upstream.health import Standing
+from greensock.proxy.upstream.servers import Upstream, UpstreamServer
+
+__all__ = ["ProxyFigures"]
+
+#: How a server stands, in the operators' words.
+_STATES = {Standing.UP: "up", Standing.EJECTED: "ejected", Standing.TRYING: "ejected", Standing.DOWN: "down"}
+
+
+class ProxyFigures:
+    """What the listeners of one gateway have counted, and how its servers stand. In one worker."""
+
+    def __init__(self, gateway: Gateway, proxies: Sequence[ReverseProxy]) -> None:
+        self._gateway = gateway
+        self._proxies = proxies
+        self._since: dict[tuple[str, str], tuple[str, float]] = {}  # as it was seen to change
+        # What is known of a server's health goes over to the gateway that takes this one's place, counters and all.
+        self._errors_before = self._errors()
+        self._errors_left: dict[tuple[str, str], int] | None = None
+
+    def counters(self) -> Mapping[str, int]:
+        """Return figures that only grow."""
+        found: Counter[str] = Counter()
+        for proxy in self._proxies:
+            found["retries"] += proxy.retries
+            found["tunnels"] += proxy.tunnels
+            for reason, count in proxy.failures.items():
+                found[f"failures|{reason}"] += count
+        if self._gateway.log is not None:
+            found["log_lines_dropped"] += self._gateway.log.dropped
+        for upstream, server in self._servers():
+            found[f"server_requests|{upstream.name}|{server.name}"] += server.requests
+        errors = self._errors() if self._errors_left is None else self._errors_left
+        for (name, address), count in errors.items():
+            found[f"server_errors|{name}|{address}"] += count - self._errors_before.get((name, address), 0)
+        return found
+
+    def leave(self) -> None:
+        """Take note that another has taken its place."""
+        self._errors_left = self._errors()
+
+    def _errors(self) -> dict[tuple[str, str], int]:
+        return {(upstream.name, server.name): server.health.statistics().failed for upstream, server in self._servers()}
+
+    def gauges(self) -> Mapping[str, int]:
+        """Return figures of now."""
+        found: Counter[str] = Counter()
+        for upstream, server in self._servers():
+            waiting = server.pool.state.statistics(server.origin).waiting
+            found[f"queued|{upstream.name}"] += waiting
+            found[f"server_in_hand|{upstream.name}|{server.name}"] += server.used
+            found[f"server_connections|{upstream.name}|{server.name}"] += server.pool.state.slots
+            self._note_state(upstream, server)
+        return found
+
+    def upstreams(self) -> list[dict[str, Any]]:
+        """Return each upstream and how its servers stand."""
+        return [
+            {"name": upstream.name, "servers": [self._standing_of(upstream, server) for server in upstream.all]}
+            for upstream in self._gateway.upstreams.values()
+        ]
+
+    def set_server(self, upstream: str, server: str, what: str) -> None:
+        """Have a server drained, or put back, in all workers.
+
+        Raises:
+            LookupError: there is none of that name.
+        """
+        order: Callable[[str, str, str], object] | None = getattr(self._gateway, "set_server", None)
+        if order is not None:
+            order(upstream, server, what)
+            return
+        known = self._gateway.upstreams.get(upstream)
+        if known is None:
+            raise LookupError(f"there is no upstream {upstream!r}: {', '.join(self._gateway.upstreams)}")
+        if all(each.name != server for each in known.all):
+            names = ", ".join(each.name for each in known.all)
+            raise LookupError(f"there is no server {server!r} in {upstream}: {names}")
+        raise LookupError("servers of this gateway can't be drained")
+
+    def _servers(self) -> list[tuple[Upstream, UpstreamServer]]:
+        return [(upstream, server) for upstream in self._gateway.upstreams.values() for server in upstream.all]
+
+    def _note_state(self, upstream: Upstream, server: UpstreamServer) -> tuple[str, float]:
+        """Return how a server stands, and since when, in seconds since 1970: as of the look that found it so."""
+        key, state = (upstream.name, server.name), _STATES[server.health.standing]
+        known = self._since.get(key)
+        if known is None or known[0] != state:
+            known = self._since[key] = state, time()
+        return known
+
+    def _standing_of(self, upstream: Upstream, server: UpstreamServer) -> dict[str, Any]:
+        state, since = self._note_state(upstream, server)
+        why = _why(server)
+        told: Any = server.status(upstream.name)
+        if hasattr(told, "why"):  # it is known for all workers
+            state, why, since = told.state, told.why, told.since or since
+        return {"name": server.name, "state": state, "why": why, "since": since, "weight": server.weight}
+
+
+def _why(server: UpstreamServer) -> str:
+    """Return why a server gets no requests; empty if it does."""
+    health = server.health
+    if health.standing is Standing.DOWN:
+        return "its checks fail"
+    if health.standing is Standing.TRYING:
+        return "requests failed; one is on trial"
+    until = health.ejected_until
+    if until is None:
+        return ""
+    return f"requests failed; tried again in {max(0, ceil(until - monotonic()))} s"
