@@ -439,6 +439,16 @@ class ConnectionPool(Generic[PooledT]):
         if self._timer is None and conn is not None:
             self._arm()
 
+    def admit(self, key: Any) -> None:
+        """Give a slot to whoever has waited longest for one, where a further limit had him wait."""
+        self._carry_out(self.state.admit(key))
+
+    def retire(self) -> None:
+        """Close idle connections, and from now on each that is given back. Who waits, or comes, still gets one."""
+        for conn in self.state.retire():
+            conn.close()
+        self._disarm()
+
     def drop_oldest(self) -> bool:
         """Close what has been idle the longest; False: nothing is."""
         conn = self.state.drop_oldest()

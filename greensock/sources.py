@@ -17,6 +17,7 @@ from greensock.core.server import Server
 from greensock.proxy.config import ConfigError, ProxyConfig
 from greensock.proxy.options import ListenPlace
 from greensock.proxy.proxy_server import ReverseProxy
+from greensock.proxy.upstream.shared_servers import SharedServers
 from greensock.shared_pages import SharedPages
 
 __all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
@@ -84,6 +85,7 @@ class ProxySource:
         self.config = config
         self._read_config = read_config
         self._proxies: list[ReverseProxy] = []
+        self._shared: SharedServers | None = None
 
     @property
     def drain_seconds(self) -> float:
@@ -119,11 +121,17 @@ class ProxySource:
         return listen(address, backlog=self.config.server.backlog)
 
     def share(self, pages: SharedPages) -> None:
-        """Nothing is shared yet."""
+        """Share what is known of the servers behind; who leads among the workers goes by how new they are."""
+        if self._shared is None:
+            self._shared = SharedServers(pages)
+        else:
+            self._shared.edition += 1
 
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return a proxy for each socket, all with one gateway."""
         gateway = self.config.gateway()
+        if self._shared is not None:
+            gateway.join(self._shared, slot)
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))
             for sock, place in zip(sockets, _places_of(sockets, self.config.listeners), strict=True)
