@@ -146,9 +146,9 @@ class ServerOptions:
     url: str
     #: Its share of the requests, against the others'.
     weight: int = 1
-    #: Requests that it gets at once, tunnels counted until they end; None for no limit.
+    #: Requests that it gets at once from all workers of the proxy, tunnels counted until they end; None for no limit.
     max_connections: int | None = None
-    #: Requests that may wait for it when it has that many.
+    #: Requests that may wait for it when it has that many, in all workers.
     max_waiting: int = 1000
     #: Whether it is asked only when no other is up.
     backup: bool = False
@@ -380,7 +380,7 @@ class UpstreamOptions:
     panic: bool = True
     #: How often a request is tried again after its first try.
     retries: int = 2
-    #: Retries that all requests together may cause, as a part of their number.
+    #: Retries that all requests together may cause, as a part of their number; in all workers, as the next.
     retry_budget: float = 0.2
     #: Retries a second that are always allowed.
     min_retry_rate: float = 10.0

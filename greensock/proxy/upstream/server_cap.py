@@ -16,25 +16,21 @@ worker, and nobody has seen it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import gevent
 
 from greensock import Lease, Patient
 from greensock.http.client.connection_pool import ClientConnection, ClientPool
 from greensock.http.wire.limits import Limits
-from greensock.pool_state import Action, Decision, PoolState
 from greensock.proxy.upstream.shared_servers import ASKED, CONNECTIONS, SLOTS, WAITING, WorkersView
 
-__all__ = ["CappedPool", "CappedState", "ServerCap"]
+__all__ = ["CappedPool", "ServerCap"]
 
 #: Seconds between two looks whether a slot has come free in another worker.
 LOOK_EVERY = 0.005
-
-C = TypeVar("C", bound=Hashable)
-W = TypeVar("W", bound=Hashable)
 
 
 class ServerCap:
@@ -126,90 +122,11 @@ class ServerCap:
         return view is not None and connections + view.of_others(self._place, CONNECTIONS) > self.most
 
 
-class CappedState(PoolState[C, W]):
-    """The state of a pool of one origin whose slots are shared with other processes."""
-
-    def __init__(self, cap: ServerCap, **sizes: Any) -> None:
-        super().__init__(**sizes)
-        self._cap = cap
-
-    def take(self, origin: Hashable) -> C | None:
-        if self._cap.waiting or not self._cap.take():
-            return None
-        found = super().take(origin)
-        if found is None:
-            self._cap.give()
-        return found
-
-    def put(self, origin: Hashable, connection: C, now: float, made: float = 0.0, requests: int = 0) -> bool:
-        if self._cap.is_crowded(self.slots) or not super().put(origin, connection, now, made, requests):
-            return False
-        self._cap.give()
-        return True
-
-    def is_spent(self, made: float, requests: int, now: float) -> bool:
-        return self._cap.is_crowded(self.slots) or super().is_spent(made, requests, now)
-
-    def ask(self, origin: Hashable, waiter: W, now: float) -> Decision[C, W]:
-        if not self._cap.waiting and self._cap.take():
-            return super().ask(origin, waiter, now)  # there is room here if there is room in all
-        if not self._cap.may_wait(self.max_waiting):
-            return Decision(Action.REFUSE)
-        self._cap.wait(1)
-        return self.enqueue(origin, waiter)
-
-    def admit(self, origin: Hashable) -> Decision[C, W]:
-        """Give the slot that was just taken to the one that has waited longest."""
-        decision = super().admit(origin)
-        if decision.wake:
-            self._cap.wait(-1)
-        else:
-            self._cap.give()
-        return decision
-
-    def give_back(self, origin: Hashable, connection: C | None, now: float, passes_on: bool = True) -> Decision[C, W]:
-        passes_on = passes_on and not (self._cap.waiting and self._cap.must_yield())
-        decision = super().give_back(origin, connection, now, passes_on)
-        if decision.wake:
-            self._cap.wait(-1)
-        else:
-            self._cap.give()
-        return decision
-
-    def leave(self, origin: Hashable, waiter: W) -> bool:
-        has_waited = super().leave(origin, waiter)
-        if has_waited:
-            self._cap.wait(-1)
-        return has_waited
-
-    def reset(self) -> None:
-        super().reset()
-        self._cap.detach()
-
-    def drop_waiters(self) -> list[W]:
-        dropped = super().drop_waiters()
-        self._cap.wait(-len(dropped))
-        return dropped
-
-
 class CappedPool(ClientPool):
     """The connections to a server whose slots are shared with other processes."""
 
-    def __init__(
-        self,
-        cap: ServerCap,
-        limits: Limits,
-        *,
-        make_room: Callable[[], bool] | None = None,
-        is_full: Callable[[], bool] | None = None,
-        tls: Any = True,
-        server_hostname: str | None = None,
-        **sizes: Any,
-    ) -> None:
-        super().__init__(
-            limits, make_room=make_room, is_full=is_full, tls=tls, server_hostname=server_hostname, **sizes
-        )
-        self.state = CappedState(cap, **sizes)
+    def __init__(self, cap: ServerCap, limits: Limits, **options: Any) -> None:
+        super().__init__(limits, quota=cap, **options)
         self._cap = cap
         self._looking: gevent.Greenlet[..., None] | None = None
 

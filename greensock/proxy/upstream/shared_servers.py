@@ -164,19 +164,18 @@ class WorkersView:
     # -- places
 
     def give_places(self, document: dict[str, Any], keys: list[str]) -> bool:
-        """Give places to those that have none, in the table; return whether it has changed.
+        """Give places to those that have none, in the table, as far as there are any; return whether it has changed.
 
         A place of before is taken if nobody counts anything there.
         """
         places = document.setdefault("places", {})
         missing = [key for key in keys if key not in places]
-        if not missing:
-            return False
+        before = len(places)
         used = {each[0] for each in places.values()}
         free = (place for place in range(PLACES) if place not in used and self._is_free(place))
         for key, place in zip(missing, free, strict=False):
             places[key] = [place, self.total(place, REQUESTS), self.total(place, ERRORS)]
-        return True
+        return len(places) > before
 
     def _is_free(self, place: int) -> bool:
         first = place * WIDTH

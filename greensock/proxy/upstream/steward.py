@@ -199,7 +199,7 @@ class Steward:
         if self.leads and not self._is_tidy:
             news.append(partial(self._tidy, set(keys)))
         if any(key not in places for key in keys) and not self._is_full:
-            news.append(partial(self.view.give_places, keys=keys))
+            news.append(partial(self._give_places, keys))
         for key, server in servers:
             if server.health.changes != server.told_changes:
                 news.append(partial(self._tell_ejection, key, server))
@@ -227,9 +227,17 @@ class Steward:
         except TableFull as error:
             if not self._is_full:
                 self._is_full = True
-                log.error("each worker knows for itself how servers do: the table of all is full: %s", error)
+                log.error("what is new of the servers stays unknown to other workers: the table is full: %s", error)
             return False
         return done
+
+    def _give_places(self, keys: list[str], document: Document) -> bool:
+        has_changed = self.view.give_places(document, keys)
+        left = [key for key in keys if key not in document["places"]]
+        if left and not self._is_full:
+            self._is_full = True
+            log.error("%d servers are counted for each worker alone: %s and others find no place", len(left), left[0])
+        return has_changed
 
     def _tell_ejection(self, key: str, server: UpstreamServer, document: Document) -> None:
         changes = server.health.changes
@@ -295,8 +303,8 @@ class Steward:
                             wanted[key_of_server(name, each)] = upstream, options
         for key, lookup in list(self._lookups.items()):
             if key not in wanted or wanted[key][1] != lookup.options:
-                lookup.stop()
                 del self._lookups[key]
+                lookup.stop()
         for key, (upstream, options) in wanted.items():
             if key not in self._lookups:
                 places = self._document.get("found", {}).get(key)
