@@ -249,8 +249,7 @@ def test_a_cap_is_that_of_all_workers():
 
 def test_a_worker_with_more_slots_gives_way():
     shared = SharedServers(SharedPages(2))
-    now = 100.0
-    one, other = (Worker(shared, slot, most=4, clock=lambda: now) for slot in range(2))
+    one, other = (Worker(shared, slot, most=4) for slot in range(2))
     assert [one.ask() for _ in range(4)] == [Action.CONNECT] * 4
     assert [one.ask() for _ in range(50)] == [Action.WAIT] * 50
     assert [other.ask() for _ in range(50)] == [Action.WAIT] * 50
@@ -259,13 +258,20 @@ def test_a_worker_with_more_slots_gives_way():
         one.look()
         other.look()
     assert (len(one.held), len(other.held)) == (2, 2)
-    # But to none that shows no life.
-    other.waiting.append(object())
-    for _ in range(2):
-        other.finish(is_kept=False)
+
+
+def test_nobody_gives_way_to_a_worker_that_shows_no_life():
+    shared = SharedServers(SharedPages(2))
+    now = 100.0
+    one, other = (Worker(shared, slot, most=2, clock=lambda: now) for slot in range(2))
+    assert [one.ask(), one.ask(), other.ask()] == [Action.CONNECT, Action.CONNECT, Action.WAIT]
+    one.finish()
+    assert one.ask() is Action.WAIT, "the slot is the other's, who has not looked yet"
+    one.look()
+    assert len(one.held) == 1
     now += SILENT
     one.look()
-    assert len(one.held) == 2 + (4 - 2 - len(other.held))
+    assert (len(one.held), one.waiting) == (2, [])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -366,14 +372,12 @@ def workers(clock):
 
         def kill(self, gateway):
             made.remove(gateway)
+            gateway.stop_checks()
             self.pages.give_back(gateway._steward.view.slot)
 
     yield Workers()
     for gateway in made:
         gateway.stop_checks()
-        gateway._steward._arrange_lookups()
-        for checker in gateway._checkers.values():
-            checker.stop()
 
 
 def states(*gateways):
@@ -495,7 +499,6 @@ def test_one_worker_checks(workers, clock):
     assert "refused" in status.why
     assert status.since > 0
     workers.kill(one)
-    checker.stop()
     workers.beat()
     (checker,) = other._checkers.values()
     # A new configuration: its workers check, though their rows are higher.

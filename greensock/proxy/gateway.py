@@ -139,6 +139,8 @@ class Gateway:
         It is what is known of the health of servers that are in both, under the same name, with the same rules; and the
         limits and bans of clients, if they are the same.
         """
+        old.stop_checks()  # or each check would count twice
+        self._steward.follow(old._steward)
         if self.guard is not None and old.guard is not None and self.guard.options == old.guard.options:
             self.guard = old.guard
         for name, upstream in self.upstreams.items():
@@ -148,8 +150,6 @@ class Gateway:
                 same = known.get(server.name)
                 if same is not None and same.health.options == server.health.options:
                     server.inherit(same)
-        old.stop_checks()  # or each check would count twice
-        self._steward.follow(old._steward)
 
     def join(self, shared: SharedServers, slot: int) -> None:
         """Be the gateway of one worker of several, which has that row of what they share; before it is started."""

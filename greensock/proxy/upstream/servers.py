@@ -282,6 +282,8 @@ class UpstreamServer:
 
     def inherit(self, old: UpstreamServer) -> None:
         """Take over what is known of its health, from the same server as it was before."""
+        old.tell()
+        self._told[-1] = old._told[-1]  # its failures stand in what is taken over
         self.health, self.told_changes = old.health, old.told_changes
         self.why, self.since = old.why, old.since
         self.admin, self.admin_since = old.admin, old.admin_since
@@ -388,7 +390,6 @@ class CappedServer(UpstreamServer):
 
     def _mine(self) -> list[int]:
         return [0, 0, self.pool.state.slots]  # the others are told as they change
-
 
 
 class Upstream:
