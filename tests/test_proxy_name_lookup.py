@@ -201,9 +201,9 @@ def test_when_it_is_looked_up_again_and_what_is_believed(caplog):
         assert lookup.take([one], 60, 100.0 + EMPTY_FOR) == 60
         assert lookup.take([], 60, 200.0) == AFTER_FAILURE
         assert told == [[one], [one, two], [one]]
-        assert lookup.take([], 60, 200.0 + EMPTY_FOR) == 60
+        assert lookup.take([], 60, 200.0 + EMPTY_FOR) == AFTER_FAILURE
         assert told[3:] == [[]]
-        assert lookup.take([], 60, 300.0 + EMPTY_FOR) == 60
+        assert lookup.take([], 60, 300.0 + EMPTY_FOR) == AFTER_FAILURE
     assert [each.getMessage() for each in caplog.records] == [
         "site: app:80: 10.0.0.1:80",
         "site: app:80: 10.0.0.1:80, 10.0.0.2:80",

@@ -218,9 +218,10 @@ class NameLookup:
                 self._empty_since = now
                 if self._known:
                     log.warning("%s leads nowhere; its servers stay for %g s", self._shown, EMPTY_FOR)
+            pause = min(pause, AFTER_FAILURE)
             left = self._empty_since + EMPTY_FOR - now
             if left > 0:
-                return min(pause, AFTER_FAILURE, left)
+                return min(pause, left)
         else:
             self._empty_since = None
         if self._has_failed:
