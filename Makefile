@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run seed test test-sctp test-lossy bench load soak soak-tls mutants wheels clean
+.PHONY: run seed test checked test-sctp test-lossy bench load soak soak-tls mutants wheels clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/compiled
@@ -18,11 +18,14 @@ run: $(VENV)/compiled
 seed: $(VENV)/compiled
 	$(BIN)/python -m loadtests.seed $(ARGS)
 
-test: $(VENV)/installed-test $(VENV)/compiled
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+test: $(VENV)/installed-test
+	$(MAKE) --no-print-directory --jobs=2 checked $(VENV)/compiled
 	$(if $(ARGS),GREENSOCK_PURE=1 $(BIN)/python -m pytest $(ARGS))
 	$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(BIN)/python tests/side_by_side.py)
+
+checked: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 test-sctp test-lossy: test-%: $(VENV)/installed-test $(VENV)/compiled
 	$(BIN)/python tests/user_mode_linux.py $* $(ARGS)

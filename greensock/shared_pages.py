@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = ["Numbers", "SharedPages"]
 
@@ -32,10 +32,10 @@ class Numbers:
         self.is_kept = is_kept
         self._page = mmap.mmap(-1, max(1, (slots + 1) * width * 8))
         whole = memoryview(self._page)[: (slots + 1) * width * 8].cast(typecode)
-        self._rows = [whole[first : first + width] for first in range(0, len(whole), width)]
+        self._rows: list[Any] = [whole[first : first + width] for first in range(0, len(whole), width)]
 
-    def row(self, slot: int) -> memoryview:
-        """Return the row of a worker, to be written by nobody else."""
+    def row(self, slot: int) -> Any:
+        """Return the row of a worker, a memoryview, to be written by nobody else."""
         return self._rows[slot]
 
     def total(self) -> list[float]:

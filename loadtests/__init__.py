@@ -9,11 +9,11 @@ measure           one measurement of one server
 wrk               runs wrk and types its result
 http_load         runs the open-loop generator for HTTP
 transfer          one HTTP request, every byte of its answer checked
+measure_tls       one measurement of one server over TLS
 measure_http      one measurement of one HTTP server, client or proxy
 plan              what an experiment is: cases, and how much of them
 http_experiments  those with HTTP: ``http`` and ``proxy``
 locust_experiments  that with users for Locust: ``locust``
-measure_tls       one measurement of one server over TLS
 tls_flood         a flood of handshakes, and what others notice of it
 tls_experiments   those with TLS: ``tls`` and ``handshakes``
 experiments       which cases, which servers, how often

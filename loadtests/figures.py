@@ -44,6 +44,8 @@ class Target:
     unit: str = "x"
     #: The figure is to be at least ``most``, not at most.
     at_least: bool = False
+    #: What it is more than the rival's, and not by how many times.
+    is_difference: bool = False
 
 
 UPCALLS, BLOCKING = "greensock_upcalls", "greensock_blocking"
@@ -215,6 +217,16 @@ TLS_TARGETS: tuple[Target, ...] = (
         Target(f"download, writes of {size}, of uvloop Protocol", f"download {size}", TLS, CPU, 1.0, TLS_UVLOOP)
         for size in ("16 KiB", "64 KiB")
     ),
+    Target(
+        *("HTTPS request on a kept connection through the proxy, more than HTTP", "proxied", "proxy_greensock_tls"),
+        *(CPU, 6.0, "proxy_greensock"),
+        unit="us",
+        is_difference=True,
+    ),
+    Target(
+        *("connect + exchange + close as a client, of gevent.socket", "connecting", "connecting_greensock"),
+        *(CPU, 0.50, "connecting_gevent"),
+    ),
 )
 SITE, TLS_NGINX = "tls_site", "tls_nginx"
 #: What others may wait longer in a flood, of what they wait in the quiet; no issue sets it.
@@ -256,7 +268,8 @@ def ratios(samples: Sequence[Sample], target: Target) -> list[float]:
     if target.rival is None:
         return list(own.values())
     rival = by_round(samples, target.rival_case or target.case, target.rival, target.value)
-    return [own[number] / rival[number] for number in own if rival.get(number)]
+    pairs = [(own[number], rival[number]) for number in own if rival.get(number)]
+    return [one - other if target.is_difference else one / other for one, other in pairs]
 
 
 def row(target: Target, found: list[float]) -> Row:

@@ -1,6 +1,6 @@
 """What many workers on one listener cost: the herd that a connection wakes, and how connections are spread.
 
-    python -m loadtests.herd                      # 1, 2 and 4 workers, 64 and 10,000 connections, three rounds
+    python -m loadtests.herd                      # 1, 2 and 4 workers, 64 and 10,000 connections, three rounds; and nginx
     python -m loadtests.herd --max-accept 1 128   # with so many accepts at a wake-up
 
 Each line: CPU of all workers per request in microseconds, in relation to that of one worker in the same round, and how
@@ -16,10 +16,13 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 from greensock.http import HTTPServer, Request, Response
+from loadtests.process import Group
 
 __all__ = ["Site"]
 
@@ -55,15 +58,16 @@ def sockets(pid: int) -> int:
     )
 
 
-def wrk(port: int, connections: int, seconds: int, close: bool) -> subprocess.Popen[str]:
+def wrk(url: str, connections: int, seconds: int, close: bool) -> subprocess.Popen[str]:
     """Start wrk."""
     fields = ["-H", "Connection: close"] if close else []
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", *fields, f"http://127.0.0.1:{port}/"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", *fields, url]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def measured(workers: int, connections: int, close: bool, max_accept: int) -> tuple[float, list[int]]:
-    """Return the CPU per request in microseconds, and how many sockets each worker had."""
+@contextmanager
+def started(workers: int, max_accept: int) -> Iterator[tuple[str, list[int]]]:
+    """Have greensock's workers serve; give the address of a small answer, and their processes."""
     command = [sys.executable, "-m", "greensock", "run", "loadtests.herd:Site", "--bind", "127.0.0.1:0"]
     command += ["--workers", str(workers), "-o", f"max_accept={max_accept}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as master:
@@ -72,26 +76,52 @@ def measured(workers: int, connections: int, close: bool, max_accept: int) -> tu
         while not port:
             found = re.search(r"Listening at: http://127.0.0.1:(\d+)", master.stderr.readline())
             port = int(found[1]) if found else 0
-        children = Path(f"/proc/{master.pid}/task/{master.pid}/children")
-        due = time.monotonic() + PATIENCE
-        while len(pids := [int(pid) for pid in children.read_text().split()]) < workers and time.monotonic() < due:
-            time.sleep(0.05)
+        pids = children(master.pid, workers)
         time.sleep(SETTLE)  # they look once a second who else is there
-        wrk(port, min(connections, 64), WARM_UP, close).communicate()
-        before, running = cpu(pids), wrk(port, connections, SECONDS, close)
+        try:
+            yield f"http://127.0.0.1:{port}/", pids
+        finally:
+            master.terminate()
+
+
+@contextmanager
+def nginx_started(workers: int, max_accept: int) -> Iterator[tuple[str, list[int]]]:
+    """The same of nginx."""
+    everywhere = sorted(os.sched_getaffinity(0))
+    with Group("http_nginx", cores=everywhere, environment={**os.environ, "GREENSOCK_WORKERS": str(workers)}) as master:
+        yield f"http://{master.address}/small", children(master.pid, workers)
+
+
+def children(pid: int, count: int) -> list[int]:
+    """Return the children of a process once there are so many."""
+    place = Path(f"/proc/{pid}/task/{pid}/children")
+    due = time.monotonic() + PATIENCE
+    while len(pids := [int(each) for each in place.read_text().split()]) < count and time.monotonic() < due:
+        time.sleep(0.05)
+    return pids
+
+
+def measured(server: str, workers: int, connections: int, close: bool, max_accept: int) -> tuple[float, list[int]]:
+    """Return the CPU per request in microseconds, and how many sockets each worker had."""
+    with SERVERS[server](workers, max_accept) as (url, pids):
+        wrk(url, min(connections, 64), WARM_UP, close).communicate()
+        before, running = cpu(pids), wrk(url, connections, SECONDS, close)
         time.sleep(SECONDS * 0.7)
         spread = sorted(sockets(pid) for pid in pids)
         output, _ = running.communicate()
         used = cpu(pids) - before
-        master.terminate()
     requests = re.search(r"(\d+) requests in", output)
     assert requests is not None, output
     return used / int(requests[1]) * 1e6, spread
 
 
+SERVERS = {"greensock": started, "nginx": nginx_started}
+
+
 def main() -> None:
     """Measure, and print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--servers", nargs="*", choices=SERVERS, default=["greensock", "nginx"])
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--connections", type=int, nargs="*", default=[64, 10_000])
     parser.add_argument("--max-accept", type=int, nargs="*", default=[Site.max_accept])
@@ -100,20 +130,20 @@ def main() -> None:
     cases = [(count, False) for count in options.connections] + [(min(options.connections), True)]
     for max_accept in options.max_accept:
         for connections, close in cases:
-            found: dict[int, list[float]] = {workers: [] for workers in options.workers}
-            spreads: dict[int, list[int]] = {}
+            found: dict[tuple[str, int], list[float]] = {}
+            spreads: dict[tuple[str, int], list[int]] = {}
+            every = [(server, workers) for server in options.servers for workers in options.workers]
             for _ in range(options.rounds):
-                for workers in options.workers:
-                    spent, spreads[workers] = measured(workers, connections, close, max_accept)
-                    found[workers].append(spent)
-            for workers in options.workers:
-                ratio = median(
-                    one / alone for one, alone in zip(found[workers], found[options.workers[0]], strict=True)
-                )
+                for each in every:
+                    spent, spreads[each] = measured(*each, connections, close, max_accept)
+                    found.setdefault(each, []).append(spent)
+            for server, workers in every:
+                alone = found[server, options.workers[0]]
+                ratio = median(one / of_one for one, of_one in zip(found[server, workers], alone, strict=True))
                 print(
-                    f"{connections:>6} connections{', each for one request' if close else ''}, {workers} workers, "
-                    f"max_accept={max_accept}: {median(found[workers]):.1f} us, {ratio:.2f} x, "
-                    f"sockets {spreads[workers]}",
+                    f"{connections:>6} connections{', each for one request' if close else ''}, {server}, {workers} "
+                    f"workers, max_accept={max_accept}: {median(found[server, workers]):.1f} us, {ratio:.2f} x, "
+                    f"sockets {spreads[server, workers]}",
                     flush=True,
                 )
 

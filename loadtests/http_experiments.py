@@ -20,7 +20,7 @@ LARGE_CONNECTIONS = 16
 #: Greenlets that ask at the same time, in a client.
 ASKING = 32
 #: Seconds of a measurement, of those of the other experiments.
-STRETCH = 1.6
+STRETCH = 1.55
 #: Seconds that a server, and what it needs, takes to start and end.
 STARTING = 0.9
 PROXY_STARTING = 1.4

@@ -60,6 +60,10 @@ STYLES: dict[str, Style] = {
     "tls_uvloop": Style("#86198f", "v"),
     "tls_gevent": Style("#ea580c", "^"),
     "tls_epoll": Style("#111111", "X"),
+    "proxy_greensock_tls": Style("#84cc16", "s"),
+    "proxy_nginx_tls": Style("#6b7280", "*"),
+    "connecting_greensock": Style("#15803d", "o"),
+    "connecting_gevent": Style("#ea580c", "^"),
     "tls_site": Style("#15803d", "o"),
     "tls_nginx": Style("#111111", "X"),
 }

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loadtests import http_load, transfer, wrk
+from loadtests import http_load, measure_tls, transfer, wrk
 from loadtests.generator import Failed, launched
 from loadtests.measure import Values
 from loadtests.peers.http_common import BLOCK, SMALL
-from loadtests.process import GENERATOR_CORES, PURE, SERVER_CORES, Group, environment
+from loadtests.process import GENERATOR_CORES, PURE, SERVER_CORES, Group, Peer, environment
 from loadtests.servers import missing
 from loadtests.wrk import Load
 
-__all__ = ["Proxied", "bodies", "client_bodies", "client_requests", "requests"]
+__all__ = ["Proxied", "bodies", "client_bodies", "client_requests", "connecting", "requests"]
 
 #: Blocks (1 MiB) that go through before memory is measured for the first time.
 WARMUP_BLOCKS = 16
@@ -55,17 +55,24 @@ def outcome(load: Load, cpu_ns: int, least: int) -> Values:
 
 
 def drive(
-    server: Group, path: str, *, connections: int, seconds: float, close: bool = False, upload: int = 0
+    server: Group,
+    path: str,
+    *,
+    connections: int,
+    seconds: float,
+    close: bool = False,
+    upload: int = 0,
+    tls: bool = False,
 ) -> Values:
     """Check one answer of the server, then have wrk at it."""
     expected = b"%d" % upload if upload else EXPECTED[path]
     try:
-        transfer.fetch(server.address, path, expected, close=close, body=b"u" * upload if upload else None)
+        transfer.fetch(server.address, path, expected, close=close, body=b"u" * upload if upload else None, tls=tls)
     except (transfer.WrongAnswer, OSError) as error:
         return wrong(error)
     before = server.cpu_ns()
     load = wrk.run(
-        f"http://{server.address}{path}",
+        f"http{'s' * tls}://{server.address}{path}",
         cores=GENERATOR_CORES,
         connections=connections,
         seconds=seconds,
@@ -117,14 +124,26 @@ def bodies(name: str, *, way: str, blocks: int) -> Values:
 
 def client_requests(name: str, *, connections: int, seconds: float) -> Values:
     """Requests of a client, in a closed loop at nginx: its CPU time for each."""
-    command = [sys.executable, "-m", "loadtests.peers.client_small", name.removesuffix(PURE).removeprefix("client_")]
+    kind = name.removesuffix(PURE).removeprefix("client_")
     with Group(origin_name(), cores=GENERATOR_CORES) as origin:
-        arguments = [*command, origin.address, "--connections", str(connections), "--seconds", str(seconds)]
-        with launched(arguments, SERVER_CORES, environment(name)) as process:
-            try:
-                output, errors = process.communicate(timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
-                raise Failed("the client did not end") from None
+        return of_client(name, ["client_small", kind, origin.address], connections, seconds)
+
+
+def connecting(name: str, *, connections: int, seconds: float) -> Values:
+    """Connections that a client makes, exchanges 64 bytes on and closes, at the echo in C: its CPU time for each."""
+    with Peer("epoll", "--mode", "echo", cores=GENERATOR_CORES) as echo:
+        return of_client(name, ["connecting", name.removeprefix("connecting_"), echo.address], connections, seconds)
+
+
+def of_client(name: str, words: list[str], connections: int, seconds: float) -> Values:
+    """Run a client of ``loadtests/peers``, and return what it says."""
+    command = [sys.executable, "-m", f"loadtests.peers.{words[0]}", *words[1:]]
+    arguments = [*command, "--connections", str(connections), "--seconds", str(seconds)]
+    with launched(arguments, SERVER_CORES, environment(name)) as process:
+        try:
+            output, errors = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise Failed("the client did not end") from None
     if process.returncode != 0:
         raise Failed(errors.strip() or f"the client ended with {process.returncode}")
     found = json.loads(output)
@@ -165,10 +184,16 @@ def origin_name() -> str:
 
 def proxy(name: str, upstream: str, log: str = "none") -> Group:
     """Return the proxy, not yet started, that forwards to the upstream; ``log`` is where greensock's logs to."""
-    if name.removesuffix(PURE) in ("proxy_greensock", "proxy_greensock_log"):
-        command = [sys.executable, "-m", "examples.reverse_proxy"]
+    if name.removesuffix(PURE) in ("proxy_greensock", "proxy_greensock_log", "proxy_greensock_tls"):
+        command = [sys.executable, "-m", "examples.reverse_proxy", *["--tls-self-signed"] * is_tls(name)]
         return Group(name, "--upstream", f"http://{upstream}", "--log", log, command=command, bind="--listen")
-    return Group(name, "--upstream", upstream)
+    more = {**environment(name), **measure_tls.named_files()} if is_tls(name) else None
+    return Group(name, "--upstream", upstream, environment=more)
+
+
+def is_tls(name: str) -> bool:
+    """Whether a proxy speaks TLS with its clients."""
+    return name.endswith("_tls")
 
 
 class Proxied:
@@ -196,7 +221,9 @@ class Proxied:
         many = connections or self._connections
         origin = "http_server" if upload else None  # nginx answers an upload before it has read it, or not at all
         with self._started(name, origin) as (server, _):
-            found = drive(server, path, connections=many, seconds=self._seconds, upload=upload, close=close)
+            found = drive(
+                server, path, connections=many, seconds=self._seconds, upload=upload, close=close, tls=is_tls(name)
+            )
         if path == "/small" and not close and not found["failed"]:
             self._top[name] = max(found["rate"], self._top.get(name, 0.0))
         return found

@@ -18,7 +18,7 @@ from loadtests.measure import Values
 from loadtests.native import build
 from loadtests.process import GENERATOR_CORES, LIBRARIES_OF_TLS, Peer
 
-__all__ = ["certificates", "idle", "measured"]
+__all__ = ["certificates", "idle", "measured", "named_files"]
 
 #: Seconds that idle connections are given to settle.
 SETTLING = 0.3
@@ -34,6 +34,12 @@ def certificates() -> tempfile.TemporaryDirectory[str]:
         files = ["-keyout", f"{place.name}/{name}.key", "-out", f"{place.name}/{name}.pem"]
         subprocess.run([*command, *files], check=True, capture_output=True)
     return place
+
+
+def named_files() -> dict[str, str]:
+    """Return the variables by which peers that are told no files find the certificate and its key."""
+    place = Path(certificates().name)
+    return {"GREENSOCK_CERT": str(place / "ec.pem"), "GREENSOCK_KEY": str(place / "ec.key")}
 
 
 def serving(name: str, key: str, *arguments: str) -> Peer:

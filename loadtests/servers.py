@@ -11,6 +11,7 @@ from loadtests.peers.programs import program
 from loadtests.process import PURE
 
 __all__ = [
+    "CONNECTING",
     "HTTP",
     "LOCUST",
     "NAMES",
@@ -18,6 +19,7 @@ __all__ = [
     "SERVERS",
     "TCP",
     "TLS",
+    "TLS_PROXIES",
     "TLS_SITES",
     "UDP",
     "WEBSOCKETS",
@@ -25,7 +27,9 @@ __all__ = [
     "missing",
 ]
 
-Kind = Literal["tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "locust", "tls", "tls site"]
+Kind = Literal[
+    "tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "locust", "tls", "tls proxy", "tls site", "connecting"
+]
 
 #: Without it what drives servers of TLS cannot be compiled (libssl-dev of Debian).
 OPENSSL_HEADER = Path("/usr/include/openssl/ssl.h")
@@ -106,6 +110,14 @@ SERVERS: dict[str, Server] = {
     "tls_uvloop": Server("uvloop Protocol, TLS", ("uvloop",), "tls", ("openssl",)),
     "tls_gevent": Server("gevent StreamServer, TLS", ("gevent",), "tls", ("openssl",)),
     "tls_epoll": Server("C, OpenSSL, epoll", (), "tls", ("openssl",)),
+    "proxy_greensock_tls": http(
+        "greensock reverse_proxy, TLS",
+        *("gevent", "greensock", "examples.reverse_proxy", "cryptography"),
+        kind="tls proxy",
+    ),
+    "proxy_nginx_tls": http("nginx, TLS", kind="tls proxy", programs=("nginx", "openssl")),
+    "connecting_greensock": Server("greensock connect", ("gevent", "greensock"), "connecting"),
+    "connecting_gevent": Server("gevent create_connection", ("gevent",), "connecting"),
     "tls_site": Server("greensock HTTPServer, TLS", ("gevent", "greensock"), "tls site", ("openssl",)),
     "tls_nginx": Server("nginx, TLS", (), "tls site", ("openssl", "nginx")),
 }
@@ -139,6 +151,9 @@ UDP = (*of_kind("udp"), "udp_greensock" + PURE)
 LOCUST = of_kind("locust")
 TLS = of_kind("tls")
 TLS_SITES = of_kind("tls site")
+#: Each beside the same without TLS.
+TLS_PROXIES = ("proxy_greensock", "proxy_greensock_tls", "proxy_nginx", "proxy_nginx_tls")
+CONNECTING = of_kind("connecting")
 
 
 def is_there(module: str) -> bool:

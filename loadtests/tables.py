@@ -194,7 +194,7 @@ def cases_table(cases: Mapping[str, tuple[str, str]], content: Content) -> str:
             SERVERS[server].title,
             *(compact([*by_round(samples, case, server, value).values()]) for case, (_, value) in cases.items()),
         ]
-        for server in in_order(samples)
+        for server in in_order(sample for sample in samples if sample["case"] in cases)
     ]
     empty = ["-"] * (len(cases) - 1)
     rows += [[SERVERS[name].title, f"no {what} here", *empty] for name, what in content.get("skipped", {}).items()]
@@ -316,6 +316,13 @@ HANDSHAKES_COLUMNS = {
     "fresh_p99_us": "p99, us ",
     "server_load": "server's core",
 }
+PROXIED_COLUMNS = {
+    "rate": "requests/s",
+    "server_us": "CPU each, us",
+    "p50_us": "p50, us",
+    "p99_us": "p99, us",
+}
+CONNECTING_COLUMNS = {"rate": "a second", "server_us": "CPU each, us"}
 LATENCY_COLUMNS = {
     "offered": "requests/s",
     "p50_us": "p50, us",
@@ -429,6 +436,8 @@ TABLES: dict[str, Table] = {
     "proxy-targets": Table("proxy", lambda content: asked_table(PROXY_TARGETS, content)),
     "compiled": Table("compiled", lambda content: cases_table(COMPILED_CASES, content)),
     "tls": Table("tls", lambda content: cases_table(TLS_CASES, content)),
+    "tls-proxied": of_columns("tls", "proxied", PROXIED_COLUMNS),
+    "connecting": of_columns("tls", "connecting", CONNECTING_COLUMNS),
     "tls-targets": Table("tls", lambda content: asked_table(TLS_TARGETS, content)),
     "tls-picture": Table("tls", lambda content: "![CPU of TLS](results/tls.png)"),
     "handshakes-quiet": of_columns("handshakes", "quiet", HANDSHAKES_COLUMNS),

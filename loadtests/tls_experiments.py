@@ -1,18 +1,24 @@
-"""The experiments with TLS, as those of ``experiments``: what it costs, and what a flood of handshakes does."""
+"""The experiments with TLS, as those of ``experiments``: what it costs, and what a flood of handshakes does.
+
+What a client's connections cost that are made one after the other is here, too.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-from loadtests import measure_tls, tls_flood
+from loadtests import measure_http, measure_tls, tls_flood
+from loadtests.measure_http import Proxied
 from loadtests.plan import Case, Plan, Scale
-from loadtests.servers import TLS, TLS_SITES
+from loadtests.servers import CONNECTING, TLS, TLS_PROXIES, TLS_SITES
 
 __all__ = ["handshakes", "tls"]
 
 #: Seconds that a server takes to start and end.
 STARTING = 0.6
+#: The same, of a proxy with what is behind it.
+PROXY_STARTING = 1.4
 #: Seconds of a measurement, and rounds: fewer than elsewhere, as all experiments are to end within half an hour.
 SECONDS, FEW_ROUNDS = 0.3, 2
 #: Seconds in which a busy machine ends a handshake, too.
@@ -21,6 +27,10 @@ SHORTEST = 0.2
 WITHOUT_GEVENT = tuple(name for name in TLS if name != "tls_gevent")
 #: Connections whose memory is measured; that echo; whose handshakes are under way at the same time; that download.
 IDLE, FEW, MANY, SHAKING, DOWNLOADING = 2000, 64, 1000, 16, 4
+#: So many times as long is a proxy asked: the handshakes of its connections count, and are to be of no weight.
+LONGER = 2
+#: Greenlets that connect at the same time, in a client.
+CONNECTED = 32
 #: Of the flood: clients that connect and say nothing, and handshakes that begin and end in the middle, each second.
 SILENT, BEGUN = 5000, 200
 
@@ -38,7 +48,14 @@ def tls(scale: Scale) -> Plan:
             label, {"mode": mode, "connections": count}, call, servers, STARTING + 1.25 * seconds, scale.few(FEW_ROUNDS)
         )
 
+    def whole(label: str, mode: str, servers: tuple[str, ...], took: float, call: Any) -> Case:
+        """A case that is measured as long as those of other experiments, or longer."""
+        return Case(label, {"mode": mode, "connections": FEW}, call, servers, took, scale.few(1))
+
     idle = scale.count(IDLE)
+    asking = LONGER * scale.seconds
+    proxied = partial(Proxied(FEW, asking).requests, path="/small")
+    connecting = partial(measure_http.connecting, connections=CONNECTED, seconds=scale.seconds)
     cases = (
         case(f"echo {FEW}", "echo", FEW),
         case(f"echo {MANY}", "echo", MANY),
@@ -55,6 +72,8 @@ def tls(scale: Scale) -> Plan:
             STARTING + 1.5,
             scale.few(1),
         ),
+        whole("proxied", "wrk", TLS_PROXIES, PROXY_STARTING + asking, proxied),
+        whole("connecting", "client", CONNECTING, STARTING + scale.seconds, connecting),
     )
     return Plan("tls", "TLS", cases, scale.rounds, {"size": 64})
 

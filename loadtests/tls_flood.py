@@ -17,13 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from statistics import median
 
 from loadtests import measure_tls
 from loadtests.measure import Values
 from loadtests.peers.http_common import SMALL
 from loadtests.process import GENERATOR_CORES, ROOT, Group
+from loadtests.transfer import unverified
 
 __all__ = ["measured"]
 
@@ -36,13 +36,6 @@ PATIENCE = 10.0
 #: Seconds that a handshake is left in the middle before its client goes.
 LEFT = 0.05
 REQUEST = b"GET /small HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-def own_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 class Asking:
@@ -108,9 +101,7 @@ def percentile(values: list[float], share: float) -> float | None:
 
 def measured(name: str, *, silent: int, begun: int, seconds: float) -> Values:
     """What others wait for an answer while the flood goes on."""
-    place = Path(measure_tls.certificates().name)
-    files = {"GREENSOCK_CERT": str(place / "ec.pem"), "GREENSOCK_KEY": str(place / "ec.key")}
-    with Group(name, environment={**os.environ, **files}) as server:
+    with Group(name, environment={**os.environ, **measure_tls.named_files()}) as server:
         host, _, port = server.address.rpartition(":")
         command = [sys.executable, "-m", "loadtests.tls_flood", server.address, str(silent), str(begun)]
         with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as flood:
@@ -119,7 +110,7 @@ def measured(name: str, *, silent: int, begun: int, seconds: float) -> Values:
             os.sched_setaffinity(flood.pid, GENERATOR_CORES)
             try:
                 flood.stdout.readline()  # the silent ones are connected
-                before, context = server.cpu_ns(), own_context()
+                before, context = server.cpu_ns(), unverified()
                 asking = [
                     *(Asking((host, int(port)), context, False) for _ in range(KEPT)),
                     *(Asking((host, int(port)), context, True) for _ in range(FRESH)),
@@ -154,7 +145,7 @@ def hello() -> bytes:
     """Return how a handshake begins."""
     into, out = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
-        own_context().wrap_bio(into, out, server_hostname="localhost").do_handshake()
+        unverified().wrap_bio(into, out, server_hostname="localhost").do_handshake()
     except ssl.SSLWantReadError:
         pass
     return out.read()

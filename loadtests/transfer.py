@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Iterable
 
 from loadtests.peers.http_common import BLOCK
 
-__all__ = ["WrongAnswer", "download", "fetch", "upload"]
+__all__ = ["WrongAnswer", "download", "fetch", "unverified", "upload"]
 
 #: Seconds that a step may take.
 PATIENCE = 30.0
@@ -20,14 +21,24 @@ class WrongAnswer(AssertionError):
     """The answer is another than the request asked for, or there was none."""
 
 
+def unverified() -> ssl.SSLContext:
+    """Return how TLS is spoken with a server whose certificate was made for this run."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
 class Exchange:
     """A request that was sent, and what is read of its answer."""
 
-    def __init__(self, address: str, head: str, body: Iterable[bytes] = ()) -> None:
+    def __init__(self, address: str, head: str, body: Iterable[bytes] = (), tls: bool = False) -> None:
         host, _, port = address.rpartition(":")
         self._sock = socket.create_connection((host, int(port)), PATIENCE)
         try:
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls:
+                self._sock = unverified().wrap_socket(self._sock)
             self._sock.sendall(f"{head}Host: {address}\r\n\r\n".encode())
             for piece in body:
                 self._sock.sendall(piece)
@@ -89,7 +100,9 @@ def request(method: str, path: str, close: bool = False, length: int | None = No
     return "".join(f"{line}\r\n" for line in lines)
 
 
-def fetch(address: str, path: str, expected: bytes, *, close: bool = False, body: bytes | None = None) -> None:
+def fetch(
+    address: str, path: str, expected: bytes, *, close: bool = False, body: bytes | None = None, tls: bool = False
+) -> None:
     """Make a request (POST if there is a body) and compare its answer, byte by byte.
 
     Raises:
@@ -97,7 +110,7 @@ def fetch(address: str, path: str, expected: bytes, *, close: bool = False, body
         OSError: there is none.
     """
     head = request("GET" if body is None else "POST", path, close, None if body is None else len(body))
-    with Exchange(address, head, () if body is None else (body,)) as exchange:
+    with Exchange(address, head, () if body is None else (body,), tls) as exchange:
         found = exchange.read_all()
         if found != expected:
             raise WrongAnswer(f"{path}: {len(found)} bytes, {found[:50]!r}..., not {expected[:50]!r}...")

@@ -175,6 +175,11 @@ READS = {
     "read(4)": lambda stream: list(iter(lambda: stream.read(4), b"")),
     "read(1)": lambda stream: list(iter(lambda: stream.read(1), b"")),
     "read(0)": lambda stream: [stream.read(0), stream.read(100_000)],
+    "read(20000)": lambda stream: list(iter(lambda: stream.read(20_000), b"")),
+    "read(20000), others": lambda stream: [
+        *(stream.read(20_000), stream.readline(), stream.read(30_000), stream.readlines(1), stream.read()),
+    ],
+    "readinto": lambda stream: [stream.readinto(into := bytearray(50_000)), bytes(into), stream.read()],
     "readline": lambda stream: list(iter(stream.readline, b"")),
     "readline(3)": lambda stream: list(iter(lambda: stream.readline(3), b"")),
     "readlines": lambda stream: stream.readlines(),

@@ -129,7 +129,7 @@ def views(count=3):
 )
 def test_who_leads(beats, editions, leader):
     """The lowest row that shows life, among those of the newest configuration."""
-    shared, (one, two, three) = views()
+    _, (one, two, three) = views()
     for view, beat, edition in zip((one, two, three), beats, editions, strict=True):
         view._edition = edition
         view.beat(beat)
@@ -137,7 +137,7 @@ def test_who_leads(beats, editions, leader):
 
 
 def test_what_others_count():
-    shared, (one, two, three) = views()
+    _, (one, two, three) = views()
     for view, count in ((one, 3), (two, 4), (three, 5)):
         view.add(7, ASKED, count)
         view.add_total(7, 1, count)
@@ -152,7 +152,7 @@ def test_what_others_count():
 
 
 def test_a_place_is_given_again_when_nobody_counts_there():
-    shared, (one, two, _) = views()
+    _, (one, two, _) = views()
     document = {}
     assert one.give_places(document, ["a", "b"])
     assert not one.give_places(document, ["a"])
@@ -359,7 +359,7 @@ def workers(clock):
 
         def make(self, *urls, count=2, **options):
             for _ in range(count):
-                gateway = gateway_to(*urls, **options)
+                gateway = gateway_to(*urls, resolve_every=None, **options)
                 gateway.join(self.shared, self.pages.take())
                 made.append(gateway)
             self.beat()

@@ -11,6 +11,7 @@ import pytest
 from conftest import PATIENCE, read_exactly, wait_until
 from pairs import connected, drain, let_engine_look, read_exactly_fast, reset, tcp_pair, wrap
 from served import Recorder
+from tls_peers import accepted
 
 from greensock import ConnectionLost, DropReason, State
 from greensock.core import poller as poller_module
@@ -21,7 +22,7 @@ from greensock.core.syscalls import has_input
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """A machine that stands still for a moment changes nothing."""
-    get_poller()._uncorked_until = 0.0
+    get_poller()._uncorked_until = get_poller()._gap_at = 0.0
     monkeypatch.setattr(poller_module, "CORK_SECONDS", PATIENCE)
     monkeypatch.setattr(poller_module, "CORK_GAP", PATIENCE)
 
@@ -129,6 +130,42 @@ def test_what_comes_behind_it_arrives_behind_it(tcp, then):
     assert conn.bytes_sent == len(expected)
 
 
+@pytest.fixture(params=["1.2", "1.3"])
+def sealed(request):
+    """A connection over TLS."""
+    with accepted(request.param) as pair:
+        yield pair
+
+
+@pytest.mark.parametrize("then", SENDS)
+def test_over_tls_it_is_encrypted_at_the_end_of_the_pass(sealed, then):
+    conn, peer = sealed
+    seen = []
+
+    def call():
+        conn.send_soon(b"first")
+        seen.append(has_input(peer.sock.fileno()))
+        SENDS[then](conn)
+
+    within_a_pass(call)
+    assert seen == [False]
+    expected = b"first" if then in ("shutdown_write", "close") else b"first second"
+    assert peer.read_exactly(len(expected)) == expected
+    if then in ("shutdown_write", "close", "send and close"):
+        assert peer.recv(1) == b""
+    assert conn.bytes_sent == len(expected)
+
+
+def test_over_tls_what_the_peer_does_not_take_is_sent_by_the_engine(sealed):
+    conn, peer = sealed
+    size = 8_000_000
+    within_a_pass(lambda: conn.send_soon(bytes(size)))
+    assert 0 < conn.bytes_sent < size
+    assert len(peer.read_exactly(size)) == size
+    wait_until(lambda: conn._is_way_clear())
+    assert conn.bytes_sent == size
+
+
 def test_abort_throws_it_away(tcp):
     conn, peer = tcp
 
@@ -202,7 +239,7 @@ def test_it_does_not_wait_for_what_takes_long(tcp, other, monkeypatch):
 
 
 def test_it_does_not_wait_for_who_computes_for_long(tcp, other, monkeypatch):
-    """It waits once, and then for twenty times as long nothing does."""
+    """It waits twice, and then for twenty times as long nothing does."""
     (conn, peer), (other, other_peer) = tcp, other
     monkeypatch.setattr(poller_module, "CORK_GAP", 0.01)
     took = 0.05
@@ -224,12 +261,19 @@ def test_it_does_not_wait_for_who_computes_for_long(tcp, other, monkeypatch):
         seen.append(there(peer))
 
     within_a_pass(call)
+    within_a_pass(call_again)  # it waits: once is no rule
+    within_a_pass(call)
     within_a_pass(call_again)
-    assert seen == [(b"first", b"later"), b"first, second"]
+    assert seen == [
+        (b"first", b"later"),
+        b"first",
+        (b"first, secondfirst", b"laterlater"),
+        b"first, secondfirst, second",
+    ]
     compute(get_poller()._uncorked_until - time.monotonic())
     within_a_pass(call_again)
-    assert seen[2:] == [b"first, second"]
-    assert read_exactly(peer, 21) == b"first, second, second"
+    assert seen[4:] == [b"first, secondfirst, second"]
+    assert read_exactly(peer, 34) == b"first, secondfirst, second, second"
 
 
 def test_what_the_peer_does_not_take_is_sent_by_the_engine(tcp):

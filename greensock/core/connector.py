@@ -543,6 +543,7 @@ def _secure(
     """Agree on TLS, or close the connection."""
     from greensock.core.encrypted import Encrypted
 
+    conn._poller.uncork_for(conn)  # what was sent before goes out as it is
     transport = Encrypted(conn)
     try:
         transport.begin(context, False, server_hostname, sessions_of(context, (conn.address, server_hostname)))

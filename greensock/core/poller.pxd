@@ -18,7 +18,7 @@ cdef class Poller:
     cdef public list _by_fd, _deadlines, worker_pools
     cdef public bint _active, _scheduled, has_newcomers, is_abandoned
     cdef public int _epoll_fd
-    cdef public double _corked_last, _corked_since, _timer_due, _uncorked_until, until
+    cdef public double _corked_last, _corked_since, _gap_at, _timer_due, _uncorked_until, until
     cdef public Py_ssize_t _armed_count, _registered
 
     cpdef register(self, Endpoint endpoint, interest=*)
@@ -27,7 +27,7 @@ cdef class Poller:
     cpdef queue(self, Endpoint endpoint)
     cpdef schedule(self)
     cpdef _tell(self, Endpoint endpoint, int events)
-    @cython.locals(now=double, corked=dict, data=bytes, waiting=bytes)
+    @cython.locals(now=double, pause=double, corked=dict, data=bytes, waiting=bytes)
     cpdef bint cork(self, conn, data) except -1
     cdef _run_calls(self)
     @cython.locals(pool=Workers)

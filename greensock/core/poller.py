@@ -71,7 +71,8 @@ SHARE_SECONDS = 0.001
 CORK_SECONDS = 0.002
 #: Bytes of one connection that wait together.
 CORK_BYTES = 16384
-#: Seconds between two of those after which nothing waits for more, and for how many times as long.
+#: Seconds between two of those after which nothing waits for more, if that happened twice, and for how many times as
+#: long.
 CORK_GAP, CORK_PAUSE = 0.0005, 20
 
 #: What a wait returns when its time ran out.
@@ -204,7 +205,7 @@ class Poller:
         # What ``send_soon`` left for the end of the pass; when the first and the last of it came, and until when
         # nothing is to wait.
         self._corked: dict[Any, bytes] = {}
-        self._corked_since = self._corked_last = self._uncorked_until = 0.0
+        self._corked_since = self._corked_last = self._uncorked_until = self._gap_at = 0.0
         self._put_off: deque[Callable[[], object]] = deque()
         self._paused: set[Endpoint] = set()
         self._deadlines: list[tuple[float, int, Endpoint]] = []
@@ -413,9 +414,14 @@ class Poller:
         if not corked:
             self._corked_since = now
         elif now - self._corked_last > CORK_GAP:
-            # Somebody computed for long, and what was there waited for that. It is not to happen again soon: so what
-            # waits in vain is a small part of the time (test_it_does_not_wait_for_who_computes_for_long).
-            self._uncorked_until = now + CORK_PAUSE * (now - self._corked_last)
+            # Somebody computed for long, and what was there waited for that. If it happened not long ago, too, it is
+            # not to happen again soon: so what waits in vain is a small part of the time
+            # (test_it_does_not_wait_for_who_computes_for_long). Once in a while it is a thread that held the
+            # interpreter, that of the access log say, and no reason to wake everybody one by one.
+            pause = CORK_PAUSE * (now - self._corked_last)
+            if now - self._gap_at < pause:
+                self._uncorked_until = now + pause
+            self._gap_at = now
             self.uncork()
             return False
         elif now - self._corked_since > CORK_SECONDS:

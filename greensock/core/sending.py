@@ -23,6 +23,7 @@ from greensock.core.pace import Pace
 from greensock.core.poller import TIMED_OUT
 from greensock.core.send_queue import Buffer, Buffers, FileSegment, Fin, Outgoing, Passage, as_views
 from greensock.core.syscalls import write
+from greensock.core.transport import Sealing
 from greensock.errors import ConnectionClosed, DropReason, OperationTimeout, WouldBlock
 
 __all__ = ["Sending"]
@@ -110,7 +111,14 @@ class Sending(Lifecycle):
 
     def _is_way_clear(self) -> bool:
         """Whether a send may go straight to the transport."""
-        return self._state is OPEN and self._writable and not self._out and not self._fin
+        corked = self._poller._corked
+        is_open = self._state is OPEN and self._writable and not self._out and not self._fin
+        return is_open and not (corked and self in corked)
+
+    def _may_seal_later(self) -> bool:
+        """Whether what is sent may wait for the end of the pass and be encrypted then."""
+        # Of other transports a write may be a message, and two of them not the same as one.
+        return isinstance(self._transport, Sealing) and self._is_way_clear()
 
     def send_soon(self, data: bytes, timeout: Timeout = INHERIT) -> None:
         """Send like ``send``, but at the end of this pass of the loop, together with what others send soon.
@@ -122,7 +130,8 @@ class Sending(Lifecycle):
         ``send_nowait`` keeps. Where the way is not clear it is ``send``, and blocks for ``timeout`` seconds at most.
         """
         poller = self._poller
-        if not (data and poller._active and type(data) is bytes and (self._clear or self in poller._corked)):
+        may_wait = self._clear or self in poller._corked or (self._transport is not None and self._may_seal_later())
+        if not (may_wait and data and poller._active and type(data) is bytes):
             self.send(data, False, timeout)
         elif poller.cork(self, data):
             self._clear = False  # whoever sends now lets this go first (``_submit``)
@@ -132,8 +141,9 @@ class Sending(Lifecycle):
 
     def _send_corked(self, data: bytes) -> None:
         """Send what was left for the end of the pass. Must not raise."""
+        transport = self._transport
         try:
-            sent = write(self._fd, data)
+            sent = write(self._fd, data) if transport is None else transport.write(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -142,10 +152,11 @@ class Sending(Lifecycle):
             return
         left = len(data) - sent
         if not left:
-            self._clear = self._state is OPEN
+            self._clear = transport is None and self._state is OPEN
             return
         self.bytes_sent -= left
-        self._writable = False
+        if transport is None or not sent:  # else the flush looks whether there is room for the rest
+            self._writable = False
         entry = Buffers([memoryview(data)[sent:]], left)
         entry.sent = sent
         entry.kept = True

@@ -13,10 +13,10 @@ from loadtests.peers import common, http_common
 
 __all__ = ["haproxy", "nginx", "program"]
 
-#: What both of nginx's configurations begin with: one worker, no log, nothing that ends a kept connection.
+#: What all of nginx's configurations begin with: no log, nothing that ends a kept connection.
 NGINX = """
 {modules}
-worker_processes 1;
+worker_processes {workers};
 daemon off;
 {user}
 pid {directory}/pid;
@@ -91,7 +91,8 @@ def nginx(configure: Callable[[Path], str], modules: Iterable[Path] = (), ssl: b
     name = tempfile.mkdtemp(prefix="greensock-nginx-")
     user = "user root;" if os.geteuid() == 0 else ""  # the directory is ours alone
     loaded = "\n".join(f"load_module {module};" for module in modules)
-    head = NGINX.format(directory=name, user=user, modules=loaded)
+    workers = os.environ.get("GREENSOCK_WORKERS", "1")
+    head = NGINX.format(directory=name, user=user, modules=loaded, workers=workers)
     body = configure(Path(name)).replace("{listen}", f"listen {host}:{port}{' ssl' * ssl} backlog={common.BACKLOG};")
     path = Path(name) / "nginx.conf"
     path.write_text(f"{head}{body}}}\n")

@@ -59,6 +59,7 @@ class RequestBody(IncomingBody):
         "_expects",
         "_min_rate",
         "_timeout",
+        "most",
     )
 
     def __init__(
@@ -75,6 +76,8 @@ class RequestBody(IncomingBody):
         self._broken = False
         self._due: float | None = None  # while it is dropped: when that must be over
         self.since = 0.0
+        #: Bytes that are read from the connection at once, at the most; None: as many as it reads of itself.
+        self.most: int | None = None
         self.rest = b""
         self.received = 0
         self.trailers = None
@@ -135,7 +138,7 @@ class RequestBody(IncomingBody):
         if self._expects:
             self.invite()
         began = monotonic()
-        data = self._conn.recv(timeout=self._timeout if self._due is None else max(0.0, self._due - began))
+        data = self._conn.recv(self.most, timeout=self._timeout if self._due is None else max(0.0, self._due - began))
         self.parser.feed_or_end(data)
         if data and self._min_rate:
             self._keep_rate(monotonic() - began, len(data))

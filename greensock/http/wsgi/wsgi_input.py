@@ -13,10 +13,12 @@ from greensock.http.errors import BadRequest
 from greensock.http.server.request import RequestBody
 from greensock.http.server.spool import Spool
 
-__all__ = ["FileWrapper", "InputError", "RawInput", "environ_key", "plain_file"]
+__all__ = ["BodyInput", "FileWrapper", "InputError", "RawInput", "environ_key", "plain_file"]
 
 #: Bytes that are read in one go where nobody says how many.
 BLOCK = 65536
+#: Bytes of a read that goes past the buffer, at the least.
+LONG = 16384
 
 
 @functools.lru_cache(maxsize=1024)  # clients send the same few names
@@ -117,12 +119,84 @@ class RawInput(io.RawIOBase):
         spool.file.seek(0)
         return spool
 
+    def read_past_buffer(self, size: int) -> bytes:
+        """Return so many bytes, less at the end only; one piece that has them all is not copied."""
+        body, pieces, left = self._body, [], size
+        try:
+            while left:
+                body.most = min(left, BLOCK) if left >= LONG else None  # so that the next piece, too, is all of a read
+                piece = self._read(left)
+                if not piece:
+                    break
+                pieces.append(piece)
+                left -= len(piece)
+        finally:
+            body.most = None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def _read(self, most: int) -> bytes:
         try:
             return self._body.read(most)
         except BadRequest as refusal:
             self.is_broken = True
             raise InputError(refusal) from refusal
+
+
+class BodyInput(io.BufferedIOBase):
+    """``wsgi.input`` of a body that is read as it comes.
+
+    Long reads take what came as it is: a buffer in between would copy all of it. With the first other call there is
+    one, through which all goes from then on.
+    """
+
+    def __init__(self, raw: RawInput) -> None:
+        self._raw = raw
+        self._buffered: io.BufferedReader | None = None
+
+    def _with_buffer(self) -> io.BufferedReader:
+        if self._buffered is None:
+            self._buffered = io.BufferedReader(self._raw)
+        return self._buffered
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return so many bytes, less at the end only; without a size, all of it."""
+        if self._buffered is None:
+            if size is None or size < 0:
+                return self._raw.readall()
+            if size >= LONG:
+                return self._raw.read_past_buffer(size)
+        return self._with_buffer().read(size)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Return what is there, at most so many bytes."""
+        return self._with_buffer().read1(size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill the buffer; return how many bytes that were."""
+        return self._with_buffer().readinto(buffer)
+
+    def readinto1(self, buffer: Any, /) -> int:
+        """Fill the buffer with what is there; return how many bytes that were."""
+        return self._with_buffer().readinto1(buffer)
+
+    def peek(self, size: int = 0, /) -> bytes:
+        """Return what comes next, and leave it there."""
+        return self._with_buffer().peek(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Return a line, or so much of it."""
+        return self._with_buffer().readline(size)
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """Return the lines that are left, or so many as have that many bytes together."""
+        return self._with_buffer().readlines(-1 if hint is None else hint)
+
+    def __next__(self) -> bytes:
+        return next(self._with_buffer())
 
 
 def plain_file(file: Any) -> tuple[int, int, int] | None:

@@ -45,7 +45,7 @@ from greensock.http.websocket.websocket import WebSocket
 from greensock.http.websocket.websocket_options import WebSocketOptions
 from greensock.http.wsgi.wsgi_arguments import TLS_OPTIONS, NoLog, as_log, check_handler, most_connections, tls_of
 from greensock.http.wsgi.wsgi_call import Answer, GatheredAnswer
-from greensock.http.wsgi.wsgi_input import FileWrapper, InputError, RawInput, environ_key
+from greensock.http.wsgi.wsgi_input import BodyInput, FileWrapper, InputError, RawInput, environ_key
 from greensock.http.wsgi.wsgi_socket import ConnectionSocket
 from greensock.http.wsgi.wsgi_websocket import WSGIWebSocket
 
@@ -234,7 +234,7 @@ class WSGIServer(HTTPServer):
                 environ["CONTENT_LENGTH"] = str(spool.size)
                 environ.pop("HTTP_TRANSFER_ENCODING", None)
             else:
-                environ["wsgi.input"] = io.BufferedReader(answer.input)
+                environ["wsgi.input"] = BodyInput(answer.input)
         environ["wsgi.input_terminated"] = True
         if self.early_hints:
             environ["wsgi.early_hints"] = answer.send_hints

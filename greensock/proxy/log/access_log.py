@@ -36,6 +36,9 @@ __all__ = ["AccessLog"]
 GATHER = 0.05
 #: Lines of one write: so many may wait besides those in the queue.
 BATCH = 32
+#: The same of a file, and bytes. Each write lets the hub have the interpreter, and has to wait for it afterwards: of 32
+#: lines at a time a busy log never came to its end.
+FILE_BATCH, FILE_BYTES = 512, 1 << 17
 #: Bytes that a pipe takes whole once it is writable (POSIX, PIPE_BUF on Linux).
 PIPE_BUF = 4096
 #: So many bytes are kept of each thing that a client wrote: a line is made in the hub, a millisecond at the most.
@@ -101,6 +104,7 @@ class _Writer:
         if isinstance(item, bytes):
             _sleep(GATHER)
         lines: list[bytes] = []
+        size = 0
         while item is not None and item is not _END:
             if item is _REOPEN:
                 self._flush(lines)
@@ -108,8 +112,10 @@ class _Writer:
                 self._is_torn = self._is_torn and self._path is None
             else:
                 lines.append(item)
-                if len(lines) >= BATCH:
+                size += len(item)
+                if len(lines) >= BATCH and (not self._is_file or len(lines) >= FILE_BATCH or size >= FILE_BYTES):
                     self._flush(lines)
+                    size = 0
             item = self.queue.get_nowait() if self.queue.qsize() else None  # no other thread takes from it
         self._flush(lines)
         return item is not _END

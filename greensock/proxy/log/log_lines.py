@@ -12,6 +12,9 @@ from greensock.proxy.log.record import Record
 
 __all__ = ["combined_line", "json_line"]
 
+#: How many values are known as they are written, and the longest of those that clients choose.
+KNOWN, SHORT = 1024, 256
+
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -28,29 +31,28 @@ def combined_line(record: Record) -> bytes:
     In what a client wrote, quotes, backslashes, control characters and what is not ASCII are ``\xHH``.
     """
     if record.method:
-        request = b"%b %b HTTP/%b" % (_escaped(record.method), _escaped(record.target), _escaped(record.version))
+        method = _known(record.method) if len(record.method) <= SHORT else _escaped(record.method)
+        request = b"%b %b HTTP/%b" % (method, _escaped(record.target), _known(record.version))
     else:
         request = _escaped(record.target) or b"-"
-    return (
-        b'%b - %b [%b] "%b" %d %d "%b" "%b" rt=%.6f upstream="%b" us="%b" uct=%b uht=%b urt=%b'
-        b' reason=%b route="%b" id=%b\n'
-    ) % (
-        _word(record.client),
-        _word(record.user or ""),
+    referer, agent = record.referer or b"-", record.agent or b"-"
+    head_time = _seconds(record.head_time)
+    is_short = record.upstream_time == record.head_time  # an answer that came in one piece
+    return b'%b [%b] "%b" %d %d "%b" "%b" rt=%.6f %b uct=%b uht=%b urt=%b reason=%b route="%b" id=%b\n' % (
+        _known_as(record.client, None) if record.user is None else _who(record.client, record.user),
         _local_time(int(record.started)),
         request,
         record.status,
         record.sent,
-        _escaped(record.referer or b"-"),
-        _escaped(record.agent or b"-"),
+        _known(referer) if len(referer) <= SHORT else _escaped(referer),
+        _known(agent) if len(agent) <= SHORT else _escaped(agent),
         record.duration,
-        _escaped(record.upstream or "-"),
-        _escaped(record.upstream_status or "-"),
-        _seconds(record.connect_time),
-        _seconds(record.head_time),
-        _seconds(record.upstream_time),
-        _word(record.reason),
-        _escaped(record.route or "-"),
+        _upstream(record.upstream, record.upstream_status),
+        b"0.000000" if record.connect_time == 0 else _seconds(record.connect_time),
+        head_time,
+        head_time if is_short else _seconds(record.upstream_time),
+        _word(record.reason) if record.reason else b"-",
+        _known(record.route or "-"),
         _word(record.request_id),
     )
 
@@ -58,6 +60,22 @@ def combined_line(record: Record) -> bytes:
 def _escaped(text: bytes | str) -> bytes:
     raw = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
     return raw.decode("latin-1").translate(_as_hex).encode("latin-1") if _odd(raw) else raw
+
+
+#: What comes again and again, as it is written: each of these has at most ``SHORT`` bytes for each that came.
+_known = functools.lru_cache(KNOWN)(_escaped)
+
+
+@functools.lru_cache(KNOWN)
+def _upstream(servers: str, statuses: str) -> bytes:
+    return b'upstream="%b" us="%b"' % (_escaped(servers or "-"), _escaped(statuses or "-"))
+
+
+def _who(client: str, user: str | None) -> bytes:
+    return b"%b - %b" % (_word(client), _word(user or ""))
+
+
+_known_as = functools.lru_cache(KNOWN)(_who)
 
 
 def _word(text: str) -> bytes:

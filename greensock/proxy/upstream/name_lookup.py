@@ -63,8 +63,9 @@ def look_up(options: ServerOptions, name_servers: Sequence[str] = ()) -> tuple[l
     Raises:
         LookupFailed: there is no answer.
     """
-    host, port = options.origin.address
-    assert isinstance(port, int)
+    address = options.origin.address
+    assert isinstance(address, tuple)
+    host, port = address
     found: list[Found] = []
     seconds: float | None = None
     with gevent.Timeout(PATIENCE, LookupFailed(f"no answer within {PATIENCE} s")):
@@ -84,7 +85,7 @@ def look_up(options: ServerOptions, name_servers: Sequence[str] = ()) -> tuple[l
                     addresses = _by_system(host)
         else:
             addresses = _by_system(host)
-    found = [(address, port, 1, False) for address in addresses]
+    found = [(each, port, 1, False) for each in addresses]
     return sorted(found)[:MOST], seconds
 
 
@@ -97,8 +98,8 @@ def _by_system(host: str) -> list[str]:
         raise LookupFailed(str(error.strerror)) from error
     except (OSError, UnicodeError) as error:
         raise LookupFailed(str(error)) from error
-    of_ipv4 = {place[4][0] for place in places if place[0] == socket.AF_INET}
-    return sorted(map(str, of_ipv4 or {place[4][0] for place in places}))
+    of_ipv4 = {str(place[4][0]) for place in places if place[0] == socket.AF_INET}
+    return sorted(of_ipv4 or {str(place[4][0]) for place in places})
 
 
 def _resolver(name_servers: Sequence[str]) -> Any:

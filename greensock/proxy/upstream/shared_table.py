@@ -69,7 +69,7 @@ class SharedTable:
             begin = 8 + generation % 2 * self._size
             length, checksum = _HEAD.unpack_from(self._memory, begin)
             raw = bytes(self._memory[begin + _HEAD.size : begin + _HEAD.size + min(length, self._size)])
-            if zlib.crc32(raw) == checksum:
+            if raw and zlib.crc32(raw) == checksum:
                 document: dict[str, Any] = json.loads(raw)
                 return generation, document
         raise TimeoutError("the workers' table is written faster than it can be read")

@@ -98,12 +98,12 @@ class Steward:
     def stop(self) -> None:
         """Tell what is to be told, and beat no more."""
         greenlet, self._greenlet = self._greenlet, None
+        self.leads = False
+        self._arrange_lookups()
         if greenlet is None:
             return
         if greenlet is not gevent.getcurrent():
             greenlet.kill()
-        self.leads = False
-        self._arrange_lookups()
         self._tell_news(self._news())
         for upstream in self._upstreams.values():
             upstream.withdraw()
