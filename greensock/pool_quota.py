@@ -1,4 +1,4 @@
-"""The state of a pool whose slots are shared with others, other processes say. It decides; others connect, wait and wake.
+"""The state of a pool whose slots are shared with other processes, say. It decides; others connect, wait and wake.
 
 A request takes a slot of the :class:`Quota` and one of the pool, and gives both back. It may have to wait though the
 pool has room, and somebody has to ``admit`` it when the quota has a slot again: that is not the pool's to know.

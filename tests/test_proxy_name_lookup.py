@@ -26,6 +26,7 @@ import dns.message
 import dns.rcode
 import dns.rrset
 
+
 class NameServer:
     """Says what ``records`` has for a name and a kind: lines of a zone; without any that there is none. ``failing``
     ones are answered SERVFAIL."""
@@ -115,14 +116,14 @@ def test_what_may_not_be(monkeypatch):
     server = ServerOptions("http://a")
     with pytest.raises(ValueError, match=r"^name_servers=\('a',\): a tuple of addresses"):
         UpstreamOptions("site", (server,), name_servers=("a",))
-    with pytest.raises(ValueError, match="^resolve_every=0: "):
+    with pytest.raises(ValueError, match=r"^resolve_every=0: "):
         UpstreamOptions("site", (server,), resolve_every=0)
     monkeypatch.setattr("greensock.proxy.options.has_dns", lambda: False)
     with pytest.raises(ValueError, match=r"^srv=True: dnspython expected to be there: pip install greensock\[dns\]$"):
         ServerOptions("http://a", srv=True)
-    with pytest.raises(ValueError, match=r"^url='http://_http._tcp.a': dnspython expected"):
+    with pytest.raises(ValueError, match=r"^url='http://_http\._tcp\.a': dnspython expected"):
         ServerOptions("http://_http._tcp.a")
-    with pytest.raises(ValueError, match="^name_servers="):
+    with pytest.raises(ValueError, match=r"^name_servers="):
         UpstreamOptions("site", (server,), name_servers=("::1",))
 
 

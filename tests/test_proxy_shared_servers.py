@@ -1,4 +1,4 @@
-"""What the workers of a proxy know together of the servers: the table, the rows, caps and queues, news. In one process."""
+"""What the workers of a proxy know together of the servers: the table, rows, caps, queues, news. In one process."""
 
 from __future__ import annotations
 
@@ -378,6 +378,8 @@ def workers(clock):
     yield Workers()
     for gateway in made:
         gateway.stop_checks()
+    made.clear()
+    Workers.shared = None  # pytest keeps what it was given, and with that the descriptor of a lock
 
 
 def states(*gateways):

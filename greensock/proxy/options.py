@@ -45,10 +45,10 @@ def has_dns() -> bool:
 
 
 def name_server(text: Any) -> tuple[str, int] | None:
-    """Return the address and the port of a name server, written ``IP``, ``IP:PORT`` or ``[IPv6]:PORT``; None: neither."""
+    """Return address and port of a name server, written ``IP``, ``IP:PORT`` or ``[IPv6]:PORT``; None: it is neither."""
     if not isinstance(text, str):
         return None
-    host, colon, port = text.rpartition(":") if text.count(":") == 1 or "]:" in text else (text, "", "53")
+    host, _, port = text.rpartition(":") if text.count(":") == 1 or "]:" in text else (text, "", "53")
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
@@ -153,8 +153,8 @@ class ServerOptions:
     #: Whether it is asked only when no other is up.
     backup: bool = False
     #: Whether the servers are those that SRV records (RFC 2782) of the host name: their hosts, ports, weights; those of
-    #: the lowest priority, and the others as backups. A name like ``_http._tcp.example.org`` is always meant so. It needs
-    #: ``greensock[dns]``.
+    #: the lowest priority, and the others as backups. A name like ``_http._tcp.example.org`` is always meant so. It
+    #: needs ``greensock[dns]``.
     srv: bool = False
 
     def __post_init__(self) -> None:
@@ -168,7 +168,8 @@ class ServerOptions:
             raise ValueError(f"url={self.url!r}: no path, query or fragment expected")
         if self.is_srv and not has_dns():
             name = "srv" if self.srv else "url"
-            raise ValueError(f"{name}={getattr(self, name)!r}: dnspython expected to be there: pip install greensock[dns]")
+            shown = repr(getattr(self, name))
+            raise ValueError(f"{name}={shown}: dnspython expected to be there: pip install greensock[dns]")
 
     @property
     def is_srv(self) -> bool:

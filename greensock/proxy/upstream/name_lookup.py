@@ -1,16 +1,16 @@
 """Where the name of a server leads: asked again and again, by a greenlet of its own for each name.
 
 With dnspython the answer's TTL says when to ask again. Without it, or where the process is not patched (it would stop
-the hub then), the system's resolver is asked, by gevent, which tells of no TTL. That one also knows names that are in no
-DNS, of /etc/hosts: so it is asked, too, about what DNS does not know.
+the hub then), the system's resolver is asked, by gevent, which tells of no TTL. That one also knows names of
+/etc/hosts: so it is asked, too, about what DNS does not know.
 
-- Of a name with addresses of IPv4 those are taken, and of IPv6 if there are no others: else a machine with both would be
-  two servers, and have twice as many requests.
+- Of a name with addresses of IPv4 those are taken, and of IPv6 if there are no others: else a machine with both would
+  be two servers, and have twice as many requests.
 - SRV records (RFC 2782) say host, port and weight; those of the lowest priority are servers, the others backups. A
   weight of 0 counts as 1.
 - A look-up that fails changes nothing: the servers stay. That is logged once, and once when it works again.
-- So is an answer that there is no such name, or nothing of that kind, for ``EMPTY_FOR`` seconds: an empty answer is what
-  a resolver says that has just started. If it is still so then, it is believed, and the servers go.
+- So is an answer that there is no such name, or nothing of that kind, for ``EMPTY_FOR`` seconds: an empty answer is
+  what a resolver says that has just started. If it is still so then, it is believed, and the servers go.
 - At most ``MOST`` addresses are taken.
 """
 
@@ -156,8 +156,8 @@ def _services(resolver: Any, name: str) -> tuple[list[Found], float]:
 class NameLookup:
     """Looks one name up, and tells ``on_found`` when it leads elsewhere. ``start`` it and ``stop`` it.
 
-    ``shown`` is what the log says of it, ``every`` the seconds between two look-ups where no TTL is known, and ``known``
-    where the name led so far; None: that is not known.
+    ``shown`` is what the log says of it, ``every`` the seconds between two look-ups where no TTL is known, and
+    ``known`` where the name led so far; None: that is not known.
     """
 
     def __init__(

@@ -8,11 +8,11 @@ takes over what is new in the table of all workers (one number says whether anyt
   less than that. What is taken over is not counted as a further failure.
 - if it leads (see ``shared_servers``): what checks found, and where names lead. Only the leader checks and looks up.
 
-News that can't be written at once, as another worker writes, waits for the next beat. The path of a request sees nothing
-of all this but what stands at the servers themselves.
+News that can't be written at once, as another worker writes, waits for the next beat. The path of a request sees
+nothing of all this but what stands at the servers themselves.
 
-What is set at run time (``set_state``, ``add``, ``remove``) goes through the same table; it is kept when a configuration
-is read anew, goes before what that says, and is lost when the proxy is restarted.
+What is set at run time (``set_state``, ``add``, ``remove``) goes through the same table; it is kept when a
+configuration is read anew, goes before what that says, and is lost when the proxy is restarted.
 """
 
 from __future__ import annotations
@@ -220,7 +220,10 @@ class Steward:
             return False
 
         def change(document: Document) -> bool:
-            return any([each(document) is not False for each in news])
+            has_changed = False
+            for each in news:
+                has_changed = each(document) is not False or has_changed
+            return has_changed
 
         try:
             done = self.view.table.update(change)
@@ -379,7 +382,7 @@ class Steward:
 
     def _set(self, change: Change) -> None:
         if not self.view.table.update(change, wait=True):
-            raise TimeoutError("other workers write to the table of servers all the time, or one has stopped while it did")
+            raise TimeoutError("other workers write to the table of servers all the time, or one hangs within that")
         self._look()
 
     def _look(self) -> None:
