@@ -16,6 +16,7 @@ descriptors     a bound on the descriptors that optional things may take
 shared_pages    memory that the processes of one server share
 core            the engine: connections, turns, the server
 pool_state      which connection of a pool one gets, and who waits for one (no I/O)
+pool_quota      the same, of slots that are shared with others (no I/O)
 pool            connections that are kept for the next one who wants one
 stream_server   takes the place of ``gevent.server.StreamServer``
 http            HTTP/1.1: server, WSGI server, client

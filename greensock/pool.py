@@ -29,6 +29,7 @@ from greensock.core.connection import Connection
 from greensock.core.connector import connect
 from greensock.core.lifecycle import State
 from greensock.errors import ConnectFailed, ConnectionClosed, LimitExceeded, OperationTimeout
+from greensock.pool_quota import Quota, QuotaState
 from greensock.pool_state import Action, Decision, PoolState, PoolStatistics
 from greensock.server_options import Rule
 from greensock.tls import TLS, is_tls
@@ -261,10 +262,11 @@ class ConnectionPool(Generic[PooledT]):
         server_hostname: str | None = None,
         make_room: Callable[[], bool] | None = None,
         is_full: Callable[[], bool] | None = None,
+        quota: Quota | None = None,
     ) -> None:
         """``make_room`` closes what is idle here or elsewhere when descriptors are short; False: there is nothing.
 
-        ``is_full`` says before a connection is made whether they will be.
+        ``is_full`` says before a connection is made whether they will be. ``quota`` are slots shared with others.
         """
         sizes: dict[str, Any] = {
             "max_connections": max_connections,
@@ -283,7 +285,7 @@ class ConnectionPool(Generic[PooledT]):
         self.tls = tls
         self.server_hostname = server_hostname
         #: What is kept, and who waits.
-        self.state: PoolState[PooledT, Waiter] = PoolState(**sizes)
+        self.state: PoolState[PooledT, Waiter] = PoolState(**sizes) if quota is None else QuotaState(quota, **sizes)
         self._make_room = make_room or self.drop_oldest
         self._is_full = is_full
         #: Whether it was closed.
@@ -438,6 +440,16 @@ class ConnectionPool(Generic[PooledT]):
             self._carry_out(self.state.give_back(key, conn, now))
         if self._timer is None and conn is not None:
             self._arm()
+
+    def admit(self, key: Any) -> None:
+        """Give a slot to whoever has waited longest for one, where a further limit had him wait."""
+        self._carry_out(self.state.admit(key))
+
+    def retire(self) -> None:
+        """Close idle connections, and from now on each that is given back. Who waits, or comes, still gets one."""
+        for conn in self.state.retire():
+            conn.close()
+        self._disarm()
 
     def drop_oldest(self) -> bool:
         """Close what has been idle the longest; False: nothing is."""

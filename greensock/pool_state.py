@@ -188,14 +188,40 @@ class PoolState(Generic[C, W]):
             decision.action, decision.connection = Action.REUSE, self._take_idle(site, -1)
         return decision
 
-    def give_back(self, origin: Hashable, connection: C | None, now: float) -> Decision[C, W]:
-        """Give back a slot: with the connection if it may be used again, with None if it is gone."""
+    def enqueue(self, origin: Hashable, waiter: W) -> Decision[C, W]:
+        """Have a request wait though there may be slots: a further limit, of the caller's, says so. See ``admit``."""
+        decision: Decision[C, W] = Decision(Action.REFUSE)
+        site = self._sites.get(origin)
+        if site is None:
+            site = self._sites[origin] = _Site()
+        if len(site.waiters) < self.max_waiting:
+            site.waiters.append(waiter)
+            decision.action = Action.WAIT
+        return decision
+
+    def admit(self, origin: Hashable) -> Decision[C, W]:
+        """Give a slot to the one that has waited longest, if anybody waits: see ``enqueue``."""
+        decision: Decision[C, W] = Decision()
+        site = self._sites.get(origin)
+        if site is not None and site.waiters:
+            site.used += 1
+            connection = self._take_idle(site, -1) if site.idle else None
+            decision.wake.append(Grant(site.waiters.popleft(), connection))
+        return decision
+
+    def give_back(
+        self, origin: Hashable, connection: C | None, now: float, passes_on: bool = True
+    ) -> Decision[C, W]:
+        """Give back a slot: with the connection if it may be used again, with None if it is gone.
+
+        Without ``passes_on`` nobody who waits gets it.
+        """
         site = self._sites.get(origin)
         decision: Decision[C, W] = Decision()
         if site is None or not site.used:  # asked for before ``reset``
             decision.close = [connection] if connection is not None else []
             return decision
-        if site.waiters:
+        if site.waiters and passes_on:
             decision.wake.append(Grant(site.waiters.popleft(), connection))
             return decision
         site.used -= 1
@@ -245,6 +271,11 @@ class PoolState(Generic[C, W]):
         while self._ages:
             dropped.append(self._take_oldest())
         return dropped
+
+    def retire(self) -> list[C]:
+        """Keep no connection from now on; return those that are idle: they are to be closed."""
+        self._max_idle = 0
+        return self.drop_idle()
 
     def drop_waiters(self) -> list[W]:
         """Return all who wait, the longest first: they are to be told that there will be nothing."""

@@ -21,6 +21,7 @@ from greensock.proxy.config import ConfigError, ProxyConfig
 from greensock.proxy.options import ListenPlace
 from greensock.proxy.proxy_figures import ProxyFigures
 from greensock.proxy.proxy_server import ReverseProxy
+from greensock.proxy.upstream.shared_servers import SharedServers
 from greensock.shared_pages import SharedPages
 
 __all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
@@ -161,6 +162,7 @@ class ProxySource(_Operated):
         self.config = config
         self._read_config = read_config
         self._proxies: list[ReverseProxy] = []
+        self._shared: SharedServers | None = None
 
     @property
     def drain_seconds(self) -> float:
@@ -200,10 +202,20 @@ class ProxySource(_Operated):
         """Listen as ``[server]`` says."""
         return self.listen_for_operators(address) or listen(address, backlog=self.config.server.backlog)
 
+    def share(self, pages: SharedPages) -> None:
+        """Share what is known of the servers behind, too; who leads among the workers goes by how new they are."""
+        super().share(pages)
+        if self._shared is None:
+            self._shared = SharedServers(pages)
+        else:
+            self._shared.edition += 1
+
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return a proxy for each socket, all with one gateway; and who answers the operators."""
         sockets, own = self.part(sockets)
         gateway = self.config.gateway()
+        if self._shared is not None:
+            gateway.join(self._shared, slot)
         gateway.watch = watch = self.made_watch(slot, own)
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))

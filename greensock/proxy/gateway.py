@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
 import resource
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import Any, Protocol
 
@@ -18,13 +19,15 @@ from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.forwarded import Forwarder, Forwarding
 from greensock.proxy.guard import Guard, GuardOptions
 from greensock.proxy.log.access_log import AccessLog
-from greensock.proxy.options import ListenOptions, ProxyTimeouts, UpstreamOptions, UpstreamTLS
+from greensock.proxy.options import ListenOptions, ProxyTimeouts, ServerOptions, UpstreamOptions, UpstreamTLS
 from greensock.proxy.proxy_protocol import write_proxy_header
 from greensock.proxy.routes import Route, Routes
 from greensock.proxy.rules import ErrorPages
 from greensock.proxy.upstream.health import HealthOptions
 from greensock.proxy.upstream.health_checks import CheckClient, Checker
-from greensock.proxy.upstream.servers import Upstream, drop_oldest
+from greensock.proxy.upstream.servers import Upstream, UpstreamServer, drop_oldest
+from greensock.proxy.upstream.shared_servers import SharedServers
+from greensock.proxy.upstream.steward import Steward
 from greensock.proxy.upstream.sticky import StickyCookie
 
 __all__ = ["Gateway"]
@@ -112,7 +115,8 @@ class Gateway:
         #: Bytes of bodies that are held while the rest of them is waited for.
         self.buffered = 0
         self._listeners: set[Listener] = set()
-        self._checkers: list[Checker] = []
+        self._checkers: dict[UpstreamServer, Checker] = {}
+        self._steward = Steward(self.upstreams, self._arrange_checks)
         self._clients: dict[tuple[int, int], CheckClient] = {}  # by the PROXY protocol's version, and by TLS
         self._deadlines: dict[ProxyTimeouts, Deadlines] = {}
         self._usual = self._deadlines_for(self.timeouts)
@@ -138,6 +142,8 @@ class Gateway:
         It is what is known of the health of servers that are in both, under the same name, with the same rules; and the
         limits and bans of clients, if they are the same.
         """
+        old.stop_checks()  # or each check would count twice
+        self._steward.follow(old._steward)
         if self.guard is not None and old.guard is not None and self.guard.options == old.guard.options:
             self.guard = old.guard
         for name, upstream in self.upstreams.items():
@@ -146,8 +152,49 @@ class Gateway:
             for server in upstream.all:
                 same = known.get(server.name)
                 if same is not None and same.health.options == server.health.options:
-                    server.health = same.health
-        old.stop_checks()  # or each check would count twice
+                    server.inherit(same)
+
+    def join(self, shared: SharedServers, slot: int) -> None:
+        """Be the gateway of one worker of several, which has that row of what they share; before it is started."""
+        self._steward.join(shared, slot)
+
+    # -- servers, at run time
+
+    def set_server(self, upstream: str, server: str, state: str) -> None:
+        """Take a server out, or put it back: in all workers of the proxy, within a second; here at once.
+
+        ``state`` is ``"drain"``: it gets no further requests, but those of clients whose sticky cookie leads there;
+        ``"down"``: none at all; or ``"ready"``. What it is asked now it answers. ``server`` is its name, as in
+        :class:`ServerStatus`; the name under which it was given means all addresses that this one leads to. It holds
+        until the proxy is restarted, also when a configuration is read anew.
+
+        Raises:
+            LookupError: there is no such upstream or server.
+            ValueError: there is no such state.
+        """
+        self._steward.set_state(upstream, server, state)
+
+    def add_server(self, upstream: str, server: ServerOptions | str) -> None:
+        """Have a further server in an upstream, a URL or more: in all workers, within a second; here at once.
+
+        It is there until it is removed, or the proxy restarted, also when a configuration is read anew.
+
+        Raises:
+            LookupError: there is no such upstream.
+            ValueError: it has that server already; or the URL is not allowed.
+        """
+        self._steward.add(upstream, ServerOptions(server) if isinstance(server, str) else server)
+
+    def remove_server(self, upstream: str, server: str) -> None:
+        """Have a server no more: in all workers, within a second; here at once. What it is asked now it answers.
+
+        One of the configuration is back when the proxy is restarted. ``server`` is the name under which it was given:
+        ``host:port``, or the path of a Unix socket.
+
+        Raises:
+            LookupError: there is no such upstream or server.
+        """
+        self._steward.remove(upstream, server)
 
     # -- listeners
 
@@ -155,7 +202,7 @@ class Gateway:
         """Begin to check the servers, if that is asked for: a listener has started."""
         if not self._listeners:
             self.most_clients = self._count_most_clients()
-            self._start_checks()
+            self._steward.start()
         self._listeners.add(listener)
 
     def room(self) -> float:
@@ -200,9 +247,8 @@ class Gateway:
 
     def stop_checks(self) -> None:
         """Check the servers no more."""
-        for checker in self._checkers:
-            checker.stop()
-        self._checkers.clear()
+        self._steward.stop()
+        self._check_none_but(())
         for client in self._clients.values():
             client.close()
         self._clients.clear()
@@ -218,25 +264,40 @@ class Gateway:
         held = sum(server.pool.state.slots for upstream in self.upstreams.values() for server in upstream.all)
         return held > self.most_links  # the new one has its slot
 
-    def _start_checks(self) -> None:
-        servers = [server for upstream in self.upstreams.values() for server in upstream.all]
-        for server in servers:
-            if server.health.options.path is not None:
-                address, health = server.origin.address, server.health
-                tls = server.upstream.options.tls if server.origin.scheme == "https" else None
-                client = self._client_for(server.send_proxy_protocol, tls)
-                tls_name = None
-                if server.origin.scheme == "https":
-                    tls_name = (tls and tls.server_name) or server.origin.name
-                checker = Checker(
-                    *(address, health.options, health, client),
-                    name=f"{server.upstream.name}: {server.name}",
-                    tls_name=tls_name,
-                    on_change=server.on_check_changed,
-                )
-                self._checkers.append(checker)
-        for checker in self._checkers:
-            checker.start()
+    def _arrange_checks(self) -> None:
+        """Check the servers that there are, if that is this worker's to do."""
+        wanted: list[UpstreamServer] = []
+        if self._steward.leads:
+            servers = [server for upstream in self.upstreams.values() for server in upstream.all]
+            wanted = [server for server in servers if server.health.options.path is not None]
+        self._check_none_but(wanted)
+        for server in wanted:
+            if server not in self._checkers:
+                checker = self._checkers[server] = self._checker_of(server)
+                checker.start()
+
+    def _check_none_but(self, wanted: Collection[UpstreamServer]) -> None:
+        for server in [each for each in self._checkers if each not in wanted]:
+            self._checkers.pop(server).stop()
+
+    def _checker_of(self, server: UpstreamServer) -> Checker:
+        origin, options = server.origin, server.health.options
+        tls = server.upstream.options.tls if origin.scheme == "https" else None
+        tls_name = (tls and tls.server_name) or origin.name if origin.scheme == "https" else None
+        if options.host is None and server.name != server.spec.given:  # it knows itself by its name, not its address
+            options = dataclasses.replace(options, host=server.authority.decode("latin-1"))
+
+        def note(is_up: bool) -> None:
+            checker = self._checkers.get(server)
+            server.on_check_changed(is_up, checker.reason if checker is not None else "")
+
+        return Checker(
+            *(origin.address, options, server.health, self._client_for(server.send_proxy_protocol, tls)),
+            name=f"{server.upstream.name}: {server.name}",
+            tls_name=tls_name,
+            on_change=note,
+        )
+
 
     def _client_for(self, version: int, tls: UpstreamTLS | None) -> CheckClient:
         """Return what checks servers that are spoken to by that version of the PROXY protocol, or so by TLS."""

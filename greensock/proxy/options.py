@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +24,8 @@ __all__ = [
     "ServerOptions",
     "UpstreamOptions",
     "UpstreamTLS",
+    "has_dns",
+    "name_server",
 ]
 
 #: How the server of a request is chosen.
@@ -30,6 +35,26 @@ LOG_FORMATS = ("combined", "json")
 
 _hash_key = re.compile(r"client|(?:header|cookie):[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _name = re.compile(r"[A-Za-z0-9_.\-]+").fullmatch
+_service = re.compile(r"https?://_[A-Za-z0-9\-]+\._(?:tcp|udp)\.").match
+
+
+@functools.cache
+def has_dns() -> bool:
+    """Whether dnspython is there. It is not loaded here: it is to be imported where the process is patched."""
+    return importlib.util.find_spec("dns") is not None
+
+
+def name_server(text: Any) -> tuple[str, int] | None:
+    """Return address and port of a name server, written ``IP``, ``IP:PORT`` or ``[IPv6]:PORT``; None: it is neither."""
+    if not isinstance(text, str):
+        return None
+    host, _, port = text.rpartition(":") if text.count(":") == 1 or "]:" in text else (text, "", "53")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
+    fits = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
+    return (str(address), int(port)) if fits else None
 
 
 def _one_of(*values: object) -> Rule:
@@ -121,12 +146,16 @@ class ServerOptions:
     url: str
     #: Its share of the requests, against the others'.
     weight: int = 1
-    #: Requests that it gets at once, tunnels counted until they end; None for no limit.
+    #: Requests that it gets at once from all workers of the proxy, tunnels counted until they end; None for no limit.
     max_connections: int | None = None
-    #: Requests that may wait for it when it has that many.
+    #: Requests that may wait for it when it has that many, in all workers.
     max_waiting: int = 1000
     #: Whether it is asked only when no other is up.
     backup: bool = False
+    #: Whether the servers are those that SRV records (RFC 2782) of the host name: their hosts, ports, weights; those of
+    #: the lowest priority, and the others as backups. A name like ``_http._tcp.example.org`` is always meant so. It
+    #: needs ``greensock[dns]``.
+    srv: bool = False
 
     def __post_init__(self) -> None:
         _check(self, _SERVER)
@@ -137,6 +166,15 @@ class ServerOptions:
             raise ValueError(f"url={self.url!r}: {text if 'expected' in text else text + ': http expected'}") from None
         if target != b"/" or self.url.endswith("?"):
             raise ValueError(f"url={self.url!r}: no path, query or fragment expected")
+        if self.is_srv and not has_dns():
+            name = "srv" if self.srv else "url"
+            shown = repr(getattr(self, name))
+            raise ValueError(f"{name}={shown}: dnspython expected to be there: pip install greensock[dns]")
+
+    @property
+    def is_srv(self) -> bool:
+        """Whether SRV records say which servers there are."""
+        return self.srv or _service(self.url) is not None
 
     @property
     def _destination(self) -> Destination:
@@ -165,6 +203,7 @@ _SERVER = {
     "max_connections": Rule.whole(1).or_none(),
     "max_waiting": Rule.whole(0),
     "backup": Rule.flag(),
+    "srv": Rule.flag(),
 }
 
 
@@ -342,7 +381,7 @@ class UpstreamOptions:
     panic: bool = True
     #: How often a request is tried again after its first try.
     retries: int = 2
-    #: Retries that all requests together may cause, as a part of their number.
+    #: Retries that all requests together may cause, as a part of their number; in all workers, as the next.
     retry_budget: float = 0.2
     #: Retries a second that are always allowed.
     min_retry_rate: float = 10.0
@@ -364,9 +403,19 @@ class UpstreamOptions:
     max_age: float | None = 3600.0
     #: Requests that one connection gets.
     max_requests: int | None = 1000
+    #: Seconds after which the names of its servers are looked up anew, where nothing says how long they hold: a name is
+    #: asked for again by its TTL if ``greensock[dns]`` is installed. Each address is a server then. None: a name is one
+    #: server, and is looked up for each new connection.
+    resolve_every: float | None = 30.0
+    #: Who is asked for names, in place of those of the system: ``IP``, ``IP:PORT`` or ``[IPv6]:PORT``. It needs
+    #: ``greensock[dns]``.
+    name_servers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self, _UPSTREAM)
+        if self.name_servers and not has_dns():
+            shown = repr(self.name_servers)
+            raise ValueError(f"name_servers={shown}: dnspython expected to be there: pip install greensock[dns]")
         origins = [server.origin for server in self.servers]
         for place, origin in enumerate(origins):
             if origin in origins[:place]:
@@ -402,6 +451,11 @@ _UPSTREAM = {
     "idle_timeout": Rule.seconds(zero=False),
     "max_age": _seconds,
     "max_requests": Rule.whole(1).or_none(),
+    "resolve_every": Rule.seconds(zero=False).or_none(),
+    "name_servers": Rule(
+        lambda value: isinstance(value, tuple) and all(name_server(each) is not None for each in value),
+        "a tuple of addresses, as '10.0.0.2' or '10.0.0.2:53'",
+    ),
 }
 
 

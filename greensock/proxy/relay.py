@@ -233,7 +233,7 @@ class Relay:
 
     def add_cookie(self, headers: Headers) -> None:
         """Have the client come back to the server that answered, if it is to and did not say so itself."""
-        if self.upstream is None or self.upstream.sticky is None or self.server is None:
+        if self.upstream is None or self.upstream.sticky is None or self.server is None or self.server.is_gone:
             return
         if self._wanted is not self.server:
             headers.add(b"Set-Cookie", self.upstream.cookie_of(self.server, time()))

@@ -35,7 +35,6 @@ from greensock.proxy.log.record import Record
 from greensock.proxy.relay import COUNTED, NO_UPLOAD, PARKED, STREAMED, Relay
 from greensock.proxy.response_relay import pass_answer
 from greensock.proxy.routes import BadPath
-from greensock.proxy.upstream.health import Standing
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 from greensock.proxy.upstream_request import (
     call_for,
@@ -252,7 +251,7 @@ class RequestRelay(Relay):
         # Within a handshake it stays, however old it is: the client's next message is for this connection alone
         # (test_it_ends_when_others_would).
         within_handshake = lease.connection is not None and lease.connection.has_challenged
-        if not within_handshake and (lease.is_spent() or server.health.standing is Standing.DOWN):
+        if not within_handshake and (lease.is_spent() or server.is_out):
             lease.end(False)
             return None
         self._lease = lease

@@ -25,6 +25,10 @@ DOWN     ``rise`` checks passed            UP
 - Reports of requests that were sent before the server was last taken out change nothing: not while it is out, not while
   another request is on trial, nor when it is back (their timeouts may come sixty seconds later). Each request notes the
   *spell* of service that it was sent in, by which its report is judged.
+- What another process of the same proxy found is taken over as it is (``take_ejection``, ``take_rise``,
+  ``take_check``), and not counted once more: an ejection grows no longer by being told of. What comes of own requests
+  is for the others to know; ``changes`` counts that. Each process has a request of its own on trial, and the first that
+  succeeds brings the server back for all.
 """
 
 from __future__ import annotations
@@ -211,6 +215,7 @@ class Health:
         "_trial_until",
         "_until",
         "_up_since",
+        "changes",
         "is_clear",
         "options",
         "spell",
@@ -226,6 +231,8 @@ class Health:
         self.is_clear = True
         #: How often it was taken out: what was sent before that tells nothing of how it is now.
         self.spell = 0
+        #: How often own requests changed how it stands, by an ejection or its end.
+        self.changes = 0
         self._succeeded = self._failed = self._ejections = self._checks_passed = self._checks_failed = 0
         # Of the last failures: the time, and how many requests had succeeded before.
         self._fails: deque[tuple[float, int]] = deque(maxlen=max(options.max_fails, 1))
@@ -268,6 +275,11 @@ class Health:
         self.is_clear = True
         return 1.0
 
+    @property
+    def failures(self) -> int:
+        """How many requests failed so far, and it was the server's fault."""
+        return self._failed
+
     def statistics(self) -> HealthStatistics:
         """Return a snapshot."""
         return HealthStatistics(
@@ -302,6 +314,7 @@ class Health:
         if self.standing is not Standing.TRYING or self._is_old(spell):
             return False
         self._rise(now)
+        self.changes += 1
         return True
 
     def failed(self, now: float, others_up: bool = True, spell: int = -1) -> bool:
@@ -360,10 +373,47 @@ class Health:
         self._in_row += 1
         if self._in_row < self.options.fall:
             return False
-        self.standing = Standing.DOWN
-        self.spell += 1
-        self.is_clear = False
         self._in_row = 0
+        self._go_down()
+        return True
+
+    # -- what other processes found
+
+    def sentence(self) -> tuple[float | None, float, int]:
+        """Return what others are to take over: until when it is ejected, None if it is not; for how many seconds in
+        all; and how often the next ejection is doubled."""
+        return self.ejected_until, self._last_ejection, self._penalty
+
+    def take_ejection(self, until: float, seconds: float, penalty: int) -> bool:
+        """Stand as ejected, as another process has it; return whether it was not. What checks found goes before."""
+        if self.standing is Standing.DOWN:
+            return False
+        was_up = self.standing is Standing.UP
+        self._until = until if was_up else max(self._until, until)
+        self._last_ejection = max(self._last_ejection, seconds) if not was_up else seconds
+        self._penalty = max(self._penalty, min(penalty, MOST_DOUBLED))
+        self._ejections += was_up
+        self.spell += 1
+        self.standing = Standing.EJECTED
+        self.is_clear = False
+        return was_up
+
+    def take_rise(self, now: float) -> bool:
+        """Be up again, if it is ejected: a request of another process succeeded. Return whether it was ejected."""
+        if not self.is_ejected:
+            return False
+        self._rise(now)
+        return True
+
+    def take_check(self, now: float, is_down: bool) -> bool:
+        """Stand as the checks of another process have it; return whether that is a change."""
+        self._in_row = 0  # it is known: no probation
+        if is_down is (self.standing is Standing.DOWN):
+            return False
+        if is_down:
+            self._go_down()
+        else:
+            self._rise(now)
         return True
 
     # -- what follows
@@ -378,6 +428,11 @@ class Health:
         since, succeeded = fails[0]
         good = self._succeeded - succeeded
         return now - since <= self.options.fail_window and len(fails) >= self.options.fail_ratio * (len(fails) + good)
+
+    def _go_down(self) -> None:
+        self.standing = Standing.DOWN
+        self.spell += 1
+        self.is_clear = False
 
     def _rise(self, now: float) -> None:
         self.standing = Standing.UP
@@ -398,6 +453,7 @@ class Health:
         self._last_ejection = seconds
         self._until = now + seconds
         self._ejections += 1
+        self.changes += 1
         self.spell += 1
         self.standing = Standing.EJECTED
         self.is_clear = False

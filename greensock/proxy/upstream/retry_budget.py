@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
@@ -48,6 +49,8 @@ class RetryBudget:
         "_retries",
         "_sum_requests",
         "_sum_retries",
+        "on_retry",
+        "others",
         "refused",
         "retries",
     )
@@ -68,6 +71,10 @@ class RetryBudget:
         self._retries = [0] * PARTS
         self._sum_requests = 0
         self._sum_retries = 0
+        #: Returns the requests and the retries of other processes that have the same budget; None: there are none.
+        self.others: Callable[[], tuple[int, int]] | None = None
+        #: Called when a retry was allowed, so that they are told; None: nobody is to be told.
+        self.on_retry: Callable[[], object] | None = None
 
     def request(self, now: float) -> None:
         """Count a request; its retries are not requests."""
@@ -80,14 +87,26 @@ class RetryBudget:
         """Return whether a request may be sent once more; if so, that is counted."""
         if now >= self._due:
             self._advance(now)
+        requests, retries = self._sum_requests, self._sum_retries
+        if self.others is not None:
+            more_requests, more_retries = self.others()
+            requests, retries = requests + more_requests, retries + more_retries
         # 1e-9 makes up for the rounding of floats: a ratio of 0.1 gives 3 retries for 30 requests, not 2.
-        if self._sum_retries + 1 > self._ratio * self._sum_requests + self._floor + 1e-9:
+        if retries + 1 > self._ratio * requests + self._floor + 1e-9:
             self.refused += 1
             return False
         self._retries[self._place] += 1
         self._sum_retries += 1
         self.retries += 1
+        if self.on_retry is not None:
+            self.on_retry()
         return True
+
+    def counts(self, now: float) -> tuple[int, int]:
+        """Return the requests and the retries of the last ``window`` seconds, for others to know."""
+        if now >= self._due:
+            self._advance(now)
+        return self._sum_requests, self._sum_retries
 
     def _advance(self, now: float) -> None:
         """Begin the part in which now is, and forget those that are older than the window."""

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
-from time import monotonic
+from time import monotonic, time
+from typing import Any
 
 from greensock import Patient
 from greensock.http.client.connection_pool import ClientLease, ClientPool
@@ -19,27 +20,43 @@ from greensock.http.client.deadlines import Deadlines
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.limits import Limits
 from greensock.proxy.failure import Failure
-from greensock.proxy.options import ServerOptions, UpstreamOptions
+from greensock.proxy.options import UpstreamOptions
 from greensock.proxy.upstream.balance import balancer_of
 from greensock.proxy.upstream.health import Health, HealthOptions, HealthStatistics, Standing
 from greensock.proxy.upstream.request_keys import key_of
 from greensock.proxy.upstream.retry_budget import RetryBudget
+from greensock.proxy.upstream.server_cap import CappedPool, ServerCap
+from greensock.proxy.upstream.server_specs import ServerSpec, specs_of
+from greensock.proxy.upstream.shared_servers import (
+    ASKED,
+    CONNECTIONS,
+    ERRORS,
+    REQUESTS,
+    SLOTS,
+    WAITING,
+    WorkersView,
+)
 from greensock.proxy.upstream.sticky import Sticky, StickyCookie
 
-__all__ = ["ServerStatus", "Upstream", "UpstreamServer", "drop_oldest"]
+__all__ = ["ADMIN_STATES", "ServerStatus", "Upstream", "UpstreamServer", "drop_oldest"]
 
 log = logging.getLogger("greensock.upstream")
 
 #: What is said of a server that is ejected while no other is up.
 STILL_ASKED = ", and asked all the same, as no other is up"
 
+#: What an operator may want of a server: all requests; none but those of clients whose cookie leads there; none.
+READY, DRAIN, DOWN = ADMIN_STATES = ("ready", "drain", "down")
 #: Seconds between two lines on the same shortage.
 LOG_EVERY = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """A snapshot of one server."""
+    """A snapshot of one server: its numbers are those of all workers of the proxy.
+
+    What other workers have is known as it was a quarter of a second ago.
+    """
 
     #: Its upstream, and its name there: the address.
     upstream: str
@@ -54,49 +71,74 @@ class ServerStatus:
     waiting: int
     #: Requests that it was asked since the start.
     requests: int
+    #: Those that failed, and it was its fault.
+    errors: int = 0
+    #: Connections to it, idle ones too.
+    connections: int = 0
+    #: ``up``, ``down``, ``ejected`` or ``draining``.
+    state: str = "up"
+    #: Why that is so; empty if it is up.
+    why: str = ""
+    #: Since when, in seconds since 1970; 0: since the start.
+    since: float = 0.0
+    #: Its part of the requests.
+    weight: int = 1
 
 
 class UpstreamServer:
     """One server."""
 
     __slots__ = (
+        "_base",
+        "_told",
+        "_view",
+        "admin",
+        "admin_since",
         "authority",
         "health",
         "held",
         "index",
         "is_ejected",
         "is_full",
+        "is_gone",
         "is_up",
         "max_connections",
         "name",
         "origin",
+        "place",
         "pool",
         "raw_name",
         "requests",
         "send_proxy_protocol",
+        "since",
+        "spec",
+        "told_changes",
         "upstream",
         "used",
         "weight",
+        "why",
     )
 
     def __init__(
-        self, index: int, options: ServerOptions, upstream: Upstream, health: HealthOptions, limits: Limits
+        self, index: int, spec: ServerSpec, upstream: Upstream, health: HealthOptions, limits: Limits
     ) -> None:
-        group = upstream.options
+        group, options = upstream.options, spec.options
+        #: What it is to be.
+        self.spec = spec
         #: The group that it belongs to.
         self.upstream = upstream
         #: Its place in the group.
         self.index = index
         #: Where it is.
-        self.origin = options.origin
+        self.origin = spec.origin
         #: Its address as text.
-        self.name = str(options.origin)
+        self.name = spec.name
         self.raw_name = self.name.encode("utf-8", "surrogateescape")
         #: What Host says if the client's is not kept.
-        self.authority = options.authority
+        self.authority = spec.authority
         #: Its part of the requests.
-        self.weight = options.weight
-        #: How many requests it gets at once.
+        self.weight = spec.weight
+        #: How many requests it gets at once, from all workers of the proxy.
         self.max_connections = options.max_connections or sys.maxsize
         #: The PROXY protocol's version that it is spoken to with; 0: none.
         self.send_proxy_protocol = group.send_proxy_protocol
@@ -112,22 +154,43 @@ class UpstreamServer:
         self.is_up = True
         self.is_ejected = False
         self.is_full = False
+        #: What an operator wants of it, one of :data:`ADMIN_STATES`; and since when.
+        self.admin = READY
+        self.admin_since = 0.0
+        #: Whether it is one of its group no more.
+        self.is_gone = False
+        #: Why it is not up, and since when it is so, or up again, in seconds since 1970.
+        self.why = ""
+        self.since = 0.0
+        #: Its place in the rows of all workers; -1: it has none.
+        self.place = -1
+        #: Which change of its health others were told last.
+        self.told_changes = 0
+        self._view: WorkersView | None = None
+        self._base = [0, 0]  # what had been counted at its place before, for another
+        self._told = [0, 0, 0, 0, 0]  # what others were told last: see ``tell``
         tls = group.tls
+        sizes: dict[str, Any] = {
+            "max_connections": self.max_connections,
+            "max_idle": group.max_idle,
+            "max_idle_total": group.max_idle,
+            "max_waiting": options.max_waiting,
+            "idle_timeout": group.idle_timeout,
+            "max_age": group.max_age,
+            "max_requests": group.max_requests,
+        }
         #: The connections to it.
-        self.pool = ClientPool(
+        self.pool: ClientPool = self._new_pool(
             limits,
             make_room=upstream.make_room,
             is_full=upstream.is_full,
             tls=True if tls is None else tls.made,
             server_hostname=None if tls is None else tls.server_name,
-            max_connections=self.max_connections,
-            max_idle=group.max_idle,
-            max_idle_total=group.max_idle,
-            max_waiting=options.max_waiting,
-            idle_timeout=group.idle_timeout,
-            max_age=group.max_age,
-            max_requests=group.max_requests,
+            **sizes,
         )
+
+    def _new_pool(self, limits: Limits, **options: Any) -> ClientPool:
+        return ClientPool(limits, **options)
 
     def share(self, now: float) -> float:
         """Return how much of its weight counts: see :class:`Health`."""
@@ -168,6 +231,7 @@ class UpstreamServer:
                 self.upstream.note_shortage(self, failure, now)
         elif self.health.failed(now, self.health.is_clear or self.upstream.has_up(self), spell):
             seconds = (self.health.ejected_until or now) - now
+            self.why, self.since = str(failure), time()
             still = "" if self.upstream.has_up(self) or not self.upstream.options.panic else STILL_ASKED
             log.warning("%s: %s is ejected for %.1f s%s: %s", self.upstream.name, self.name, seconds, still, failure)
 
@@ -179,6 +243,7 @@ class UpstreamServer:
     def succeeded(self, spell: int = -1) -> None:
         """Note that a request was answered."""
         if self.health.succeeded(monotonic(), spell):
+            self.why, self.since = "", time()
             log.warning("%s: %s is up again", self.upstream.name, self.name)
             self.rose()
 
@@ -191,8 +256,9 @@ class UpstreamServer:
             for each in alike:
                 each.health.end_ejection(now)
 
-    def on_check_changed(self, is_up: bool) -> None:
-        """Note what checks found."""
+    def on_check_changed(self, is_up: bool, why: str = "") -> None:
+        """Note what checks found, and why that is so."""
+        self.why, self.since = why, time()
         if is_up:
             self.rose()
 
@@ -200,12 +266,130 @@ class UpstreamServer:
         """Lease a connection; see :meth:`ClientPool.lease_for`."""
         return self.pool.lease_for(self.origin, deadlines, patient, preface)
 
+    @property
+    def is_out(self) -> bool:
+        """Whether it is to get nothing more, not even what is bound to a connection: down, or no server any more."""
+        return self.health.standing is Standing.DOWN or self.admin == DOWN or self.is_gone
+
+    @property
+    def state(self) -> str:
+        """How it stands, in a word: ``up``, ``down``, ``ejected`` or ``draining``."""
+        if self.admin == DOWN or self.health.standing is Standing.DOWN:
+            return "down"
+        if self.admin == DRAIN:
+            return "draining"
+        return "ejected" if self.health.is_ejected else "up"
+
+    def inherit(self, old: UpstreamServer) -> None:
+        """Take over what is known of its health, from the same server as it was before."""
+        old.tell()
+        self._told[-1] = old._told[-1]  # its failures stand in what is taken over
+        self.health, self.told_changes = old.health, old.told_changes
+        self.why, self.since = old.why, old.since
+        self.admin, self.admin_since = old.admin, old.admin_since
+
+    def retire(self) -> None:
+        """Be no server of the group any more: what it is asked now is answered, and each connection ends with that."""
+        self.is_gone = True
+        self.pool.retire()
+        self.withdraw()
+
+    # -- what workers tell each other
+
+    def attach(self, view: WorkersView, place: int, base: Sequence[int]) -> None:
+        """Count for all workers from now on; ``base`` is what had been counted at that place before."""
+        self._view, self.place, self._base = view, place, list(base)
+
+    def tell(self) -> None:
+        """Tell the other workers how many requests and connections it has here."""
+        view, told = self._view, self._told
+        if view is None:
+            return
+        self._told = [*self._mine(), self.requests, self.health.failures]
+        for column, (now, before) in enumerate(zip(self._told, told, strict=True)):
+            if now != before and column < len(_GAUGES):
+                view.add(self.place, _GAUGES[column], now - before)
+            elif now != before:
+                view.add_total(self.place, _COUNTERS[column - len(_GAUGES)], now - before)
+
+    def _mine(self) -> list[int]:
+        """Return what ``_GAUGES`` are of this worker."""
+        pool = self.pool.state
+        return [self.used + self.held, self.pool.statistics().used, pool.slots]
+
+    def withdraw(self) -> None:
+        """Tell the others that it has no requests and connections here any more."""
+        if self._view is not None:
+            self.tell()
+            for column, count in zip(_GAUGES, self._told, strict=False):
+                self._view.add(self.place, column, -count)
+            self._told[: len(_GAUGES)] = [0] * len(_GAUGES)
+            self._view = None
+
     def status(self, upstream: str) -> ServerStatus:
         """Return a snapshot."""
-        pool = self.pool.state.statistics(self.origin)
+        pool, view, place = self.pool.state.statistics(self.origin), self._view, self.place
+        used, waiting, slots, connections = self.used, pool.waiting, pool.used, self.pool.state.slots
+        requests, errors = self.requests, self.health.failures
+        if view is not None:
+            used += view.of_others(place, ASKED)
+            waiting += view.of_others(place, WAITING)
+            slots += view.of_others(place, SLOTS)
+            connections += view.of_others(place, CONNECTIONS)
+            requests += view.total(place, REQUESTS) - self._base[0] - self._told[3]
+            errors += view.total(place, ERRORS) - self._base[1] - self._told[4]
+        state = self.state
+        why, since = self.why, self.since
+        if self.admin != READY and self.health.standing is not Standing.DOWN:
+            why, since = "an operator wants it so", self.admin_since
         return ServerStatus(
-            upstream, self.name, self.health.statistics(), self.used, pool.idle, pool.waiting, self.requests
+            *(upstream, self.name, self.health.statistics(), used, max(0, connections - slots), waiting, requests),
+            errors=errors,
+            connections=connections,
+            state=state,
+            why="" if state == "up" else why,
+            since=since,
+            weight=self.weight,
         )
+
+
+#: What ``UpstreamServer`` tells as it is now, and what it counts.
+_GAUGES = (ASKED, SLOTS, CONNECTIONS)
+_COUNTERS = (REQUESTS, ERRORS)
+
+
+class CappedServer(UpstreamServer):
+    """One that gets so many requests at once, and no more, from all workers together."""
+
+    __slots__ = ("cap",)
+
+    def _new_pool(self, limits: Limits, **options: Any) -> ClientPool:
+        self.cap = ServerCap(self.max_connections)
+        return CappedPool(self.cap, limits, **options)
+
+    def look(self, now: float) -> None:
+        super().look(now)
+        self.is_full = self.cap.is_full()
+
+    def enter(self) -> None:
+        self.requests += 1
+        self.used += 1
+        self.is_full = self.cap.ask(1)
+
+    def leave(self) -> None:
+        self.used -= 1
+        self.is_full = self.cap.ask(-1)
+
+    def hold(self, more: int) -> None:
+        self.held += more
+        self.is_full = self.cap.ask(more)
+
+    def attach(self, view: WorkersView, place: int, base: Sequence[int]) -> None:
+        super().attach(view, place, base)
+        self.cap.attach(view, place)
+
+    def _mine(self) -> list[int]:
+        return [0, 0, self.pool.state.slots]  # the others are told as they change
 
 
 class Upstream:
@@ -232,23 +416,117 @@ class Upstream:
         #: Whether one more connection would take a descriptor that others are to have; None: that is not known.
         self.is_full = is_full
         self._shortages: dict[str, float] = {}  # when each was logged
+        self._health, self._limits, self._random = health, limits, random
+        self._cookie = sticky
         #: Its servers, backups behind the others.
-        self.all: list[UpstreamServer] = [
-            UpstreamServer(index, each, self, health, limits)
-            for index, each in enumerate(sorted(options.servers, key=lambda each: each.backup))
-        ]
-        first_backup = sum(not each.backup for each in options.servers)
-        self.servers: Sequence[UpstreamServer] = self.all[:first_backup]
-        self.backups: Sequence[UpstreamServer] = self.all[first_backup:]
-        self._balancer = balancer_of(options.balance, random, panic=options.panic)
+        self.all: list[UpstreamServer] = []
+        #: Those that are asked, and backups; without the ones that an operator took out.
+        self.servers: Sequence[UpstreamServer] = ()
+        self.backups: Sequence[UpstreamServer] = ()
         self._key_of = key_of(options.hash_key) if options.balance == "hash" else None
-        self._only = self.all[0] if len(self.all) == 1 else None
         #: The cookie by which a client comes back to its server; None: there is none.
-        self.sticky = Sticky(sticky, [server.name for server in self.all]) if sticky is not None else None
+        self.sticky: Sticky | None = None
         #: Whether a request goes there without a look at its fields, and with nothing before it.
         self.is_simple = sticky is None and self._key_of is None and not options.send_proxy_protocol
         #: How many retries there may be.
         self.budget = RetryBudget(options.retry_budget, options.min_retry_rate)
+        #: Its place in the rows of all workers, for the budget; -1: it has none.
+        self.place = -1
+        self._told = (0, 0)
+        self._view: WorkersView | None = None
+        self.arrange(specs_of(options, {}))
+
+    # -- which servers
+
+    def arrange(self, specs: Sequence[ServerSpec]) -> bool:
+        """Have these servers from now on, and no others; return whether some came or went.
+
+        Those that stay are not touched. One that goes answers what it was asked.
+        """
+        known = {each.name: each for each in self.all}
+        made: list[UpstreamServer] = []
+        for spec in sorted(specs, key=lambda each: each.is_backup):
+            server = known.get(spec.name)
+            if server is not None and server.spec.is_like(spec):
+                server.spec, server.weight = spec, spec.weight
+            else:
+                kind = UpstreamServer if spec.options.max_connections is None else CappedServer
+                fresh = kind(len(made), spec, self, self._health, self._limits)
+                if server is not None:
+                    fresh.inherit(server)
+                server = fresh
+            made.append(server)
+        before, self.all = self.all, made
+        gone = [each for each in before if each not in made]
+        if before == made:
+            self._sort()  # a weight, or who is a backup, may have changed
+            return False
+        for index, each in enumerate(made):
+            each.index = index
+        self._balancer = balancer_of(self.options.balance, self._random, panic=self.options.panic)
+        if self._cookie is not None:
+            self.sticky = Sticky(self._cookie, [server.name for server in made])
+        self._sort()
+        for each in gone:
+            each.retire()
+        return True
+
+    def set_admin(self, server: UpstreamServer, state: str, since: float) -> None:
+        """Have a server stand as an operator wants it, by one of :data:`ADMIN_STATES`."""
+        if server.admin != state:
+            server.admin, server.admin_since = state, since
+            self._sort()
+            if state != READY:
+                server.pool.drop_idle()
+
+    def _sort(self) -> None:
+        """Find those that may be asked."""
+        ready = [each for each in self.all if each.admin == READY]
+        self.servers = [each for each in ready if not each.spec.is_backup]
+        self.backups = [each for each in ready if each.spec.is_backup]
+        self._only = ready[0] if len(self.all) == 1 and ready else None
+
+    # -- what workers tell each other
+
+    def attach(self, view: WorkersView, place: int) -> None:
+        """Share the budget of retries with all workers from now on."""
+        self._view, self.place = view, place
+        self.budget.others = self._retries_of_others
+        self.budget.on_retry = self._tell_budget
+
+    def _retries_of_others(self) -> tuple[int, int]:
+        view = self._view
+        if view is None:
+            return 0, 0
+        return view.of_others(self.place, ASKED), view.of_others(self.place, SLOTS)
+
+    def _tell_budget(self) -> None:
+        self._tell(self.budget.counts(monotonic()))
+
+    def _tell(self, counts: tuple[int, int]) -> None:
+        if self._view is not None and counts != self._told:
+            for column, now, before in zip((ASKED, SLOTS), counts, self._told, strict=True):
+                self._view.add(self.place, column, now - before)
+            self._told = counts
+
+    def tell(self) -> None:
+        """Tell the other workers what there is of requests, connections and retries here."""
+        self._tell_budget()
+        for server in self.all:
+            server.tell()
+
+    def withdraw(self) -> None:
+        """Tell the others that there is nothing here any more."""
+        self._tell((0, 0))
+        self._view = self.budget.others = self.budget.on_retry = None
+        for server in self.all:
+            server.withdraw()
+
+    def status(self) -> list[ServerStatus]:
+        """Return a snapshot of each server: its numbers are those of all workers of the proxy."""
+        return [server.status(self.name) for server in self.all]
+
+    # -- requests
 
     def choose(
         self,
@@ -281,7 +559,7 @@ class Upstream:
         if self.sticky is None:
             return None
         name = self.sticky.read(headers, now)
-        return next((server for server in self.all if server.name == name), None)
+        return next((server for server in self.all if server.name == name and server.admin != DOWN), None)
 
     def cookie_of(self, server: UpstreamServer, now: float) -> bytes:
         """Return the value of the Set-Cookie that leads back to a server."""
@@ -297,7 +575,8 @@ class Upstream:
 
     def has_up(self, but: UpstreamServer) -> bool:
         """Whether another server is up."""
-        return any(each.health.standing is Standing.UP for each in self.all if each is not but)
+        ready = (*self.servers, *self.backups)
+        return any(each.health.standing is Standing.UP for each in ready if each is not but)
 
     def note_shortage(self, server: UpstreamServer, failure: Failure, now: float) -> None:
         """Log that a request failed for a shortage of ours; seldom, as each request would fail then."""
