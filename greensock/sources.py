@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from greensock.core.server import Server
 from greensock.proxy.config import ConfigError, ProxyConfig
-from greensock.proxy.options import ListenPlace
+from greensock.proxy.options import ListenPlace, LogOptions
 from greensock.proxy.proxy_server import ReverseProxy
 from greensock.shared_pages import SharedPages
 
@@ -42,6 +42,10 @@ class Source(Protocol):
     @property
     def addresses(self) -> Sequence[Any]:
         """Where to listen."""
+
+    @property
+    def log_options(self) -> LogOptions | None:
+        """Where the error log goes; None: that is not told here."""
 
     def read(self) -> Callable[[], Callable[[], None]]:
         """Read it anew. What is returned makes it what is served, and returns what takes that back.
@@ -94,6 +98,11 @@ class ProxySource:
     def addresses(self) -> Sequence[Any]:
         """As ``listen`` says."""
         return self.config.listen
+
+    @property
+    def log_options(self) -> LogOptions | None:
+        """As ``[log]`` says."""
+        return self.config.log
 
     def read(self) -> Callable[[], Callable[[], None]]:
         """Read the file anew."""
@@ -166,6 +175,8 @@ def _is_same(address: Any, name: Any, is_exact: bool) -> bool:
 
 class ClassSource:
     """A server class, ``package.module:Class``. It is imported in each worker, and so anew with each reload."""
+
+    log_options: LogOptions | None = None
 
     def __init__(self, where: str, addresses: Sequence[str], options: Mapping[str, Any], drain_seconds: float) -> None:
         module, colon, name = where.partition(":")

@@ -34,6 +34,9 @@ from gunicorn.errors import HaltServer
 from gunicorn.systemd import sd_notify
 
 from greensock.gunicorn.base_worker import BEGUN, ENDING, HELD_BACK
+from greensock.proxy.log.error_log import ErrorLog
+from greensock.proxy.log.targets import STDERR
+from greensock.proxy.options import LogOptions
 from greensock.shared_pages import SharedPages
 from greensock.sources import Refused, Source
 
@@ -62,6 +65,8 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
         self.cfg.set("graceful_timeout", max(1, round(self.source.drain_seconds)))
         if "control_socket_disable" in self.cfg.settings:
             self.cfg.set("control_socket_disable", True)
+        if self.source.log_options is not None:
+            self.cfg.set("loglevel", self.source.log_options.level)
         for name, value in self.settings.items():
             self.cfg.set(name, value)
 
@@ -76,6 +81,9 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
 
 class Master(Arbiter):  # type: ignore[misc]
     """Starts, watches and replaces workers."""
+
+    #: What writes the error log, if it ever went elsewhere than to standard error.
+    _error_log: ErrorLog | None = None
 
     def __init__(self, app: ServerApplication) -> None:
         super().__init__(app)
@@ -141,6 +149,40 @@ class Master(Arbiter):  # type: ignore[misc]
     def signal(self, sig: int, frame: FrameType | None) -> None:
         """Queue a signal. A SIGTERM while it stops means what SIGQUIT does: no more waiting."""
         super().signal(signal.SIGQUIT if self._is_stopping and sig == signal.SIGTERM else sig, frame)
+
+    # -- the error log
+
+    def setup(self, app: ServerApplication) -> None:
+        """Take over the settings; called at the start, and with each reload."""
+        super().setup(app)
+        if app.source.log_options is not None:
+            self._follow(app.source.log_options)
+
+    def _follow(self, options: LogOptions) -> None:
+        """Have what is logged go where the configuration says. Workers have what the master has when they are forked."""
+        if options.error == STDERR and self._error_log is None:
+            return  # which is where gunicorn writes
+        try:
+            if self._error_log is None:
+                self._error_log = ErrorLog(options.error, options.facility)
+            else:
+                self._error_log.follow(options.error, options.facility)
+        except OSError as error:  # the name of a host that does not resolve
+            self.log.error("error log %s: %s", options.error, error)
+            return
+        target = self.log.error_log
+        for handler in list(target.handlers):  # a reload has gunicorn make one of its own again
+            if handler is not self._error_log:
+                target.removeHandler(handler)
+        if not target.handlers:
+            target.addHandler(self._error_log)
+        target.setLevel(self.cfg.loglevel.upper())
+
+    def handle_usr1(self) -> None:
+        """SIGUSR1: open all logs anew, and have the workers do so."""
+        if self._error_log is not None:
+            self._error_log.reopen()
+        super().handle_usr1()
 
     # -- a new configuration
 

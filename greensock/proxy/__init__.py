@@ -7,15 +7,16 @@ what it exports:
 networks           addresses as text, and networks that hold them
 forwarded          who the client is, and which fields are passed on
 rules              edits of fields, static answers, redirects, error pages
+log                the access log, and the error log
 options            what a proxy is told of its upstreams, its timeouts and its log
 routes             which route a request takes
 proxy_protocol     what a proxy in front says before a connection's first byte
 guard              limits for each client address, and bans
 failure            what can go wrong, what is answered then, and whether another server may be asked
-log                the access log
 upstream           the servers behind the proxy: chosen, watched, connected to
 gateway            what the listeners of a proxy share
 proxy_connection   a client's connection, and what is kept for that client
+error_lines        lines of the error log about one request
 relay              what is known of one request on its way, and what it holds
 tunnel             bytes both ways, after 101
 response_relay     the answer's way back
@@ -23,8 +24,12 @@ upstream_request   the request as it goes to a server
 request_relay      one request: which server answers it, and which one is tried next
 ordinary_exchange  the ordinary request and its answer, in one function
 proxy_server       the reverse proxy: listeners, upcalls, bodies that come slowly
+environment        values from the environment in a configuration
+units              sizes and times as people write them
+key_lines          the lines of a TOML file, where each key stands
 config_tables      tables of a configuration, each made into an object
 config             a configuration: read, checked, and made into a gateway
+server_names       servers whose names do not resolve
 proxy_program      a proxy as a program of one process: started, read anew, ended
 =================  =====================================================================================================
 """

@@ -10,7 +10,7 @@ from typing import Any
 
 from greensock.proxy.log.record import Record
 
-__all__ = ["combined_line", "json_line"]
+__all__ = ["combined_line", "escaped", "json_line", "local_time", "request_line", "seconds", "utc_time"]
 
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -28,48 +28,58 @@ def combined_line(record: Record) -> bytes:
     In what a client wrote, quotes, backslashes, control characters and what is not ASCII are ``\xHH``.
     """
     if record.method:
-        request = b"%b %b HTTP/%b" % (_escaped(record.method), _escaped(record.target), _escaped(record.version))
+        request = b"%b %b HTTP/%b" % (escaped(record.method), escaped(record.target), escaped(record.version))
     else:
-        request = _escaped(record.target) or b"-"
+        request = escaped(record.target) or b"-"
     return (
         b'%b - %b [%b] "%b" %d %d "%b" "%b" rt=%.6f upstream="%b" us="%b" uct=%b uht=%b urt=%b'
         b' reason=%b route="%b" id=%b\n'
     ) % (
         _word(record.client),
         _word(record.user or ""),
-        _local_time(int(record.started)),
+        local_time(int(record.started)),
         request,
         record.status,
         record.sent,
-        _escaped(record.referer or b"-"),
-        _escaped(record.agent or b"-"),
+        escaped(record.referer or b"-"),
+        escaped(record.agent or b"-"),
         record.duration,
-        _escaped(record.upstream or "-"),
-        _escaped(record.upstream_status or "-"),
-        _seconds(record.connect_time),
-        _seconds(record.head_time),
-        _seconds(record.upstream_time),
+        escaped(record.upstream or "-"),
+        escaped(record.upstream_status or "-"),
+        seconds(record.connect_time),
+        seconds(record.head_time),
+        seconds(record.upstream_time),
         _word(record.reason),
-        _escaped(record.route or "-"),
+        escaped(record.route or "-"),
         _word(record.request_id),
     )
 
 
-def _escaped(text: bytes | str) -> bytes:
+def request_line(record: Record) -> bytes:
+    """Return the first line of a request, or what was in its place. (Above it is written out: a call less.)"""
+    if record.method:
+        return b"%b %b HTTP/%b" % (escaped(record.method), escaped(record.target), escaped(record.version))
+    return escaped(record.target) or b"-"
+
+
+def escaped(text: bytes | str) -> bytes:
+    """Return a text with quotes, backslashes, control characters and what is not ASCII as ``\\xHH``."""
     raw = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
     return raw.decode("latin-1").translate(_as_hex).encode("latin-1") if _odd(raw) else raw
 
 
 def _word(text: str) -> bytes:
-    return _escaped(text.replace(" ", "_")) or b"-"
+    return escaped(text.replace(" ", "_")) or b"-"
 
 
-def _seconds(value: float | None) -> bytes:
+def seconds(value: float | None) -> bytes:
+    """Return a time in seconds, to the microsecond."""
     return b"-" if value is None else b"%.6f" % value
 
 
 @functools.lru_cache(maxsize=8)  # most lines of a batch are of one second
-def _local_time(seconds: int) -> bytes:
+def local_time(seconds: int) -> bytes:
+    """Return a time in seconds since 1970 as Apache writes it."""
     now = time.localtime(seconds)
     east = now.tm_gmtoff // 60
     zone = f"{'-' if east < 0 else '+'}{abs(east) // 60:02}{abs(east) % 60:02}"
@@ -95,6 +105,12 @@ def json_line(record: Record) -> bytes:
 
 _FIRST = ("client", "method", "host", "target", "version", "status", "sent", "received", "duration")
 _NAMES = (*_FIRST, *(name for name in Record.__slots__ if name not in _FIRST and name != "started"))
+
+
+def utc_time(started: float) -> str:
+    """Return a time in seconds since 1970 as RFC 3339 writes it, in UTC and to the millisecond."""
+    whole = int(started)
+    return f"{_utc(whole)}.{int((started - whole) * 1000):03}Z"
 
 
 @functools.lru_cache(maxsize=8)
