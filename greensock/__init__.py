@@ -21,6 +21,8 @@ http            HTTP/1.1: server, WSGI server, client
 proxy           the reverse proxy
 shared_pages    memory that the processes of one server share
 sources         what the command line serves
+pid_files       the files that say which process serves
+reloading       has a proxy that runs read its configuration anew
 gunicorn        many processes, under gunicorn
 locust          users for Locust
 ==============  ======================================================================================================

@@ -162,8 +162,8 @@ class ProxyConfig:
         )
 
 
-def load_config(path: str) -> ProxyConfig:
-    """Read a TOML file; ${NAME} in its texts is a value of the environment.
+def load_config(path: str, environ: Mapping[str, str] = os.environ) -> ProxyConfig:
+    """Read a TOML file; ${NAME} in its texts is a value of the environment, by default of this process.
 
     Raises:
         ConfigError: it can't be read, is no TOML, or says what may not be.
@@ -174,7 +174,7 @@ def load_config(path: str) -> ProxyConfig:
         raise ConfigError(
             [ConfigProblem(path, "", "", "", f"{error.strerror}: a file that can be read expected")]
         ) from None
-    mapping, wrong = expanded(_parsed(data, path), os.environ)
+    mapping, wrong = expanded(_parsed(data, path), environ)
     problems: list[ConfigProblem] = []
     config = None
     try:
