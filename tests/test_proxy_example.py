@@ -131,7 +131,7 @@ def test_with_a_file(serve, tmp_path):
     assert run("--check", "--config", str(path)) == (0, "the configuration is sound\n", "")
     foreign = tmp_path / "foreign.toml"
     foreign.write_text(path.read_text().replace("127.0.0.1:0", "192.0.2.1:80"))
-    wrong = f'{foreign}: listen = "192.0.2.1:80": an address of this machine expected\n'
+    wrong = f'{foreign}:1: listen = "192.0.2.1:80": an address of this machine expected\n'
     assert run("--check", "--config", str(foreign)) == (2, "", wrong)
     with running("--config", str(path)) as (_, port):
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)

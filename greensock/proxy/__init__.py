@@ -40,6 +40,7 @@ from greensock.proxy.forwarded import Forwarding
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
 from greensock.proxy.log.access_log import AccessLog
+from greensock.proxy.log.error_log import ErrorLog
 from greensock.proxy.log.log_lines import combined_line, json_line
 from greensock.proxy.log.record import Record
 from greensock.proxy.options import (
@@ -64,6 +65,7 @@ from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.relay import Relay
 from greensock.proxy.routes import Route
 from greensock.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
+from greensock.proxy.server_names import check_names
 from greensock.proxy.upstream.health import HealthOptions, HealthStatistics, Standing
 from greensock.proxy.upstream.request_keys import key_of
 from greensock.proxy.upstream.servers import ServerStatus
@@ -76,6 +78,7 @@ __all__ = [
     "CannotStart",
     "ConfigError",
     "ConfigProblem",
+    "ErrorLog",
     "ErrorPage",
     "ErrorPages",
     "FieldEdits",
@@ -108,6 +111,7 @@ __all__ = [
     "UpstreamOptions",
     "UpstreamTLS",
     "check_listeners",
+    "check_names",
     "combined_line",
     "json_line",
     "key_of",

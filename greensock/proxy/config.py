@@ -184,7 +184,7 @@ def load_config(path: str, environ: Mapping[str, str] = os.environ) -> ProxyConf
         unknown = [way for way, _ in wrong]
         for problem in error.errors:
             place = path_of(mapping, problem.table, problem.key)
-            if not any(place[: len(way)] == way for way in unknown):
+            if not any(place[: len(way)] == way or (place and way[: len(place)] == place) for way in unknown):
                 problems.append(problem)
     if config is None or wrong:
         raise ConfigError(_located(problems, mapping, data.decode(), path, wrong))
