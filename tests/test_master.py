@@ -16,6 +16,8 @@ from conftest import PATIENCE, wait_until
 from proxies import Origin
 from served import once
 
+from greensock.cli import main
+
 pytestmark = once
 
 #: Routes, of which the one to the upstream is never taken.
@@ -119,28 +121,36 @@ def test_more_and_fewer_workers(tmp_path):
         assert master.ask().pid == boots(master)[1]
 
 
-def test_a_proxy_whose_file_changes(serve, tmp_path):
+def test_a_proxy_whose_file_changes(serve, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # which is put back: reload goes where the proxy stands
     origin = serve(Origin)
     path, access = tmp_path / "proxy.toml", tmp_path / "access"
-    text = f'listen = ["127.0.0.1:0"]\n[log]\npath = "{access}"\n[upstreams.a]\nservers = ["{origin.url}"]\n'
+    errors = tmp_path / "errors"
+    text = f'listen = ["127.0.0.1:0"]\n[log]\npath = "{access}"\nerror = "{errors}"\n'
+    text += f'[upstreams.a]\nservers = ["{origin.url}"]\n'
     path.write_text(text + '[[routes]]\nupstream = "a"\n')
     command = [sys.executable, "-m", "greensock", "proxy", "--config", str(path)]
-    with arbiter(tmp_path, command=[*command]) as master:
+    with arbiter(tmp_path, command=[*command, "--pid", str(tmp_path / "pid")], logfile="errors") as master:
         wait_until(lambda: len(boots(master)) == len(os.sched_getaffinity(0)))
         assert master.ask().status == 200
         path.write_text(text + '[[routes]]\nupstream = "b"\n')
+        assert main(["proxy", "reload", "--pid", str(tmp_path / "pid")]) == 2
+        assert f'{path}:8: [[routes]] no. 1 upstream = "b"' in capsys.readouterr().err
         master.send(signal.SIGHUP)
         master.wait_for("the configuration stays as it was: ")
-        assert f'{path}: [[routes]] no. 1 upstream = "b"' in master.log()
+        assert f'{path}:8: [[routes]] no. 1 upstream = "b"' in master.log()
         assert master.ask().status == 200
         path.write_text(text + GONE)
-        master.send(signal.SIGHUP)
+        assert main(["proxy", "reload", "--pid", str(tmp_path / "pid")]) == 0
         wait_until(lambda: master.ask().status == 410)
         wait_until(lambda: access.read_text().count(" 410 ") >= 1)
         access.rename(tmp_path / "access.1")
+        errors.rename(tmp_path / "errors.1")
         master.send(signal.SIGUSR1)
         wait_until(lambda: master.ask() and access.exists() and " 410 " in access.read_text())
         assert master.stop() == 0
+    assert "Handling signal: term" in errors.read_text()
+    assert "Handling signal: term" not in (tmp_path / "errors.1").read_text()
 
 
 def test_a_reload_that_finds_its_address_taken_changes_nothing(tmp_path):

@@ -161,7 +161,7 @@ def test_one_upstream_needs_no_route():
         ("timeout", {}, "timeout = {}: no such key: timeouts?"),
         ("log", [], "[log] = []: a table expected"),
         ("log/format", "xml", '[log] format = "xml": '),
-        ("log/format", "{remote_addr}", '[log] format = "{remote_addr}": {client} in the place of {remote_addr} expected'),
+        ("log/format", "{remote_addr}", '= "{remote_addr}": {client} in the place of {remote_addr} expected'),
         ("log/error", "udp://a:b", '[log] error = "udp://a:b": a path, '),
         ("log/error", "/nowhere/errors", '[log] error = "/nowhere/errors": a file in a directory that is there'),
         ("log/level", "warn", "'warning' or 'error' expected: warning?"),
