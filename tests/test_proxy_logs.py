@@ -7,8 +7,10 @@ import os
 import re
 import socket
 
+import gevent
 import pytest
 from conftest import PATIENCE, read_all, wait_until
+from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 from proxies import Origin
@@ -350,3 +352,64 @@ def test_refused_heads_are_logged_with_what_could_be_read(serve, tmp_path):
     first, second = path.read_text().splitlines()
     assert re.fullmatch(r'400 [a-z-]+ "GET /x HTTP/1\.1" a', first)
     assert re.fullmatch(r'400 [a-z-]+ "nonsense \\x16" -', second)
+
+
+@pytest.fixture
+def raw_server():
+    """A server that does with its first connection what the test says; its URL is given."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    jobs = []
+
+    def start(job):
+        def run():
+            conn, _ = listener.accept()
+            with conn:
+                conn.settimeout(PATIENCE)
+                job(conn)
+
+        jobs.append(gevent.spawn(run))
+        return "http://127.0.0.1:{}".format(listener.getsockname()[1])
+
+    yield start
+    gevent.killall(jobs)
+    listener.close()
+
+
+def test_why_a_tunnel_ended_is_told(serve, caplog, raw_server):
+    caplog.set_level(logging.INFO, "greensock.upstream")
+
+    def switch(conn):
+        conn.recv(65536)
+        conn.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: odd\r\n\r\n")
+        conn.recv(1)
+
+    proxy = serve(ReverseProxy, gateway=gateway(raw_server(switch)))
+    with socket.create_connection(proxy.address) as sock:
+        sock.settimeout(PATIENCE)
+        sock.sendall(b"GET /t HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: odd\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 101 ")
+        sock.sendall(b"x")
+        assert sock.recv(1) == b""
+    wait_until(lambda: "was a tunnel" in caplog.text)
+    said = next(each.getMessage() for each in caplog.records if "was a tunnel" in each.getMessage())
+    assert re.fullmatch(
+        r"web: 127\.0\.0\.1:\d+: request [0-9a-f]{32} \(GET a /t\) was a tunnel for \d+\.\d s, and ended: "
+        "(both sides were done|client-left|server-left)",
+        said,
+    )
+
+
+def test_what_a_stop_cuts_off_is_told(serve, caplog, raw_server):
+    came = Event()
+
+    def be_silent(conn):
+        conn.recv(65536)
+        came.set()
+        conn.recv(1)
+
+    proxy = serve(ReverseProxy, gateway=gateway(raw_server(be_silent)))
+    with socket.create_connection(proxy.address) as sock:
+        sock.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert came.wait(PATIENCE)
+        proxy.stop(0.01)
+    assert "(GET a /slow) was cut off: the proxy stopped, and the time to drain was over" in caplog.text

@@ -176,7 +176,10 @@ def path_of(mapping: Mapping[str, Any], table: str, key: str) -> Path:
     words = iter(rest.strip("] ").split(" "))
     for word in words:
         if word == "no.":
-            path = (*path, int(next(words)) - 1)
+            number = next(words, "")
+            if not number.isdecimal():
+                break  # it is part of a name
+            path = (*path, int(number) - 1)
         elif word:
             path = (*path, word)
     return (*path, key) if key else path
