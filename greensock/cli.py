@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.command == "check":
         return _check(given.file)
-    if getattr(given, "action", None) == "reload":
+    if getattr(given, "job", None) == "reload":
         return _reload(given)
     if given.workers is not None and given.single:
         parser.error("--workers, --single: one of both expected")
@@ -92,17 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--upstream", action="append", metavar="URL", help="http://HOST:PORT, or unix:PATH; may be repeated"
     )
     proxy.add_argument("--log", metavar="FILE", help="of requests; - is standard output, the default; none is none")
-    actions = proxy.add_subparsers(dest="action", metavar="ACTION", required=False)
-    reload = actions.add_parser(
-        "reload",
-        help="have a proxy that runs read its configuration anew",
-        description="Check the configuration of a proxy that runs, and have it read anew.",
-    )
-    reload.add_argument("--pid", required=True, metavar="FILE", help="where the proxy wrote its number")
-    reload.add_argument("--config", metavar="FILE", help="its configuration, if that cannot be told from the process")
-    reload.add_argument(
-        "--operators", metavar="ADDRESS", help="its address for operators, to wait there for what comes of it"
-    )
+    _add_jobs(proxy)
     check = commands.add_parser(
         "check", help="a configuration of the proxy", description="Say what is wrong with a configuration of the proxy."
     )
@@ -142,6 +132,20 @@ def _parser() -> argparse.ArgumentParser:
             help="default: what the configuration says, or info",
         )
     return parser
+
+
+def _add_jobs(proxy: argparse.ArgumentParser) -> None:
+    jobs = proxy.add_subparsers(dest="job", metavar="JOB", title="jobs for a proxy that runs")
+    job = jobs.add_parser(
+        "reload",
+        help="have it read its configuration anew",
+        description="Check the configuration of a proxy that runs, and have it read anew.",
+    )
+    job.add_argument("--pid", required=True, metavar="FILE", help="where the proxy wrote its number")
+    job.add_argument("--config", metavar="FILE", help="its configuration, if that cannot be told from the process")
+    job.add_argument(
+        "--operations", metavar="ADDRESS", help="its operators' address, to wait there for what comes of it"
+    )
 
 
 def _fail(error: object, status: int) -> int:
@@ -249,7 +253,7 @@ def _reload(given: argparse.Namespace) -> int:
     from greensock.sources import Refused
 
     try:
-        print(reload_proxy(given.pid, given.config, given.operators))
+        print(reload_proxy(given.pid, given.config, given.operations))
     except Refused as error:
         return _fail(error, REFUSED if error.by_system else WRONG)
     return 0

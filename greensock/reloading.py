@@ -12,48 +12,62 @@ import os
 import signal
 import socket
 import time
+from typing import Any
 
 from greensock.pid_files import RunningProxy, running_proxy
-from greensock.proxy.config import ConfigError, load_config
+from greensock.proxy.config import ConfigError, ProxyConfig, load_config
 from greensock.sources import Refused
 
 __all__ = ["reload_proxy"]
 
 #: Seconds in which a proxy should have taken up a new configuration, and between two looks.
 OUTCOME, LOOK_EVERY = 30.0, 0.2
-#: Seconds that the address for operators may take for an answer.
+#: Seconds that the operators' address may take for an answer.
 ANSWER = 5.0
 
 
-def reload_proxy(pid_file: str, config: str | None = None, operators: str | None = None) -> str:
+def reload_proxy(pid_file: str, config: str | None = None, operations: str | None = None) -> str:
     """Check, send SIGHUP, and return what came of it; this process stands where the proxy was started from then on.
 
-    ``config`` is its configuration, if that is another than it was started with. With the address for ``operators`` it
-    waits until new processes serve.
+    ``config`` is its configuration, if that is another than it was started with; ``operations`` is its operators' address,
+    which its configuration may name, too. If somebody answers there it waits until new processes serve.
 
     Raises:
         Refused: the configuration is wrong, there is no such proxy, it may not be told, or the old processes serve on.
     """
     given = os.path.abspath(config) if config else None
     proxy = running_proxy(pid_file)
-    before = _serving(operators) if operators else set()
+    before = _serving(operations) if operations else set()
     file = given or (os.path.join(proxy.folder, proxy.config) if proxy.config else None)
     if file is not None:
-        _check(proxy, file)
+        place = _place_in(_checked(proxy, file))
+        if not operations and place:
+            try:
+                before, operations = _serving(place), place
+            except Refused:
+                pass  # it has none so far, or tells that to nobody
     try:
         os.kill(proxy.pid, signal.SIGHUP)
     except OSError as error:
         raise Refused(f"process {proxy.pid}: {error.strerror}", by_system=True) from error
     checked = "" if file else "; which configuration it has can't be told, so it was not checked"
-    if not operators or before == {proxy.pid}:
+    if not operations or before == {proxy.pid}:
         return f"sent SIGHUP to process {proxy.pid}: its log says what comes of it{checked}"
-    return _outcome(operators, before, proxy.pid)
+    return _outcome(operations, before, proxy.pid)
 
 
-def _check(proxy: RunningProxy, file: str) -> None:
+def _place_in(config: ProxyConfig) -> str | None:
+    """Return the operators' address that a configuration names, if it does."""
+    place: Any = getattr(getattr(config, "operations", None), "place", None)
+    if not isinstance(place, tuple):
+        return place
+    return f"[{place[0]}]:{place[1]}" if ":" in place[0] else f"{place[0]}:{place[1]}"
+
+
+def _checked(proxy: RunningProxy, file: str) -> ProxyConfig:
     try:
         os.chdir(proxy.folder)
-        load_config(file, os.environ if proxy.environ is None else proxy.environ)
+        return load_config(file, os.environ if proxy.environ is None else proxy.environ)
     except (ConfigError, OSError) as error:
         raise Refused(f"{error}\nnothing was sent: process {proxy.pid} goes on with what it has") from error
 
@@ -73,14 +87,14 @@ def _outcome(address: str, before: set[int], pid: int) -> str:
 
 
 def _serving(address: str) -> set[int]:
-    """Return the processes that serve, as the address for operators tells them."""
+    """Return the processes that serve, as the operators' address tells them."""
     connection = _connected(address)
     try:
         connection.request("GET", "/status.json", headers={"Connection": "close"})
         workers = json.load(connection.getresponse())["workers"]
         return {int(each["pid"]) for each in workers if each["state"] == "serving"}
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
-        said = f"{address}: {error}: an address for operators, with /status.json, expected"
+        said = f"{address}: {error}: an operators' address, with /status.json, expected"
         raise Refused(said, by_system=isinstance(error, OSError)) from error
     finally:
         connection.close()
@@ -96,7 +110,7 @@ def _connected(address: str) -> http.client.HTTPConnection:
             sock.connect(address.removeprefix("unix:"))
         except OSError as error:
             sock.close()
-            raise Refused(f"{address}: {error.strerror}: an address for operators expected", by_system=True) from error
+            raise Refused(f"{address}: {error.strerror}: an operators' address expected", by_system=True) from error
         return connection
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from arbiters import PROGRAMS, ROOT
@@ -156,23 +157,31 @@ def test_it_waits_for_what_comes_of_it(serve, signalled, monkeypatch, tmp_path):
     server = serve(Operators)
     address = "{}:{}".format(*server.address)
     server.told = [[5, 6], [5, 6], [6, 7], [7, 8]]
-    assert reload_proxy("pid", operators=address) == "the configuration was read anew: 2 new processes serve"
+    assert reload_proxy("pid", operations=address) == "the configuration was read anew: 2 new processes serve"
     assert signalled == [(99, signal.SIGHUP)]
     monkeypatch.setattr(reloading, "OUTCOME", 0.01)
     with pytest.raises(Refused, match=r"sent SIGHUP to process 99, and after 0\.01 s old processes serve on"):
-        reload_proxy("pid", operators=address)
+        reload_proxy("pid", operations=address)
     server.told = [[99]]
-    said = reload_proxy("pid", operators=address)
+    said = reload_proxy("pid", operations=address)
     assert said.startswith("sent SIGHUP to process 99: its log says what comes of it; which configuration it has can't")
     sent = len(signalled)
     path = str(tmp_path / "operators")
     for wrong, words in {"nonsense": "HOST:PORT", path: "No such file", "127.0.0.1:1": "refused"}.items():
         with pytest.raises(Refused, match=words):
-            reload_proxy("pid", operators=wrong)
+            reload_proxy("pid", operations=wrong)
     assert len(signalled) == sent, "without a way to know the outcome nothing is sent"
-    server = serve(Operators, path)
+    told, server = server, serve(Operators, path)
     server.told = [[1], [2]]
-    assert "1 new processes" in reload_proxy("pid", operators=path)
+    assert "1 new processes" in reload_proxy("pid", operations=path)
+    # The configuration may name the address.
+    for place, asked in ((path, server), (told.address, told)):
+        asked.told = [[3], [4]]
+        config = SimpleNamespace(operations=SimpleNamespace(place=place))
+        monkeypatch.setattr(reloading, "load_config", lambda *told, config=config: config)
+        assert "1 new processes" in reload_proxy("pid", "proxy.toml")
+    config.operations.place = ("::1", 1)
+    assert reload_proxy("pid", "proxy.toml") == "sent SIGHUP to process 99: its log says what comes of it"
 
 
 def test_check(tmp_path, capsys):

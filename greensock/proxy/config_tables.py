@@ -23,7 +23,7 @@ Kind = TypeVar("Kind")
 #: Characters of a value that are quoted.
 MAX_SHOWN = 80
 #: Keys that have one of these in their names are secrets.
-SECRETS = ("secret", "token", "password")
+SECRETS = ("secret", "token", "password", "storage")
 #: What stands for None. Also where None is the default, as a table may inherit another value (``base``); but where the
 #: default of a text is None, it is a text like any other.
 NONE = "none"

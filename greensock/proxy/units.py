@@ -64,7 +64,7 @@ SIZE = Unit(
 SIZES = frozenset(
     {
         *("max_target", "max_head", "max_body", "max_trailers", "max_chunk_extension", "max_chunk_excess", "max_field"),
-        *("max_buffered", "max_replay", "min_body_rate"),
+        *("max_buffered", "max_replay", "min_body_rate", "memory", "file", "max_answer_memory", "max_answer_files"),
     }
 )
 #: Keys that are whole seconds. Those that are seconds and no whole ones are told by their type.
@@ -75,8 +75,6 @@ NO_TIMES = ("_rate", "_ratio", "_budget", "_share")
 
 def unit_of(name: str, annotation: str) -> Unit | None:
     """Return the unit of a key, given its name and its type as it is written; None: it has none."""
-    if name in SIZES:
-        return SIZE
-    if name in WHOLE_SECONDS or (annotation.startswith("float") and not name.endswith(NO_TIMES)):
-        return TIME
-    return None
+    if annotation.startswith("int"):
+        return SIZE if name in SIZES else TIME if name in WHOLE_SECONDS else None
+    return TIME if annotation.startswith("float") and not name.endswith(NO_TIMES) else None
