@@ -111,7 +111,9 @@ def test_a_second_sigterm_hastens_the_end(tmp_path):
         assert time.monotonic() - began < 3
 
 
-def test_more_and_fewer_workers(tmp_path):
+def test_more_and_fewer_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", "1")  # not for this one: it listens as it was told
     with running(tmp_path) as master:
         wait_until(lambda: len(boots(master)) == 1)
         master.send(signal.SIGTTIN)
@@ -168,6 +170,21 @@ def test_a_reload_that_finds_its_address_taken_changes_nothing(tmp_path):
         wait_until(lambda: len(boots(master)) == 2)
         assert master.ask().status == 404
         assert master.stop() == 0
+
+
+def test_what_is_given_and_is_no_socket(tmp_path):
+    """Nothing is half started then."""
+    program = "import os, sys; os.dup2(os.open('/dev/null', os.O_RDONLY), 3);"
+    program += "os.environ['LISTEN_PID'] = str(os.getpid());"
+    program += "os.execv(sys.executable, [sys.executable, '-m', 'greensock', 'run', 'a:B', '--pid', 'pid'])"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "LISTEN_FDS": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "listening sockets expected, of those that LISTEN_FDS says are given: " in done.stderr
+    assert "Socket operation on non-socket" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_systemd(tmp_path):

@@ -44,8 +44,6 @@ __all__ = ["Master", "ServerApplication"]
 
 #: Seconds before a worker is tried again that could not begin: the first time, and at the most.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-#: In the environment of a master whose sockets are somebody else's first.
-INHERITED = ("GUNICORN_FD", "LISTEN_FDS")
 
 
 class ServerApplication(BaseApplication):  # type: ignore[misc]
@@ -104,15 +102,19 @@ class Master(Arbiter):  # type: ignore[misc]
         """Listen, before anything else is there that would have to be undone; then start as gunicorn does."""
         self.app.source.share(self.app.pages)
         addresses = list(self.app.source.addresses)
-        is_ours = not any(name in os.environ for name in INHERITED)
+        is_ours = not _is_given()
         if is_ours:
             self.LISTENERS = self._opened(addresses)
         try:
             super().start()
-        except (RuntimeError, OSError) as error:  # the pid file is another's, or can't be written
+        except (RuntimeError, OSError, ValueError) as error:  # the pid file is another's, or can't be written
             if is_ours:
                 sock.close_sockets(self.LISTENERS)
-            raise Refused(str(error), by_system=True) from error
+            if self.pidfile is not None:
+                self.pidfile.unlink()  # if it is this one's
+            is_of_sockets = not is_ours and getattr(error, "filename", None) is None
+            said = f"listening sockets expected, of those that LISTEN_FDS says are given: {error}"
+            raise Refused(said if is_of_sockets else str(error), by_system=True) from error
         self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
 
     def _opened(self, addresses: list[Any]) -> list[Any]:
@@ -159,7 +161,7 @@ class Master(Arbiter):  # type: ignore[misc]
             self._follow(app.source.log_options)
 
     def _follow(self, options: LogOptions) -> None:
-        """Have what is logged go where the configuration says. Workers have what the master has when they are forked."""
+        """Have what is logged go where the configuration says: the workers have what the master has at the fork."""
         if options.error == STDERR and self._error_log is None:
             return  # which is where gunicorn writes
         try:
@@ -285,6 +287,14 @@ class Master(Arbiter):  # type: ignore[misc]
             if gone:
                 self.wakeup()  # to have them replaced at once
             return
+
+
+def _is_given() -> bool:
+    """Return whether the sockets are somebody else's first: of a master whose place this one takes, or of systemd.
+
+    LISTEN_FDS alone says nothing: it may be meant for a parent (sd_listen_fds(3)).
+    """
+    return "GUNICORN_FD" in os.environ or os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
 def _state_of(worker: Any) -> int:
