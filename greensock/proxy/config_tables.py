@@ -153,7 +153,7 @@ class Tables:
 def guess(given: str, words: Iterable[str]) -> str:
     """Return the word that was most likely meant; empty if none is near."""
     known = {word.lower().replace("-", "_"): word for word in words}
-    near = difflib.get_close_matches(given.lower().replace("-", "_"), known, 1)
+    near = difflib.get_close_matches(given[:MAX_SHOWN].lower().replace("-", "_"), known, 1)
     return known[near[0]] if near else ""
 
 

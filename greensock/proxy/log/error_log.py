@@ -93,13 +93,18 @@ class ErrorLog(logging.Handler):
         except Exception:  # the program's: arguments that do not fit
             self.handleError(record)
             return
-        lost = self.lost - self._told
-        if lost and not self._put(f"{lost} lines of this log were lost: {self._why}", logging.WARNING, record.created):
-            self.lost += 1
-            return
-        self._told = self.lost
+        if self.lost > self._told:
+            notice = self._notice(record.name)
+            if not self._put(self.format(notice), notice.levelno, notice.created):
+                self.lost += 1
+                return
+            self._told = self.lost
         if not self._put(text, record.levelno, record.created):
             self.lost += 1
+
+    def _notice(self, name: str) -> logging.LogRecord:
+        text = f"{self.lost - self._told} lines of this log were lost: {self._why}"
+        return logging.LogRecord(name, logging.WARNING, "", 0, text, None, None)
 
     def _put(self, text: str, level: int, when: float) -> bool:
         """Write a line; return whether it is out, or on standard error in its place."""
