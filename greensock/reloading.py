@@ -29,8 +29,8 @@ ANSWER = 5.0
 def reload_proxy(pid_file: str, config: str | None = None, operations: str | None = None) -> str:
     """Check, send SIGHUP, and return what came of it; this process stands where the proxy was started from then on.
 
-    ``config`` is its configuration, if that is another than it was started with; ``operations`` is its operators' address,
-    which its configuration may name, too. If somebody answers there it waits until new processes serve.
+    ``config`` is its configuration, if that is another than it was started with; ``operations`` is its operators'
+    address, which its configuration may name, too. If somebody answers there it waits until new processes serve.
 
     Raises:
         Refused: the configuration is wrong, there is no such proxy, it may not be told, or the old processes serve on.
@@ -60,7 +60,7 @@ def _place_in(config: ProxyConfig) -> str | None:
     """Return the operators' address that a configuration names, if it does."""
     place: Any = getattr(getattr(config, "operations", None), "place", None)
     if not isinstance(place, tuple):
-        return place
+        return None if place is None else str(place)
     return f"[{place[0]}]:{place[1]}" if ":" in place[0] else f"{place[0]}:{place[1]}"
 
 

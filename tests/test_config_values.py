@@ -113,7 +113,7 @@ def test_every_size_and_time_takes_units(kind):
         place = next(number for number, line in enumerate(lines) if line.startswith(f"{field.name}: ")) - 1
         while lines[place - 1].startswith("#:"):
             place -= 1
-        says = re.match(r"#: (?:What Strict-Transport-Security says.*: )?(\w+)", lines[place])[1].lower()
+        says = re.match(r"#: (?:What Strict-Transport-Security says.*?: )?(\w+)", lines[place])[1].lower()
         unit = unit_of(field.name, str(field.type))
         if kind is ProxyTimeouts:
             says = "bytes" if "rate" in field.name else "seconds"

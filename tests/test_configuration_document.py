@@ -30,7 +30,7 @@ MARK = "<!-- From here on it is made by tests/test_configuration_document.py. --
 
 #: Keys that are no fields: what they are, their default, and what they say.
 BY_HAND = {
-    ("[upstreams.NAME]", "servers"): ("list of texts or tables", "", "Its servers: a URL each, or a table (see below)."),
+    ("[upstreams.NAME]", "servers"): ("list of texts or tables", "", "A URL each, or a table (see below)."),
     ("[upstreams.NAME]", "health"): ("table", "", "`[upstreams.NAME.health]`, below."),
     ("[upstreams.NAME]", "sticky"): ("table", "not set", "`[upstreams.NAME.sticky]`, below."),
     ("[upstreams.NAME]", "tls"): ("table", "not set", "`[upstreams.NAME.tls]`, below: for servers of `https://`."),

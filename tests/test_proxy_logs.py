@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import socket
 
 import gevent
 import pytest
 from conftest import PATIENCE, read_all, wait_until
 from gevent.event import Event
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from proxies import Origin
 from test_proxy_access_log import WHOLE, in_local_time, record
@@ -73,10 +74,10 @@ def test_each_field():
     assert {*SAID, "time"} == {*FIELDS}
     assert {*Record.__slots__} - {"started"} <= {*FIELDS}
     for name, said in SAID.items():
-        assert line_function("{%s}" % name)(made) == said.encode() + b"\n", name
+        assert line_function("{" + name + "}")(made) == said.encode() + b"\n", name
     bare = Record(0.0, "", "", "", b"", "")
     for name in FIELDS:
-        line = line_function("{%s}" % name)(bare)
+        line = line_function("{" + name + "}")(bare)
         assert len(line) > 1, name
 
 
@@ -109,10 +110,11 @@ def test_a_format_of_ones_own():
 )
 def test_a_format_that_is_none(form, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        AccessLog("-", form)
+        line_function(form)
 
 
-@given(st.binary(), st.binary(), st.text())
+@settings(max_examples=30)
+@given(st.binary(max_size=20), st.binary(max_size=20), st.text(max_size=20))
 def test_whatever_came_a_field_is_a_field(target, agent, user):
     made = record(agent=agent, user=user, method=user)
     made.target = target
@@ -213,10 +215,8 @@ def test_a_daemon_that_takes_nothing_stops_nobody(tmp_path, caplog):
         access.close(0)
         assert access.dropped > 0
         assert access.written + access.dropped == 2000
-        sock.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            while sock.recv(65536):
-                pass
+        while select.select([sock], [], [], 0)[0]:
+            sock.recv(65536)
         sock.settimeout(PATIENCE)
         logger.error("at last")
         assert sock.recv(65536).endswith(b"%d lines of this log were lost: they were not taken at once" % error.lost)
@@ -254,7 +254,7 @@ def test_the_error_log_to_a_file(logger, tmp_path):
         log.exception("failed")
     log.debug("not told")
     lines = path.read_text().splitlines()
-    start = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \[%d\] " % os.getpid()
+    start = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d{{3}} \[{os.getpid()}\] "
     assert re.fullmatch(start + r"WARNING greensock\.upstream: web: a:1 is down: \\x1B\[31mone", lines[0])
     assert lines[1] == "\ttwo"
     assert re.fullmatch(start + "ERROR greensock.upstream: failed", lines[2])
@@ -319,7 +319,7 @@ def test_a_server_that_fails_is_told_with_the_request(serve, caplog):
     caplog.set_level(logging.INFO, "greensock.upstream")
     origin = serve(Origin)
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        dead = "127.0.0.1:{}".format(closed.getsockname()[1])
+        dead = f"127.0.0.1:{closed.getsockname()[1]}"
     records = []
     proxy = serve(ReverseProxy, gateway=gateway(f"http://{dead}", origin.url), request_recorded=records.append)
     assert b" 200 " in ask(proxy.address)
@@ -332,7 +332,7 @@ def test_a_server_that_fails_is_told_with_the_request(serve, caplog):
 def test_lines_about_requests_are_bounded(serve, caplog):
     caplog.set_level(logging.INFO, "greensock.upstream")
     with socket.create_server(("127.0.0.1", 0)) as closed:
-        dead = "127.0.0.1:{}".format(closed.getsockname()[1])
+        dead = f"127.0.0.1:{closed.getsockname()[1]}"
     proxy = serve(ReverseProxy, gateway=gateway(f"http://{dead}"))
     request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     answers = ask(proxy.address, request * 80 + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -368,7 +368,7 @@ def raw_server():
                 job(conn)
 
         jobs.append(gevent.spawn(run))
-        return "http://127.0.0.1:{}".format(listener.getsockname()[1])
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     yield start
     gevent.killall(jobs)

@@ -148,8 +148,9 @@ class KeyLines:
                 if here == "]":
                     return
                 continue
-            self._lines[(*path, index)] = self._line()
-            self._read_value((*path, index))
+            place = (*path, index)
+            self._lines[place] = self._line()
+            self._read_value(place)
             index += 1
 
     def _read_inline(self, path: Path) -> None:
@@ -201,12 +202,11 @@ def name_of(path: Path) -> tuple[str, str]:
     while path and isinstance(path[-1], int):
         path = path[:-1]
     *way, key = path
-    words = way[: next((place for place, each in enumerate(way) if isinstance(each, int)), len(way))]
-    table = ".".join(map(str, words))
-    if table == "routes":
-        table = "[[routes]]"
-    elif words and not (table == "listen" and len(way) > len(words)):
-        table = f"[{table}]"
-    for each in way[len(words) :]:
-        table += f" no. {each + 1}" if isinstance(each, int) else f" {each}"
-    return table, str(key)
+    # What is a list stands behind the brackets, with the number of the item.
+    first = next((place for place, each in enumerate(way) if isinstance(each, int)), len(way) + 1)
+    inside, outside = way[: first - 1], way[first - 1 :]
+    words = [f"[{'.'.join(map(str, inside))}]"] if inside else []
+    for each in outside:
+        shown = "[[routes]]" if each == "routes" and not words else each
+        words.append(f"no. {each + 1}" if isinstance(each, int) else str(shown))
+    return " ".join(words), str(key)

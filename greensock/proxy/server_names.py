@@ -23,11 +23,11 @@ MAX_NAMES = 200
 def check_names(config: ProxyConfig, file: str = "", patience: float = PATIENCE) -> list[ConfigProblem]:
     """Return a warning for each server whose name does not resolve, or not in time; ``file`` is as they call it."""
     servers: dict[str, list[tuple[str, int, str]]] = {}
-    for group, _, _ in config.upstreams:
-        for place, server in enumerate(group.servers, 1):
+    for options, _, _ in config.upstreams:
+        for place, server in enumerate(options.servers, 1):
             address = server.origin.address
             if isinstance(address, tuple):
-                servers.setdefault(address[0], []).append((group.name, place, server.url))
+                servers.setdefault(address[0], []).append((options.name, place, server.url))
     asked = [name for name in servers if not _is_number(name)][:MAX_NAMES]
     said: dict[str, str] = {}
     threads = [threading.Thread(target=_ask, args=(name, said), daemon=True) for name in asked]

@@ -103,7 +103,8 @@ class RequestsAdapter(BaseAdapter):
             if name in options:
                 raise TypeError(f"{name}: that is for requests to say")
         self.max_retries = max_retries
-        self._options: dict[str, Any] = {"user_agent": None, "max_connections": pool_maxsize, "max_waiting": 1 << 20, **options}
+        own = {"user_agent": None, "max_connections": pool_maxsize, "max_waiting": 1 << 20}
+        self._options: dict[str, Any] = {**own, **options}
         HTTPClient(**self._options).close()  # raises what is wrong with them
         self._begin()
 

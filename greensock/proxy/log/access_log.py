@@ -207,7 +207,7 @@ class AccessLog:
 
     ``target`` is a path, ``-`` for standard output, ``stderr``, ``syslog``, ``udp://HOST:PORT`` (see ``targets``), or a
     descriptor, which is left open. ``format`` is ``combined``, ``json``, a text with fields such as
-    ``{client} {status}`` (see ``line_format``), or a function that makes a line of a record, as bytes, and never blocks.
+    ``{client} {status}`` (see ``line_format``), or a function that makes a line of a record, as bytes, at once.
     ``max_pending`` lines may wait. ``facility`` is what syslog is told of where they come from.
 
     Raises:
