@@ -108,6 +108,7 @@ def comment_of(kind: Any, name: str) -> str:
     text = re.sub(r":data:`(\w+)`", lambda match: ", ".join(f"`{each}`" for each in getattr(options, match[1])), text)
     for pattern, word in ((r"\bNone\b(?!`)", "Not set"), (r"\bTrue\b", "true"), (r"\bFalse\b", "false")):
         text = re.sub(pattern, word, text)
+    text = text.replace("; Not set", "; not set")
     return re.sub(r"`(\w+)\.(\w+)`", r"`\2`", text)
 
 

@@ -147,7 +147,7 @@ def test_a_proxy_whose_file_changes(serve, tmp_path, monkeypatch, capsys):
         wait_until(lambda: master.ask().status == 410)
         wait_until(lambda: access.read_text().count(" 410 ") >= 1)
         access.rename(tmp_path / "access.1")
-        errors.rename(tmp_path / "errors.1")
+        master.logfile = errors.rename(tmp_path / "errors.1")
         master.send(signal.SIGUSR1)
         wait_until(lambda: master.ask() and access.exists() and " 410 " in access.read_text())
         assert master.stop() == 0
@@ -174,7 +174,7 @@ def test_a_reload_that_finds_its_address_taken_changes_nothing(tmp_path):
 
 def test_what_is_given_and_is_no_socket(tmp_path):
     """Nothing is half started then."""
-    program = "import os, sys; os.dup2(os.open('/dev/null', os.O_RDONLY), 3);"
+    program = "import os, sys; os.dup2(os.open('/dev/null', os.O_RDONLY), 3); os.set_inheritable(3, True);"
     program += "os.environ['LISTEN_PID'] = str(os.getpid());"
     program += "os.execv(sys.executable, [sys.executable, '-m', 'greensock', 'run', 'a:B', '--pid', 'pid'])"
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "LISTEN_FDS": "1"}
