@@ -146,6 +146,7 @@ def _add_jobs(proxy: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--operations", metavar="ADDRESS", help="its operators' address, to wait there for what comes of it"
     )
+    job.add_argument("--token-file", metavar="FILE", help="where the operators' token is, if reading needs it")
 
 
 def _fail(error: object, status: int) -> int:
@@ -253,7 +254,7 @@ def _reload(given: argparse.Namespace) -> int:
     from greensock.sources import Refused
 
     try:
-        print(reload_proxy(given.pid, given.config, given.operations))
+        print(reload_proxy(given.pid, given.config, given.operations, given.token_file))
     except Refused as error:
         return _fail(error, REFUSED if error.by_system else WRONG)
     return 0

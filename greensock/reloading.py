@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 from greensock.pid_files import RunningProxy, running_proxy
@@ -26,24 +27,29 @@ OUTCOME, LOOK_EVERY = 30.0, 0.2
 ANSWER = 5.0
 
 
-def reload_proxy(pid_file: str, config: str | None = None, operations: str | None = None) -> str:
+def reload_proxy(
+    pid_file: str, config: str | None = None, operations: str | None = None, token_file: str | None = None
+) -> str:
     """Check, send SIGHUP, and return what came of it; this process stands where the proxy was started from then on.
 
     ``config`` is its configuration, if that is another than it was started with; ``operations`` is its operators'
-    address, which its configuration may name, too. If somebody answers there it waits until new processes serve.
+    address, and ``token_file`` has their token; its configuration may name both, too. If somebody answers there it waits
+    until new processes serve.
 
     Raises:
         Refused: the configuration is wrong, there is no such proxy, it may not be told, or the old processes serve on.
     """
     given = os.path.abspath(config) if config else None
+    token = _token_in(token_file) if token_file else None
     proxy = running_proxy(pid_file)
-    before = _serving(operations) if operations else set()
+    before = _serving(operations, token) if operations else set()
     file = given or (os.path.join(proxy.folder, proxy.config) if proxy.config else None)
     if file is not None:
-        place = _place_in(_checked(proxy, file))
-        if not operations and place:
+        told = getattr(_checked(proxy, file), "operations", None)
+        if not operations and told is not None:
+            place, token = _place_of(told.place), token or told.token
             try:
-                before, operations = _serving(place), place
+                before, operations = _serving(place, token), place
             except Refused:
                 pass  # it has none so far, or tells that to nobody
     try:
@@ -53,14 +59,20 @@ def reload_proxy(pid_file: str, config: str | None = None, operations: str | Non
     checked = "" if file else "; which configuration it has can't be told, so it was not checked"
     if not operations or before == {proxy.pid}:
         return f"sent SIGHUP to process {proxy.pid}: its log says what comes of it{checked}"
-    return _outcome(operations, before, proxy.pid)
+    return _outcome(operations, token, before, proxy.pid)
 
 
-def _place_in(config: ProxyConfig) -> str | None:
-    """Return the operators' address that a configuration names, if it does."""
-    place: Any = getattr(getattr(config, "operations", None), "place", None)
+def _token_in(file: str) -> str:
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{file}: {error}: the file of the operators' token expected", by_system=True) from error
+
+
+def _place_of(place: Any) -> str:
+    """Return an operators' address as it is written."""
     if not isinstance(place, tuple):
-        return None if place is None else str(place)
+        return str(place)
     return f"[{place[0]}]:{place[1]}" if ":" in place[0] else f"{place[0]}:{place[1]}"
 
 
@@ -72,12 +84,12 @@ def _checked(proxy: RunningProxy, file: str) -> ProxyConfig:
         raise Refused(f"{error}\nnothing was sent: process {proxy.pid} goes on with what it has") from error
 
 
-def _outcome(address: str, before: set[int], pid: int) -> str:
+def _outcome(address: str, token: str | None, before: set[int], pid: int) -> str:
     """Wait until none of the processes serve that did before; return how many others do."""
     due = time.monotonic() + OUTCOME
     while time.monotonic() < due:
         try:
-            now = _serving(address)
+            now = _serving(address, token)
         except Refused:
             now = set()  # nobody answers there for the moment
         if now and not now & before:
@@ -86,12 +98,16 @@ def _outcome(address: str, before: set[int], pid: int) -> str:
     raise Refused(f"sent SIGHUP to process {pid}, and after {OUTCOME:g} s old processes serve on: see its log", True)
 
 
-def _serving(address: str) -> set[int]:
+def _serving(address: str, token: str | None) -> set[int]:
     """Return the processes that serve, as the operators' address tells them."""
     connection = _connected(address)
     try:
-        connection.request("GET", "/status.json", headers={"Connection": "close"})
-        workers = json.load(connection.getresponse())["workers"]
+        headers = {"Connection": "close"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        connection.request("GET", "/status.json", headers=headers)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise Refused(f"{address}: it answered {answer.status}, and not what its workers do: a token expected?")
+        workers = json.load(answer)["workers"]
         return {int(each["pid"]) for each in workers if each["state"] == "serving"}
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
         said = f"{address}: {error}: an operators' address, with /status.json, expected"

@@ -135,9 +135,12 @@ class Operators(HTTPServer):
     """Tells which workers serve: others with each question."""
 
     told: list[list[int]]
+    token = ""
 
     def handle_request(self, request):
         assert request.path == "/status.json"
+        if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
+            return Response(b"", 401)
         pids = self.told.pop(0) if len(self.told) > 1 else self.told[0]
         workers = [{"pid": pid, "state": "serving"} for pid in pids] + [{"pid": 1, "state": "ending"}]
         return Response(json.dumps({"workers": workers}))
@@ -172,14 +175,28 @@ def test_it_waits_for_what_comes_of_it(serve, signalled, monkeypatch, tmp_path):
             reload_proxy("pid", operations=wrong)
     assert len(signalled) == sent, "without a way to know the outcome nothing is sent"
     told, server = server, serve(Operators, path)
+    monkeypatch.setattr(reloading, "OUTCOME", 30.0)
     server.told = [[1], [2]]
     assert "1 new processes" in reload_proxy("pid", operations=path)
     # The configuration may name the address.
     for place, asked in ((path, server), (told.address, told)):
         asked.told = [[3], [4]]
-        config = SimpleNamespace(operations=SimpleNamespace(place=place))
+        config = SimpleNamespace(operations=SimpleNamespace(place=place, token=None))
         monkeypatch.setattr(reloading, "load_config", lambda *told, config=config: config)
         assert "1 new processes" in reload_proxy("pid", "proxy.toml")
+    # And its token, if reading needs it; else that is in a file.
+    told.token = "let-me-in"
+    told.told = [[3], [4], [4], [5], [5], [6]]
+    config.operations.place = told.address
+    assert reload_proxy("pid", "proxy.toml") == "sent SIGHUP to process 99: its log says what comes of it"
+    config.operations.token = "let-me-in"
+    assert "1 new processes" in reload_proxy("pid", "proxy.toml")
+    (tmp_path / "token").write_text("let-me-in\n")
+    assert "1 new processes" in reload_proxy("pid", operations=address, token_file=str(tmp_path / "token"))
+    with pytest.raises(Refused, match="it answered 401, and not what its workers do: a token expected"):
+        reload_proxy("pid", operations=address)
+    with pytest.raises(Refused, match="the file of the operators' token expected"):
+        reload_proxy("pid", operations=address, token_file=str(tmp_path / "none"))
     config.operations.place = ("::1", 1)
     assert reload_proxy("pid", "proxy.toml") == "sent SIGHUP to process 99: its log says what comes of it"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import json
 import os
 import re
 import socket
@@ -216,9 +217,7 @@ def _located(
 ) -> list[ConfigProblem]:
     """Return problems with their lines, in the order of the file; ``wrong`` is what could not be filled in."""
     lines = KeyLines(text)
-    found = [
-        dataclasses.replace(each, line=lines.find(path_of(mapping, each.table, each.key))) for each in problems
-    ]
+    found = [dataclasses.replace(each, line=lines.find(_way_to(each, mapping))) for each in problems]
     reader = _Reader(path)
     for way, expected in wrong:
         value: Any = mapping
@@ -227,6 +226,22 @@ def _located(
         reader.note(*name_of(way), value, expected)
         found.append(dataclasses.replace(reader.problems[-1], line=lines.find(way)))
     return sorted(found, key=lambda each: each.line)
+
+
+def _way_to(problem: ConfigProblem, mapping: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Return the way to what a problem is about: in a list to the item whose text is wrong, if it is one."""
+    way = path_of(mapping, problem.table, problem.key)
+    there: Any = mapping
+    for step in way:
+        try:
+            there = there[step]
+        except (LookupError, TypeError):  # it is missing
+            return way
+    for index, item in enumerate(there) if isinstance(there, list) else ():
+        texts = item.values() if isinstance(item, Mapping) else [item]
+        if any(isinstance(each, str) and json.dumps(each, ensure_ascii=False) == problem.value for each in texts):
+            return (*way, index)
+    return way
 
 
 def locate(problems: list[ConfigProblem], file: str) -> list[ConfigProblem]:
