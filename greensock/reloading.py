@@ -33,8 +33,8 @@ def reload_proxy(
     """Check, send SIGHUP, and return what came of it; this process stands where the proxy was started from then on.
 
     ``config`` is its configuration, if that is another than it was started with; ``operations`` is its operators'
-    address, and ``token_file`` has their token; its configuration may name both, too. If somebody answers there it waits
-    until new processes serve.
+    address, and ``token_file`` has their token; its configuration may name both, too. If somebody answers there it
+    waits until new processes serve.
 
     Raises:
         Refused: the configuration is wrong, there is no such proxy, it may not be told, or the old processes serve on.

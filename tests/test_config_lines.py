@@ -235,6 +235,7 @@ def test_what_is_no_toml_has_its_line(tmp_path, data, line):
 
 def test_what_cannot_be_listened_on_has_its_line(tmp_path):
     file = tmp_path / "proxy.toml"
-    file.write_text('# here\nlisten = [\n  "127.0.0.1:8080",\n  { address = "192.0.2.1:8080" }\n]\n[upstreams.a]\nservers = ["http://127.0.0.1:1"]\n')
+    listen = 'listen = [\n  "127.0.0.1:8080",\n  { address = "192.0.2.1:8080" }\n]\n'
+    file.write_text(f'# here\n{listen}[upstreams.a]\nservers = ["http://127.0.0.1:1"]\n')
     (problem,) = check_listeners(load_config(str(file)), str(file))
     assert str(problem) == f'{file}:4: listen = "192.0.2.1:8080": an address of this machine expected'
