@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from types import FrameType
@@ -51,7 +50,7 @@ class ServerWorker(BaseWorker):
         gevent.spawn(self._reopen_logs)
 
     def _reopen_logs(self) -> None:
-        for handler in logging.getLogger("gunicorn.error").handlers:
+        for handler in self.log.error_log.handlers:
             if isinstance(handler, ErrorLog):
                 handler.reopen()
         self.app.source.reopen_logs()
