@@ -215,7 +215,7 @@ def test_a_wrong_file(tmp_path):
     status, output, errors = run("--check", "--config", str(path))
     assert (status, output) == (2, "")
     assert len(errors.splitlines()) == 3
-    assert f'{path}: lissten = "x": no such key: listen?' in errors
+    assert f'{path}:1: lissten = "x": no such key: listen?' in errors
     assert f'{path}: [timeouts] connect = -1: seconds, more than 0, or "none" expected' in errors
     assert f'{path}: [upstreams.app] servers no. 1 url = "ftp://a": ' in errors
 

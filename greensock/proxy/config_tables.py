@@ -150,10 +150,10 @@ class Tables:
                 return None, False
 
 
-def guess(given: str, words: Iterable[str]) -> str:
-    """Return the word that was most likely meant; empty if none is near."""
+def guess(given: str, words: Iterable[str], likeness: float = 0.6) -> str:
+    """Return the word that was most likely meant; empty if none is so much alike."""
     known = {word.lower().replace("-", "_"): word for word in words}
-    near = difflib.get_close_matches(given[:MAX_SHOWN].lower().replace("-", "_"), known, 1)
+    near = difflib.get_close_matches(given[:MAX_SHOWN].lower().replace("-", "_"), known, 1, likeness)
     return known[near[0]] if near else ""
 
 
@@ -164,7 +164,7 @@ def _hint(field: dataclasses.Field[Any], given: Any, expected: str) -> str:
     unit = unit_of(field.name, str(field.type))
     if unit is not None:
         return f" ({unit.examples})"
-    near = guess(given, _words(expected))
+    near = guess(given, _words(expected), 0.7)  # what is quoted there need not be what is allowed
     return f": {near}?" if near and near != given else ""
 
 
