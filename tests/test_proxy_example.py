@@ -216,8 +216,8 @@ def test_a_wrong_file(tmp_path):
     assert (status, output) == (2, "")
     assert len(errors.splitlines()) == 3
     assert f'{path}:1: lissten = "x": no such key: listen?' in errors
-    assert f'{path}: [timeouts] connect = -1: seconds, more than 0, or "none" expected' in errors
-    assert f'{path}: [upstreams.app] servers no. 1 url = "ftp://a": ' in errors
+    assert f'{path}:3: [timeouts] connect = -1: seconds, more than 0, or "none" expected' in errors
+    assert f'{path}:5: [upstreams.app] servers no. 1 url = "ftp://a": ' in errors
 
 
 def get(address, family=socket.AF_INET, target="/x", end=b"GET /x "):
