@@ -115,7 +115,7 @@ def main() -> int:
 
 
 def serve(config: ProxyConfig, file: str | None, sites: list[Site], once: bool, tls: TLS | None) -> int:
-    options = {} if tls is None else {"tls": tls}
+    options: dict[str, Any] = {} if tls is None else {"tls": tls}
     program = ProxyProgram(config, partial(load_config, file) if file else None, **options)
     passed = True
 

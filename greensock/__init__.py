@@ -23,6 +23,8 @@ http            HTTP/1.1: server, WSGI server, client
 operations      what operators see of a server, and tell it
 proxy           the reverse proxy
 sources         what the command line serves
+pid_files       the files that say which process serves
+reloading       has a proxy that runs read its configuration anew
 gunicorn        many processes, under gunicorn
 locust          users for Locust
 ==============  ======================================================================================================

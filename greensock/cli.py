@@ -1,13 +1,15 @@
 """The command line: ``greensock run`` serves a server class, ``greensock proxy`` is the reverse proxy.
 
+``greensock check`` looks at a configuration, ``greensock proxy reload`` has a proxy that runs read its own anew.
 Both run in many processes under gunicorn (``pip install greensock[proxy]``), or with ``--single`` in this one. What
 serves is patched: a worker after it was forked, a single process here, before anything that might be in the way is
 imported. The master of many is not, and never has a hub.
 
 ``greensock top``, ``proxy drain`` and ``proxy ready`` ask a server that runs, and serve nobody.
 
-Exit status: 0 when it was told to end; 1 for what the system refused (an address, a log); 2 for what the command line
-or the configuration says wrong; 3 and 4 for a first worker that could not begin.
+Exit status: 0 when it was told to end, or has done what it was to do; 1 for what the system refused (an address, a log,
+a process that is gone); 2 for what the command line or the configuration says wrong; 3 and 4 for a first worker that
+could not begin.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ REFUSED, WRONG = 1, 2
 LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: Seconds that requests have to end when a server class is stopped.
 DRAIN = 30.0
+#: Seconds that a worker may be silent.
+TIMEOUT = 30
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from greensock.operations.commands import perform
 
         return perform(given)
+    if given.command == "check":
+        return _check(given.file)
+    if getattr(given, "job", None) == "reload":
+        return _reload(given)
     if given.workers is not None and given.single:
         parser.error("--workers, --single: one of both expected")
     if given.workers is not None and given.workers < 1:
         parser.error(f"--workers={given.workers}: at least 1 expected")
+    for name in ("user", "group", "timeout") if given.single else ():
+        if getattr(given, name) is not None:
+            parser.error(f"--{name}, --single: one of both expected: one process is not watched, and stays whose it is")
+    if given.timeout is None:
+        given.timeout = TIMEOUT
     if given.timeout < 0:
         parser.error(f"--timeout={given.timeout}: at least 0 expected")
     if not 0 <= getattr(given, "drain", 0.0) < inf:
@@ -86,6 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     proxy.add_argument("--log", metavar="FILE", help="of requests; - is standard output, the default; none is none")
     _add_jobs(proxy)
+    check = commands.add_parser(
+        "check", help="a configuration of the proxy", description="Say what is wrong with a configuration of the proxy."
+    )
+    check.add_argument("file", metavar="FILE", help="see examples/reverse_proxy.toml")
     run = commands.add_parser("run", help="a server class", description="Serve a class of your own.")
     run.add_argument("where", metavar="MODULE:CLASS", help="a subclass of greensock.Server")
     run.add_argument(
@@ -112,15 +129,17 @@ def _parser() -> argparse.ArgumentParser:
             "--operations", metavar="ADDRESS",
             help="where operators ask, HOST:PORT or a path; their token is in GREENSOCK_OPERATIONS_TOKEN",
         )  # fmt: skip
-        each.add_argument("--pid", metavar="FILE", help="where the master writes its number")
+        each.add_argument("--pid", metavar="FILE", help="where the master, or the single process, writes its number")
         each.add_argument("--user", metavar="USER", help="whose processes the workers are")
         each.add_argument("--group", metavar="GROUP")
         each.add_argument(
-            "--timeout", type=int, default=30, metavar="SECONDS",
-            help="a worker that is silent for longer is killed, and the log says where it hung; default: %(default)s",
+            "--timeout", type=int, metavar="SECONDS",
+            help=f"a worker that is silent for longer is killed, and the log says where it hung; default: {TIMEOUT}",
         )  # fmt: skip
         each.add_argument(
-            "--log-level", default="info", choices=["debug", "info", "warning", "error"], help="default: %(default)s"
+            "--log-level",
+            choices=["debug", "info", "warning", "error"],
+            help="default: what the configuration says, or info",
         )
     _add_top(commands)
     return parser
@@ -158,6 +177,17 @@ def _add_orders(jobs: Any) -> None:
                 "--wait", type=float, default=0.0, metavar="SECONDS",
                 help="for what it has in hand; default: not at all",
             )  # fmt: skip
+    job = jobs.add_parser(
+        "reload",
+        help="have it read its configuration anew",
+        description="Check the configuration of a proxy that runs, and have it read anew.",
+    )
+    job.add_argument("--pid", required=True, metavar="FILE", help="where the proxy wrote its number")
+    job.add_argument("--config", metavar="FILE", help="its configuration, if that cannot be told from the process")
+    job.add_argument(
+        "--operations", metavar="ADDRESS", help="its operators' address, to wait there for what comes of it"
+    )
+    job.add_argument("--token-file", metavar="FILE", help="where the operators' token is, if reading needs it")
 
 
 def _fail(error: object, status: int) -> int:
@@ -169,7 +199,7 @@ def _fail(error: object, status: int) -> int:
 
 
 def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
-    from greensock.proxy.config import ConfigError, check_listeners, load_config, parse_config
+    from greensock.proxy.config import ConfigError, load_config, parse_config
 
     if given.config and (given.listen or given.upstream or given.log or given.operations):
         parser.error("--config says it all: --listen, --upstream, --log and --operations don't go with it")
@@ -190,11 +220,7 @@ def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
     except ConfigError as error:
         return _fail(error, WRONG)
     if given.check:
-        problems = check_listeners(config, given.config or "the command line")
-        if problems:
-            return _fail("\n".join(map(str, problems)), WRONG)
-        print("the configuration is sound")
-        return 0
+        return _look(config, given.config or "the command line")
     read = partial(load_config, os.path.abspath(given.config)) if given.config else None
     if given.single:
         return _single_proxy(config, read, given)
@@ -204,14 +230,75 @@ def _proxy(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
 
 
 def _single_proxy(config: ProxyConfig, read: Any, given: argparse.Namespace) -> int:
+    from greensock.pid_files import PidFile
+    from greensock.proxy.log.error_log import ErrorLog
     from greensock.proxy.proxy_program import CannotStart, ProxyProgram
+    from greensock.sources import Refused
 
-    _log_to_stderr(given)
-    program = ProxyProgram(config, read)
     try:
-        program.serve_forever(lambda: _say_where(*program.proxies))
-    except CannotStart as error:
+        error_log = ErrorLog(config.log.error, config.log.facility)
+    except OSError as error:
+        return _fail(f"error log {config.log.error}: {error}", REFUSED)
+    loggers = logging.getLogger()
+    loggers.addHandler(error_log)
+
+    def follow(config: ProxyConfig) -> None:
+        loggers.setLevel((given.log_level or config.log.level).upper())
+        try:
+            error_log.follow(config.log.error, config.log.facility)
+        except OSError as error:
+            logging.getLogger("greensock.server").error("error log %s: %s", config.log.error, error)
+
+    follow(config)
+    pid_file = PidFile(given.pid) if given.pid is not None else None
+    program = ProxyProgram(config, read, on_reload=follow, on_reopen=error_log.reopen)
+
+    def started() -> None:
+        if pid_file is not None:
+            pid_file.take()
+        _say_where(*program.proxies)
+
+    try:
+        program.serve_forever(started)
+    except (CannotStart, Refused) as error:
         return _fail(error, REFUSED)
+    finally:
+        if pid_file is not None:
+            pid_file.remove()
+    return 0
+
+
+def _look(config: ProxyConfig, file: str) -> int:
+    """Say what keeps a sound configuration from starting, and what may be amiss; return the exit status."""
+    from greensock.proxy.config import check_listeners
+    from greensock.proxy.server_names import check_names
+
+    problems, warnings = check_listeners(config, file), check_names(config, file)
+    for each in (*problems, *warnings):
+        print(each, file=sys.stderr)
+    if problems:
+        return WRONG
+    print("the configuration is sound")
+    return 0
+
+
+def _check(file: str) -> int:
+    from greensock.proxy.config import ConfigError, load_config
+
+    try:
+        return _look(load_config(file), file)
+    except ConfigError as error:
+        return _fail(error, WRONG)
+
+
+def _reload(given: argparse.Namespace) -> int:
+    from greensock.reloading import reload_proxy
+    from greensock.sources import Refused
+
+    try:
+        print(reload_proxy(given.pid, given.config, given.operations, given.token_file))
+    except Refused as error:
+        return _fail(error, REFUSED if error.by_system else WRONG)
     return 0
 
 
@@ -219,8 +306,10 @@ def _single_proxy(config: ProxyConfig, read: Any, given: argparse.Namespace) -> 
 
 
 def _run(given: argparse.Namespace) -> int:
+    from greensock.pid_files import PidFile
     from greensock.sources import ClassSource, Refused
 
+    ended = ExitStack()
     addresses = given.bind or ["127.0.0.1:8000"]
     try:
         options = dict(map(_option, given.option))
@@ -232,17 +321,19 @@ def _run(given: argparse.Namespace) -> int:
         with ExitStack() as undone:
             sockets = [undone.enter_context(source.listen(address)) for address in source.addresses]
             server, *operators = source.made_servers(sockets)
+            if given.pid is not None:
+                pid_file = PidFile(given.pid)
+                pid_file.take()
+                ended.callback(pid_file.remove)
             undone.pop_all()
     except Refused as error:
         return _fail(error, REFUSED if error.by_system else WRONG)
-    for each in (server, *operators):
-        each.start()
-    _say_where(server)
-    try:
+    with ended:
+        for each in (server, *operators):
+            ended.callback(each.abort)
+            each.start()
+        _say_where(server)
         server.serve_forever()
-    finally:
-        for each in operators:
-            each.abort()
     return 0
 
 
@@ -283,8 +374,9 @@ def _many(source: Any, given: argparse.Namespace, workers: int) -> int:
     from greensock.gunicorn.master import ServerApplication
     from greensock.sources import Refused
 
-    settings = {"workers": workers, "timeout": given.timeout, "loglevel": given.log_level, "pidfile": given.pid}
-    settings.update({name: getattr(given, name) for name in ("user", "group") if getattr(given, name) is not None})
+    settings = {"workers": workers, "timeout": given.timeout, "pidfile": given.pid}
+    further = {"user": given.user, "group": given.group, "loglevel": given.log_level}
+    settings.update({name: value for name, value in further.items() if value is not None})
     try:
         ServerApplication(source, settings).run()
     except Refused as error:
@@ -293,7 +385,7 @@ def _many(source: Any, given: argparse.Namespace, workers: int) -> int:
 
 
 def _log_to_stderr(given: argparse.Namespace) -> None:
-    logging.basicConfig(format=LINE, level=given.log_level.upper())
+    logging.basicConfig(format=LINE, level=(given.log_level or "info").upper())
 
 
 def _say_where(*servers: Any) -> None:

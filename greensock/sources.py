@@ -18,7 +18,7 @@ from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.operations_server import OperationsServer
 from greensock.operations.worker_watch import Behind, WorkerWatch
 from greensock.proxy.config import ConfigError, ProxyConfig
-from greensock.proxy.options import ListenPlace
+from greensock.proxy.options import ListenPlace, LogOptions
 from greensock.proxy.proxy_figures import ProxyFigures
 from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.upstream.shared_servers import SharedServers
@@ -47,6 +47,10 @@ class Source(Protocol):
     @property
     def addresses(self) -> Sequence[Any]:
         """Where to listen."""
+
+    @property
+    def log_options(self) -> LogOptions | None:
+        """Where the error log goes; None: that is not told here."""
 
     def read(self) -> Callable[[], Callable[[], None]]:
         """Read it anew. What is returned makes it what is served, and returns what takes that back.
@@ -179,6 +183,11 @@ class ProxySource(_Operated):
         """As ``[operations]`` says."""
         return self.config.operations
 
+    @property
+    def log_options(self) -> LogOptions | None:
+        """As ``[log]`` says."""
+        return self.config.log
+
     def read(self) -> Callable[[], Callable[[], None]]:
         """Read the file anew."""
         if self._read_config is None:
@@ -260,6 +269,8 @@ def _is_same(address: Any, name: Any, is_exact: bool) -> bool:
 
 class ClassSource(_Operated):
     """A server class, ``package.module:Class``. It is imported in each worker, and so anew with each reload."""
+
+    log_options: LogOptions | None = None
 
     def __init__(
         self,

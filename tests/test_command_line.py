@@ -38,6 +38,10 @@ def run(*arguments, cwd=ROOT):
         (["proxy", "--upstream", "http://a", "--workers", "0"], "--workers=0: at least 1 expected"),
         (["proxy", "--upstream", "http://a", "--workers", "2", "--single"], "one of both expected"),
         (["run", "a:B", "--workers", "x"], "invalid int value: 'x'"),
+        (["proxy", "--upstream", "http://a", "--single", "--user", "x"], "--user, --single: one of both expected"),
+        (["run", "a:B", "--single", "--timeout", "5"], "--timeout, --single: one of both expected"),
+        (["proxy", "reload"], "the following arguments are required: --pid"),
+        (["check"], "the following arguments are required: FILE"),
         (["run", "a:B", "--timeout=-1"], "--timeout=-1: at least 0 expected"),
         (["run", "a:B", "--drain=-1"], "--drain=-1.0: a finite number of seconds, at least 0, expected"),
         (["run", "a:B", "--drain=nan"], "--drain=nan: a finite number"),
@@ -55,6 +59,7 @@ def test_wrong_flags(arguments, words, capsys):
     [
         (["proxy", "--config", "/nowhere.toml"], "/nowhere.toml: "),
         (["proxy", "--upstream", "nonsense"], "expected"),
+        (["check", "/nowhere.toml"], "/nowhere.toml: No such file or directory: a file that can be read expected"),
         (["run", "nonsense"], "'nonsense': MODULE:CLASS expected"),
         (["run", "a:B", "--operations", "0.0.0.0:9180"], "--operations: address='0.0.0.0:9180': one of this machine"),
         (["run", "a:B", "-o", "x"], "--option 'x': NAME=VALUE expected"),

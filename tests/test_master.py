@@ -16,6 +16,8 @@ from conftest import PATIENCE, wait_until
 from proxies import Origin
 from served import once
 
+from greensock.cli import main
+
 pytestmark = once
 
 #: Routes, of which the one to the upstream is never taken.
@@ -109,7 +111,9 @@ def test_a_second_sigterm_hastens_the_end(tmp_path):
         assert time.monotonic() - began < 3
 
 
-def test_more_and_fewer_workers(tmp_path):
+def test_more_and_fewer_workers(tmp_path, monkeypatch):
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.setenv("LISTEN_PID", "1")  # not for this one: it listens as it was told
     with running(tmp_path) as master:
         wait_until(lambda: len(boots(master)) == 1)
         master.send(signal.SIGTTIN)
@@ -119,28 +123,36 @@ def test_more_and_fewer_workers(tmp_path):
         assert master.ask().pid == boots(master)[1]
 
 
-def test_a_proxy_whose_file_changes(serve, tmp_path):
+def test_a_proxy_whose_file_changes(serve, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # which is put back: reload goes where the proxy stands
     origin = serve(Origin)
     path, access = tmp_path / "proxy.toml", tmp_path / "access"
-    text = f'listen = ["127.0.0.1:0"]\n[log]\npath = "{access}"\n[upstreams.a]\nservers = ["{origin.url}"]\n'
+    errors = tmp_path / "errors"
+    text = f'listen = ["127.0.0.1:0"]\n[log]\npath = "{access}"\nerror = "{errors}"\n'
+    text += f'[upstreams.a]\nservers = ["{origin.url}"]\n'
     path.write_text(text + '[[routes]]\nupstream = "a"\n')
     command = [sys.executable, "-m", "greensock", "proxy", "--config", str(path)]
-    with arbiter(tmp_path, command=[*command]) as master:
+    with arbiter(tmp_path, command=[*command, "--pid", str(tmp_path / "pid")], logfile="errors") as master:
         wait_until(lambda: len(boots(master)) == len(os.sched_getaffinity(0)))
         assert master.ask().status == 200
         path.write_text(text + '[[routes]]\nupstream = "b"\n')
+        assert main(["proxy", "reload", "--pid", str(tmp_path / "pid")]) == 2
+        assert f'{path}:8: [[routes]] no. 1 upstream = "b"' in capsys.readouterr().err
         master.send(signal.SIGHUP)
         master.wait_for("the configuration stays as it was: ")
-        assert f'{path}: [[routes]] no. 1 upstream = "b"' in master.log()
+        assert f'{path}:8: [[routes]] no. 1 upstream = "b"' in master.log()
         assert master.ask().status == 200
         path.write_text(text + GONE)
-        master.send(signal.SIGHUP)
+        assert main(["proxy", "reload", "--pid", str(tmp_path / "pid")]) == 0
         wait_until(lambda: master.ask().status == 410)
         wait_until(lambda: access.read_text().count(" 410 ") >= 1)
         access.rename(tmp_path / "access.1")
+        master.logfile = errors.rename(tmp_path / "errors.1")
         master.send(signal.SIGUSR1)
         wait_until(lambda: master.ask() and access.exists() and " 410 " in access.read_text())
         assert master.stop() == 0
+    assert "Handling signal: term" in errors.read_text()
+    assert "Handling signal: term" not in (tmp_path / "errors.1").read_text()
 
 
 def test_a_reload_that_finds_its_address_taken_changes_nothing(tmp_path):
@@ -158,6 +170,21 @@ def test_a_reload_that_finds_its_address_taken_changes_nothing(tmp_path):
         wait_until(lambda: len(boots(master)) == 2)
         assert master.ask().status == 404
         assert master.stop() == 0
+
+
+def test_what_is_given_and_is_no_socket(tmp_path):
+    """Nothing is half started then."""
+    program = "import os, sys; os.dup2(os.open('/dev/null', os.O_RDONLY), 3); os.set_inheritable(3, True);"
+    program += "os.environ['LISTEN_PID'] = str(os.getpid());"
+    program += "os.execv(sys.executable, [sys.executable, '-m', 'greensock', 'run', 'a:B', '--pid', 'pid'])"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "LISTEN_FDS": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "listening sockets expected, of those that LISTEN_FDS says are given: " in done.stderr
+    assert "Socket operation on non-socket" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_systemd(tmp_path):

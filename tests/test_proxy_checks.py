@@ -236,7 +236,8 @@ def test_down_and_up_again(site, checker, caplog):
         wait_until(lambda: mine.health.standing is Standing.UP)
         more = len(site.seen) + 3
         wait_until(lambda: len(site.seen) >= more)
-    assert logged(caplog) == ["app is down: it answered 503", "app is up: its checks pass"]
+    failed = "app failed a check: it answered 503"
+    assert logged(caplog) == [failed, "app is down: it answered 503", "app is up: its checks pass"]
     assert changes == [False, True]
 
 

@@ -34,6 +34,7 @@ from greensock.proxy import (
     load_config,
     parse_config,
 )
+from greensock.proxy import config as config_module
 
 SOUND = {
     "listen": ["127.0.0.1:8080", ":81", "[::1]:82", "/run/proxy.sock"],
@@ -104,8 +105,9 @@ def test_whether_a_client_that_closes_its_half_has_left(given):
     assert parse_config({**SOUND, "abort_on_eof": given}).abort_on_eof is given
 
 
-def test_where_it_cannot_listen(tmp_path):
+def test_where_it_cannot_listen(tmp_path, monkeypatch):
     """What ``--check`` finds, and nothing is listened on for it."""
+    monkeypatch.setattr(config_module, "may_listen", lambda port: port != 7)
     plain = tmp_path / "file"
     plain.write_text("")
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as there:
@@ -116,6 +118,7 @@ def test_where_it_cannot_listen(tmp_path):
     wrong = {
         "192.0.2.1:80": "an address of this machine expected",
         "no.invalid:80": "an address of this machine expected: ",
+        "127.0.0.1:7": "a port from 1024 on expected, or the right to have a lower one",
         str(plain): "a socket, or nothing, expected: something else is there",
         f"{tmp_path}/none/x.sock": "a path in a directory that is there expected",
         f"{tmp_path}/{'x' * 100}.sock": "a path of at most 107 bytes expected",
@@ -160,12 +163,16 @@ def test_one_upstream_needs_no_route():
         ("timeout", {}, "timeout = {}: no such key: timeouts?"),
         ("log", [], "[log] = []: a table expected"),
         ("log/format", "xml", '[log] format = "xml": '),
+        ("log/format", "{remote_addr}", '= "{remote_addr}": {client} in the place of {remote_addr} expected'),
+        ("log/error", "udp://a:b", '[log] error = "udp://a:b": a path, '),
+        ("log/error", "/nowhere/errors", '[log] error = "/nowhere/errors": a file in a directory that is there'),
+        ("log/level", "warn", "'warning' or 'error' expected: warning?"),
         ("log/max_pending", 0, "[log] max_pending = 0: "),
         ("log/paths", "x", '[log] paths = "x": no such key: path?'),
         ("limits/max_head", 0, "[limits] max_head = 0: a whole number of at least 1 expected"),
-        ("limits/max_head", "8k", '[limits] max_head = "8k": a whole number'),
+        ("limits/max_head", "8x", '[limits] max_head = "8x": a whole number'),
         ("timeouts/connect", 0, '[timeouts] connect = 0: seconds, more than 0, or "none" expected'),
-        ("timeouts/upstream_head", "1s", '[timeouts] upstream_head = "1s": seconds'),
+        ("timeouts/upstream_head", "1M", '[timeouts] upstream_head = "1M": seconds'),
         ("forwarding/trusted", ["10.0.0.0/33"], '[forwarding] trusted = ["10.0.0.0/33"]: a list of addresses'),
         ("forwarding/preserve_host", "a b", '[forwarding] preserve_host = "a b": true, false'),
         ("forwarding/via", "a b", '[forwarding] via = "a b": '),
@@ -184,7 +191,7 @@ def test_one_upstream_needs_no_route():
         ("upstreams/app/servers/1/weight", 0, "[upstreams.app] servers no. 2 weight = 0: a whole number from 1"),
         ("upstreams/app/servers/1/url", KeyError, "[upstreams.app] servers no. 2 url: missing"),
         ("upstreams/app/servers/1/wight", 2, "servers no. 2 wight = 2: no such key: weight?"),
-        ("upstreams/app/balance", "random", '[upstreams.app] balance = "random": '),
+        ("upstreams/app/balance", "round-robbin", "or 'hash' expected: round_robin?"),
         ("upstreams/app/hash_key", "header", '[upstreams.app] hash_key = "header": '),
         ("upstreams/app/server", "x", '[upstreams.app] server = "x": no such key: servers?'),
         ("upstreams/app/helth", {}, "[upstreams.app] helth = {}: no such key: health?"),
@@ -213,7 +220,7 @@ def test_one_upstream_needs_no_route():
         ("routes", {}, "[[routes]] = {}: tables, each with [[routes]] above it, expected"),
         ("routes/0", 5, "[[routes]] no. 1 = 5: a table expected"),
         ("routes/0/upstream", "app", "[[routes]] no. 1: one of upstream, answer, redirect expected"),
-        ("routes/3/upstream", "ap", '[[routes]] no. 4 upstream = "ap": one of app expected'),
+        ("routes/3/upstream", "ap", '[[routes]] no. 4 upstream = "ap": one of app expected: app?'),
         ("routes/0/path", "static", '[[routes]] no. 1 path = "static": a path that begins'),
         ("routes/0/answer/status", 99, "[[routes]] no. 1 answer status = 99: 200 to 599 expected"),
         ("routes/1/redirect/location", "{host}", '[[routes]] no. 2 redirect location = "{host}": '),
@@ -427,7 +434,7 @@ def test_files(tmp_path):
         if part is None:
             assert load_config(str(path)).upstreams[0][0].name == "a"
         else:
-            with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}: {part}.*line 1"):
+            with pytest.raises(ConfigError, match=rf"^{re.escape(str(path))}:1: {part}.*line 1"):
                 load_config(str(path))
     for where, what in ((tmp_path / "nowhere", "No such file or directory"), (tmp_path, "Is a directory")):
         with pytest.raises(ConfigError, match=f"^{re.escape(str(where))}: {what}: a file that can be read expected$"):

@@ -131,7 +131,7 @@ def test_with_a_file(serve, tmp_path):
     assert run("--check", "--config", str(path)) == (0, "the configuration is sound\n", "")
     foreign = tmp_path / "foreign.toml"
     foreign.write_text(path.read_text().replace("127.0.0.1:0", "192.0.2.1:80"))
-    wrong = f'{foreign}: listen = "192.0.2.1:80": an address of this machine expected\n'
+    wrong = f'{foreign}:1: listen = "192.0.2.1:80": an address of this machine expected\n'
     assert run("--check", "--config", str(foreign)) == (2, "", wrong)
     with running("--config", str(path)) as (_, port):
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
@@ -215,9 +215,9 @@ def test_a_wrong_file(tmp_path):
     status, output, errors = run("--check", "--config", str(path))
     assert (status, output) == (2, "")
     assert len(errors.splitlines()) == 3
-    assert f'{path}: lissten = "x": no such key: listen?' in errors
-    assert f'{path}: [timeouts] connect = -1: seconds, more than 0, or "none" expected' in errors
-    assert f'{path}: [upstreams.app] servers no. 1 url = "ftp://a": ' in errors
+    assert f'{path}:1: lissten = "x": no such key: listen?' in errors
+    assert f'{path}:3: [timeouts] connect = -1: seconds, more than 0, or "none" expected' in errors
+    assert f'{path}:5: [upstreams.app] servers no. 1 url = "ftp://a": ' in errors
 
 
 def get(address, family=socket.AF_INET, target="/x", end=b"GET /x "):

@@ -105,8 +105,11 @@ BAD = [
     (ListenOptions, "max_buffered", [-1, None]),
     (UpstreamOptions, "max_requests", [0, 1.5]),
     (LogOptions, "path", ["", "a\0b", 1]),
-    (LogOptions, "format", ["", "JSON", None]),
+    (LogOptions, "format", ["", "JSON", None, "{x}", "{client", "{client}\n"]),
     (LogOptions, "max_pending", [0, None]),
+    (LogOptions, "error", ["", "none", "udp://", "udp://h:0", "syslog:", None]),
+    (LogOptions, "level", ["", "INFO", "critical", None]),
+    (LogOptions, "facility", ["", "local8", 3, None]),
 ]
 
 

@@ -17,6 +17,8 @@ requests = pytest.importorskip("requests")
 
 from greensock import Server
 from greensock.http import HTTPServer, RequestsAdapter, Response, Retries
+from greensock.http.client.http_client import ClientKeywords
+from greensock.http.client.requests_adapter import REFUSED, AdapterKeywords
 
 
 @pytest.fixture
@@ -254,3 +256,7 @@ def test_what_came_is_read_as_it_comes(serve, mounted):
     server = serve(Streaming)
     with mounted().get(f"http://127.0.0.1:{server.server_port}/", stream=True) as response:
         assert next(response.iter_lines(chunk_size=1)) == b"first"
+
+
+def test_its_keywords_are_those_of_a_client_that_requests_does_not_decide():
+    assert {*AdapterKeywords.__annotations__, *REFUSED} == {*ClientKeywords.__annotations__}

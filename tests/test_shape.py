@@ -42,7 +42,7 @@ BUILT_ON_IT = ("greensock.http", "greensock.proxy", "greensock.gunicorn", "green
 #: Modules that talk to whoever started the program.
 COMMAND_LINE = {"cli", "__main__"}
 #: Modules that run as a process of their own, and do in it, when it begins, what is a program's to do.
-PROCESSES = {"greensock.gunicorn.base_worker"}
+PROCESSES = {"greensock.gunicorn.base_worker", "greensock.gunicorn.master"}
 PROGRAMS = sorted([*(ROOT / "examples").rglob("*.py"), *(ROOT / "loadtests").rglob("*.py")])
 
 

@@ -34,6 +34,9 @@ from gunicorn.errors import HaltServer
 from gunicorn.systemd import sd_notify
 
 from greensock.gunicorn.base_worker import BEGUN, ENDING, HELD_BACK
+from greensock.proxy.log.error_log import ErrorLog
+from greensock.proxy.log.targets import STDERR
+from greensock.proxy.options import LogOptions
 from greensock.shared_pages import SharedPages
 from greensock.sources import Refused, Source
 
@@ -41,8 +44,6 @@ __all__ = ["Master", "ServerApplication"]
 
 #: Seconds before a worker is tried again that could not begin: the first time, and at the most.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-#: In the environment of a master whose sockets are somebody else's first.
-INHERITED = ("GUNICORN_FD", "LISTEN_FDS")
 
 
 class ServerApplication(BaseApplication):  # type: ignore[misc]
@@ -62,6 +63,8 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
         self.cfg.set("graceful_timeout", max(1, round(self.source.drain_seconds)))
         if "control_socket_disable" in self.cfg.settings:
             self.cfg.set("control_socket_disable", True)
+        if self.source.log_options is not None:
+            self.cfg.set("loglevel", self.source.log_options.level)
         for name, value in self.settings.items():
             self.cfg.set(name, value)
 
@@ -76,6 +79,9 @@ class ServerApplication(BaseApplication):  # type: ignore[misc]
 
 class Master(Arbiter):  # type: ignore[misc]
     """Starts, watches and replaces workers."""
+
+    #: What writes the error log, if it ever went elsewhere than to standard error.
+    _error_log: ErrorLog | None = None
 
     def __init__(self, app: ServerApplication) -> None:
         super().__init__(app)
@@ -96,15 +102,19 @@ class Master(Arbiter):  # type: ignore[misc]
         """Listen, before anything else is there that would have to be undone; then start as gunicorn does."""
         self.app.source.share(self.app.pages)
         addresses = list(self.app.source.addresses)
-        is_ours = not any(name in os.environ for name in INHERITED)
+        is_ours = not _is_given()
         if is_ours:
             self.LISTENERS = self._opened(addresses)
         try:
             super().start()
-        except (RuntimeError, OSError) as error:  # the pid file is another's, or can't be written
+        except (RuntimeError, OSError, ValueError) as error:  # the pid file is another's, or can't be written
             if is_ours:
                 sock.close_sockets(self.LISTENERS)
-            raise Refused(str(error), by_system=True) from error
+            if self.pidfile is not None:
+                self.pidfile.unlink()  # if it is this one's
+            is_of_sockets = not is_ours and getattr(error, "filename", None) is None
+            said = f"listening sockets expected, of those that LISTEN_FDS says are given: {error}"
+            raise Refused(said if is_of_sockets else str(error), by_system=True) from error
         if not is_ours:
             self._open_for_operators()
         self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
@@ -150,6 +160,40 @@ class Master(Arbiter):  # type: ignore[misc]
     def signal(self, sig: int, frame: FrameType | None) -> None:
         """Queue a signal. A SIGTERM while it stops means what SIGQUIT does: no more waiting."""
         super().signal(signal.SIGQUIT if self._is_stopping and sig == signal.SIGTERM else sig, frame)
+
+    # -- the error log
+
+    def setup(self, app: ServerApplication) -> None:
+        """Take over the settings; called at the start, and with each reload."""
+        super().setup(app)
+        if app.source.log_options is not None:
+            self._follow(app.source.log_options)
+
+    def _follow(self, options: LogOptions) -> None:
+        """Have what is logged go where the configuration says: the workers have what the master has at the fork."""
+        if options.error == STDERR and self._error_log is None:
+            return  # which is where gunicorn writes
+        try:
+            if self._error_log is None:
+                self._error_log = ErrorLog(options.error, options.facility)
+            else:
+                self._error_log.follow(options.error, options.facility)
+        except OSError as error:  # the name of a host that does not resolve
+            self.log.error("error log %s: %s", options.error, error)
+            return
+        target = self.log.error_log
+        for handler in list(target.handlers):  # a reload has gunicorn make one of its own again
+            if handler is not self._error_log:
+                target.removeHandler(handler)
+        if not target.handlers:
+            target.addHandler(self._error_log)
+        target.setLevel(self.cfg.loglevel.upper())
+
+    def handle_usr1(self) -> None:
+        """SIGUSR1: open all logs anew, and have the workers do so."""
+        if self._error_log is not None:
+            self._error_log.reopen()
+        super().handle_usr1()
 
     # -- a new configuration
 
@@ -252,6 +296,14 @@ class Master(Arbiter):  # type: ignore[misc]
             if gone:
                 self.wakeup()  # to have them replaced at once
             return
+
+
+def _is_given() -> bool:
+    """Return whether the sockets are somebody else's first: of a master whose place this one takes, or of systemd.
+
+    LISTEN_FDS alone says nothing: it may be meant for a parent (sd_listen_fds(3)).
+    """
+    return "GUNICORN_FD" in os.environ or os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
 def _state_of(worker: Any) -> int:

@@ -11,6 +11,7 @@ import gevent
 
 from greensock import Server
 from greensock.gunicorn.base_worker import BaseWorker
+from greensock.proxy.log.error_log import ErrorLog
 from greensock.sources import Refused
 
 __all__ = ["ServerWorker"]
@@ -46,4 +47,10 @@ class ServerWorker(BaseWorker):
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """SIGUSR1: open all logs anew."""
         super().handle_usr1(sig, frame)
-        gevent.spawn(self.app.source.reopen_logs)
+        gevent.spawn(self._reopen_logs)
+
+    def _reopen_logs(self) -> None:
+        for handler in self.log.error_log.handlers:
+            if isinstance(handler, ErrorLog):
+                handler.reopen()
+        self.app.source.reopen_logs()

@@ -7,15 +7,16 @@ what it exports:
 networks           addresses as text, and networks that hold them
 forwarded          who the client is, and which fields are passed on
 rules              edits of fields, static answers, redirects, error pages
+log                the access log, and the error log
 options            what a proxy is told of its upstreams, its timeouts and its log
 routes             which route a request takes
 proxy_protocol     what a proxy in front says before a connection's first byte
 guard              limits for each client address, and bans
 failure            what can go wrong, what is answered then, and whether another server may be asked
-log                the access log
 upstream           the servers behind the proxy: chosen, watched, connected to
 gateway            what the listeners of a proxy share
 proxy_connection   a client's connection, and what is kept for that client
+error_lines        lines of the error log about one request
 relay              what is known of one request on its way, and what it holds
 tunnel             bytes both ways, after 101
 response_relay     the answer's way back
@@ -25,8 +26,12 @@ ordinary_exchange  the ordinary request and its answer, in one function
 proxy_server       the reverse proxy: listeners, upcalls, bodies that come slowly
 proxy_figures      what operators are told of a proxy
 program_operators  the operators' address of a proxy that is one process
+environment        values from the environment in a configuration
+units              sizes and times as people write them
+key_lines          the lines of a TOML file, where each key stands
 config_tables      tables of a configuration, each made into an object
 config             a configuration: read, checked, and made into a gateway
+server_names       servers whose names do not resolve
 proxy_program      a proxy as a program of one process: started, read anew, ended
 =================  =====================================================================================================
 """
@@ -37,6 +42,7 @@ from greensock.proxy.forwarded import Forwarding
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.guard import Guard, GuardOptions, GuardStatistics, Refusal
 from greensock.proxy.log.access_log import AccessLog
+from greensock.proxy.log.error_log import ErrorLog
 from greensock.proxy.log.log_lines import combined_line, json_line
 from greensock.proxy.log.record import Record
 from greensock.proxy.options import (
@@ -61,6 +67,7 @@ from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.relay import Relay
 from greensock.proxy.routes import Route
 from greensock.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, StaticAnswer
+from greensock.proxy.server_names import check_names
 from greensock.proxy.upstream.health import HealthOptions, HealthStatistics, Standing
 from greensock.proxy.upstream.request_keys import key_of
 from greensock.proxy.upstream.servers import ServerStatus
@@ -73,6 +80,7 @@ __all__ = [
     "CannotStart",
     "ConfigError",
     "ConfigProblem",
+    "ErrorLog",
     "ErrorPage",
     "ErrorPages",
     "FieldEdits",
@@ -105,6 +113,7 @@ __all__ = [
     "UpstreamOptions",
     "UpstreamTLS",
     "check_listeners",
+    "check_names",
     "combined_line",
     "json_line",
     "key_of",

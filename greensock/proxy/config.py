@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib
+import json
 import os
 import re
 import socket
@@ -20,11 +21,14 @@ from typing import Any
 
 from greensock.http.wire.limits import DEFAULT_LIMITS, Limits
 from greensock.operations.operations_options import OperationsOptions
-from greensock.proxy.config_tables import ConfigProblem, Tables
+from greensock.proxy.config_tables import ConfigProblem, Tables, guess
+from greensock.proxy.environment import expanded, settled
 from greensock.proxy.forwarded import Forwarding
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.guard import GuardOptions
+from greensock.proxy.key_lines import KeyLines, name_of, path_of
 from greensock.proxy.log.access_log import AccessLog
+from greensock.proxy.log.targets import is_file
 from greensock.proxy.options import (
     ListenOptions,
     ListenPlace,
@@ -40,7 +44,7 @@ from greensock.proxy.rules import ErrorPage, ErrorPages, FieldEdits, Redirect, S
 from greensock.proxy.upstream.health import HealthOptions
 from greensock.proxy.upstream.sticky import StickyCookie
 
-__all__ = ["ConfigError", "ProxyConfig", "check_listeners", "load_config", "parse_config"]
+__all__ = ["ConfigError", "ProxyConfig", "check_listeners", "load_config", "locate", "may_listen", "parse_config"]
 
 _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -73,6 +77,10 @@ _COOKIE = {"name": "sticky", "secret": b"?" * 16}
 #: Hosts that stand for every address, of IPv4 and IPv6.
 EVERY = frozenset({"", "::"})
 
+#: The right to listen on low ports (capabilities(7)), and where the system says which ports are low.
+CAP_NET_BIND_SERVICE = 10
+_UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+
 #: What kind of text an error page is, by the end of its file's name; others are HTML.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -80,6 +88,7 @@ _TYPES = {
     ".txt": "text/plain; charset=utf-8",
 }
 
+_at_line = re.compile(r"\(at line ([0-9]+)").search
 _port = re.compile(r"(?P<host>|[^:\[\]/]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})").fullmatch
 
 
@@ -152,27 +161,101 @@ class ProxyConfig:
             answer_limits=self.answer_limits,
             guard=self.guard,
             error_pages=self.error_pages,
-            log=None if log.path is None else AccessLog(log.path, log.format, log.max_pending),
+            log=None if log.path is None else AccessLog(log.path, log.format, log.max_pending, log.facility),
             listen=self.server,
         )
 
 
-def load_config(path: str) -> ProxyConfig:
-    """Read a TOML file.
+def load_config(path: str, environ: Mapping[str, str] = os.environ) -> ProxyConfig:
+    """Read a TOML file; ${NAME} in its texts is a value of the environment, by default of this process.
 
     Raises:
         ConfigError: it can't be read, is no TOML, or says what may not be.
     """
     try:
-        with open(path, "rb") as file:
-            mapping = _toml.load(file)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
             [ConfigProblem(path, "", "", "", f"{error.strerror}: a file that can be read expected")]
         ) from None
-    except (_toml.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([ConfigProblem(path, "", "", "", f"no TOML: {error}")]) from None
-    return parse_config(mapping, path)
+    mapping, wrong = expanded(_parsed(data, path), environ)
+    problems: list[ConfigProblem] = []
+    config = None
+    try:
+        config = parse_config(mapping, path)
+    except ConfigError as error:
+        # What can not be filled in is told once, and not of what it is a part of, too.
+        unknown = [way for way, _ in wrong]
+        for problem in error.errors:
+            place = path_of(mapping, problem.table, problem.key)
+            if not any(place[: len(way)] == way or (place and way[: len(place)] == place) for way in unknown):
+                problems.append(problem)
+    if config is None or wrong:
+        raise ConfigError(_located(problems, mapping, data.decode(), path, wrong))
+    return config
+
+
+def _parsed(data: bytes, path: str) -> dict[str, Any]:
+    """Return what a file says, which is TOML; errors have the line."""
+    try:
+        found: dict[str, Any] = _toml.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line, text = data.count(b"\n", 0, error.start) + 1, str(error)
+    except _toml.TOMLDecodeError as error:
+        said = _at_line(str(error))
+        line, text = int(said[1]) if said else data.count(b"\n") + 1, str(error)
+    except RecursionError:
+        line, text = 0, "it is nested too deeply"
+    else:
+        return found
+    raise ConfigError([ConfigProblem(path, "", "", "", f"no TOML: {text}", line)])
+
+
+def _located(
+    problems: Iterable[ConfigProblem],
+    mapping: Mapping[str, Any],
+    text: str,
+    path: str,
+    wrong: Iterable[tuple[tuple[str | int, ...], str]] = (),
+) -> list[ConfigProblem]:
+    """Return problems with their lines, in the order of the file; ``wrong`` is what could not be filled in."""
+    lines = KeyLines(text)
+    found = [dataclasses.replace(each, line=lines.find(_way_to(each, mapping))) for each in problems]
+    reader = _Reader(path)
+    for way, expected in wrong:
+        value: Any = mapping
+        for step in way:
+            value = value[step]
+        reader.note(*name_of(way), value, expected)
+        found.append(dataclasses.replace(reader.problems[-1], line=lines.find(way)))
+    return sorted(found, key=lambda each: each.line)
+
+
+def _way_to(problem: ConfigProblem, mapping: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Return the way to what a problem is about: in a list to the item whose text is wrong, if it is one."""
+    way = path_of(mapping, problem.table, problem.key)
+    there: Any = mapping
+    for step in way:
+        try:
+            there = there[step]
+        except (LookupError, TypeError):  # it is missing
+            return way
+    for index, item in enumerate(there) if isinstance(there, list) else ():
+        texts = item.values() if isinstance(item, Mapping) else [item]
+        if any(isinstance(each, str) and json.dumps(each, ensure_ascii=False) == problem.value for each in texts):
+            return (*way, index)
+    return way
+
+
+def locate(problems: list[ConfigProblem], file: str) -> list[ConfigProblem]:
+    """Return what was found in a configuration that was read from this file, with lines; as it is, if it is none."""
+    if not problems or not os.path.isfile(file):
+        return problems
+    try:
+        data = Path(file).read_bytes()
+        return _located(problems, _parsed(data, file), data.decode(), file)
+    except (OSError, ConfigError):  # it has changed since
+        return problems
 
 
 def parse_config(mapping: Mapping[str, Any], file: str = "") -> ProxyConfig:
@@ -202,7 +285,7 @@ def check_listeners(config: ProxyConfig, file: str = "") -> list[ConfigProblem]:
         if problem:
             shown = address if isinstance(address, str) else _written(*address)
             reader.note(table, key, shown, problem)
-    return reader.problems
+    return locate(reader.problems, file)
 
 
 def _problem_of_path(path: str) -> str:
@@ -222,6 +305,8 @@ def _problem_of_path(path: str) -> str:
 
 
 def _problem_of_host(host: str, port: int) -> str:
+    if not may_listen(port):
+        return "a port from 1024 on expected, or the right to have a lower one (CAP_NET_BIND_SERVICE)"
     if not host:
         return ""
     try:
@@ -237,6 +322,16 @@ def _problem_of_host(host: str, port: int) -> str:
                     return "an address of this machine expected"
                 return str(error.strerror)
     return ""
+
+
+def may_listen(port: int) -> bool:
+    """Whether this process has the right to listen on a port, which not everybody has to the low ones."""
+    try:
+        first = int(_UNPRIVILEGED.read_text())
+        rights = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return True
+    return not 0 < port < first or rights is None or bool(int(rights[1], 16) >> CAP_NET_BIND_SERVICE & 1)
 
 
 def _written(host: str, port: int) -> str:
@@ -296,7 +391,7 @@ class _Reader(Tables):
         )
 
     def flag(self, mapping: Mapping[str, Any], key: str, default: bool) -> bool:
-        value = mapping.get(key, default)
+        value = settled(mapping.get(key, default), "bool")
         if not isinstance(value, bool):
             self.note("", key, value, "true or false expected")
             return default
@@ -323,7 +418,7 @@ class _Reader(Tables):
             table: Mapping[str, Any] = entry if isinstance(entry, Mapping) else {"address": entry}
             where = f"listen no. {place}"
             self.check_keys(where, table, ("address", "tls", "redirect"))
-            text = table.get("address")
+            text = settled(table.get("address"))
             address = _address(text)
             tls = (
                 self.made(f"{where} tls", table["tls"], ListenTLS, samples={"certificate": None})
@@ -460,7 +555,9 @@ class _Reader(Tables):
         if chosen[0] == "redirect":
             return self.made(f"{table} redirect", given, Redirect, samples={"location": "/"})
         if given not in names:
-            self.note(table, "upstream", given, f"one of {', '.join(names) or 'no upstreams'} expected")
+            near = guess(given, names) if isinstance(given, str) else ""
+            hint = f": {near}?" if near else ""
+            self.note(table, "upstream", given, f"one of {', '.join(names) or 'no upstreams'} expected{hint}")
             return None
         return str(given)
 
@@ -468,10 +565,13 @@ class _Reader(Tables):
 
     def log(self, given: Any) -> LogOptions | None:
         log = self.made("[log]", given, LogOptions)
-        if log is not None and log.path not in (None, "-"):
-            path = Path(str(log.path))
-            if path.is_dir() or not path.parent.is_dir():
-                self.note("[log]", "path", log.path, "a file in a directory that is there expected")
+        if log is None:
+            return None
+        for key, target in (("path", log.path), ("error", log.error)):
+            if target is not None and is_file(target):
+                path = Path(target)
+                if path.is_dir() or not path.parent.is_dir():
+                    self.note("[log]", key, target, "a file in a directory that is there expected")
         return log
 
     def error_pages(self, given: Any) -> ErrorPages | None:

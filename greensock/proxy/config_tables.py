@@ -13,16 +13,22 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["ConfigProblem", "Tables"]
+from greensock.proxy.environment import settled
+from greensock.proxy.units import unit_of
+
+__all__ = ["ConfigProblem", "Tables", "guess"]
 
 Kind = TypeVar("Kind")
 
 #: Characters of a value that are quoted.
 MAX_SHOWN = 80
+#: Keys that have one of these in their names are secrets.
+SECRETS = ("secret", "token", "password", "storage")
 #: What stands for None. Also where None is the default, as a table may inherit another value (``base``); but where the
 #: default of a text is None, it is a text like any other.
 NONE = "none"
 
+_words = re.compile(r"['\"]([\w.\-]+)['\"]").findall
 _what = re.compile(r"(\w+)(?:=|: )").match
 #: Words of Python in the messages of the classes, and what TOML calls them.
 _WORDS = (
@@ -47,11 +53,17 @@ class ConfigProblem:
     value: str
     #: What would be right.
     expected: str
+    #: The line of the file, from 1 on; 0: none is known.
+    line: int = 0
+    #: Whether it is no mistake, but may become one: a name that does not resolve now.
+    is_warning: bool = False
 
     def __str__(self) -> str:
         place = " ".join(part for part in (self.table, self.key) if part)
         value = f" = {self.value}" if self.value else ""
-        return ": ".join(part for part in (self.file, place + value, self.expected) if part)
+        file = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        kind = "warning" if self.is_warning else ""
+        return ": ".join(part for part in (file, kind, place + value, self.expected) if part)
 
 
 class Tables:
@@ -63,18 +75,18 @@ class Tables:
         #: All that is wrong so far.
         self.problems: list[ConfigProblem] = []
 
-    def note(self, table: str, key: str, value: Any, expected: str) -> None:
+    def note(self, table: str, key: str, value: Any, expected: str, *, is_warning: bool = False) -> None:
         """Add a problem; a ``value`` of None is one that is missing."""
         shown = "" if value is None else _of_table(key, value)
-        self.problems.append(ConfigProblem(self.file, table, key, shown, expected))
+        self.problems.append(ConfigProblem(self.file, table, key, shown, expected, is_warning=is_warning))
 
     def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str], shown: Iterable[str] = ()) -> None:
         """Note the keys that there are not, each with the one that may be meant, or those ``shown`` (default: all)."""
         names = list(known)
         for key in map(str, given):
             if key not in names:
-                near = difflib.get_close_matches(key, names, 1) or [name for name in names if key and key in name]
-                hint = f"{near[0]}?" if near else f"one of {', '.join(shown or names)} expected"
+                near = guess(key, names) or next((name for name in names if key and key in name), "")
+                hint = f"{near}?" if near else f"one of {', '.join(shown or names)} expected"
                 self.note(table, key, given[key], f"no such key: {hint}")
 
     def made(
@@ -117,6 +129,7 @@ class Tables:
         spare: dict[str, Any],
     ) -> tuple[Kind | None, bool]:
         """Make it, over and over: what is wrong is noted and left out, to find what else is."""
+        fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
         is_sound = True
         while True:
             try:
@@ -124,6 +137,8 @@ class Tables:
             except ValueError as error:
                 is_sound = False
                 name, expected = _explained(str(error), kind, values)
+                if name in fields:
+                    expected += _hint(fields[name], given.get(name), expected)
                 self.note(table, name if name in values else "", given.get(name), expected)
                 if name not in values or values[name] is spare.get(name, values):
                     return None, False
@@ -133,6 +148,24 @@ class Tables:
                     del values[name]
             except TypeError:  # a required one is missing and has no sample: noted before
                 return None, False
+
+
+def guess(given: str, words: Iterable[str], likeness: float = 0.6) -> str:
+    """Return the word that was most likely meant; empty if none is so much alike."""
+    known = {word.lower().replace("-", "_"): word for word in words}
+    near = difflib.get_close_matches(given[:MAX_SHOWN].lower().replace("-", "_"), known, 1, likeness)
+    return known[near[0]] if near else ""
+
+
+def _hint(field: dataclasses.Field[Any], given: Any, expected: str) -> str:
+    """Return what is said behind what was expected: how a size or a time is written, or which word may be meant."""
+    if not isinstance(given, str):
+        return ""
+    unit = unit_of(field.name, str(field.type))
+    if unit is not None:
+        return f" ({unit.examples})"
+    near = guess(given, _words(expected), 0.7)  # what is quoted there need not be what is allowed
+    return f": {near}?" if near and near != given else ""
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -164,8 +197,12 @@ def _explained(text: str, kind: Any, values: Mapping[str, Any]) -> tuple[str, st
 def _converted(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return a value of TOML as the field wants it; what does not fit stays, for the field to refuse."""
     annotation = str(field.type)
+    value = settled(value, annotation)
     if value == NONE and _takes_none(field):
         return None
+    if isinstance(value, str) and (unit := unit_of(field.name, annotation)) is not None:
+        number = unit.read(value)
+        return value if number is None else number
     if isinstance(value, list):
         if "frozenset" in annotation:
             return frozenset(value) if all(isinstance(each, str | int) for each in value) else value
@@ -192,4 +229,4 @@ def _shown(value: Any) -> str:
 
 
 def _of_table(key: str, value: Any) -> str:
-    return '"..."' if "secret" in key or key == "token" else _shown(value)
+    return '"..."' if any(word in key.lower() for word in SECRETS) else _shown(value)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import Any, Protocol
 
-from greensock import share_of_descriptors
+from greensock import LogLimit, share_of_descriptors
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.wire.limits import Limits
 from greensock.operations.worker_watch import WorkerWatch
@@ -112,6 +112,8 @@ class Gateway:
         self.most_clients: float = inf
         #: How many connections to servers there may be before idle ones give up theirs, while a listener is started.
         self.most_links: float = inf
+        #: How many lines about single requests the error log gets.
+        self.told = LogLimit()
         #: Bytes of bodies that are held while the rest of them is waited for.
         self.buffered = 0
         self._listeners: set[Listener] = set()

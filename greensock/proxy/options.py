@@ -12,10 +12,13 @@ from typing import Any
 
 from greensock import TLS, Certificate, Rule
 from greensock.http.client.origin import Destination, Origin, parse_url
+from greensock.proxy.log.line_format import line_function
+from greensock.proxy.log.targets import FACILITIES, is_target
 
 __all__ = [
     "BALANCE",
     "LOG_FORMATS",
+    "LOG_LEVELS",
     "ListenOptions",
     "ListenPlace",
     "ListenTLS",
@@ -32,6 +35,8 @@ __all__ = [
 BALANCE = ("round_robin", "least_connections", "two_choices", "hash")
 #: How a line of the access log is written.
 LOG_FORMATS = ("combined", "json")
+#: What is told in the error log, and nothing less.
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _hash_key = re.compile(r"client|(?:header|cookie):[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _name = re.compile(r"[A-Za-z0-9_.\-]+").fullmatch
@@ -492,27 +497,46 @@ _LISTEN = {
 
 @dataclass(frozen=True, slots=True)
 class LogOptions:
-    """The access log.
+    """The access log, and the error log.
+
+    Where lines go is a file, ``-`` for standard output, ``stderr``, ``syslog`` for the daemon of this machine
+    (``syslog:/PATH`` for another socket than /dev/log), or ``udp://HOST:PORT`` for one elsewhere.
 
     Raises:
         ValueError: a value that is not allowed.
     """
 
-    #: A file; ``-`` for standard output; None for no log.
+    #: Where a line for each request goes; None for no log.
     path: str | None = "-"
-    #: One of :data:`LOG_FORMATS`.
+    #: One of :data:`LOG_FORMATS`, or a line of your own: text with fields in braces, such as ``{client} "{request}"``.
     format: str = "combined"
     #: Lines that may wait to be written; what is more is dropped and counted.
     max_pending: int = 10_000
+    #: Where what goes wrong is told.
+    error: str = "stderr"
+    #: The least of it that is told: one of :data:`LOG_LEVELS`.
+    level: str = "info"
+    #: Which part of the system syslog takes the lines for: ``daemon``, ``local0`` to ``local7``, and so on.
+    facility: str = "daemon"
 
     def __post_init__(self) -> None:
         _check(self, _LOG)
+        if self.format not in LOG_FORMATS:
+            try:
+                line_function(self.format)
+            except ValueError as error:
+                raise ValueError(f"format={self.format!r}: {error}") from None
 
 
+_target = Rule(is_target, "a path, '-', 'stderr', 'syslog', 'syslog:/path' or 'udp://host:port'")
 _LOG = {
-    "path": Rule(
-        lambda value: isinstance(value, str) and value != "" and "\0" not in value, "a path, or '-'"
-    ).or_none(),
-    "format": _one_of(*LOG_FORMATS),
+    "path": _target.or_none(),
+    "format": Rule(
+        lambda value: isinstance(value, str) and (value in LOG_FORMATS or "{" in value),
+        "'combined', 'json', or a line with fields such as '{client}'",
+    ),
     "max_pending": Rule.whole(1),
+    "error": _target,
+    "level": _one_of(*LOG_LEVELS),
+    "facility": _one_of(*FACILITIES),
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -19,7 +19,10 @@ from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.config import ConfigError, ProxyConfig
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.program_operators import ProgramOperators
-from greensock.proxy.proxy_server import ReverseProxy
+from greensock.proxy.proxy_server import ReverseProxy, ReverseProxyKeywords
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["CannotStart", "ProxyProgram"]
 
@@ -36,17 +39,29 @@ class ProxyProgram:
     """A proxy that is told by a configuration: ``ProxyProgram(config, read).serve_forever()``.
 
     ``read`` returns the configuration anew for :meth:`reload`, and raises :class:`ConfigError` if it is wrong; None:
-    there is nothing to be read. ``options`` are those of :class:`ReverseProxy`, in place of the configuration's.
+    there is nothing to be read. ``on_reload`` is called with a configuration that has taken the place of another, and
+    ``on_reopen`` when logs are to be opened anew: they are for the program's own logs. ``options`` are those of
+    :class:`ReverseProxy`, in place of the configuration's.
     """
 
-    def __init__(self, config: ProxyConfig, read: Callable[[], ProxyConfig] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        config: ProxyConfig,
+        read: Callable[[], ProxyConfig] | None = None,
+        *,
+        on_reload: Callable[[ProxyConfig], object] | None = None,
+        on_reopen: Callable[[], object] | None = None,
+        **options: Unpack[ReverseProxyKeywords],
+    ) -> None:
         #: What it serves by.
         self.config = config
         #: The proxies, one for each address of ``config.listen``; empty before ``start`` and after ``stop``.
         self.proxies: list[ReverseProxy] = []
         self._read = read
-        self._options = options
         self._operators = ProgramOperators()
+        self._on_reload = on_reload
+        self._on_reopen = on_reopen
+        self._options: dict[str, Any] = {**options}
         self._is_served = False
         self._serving: list[gevent.Greenlet[..., None]] = []
         self._leaving: list[gevent.Greenlet[..., None]] = []
@@ -92,6 +107,8 @@ class ProxyProgram:
             proxy.close_listeners()  # at once: what comes now is for the new ones
         self._leaving = [each for each in self._leaving if not each.ready()]
         self._leaving.append(gevent.spawn(_hand_over, old))
+        if self._on_reload is not None:
+            self._on_reload(config)
         log.warning("the configuration was read anew")
         return True
 
@@ -113,10 +130,12 @@ class ProxyProgram:
             raise
 
     def reopen_log(self) -> None:
-        """Open the log anew: it was renamed."""
+        """Open the logs anew: they were renamed."""
+        if self._on_reopen is not None:
+            self._on_reopen()
         if self.gateway is not None and self.gateway.log is not None:
             self.gateway.log.reopen()
-        else:
+        elif self._on_reopen is None:
             log.warning("there is no log to be opened anew")
 
     def serve_forever(self, on_started: Callable[[], object] | None = None) -> None:

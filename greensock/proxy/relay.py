@@ -24,6 +24,7 @@ from greensock.http.wire.headers import Headers
 from greensock.http.wire.plain_heads import CREDENTIALS
 from greensock.http.wire.syntax import is_of_connection
 from greensock.http.wire.writer import LAST_CHUNK
+from greensock.proxy.error_lines import tell_failed
 from greensock.proxy.failure import (
     LONG_WAIT,
     Failure,
@@ -369,6 +370,7 @@ class Relay:
         failure.blames_server = failure.blames_server and is_sure
         assert self.server is not None
         self.server.failed(failure, self.spell)
+        tell_failed(self, failure)
         return failure
 
     # -- leaving

@@ -29,6 +29,7 @@ from greensock.http.errors import BadRequest
 from greensock.http.server.request import NO_BODY
 from greensock.http.server.response import HTTPError, Response
 from greensock.http.wire.events import ResponseHead
+from greensock.proxy.error_lines import tell_cut_off
 from greensock.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, UpcallFailed, client_is_gone
 from greensock.proxy.guard import Refusal
 from greensock.proxy.log.record import Record
@@ -447,6 +448,8 @@ class RequestRelay(Relay):
         if failure.is_untold or self.request.is_answered:
             if failure.is_untold:
                 self.status = failure.status
+                if failure.reason == "stopped":
+                    tell_cut_off(self)
                 self.conn.abort()
             else:
                 self.proxy.cut_off_answer(self.request, failure)

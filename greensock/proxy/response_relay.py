@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import gevent
@@ -26,6 +27,7 @@ from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.hop_by_hop import end_to_end_trailers
 from greensock.http.wire.writer import LAST_CHUNK, phrase_of, write_last_chunk
+from greensock.proxy.error_lines import tell_tunnel
 from greensock.proxy.failure import LONG_WAIT, UpcallFailed, client_is_gone, failure_of, has_left
 from greensock.proxy.forwarded import protocols_offered
 from greensock.proxy.rules import NO_EDITS
@@ -471,7 +473,9 @@ def _switch(relay: Relay, head: ResponseHead) -> bool:
         if relay.server is not None:
             relay.server.succeeded(relay.spell)
         relay.proxy.tunnels += 1
+        began = monotonic()
         reason = run_tunnel(client, upstream, relay.proxy.gateway.tunnel_timeout(relay.route))
+        tell_tunnel(relay, reason, monotonic() - began)
         if relay.record is not None:
             relay.record.reason = reason
     # Whatever ends it, or keeps it from beginning (test_a_tunnel_that_can_not_begin).

@@ -17,7 +17,7 @@ import os
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from email.message import Message
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlsplit
 
 import requests
@@ -51,13 +51,37 @@ from greensock.http.client.retries import Retries
 from greensock.http.errors import BadResponse, PhaseTimeout, Reason
 from greensock.http.errors import ConnectTimeout as NotConnected
 from greensock.http.wire.headers import Headers
+from greensock.http.wire.limits import Limits
 
-__all__ = ["RequestsAdapter"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["AdapterKeywords", "RequestsAdapter"]
 
 #: How many clients are kept for each thread, of those that differ in how TLS is spoken or which proxy is asked.
 MAX_CLIENTS = 32
 #: Fields that say how a message is framed, which the client does itself.
 OF_THE_FRAMING = ("connection", "transfer-encoding", "keep-alive", "proxy-connection")
+
+
+class AdapterKeywords(TypedDict, total=False):
+    """The options of an :class:`HTTPClient` that requests itself does not decide, as a type checker is to know them."""
+
+    max_connections: int
+    max_idle: int
+    max_idle_total: int
+    max_waiting: int
+    idle_timeout: float | None
+    max_age: float | None
+    max_requests: int | None
+    limits: Limits
+    user_agent: str | None
+    headers: Headers | Mapping[str, str] | Iterable[tuple[str, str]]
+    max_decoded: int | None
+
+
+#: Options of a client that requests itself decides.
+REFUSED = ("tls", "proxies", "cookies", "auth", "base_url", "max_redirects", "decode", "retries", "timeouts")
 
 
 class RequestsAdapter(BaseAdapter):
@@ -71,13 +95,16 @@ class RequestsAdapter(BaseAdapter):
         TypeError, ValueError: an option that there is not, or its value.
     """
 
-    def __init__(self, pool_maxsize: int = 64, max_retries: Retries | int = 0, **options: Any) -> None:
+    def __init__(
+        self, pool_maxsize: int = 64, max_retries: Retries | int = 0, **options: Unpack[AdapterKeywords]
+    ) -> None:
         super().__init__()
-        for name in ("tls", "proxies", "cookies", "auth", "base_url", "max_redirects", "decode", "retries", "timeouts"):
+        for name in REFUSED:
             if name in options:
                 raise TypeError(f"{name}: that is for requests to say")
         self.max_retries = max_retries
-        self._options = {"user_agent": None, "max_connections": pool_maxsize, "max_waiting": 1 << 20, **options}
+        own = {"user_agent": None, "max_connections": pool_maxsize, "max_waiting": 1 << 20}
+        self._options: dict[str, Any] = {**own, **options}
         HTTPClient(**self._options).close()  # raises what is wrong with them
         self._begin()
 

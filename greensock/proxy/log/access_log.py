@@ -27,8 +27,10 @@ from collections.abc import Callable
 from gevent import sleep
 from gevent.monkey import get_original
 
+from greensock.proxy.log.line_format import line_function
 from greensock.proxy.log.log_lines import combined_line, json_line
 from greensock.proxy.log.record import Record
+from greensock.proxy.log.targets import FACILITIES, STDERR, STDOUT, SyslogSocket, syslog_address
 
 __all__ = ["AccessLog"]
 
@@ -61,6 +63,8 @@ _poll = get_original("select", "poll")
 _start_thread = get_original("_thread", "start_new_thread")
 _Queue = get_original("queue", "SimpleQueue")
 _POLLOUT = 4
+#: How important a line of the access log is to syslog (RFC 5424 section 6.2.1).
+INFORMATIONAL = 6
 
 _REOPEN, _END = object(), object()
 
@@ -72,7 +76,7 @@ _FORMATS: dict[str, Callable[[Record], bytes]] = {"combined": combined_line, "js
 class _Writer:
     """What the thread runs. It owns the descriptor, unless that was given."""
 
-    def __init__(self, target: str | int) -> None:
+    def __init__(self, target: str | int, facility: str) -> None:
         #: Lines, ``_REOPEN`` and ``_END``, from the hub.
         self.queue = _Queue()
         self.is_started = False
@@ -83,6 +87,8 @@ class _Writer:
         self.written = 0
         self.lost = 0
         self.trouble: str | None = None
+        address = syslog_address(target) if isinstance(target, str) else None
+        self._syslog = None if address is None else SyslogSocket(address, facility)
         self._path = None if isinstance(target, int) else target
         self._fd = target if isinstance(target, int) else -1
         self._is_file = False
@@ -123,6 +129,9 @@ class _Writer:
     def _flush(self, lines: list[bytes]) -> None:
         if not lines:
             return
+        if self._syslog is not None:
+            self._send(lines, self._syslog)
+            return
         data = memoryview((b"\n" if self._is_torn else b"") + b"".join(lines))
         done, count = 0, len(lines)
         try:
@@ -137,6 +146,24 @@ class _Writer:
             self._lose(lost, error.strerror or str(error))
             if error.errno != errno.ENOSPC:
                 self.close_file()
+        self.written += count
+        lines.clear()
+
+    def _send(self, lines: list[bytes], syslog: SyslogSocket) -> None:
+        """Send lines to a daemon, each by itself; those behind one that it does not take are lost."""
+        count = 0
+        try:
+            while count < len(lines):
+                if self.abandoned:
+                    raise OSError(errno.ECANCELED, "closed before all was written")
+                try:
+                    syslog.send(INFORMATIONAL, lines[count].rstrip(b"\n"))
+                    count += 1
+                except BlockingIOError:
+                    syslog.wait(PATIENCE)
+        except OSError as error:
+            self._lose(len(lines) - count, error.strerror or str(error))
+            syslog.close()
         self.written += count
         lines.clear()
 
@@ -164,6 +191,9 @@ class _Writer:
 
     def close_file(self) -> None:
         """Close the file; what is written next opens it anew."""
+        if self._syslog is not None:
+            self._syslog.close()
+            return
         if self._path is not None and self._fd >= 0:
             fd, self._fd = self._fd, -1
             _close(fd)
@@ -181,16 +211,19 @@ _logs: weakref.WeakSet[AccessLog] = weakref.WeakSet()
 class AccessLog:
     """Writes a line for each request.
 
-    ``target`` is a path, ``-`` for standard output, or a descriptor, which is left open; ``format`` is ``combined``,
-    ``json``, or a function that makes a line of a record, as bytes, and must not block. ``max_pending`` lines may wait.
+    ``target`` is a path, ``-`` for standard output, ``stderr``, ``syslog``, ``udp://HOST:PORT`` (see ``targets``), or a
+    descriptor, which is left open. ``format`` is ``combined``, ``json``, a text with fields such as
+    ``{client} {status}`` (see ``line_format``), or a function that makes a line of a record, as bytes, at once.
+    ``max_pending`` lines may wait. ``facility`` is what syslog is told of where they come from.
 
     Raises:
-        ValueError: a format that does not exist, less than one line that may wait, or standard output where the
-            program was started without one: descriptor 1 is then whatever was opened first.
+        ValueError: a format or a facility that does not exist, less than one line that may wait, or standard output or
+            error where the program was started without: descriptors 1 and 2 are then whatever was opened first.
     """
 
     __slots__ = (
         "__weakref__",
+        "_facility",
         "_form",
         "_is_closed",
         "_max_pending",
@@ -202,23 +235,37 @@ class AccessLog:
     )
 
     def __init__(
-        self, target: str | int = "-", format: str | Callable[[Record], bytes] = "combined", max_pending: int = 10_000
+        self,
+        target: str | int = "-",
+        format: str | Callable[[Record], bytes] = "combined",
+        max_pending: int = 10_000,
+        facility: str = "daemon",
     ) -> None:
         form = _FORMATS.get(format) if isinstance(format, str) else format
+        if form is None and isinstance(format, str) and "{" in format:
+            try:
+                form = line_function(format)
+            except ValueError as error:
+                raise ValueError(f"format={format!r}: {error}") from None
         if form is None:
             raise ValueError(f"format={format!r}: 'combined', 'json' or a function expected")
         if max_pending < 1:
             raise ValueError(f"max_pending={max_pending!r}: a whole number of at least 1 expected")
-        if target == "-" and sys.__stdout__ is None:
+        if facility not in FACILITIES:
+            raise ValueError(f"facility={facility!r}: one of {', '.join(FACILITIES)} expected")
+        if target == STDOUT and sys.__stdout__ is None:
             raise ValueError("target='-': standard output is closed: a path expected")
+        if target == STDERR and sys.__stderr__ is None:
+            raise ValueError("target='stderr': standard error is closed: a path expected")
         self._form = form
-        self._target = 1 if target == "-" else target
+        self._target = 1 if target == STDOUT else 2 if target == STDERR else target
+        self._facility = facility
         self._max_pending = max_pending
         self._is_closed = False
         self._reported = float("-inf")
         self._refused = 0
         self._told = 0  # how many lost lines have been reported
-        self._writer = _Writer(self._target)
+        self._writer = _Writer(self._target, self._facility)
         _watch_forks()
         _logs.add(self)
 
@@ -311,12 +358,13 @@ class AccessLog:
         now, dropped = time.monotonic(), self.dropped
         if now - self._reported >= REPORT_EVERY or (at_end and dropped > self._told):
             self._reported, self._told = now, dropped
-            where = "on standard output" if self._target == 1 else self._target
+            names: dict[str | int, str] = {1: "on standard output", 2: "on standard error"}
+            where = names.get(self._target, self._target)
             log.warning("access log %s: %s; lines lost so far: %d", where, trouble or "closed", dropped)
 
     def _forked(self) -> None:
         self._writer.close_file()
-        self._writer = _Writer(self._target)
+        self._writer = _Writer(self._target, self._facility)
         self._refused = self._told = 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from greensock.proxy.log.record import Record
 
-__all__ = ["combined_line", "json_line"]
+__all__ = ["combined_line", "escaped", "json_line", "local_time", "request_line", "seconds", "utc_time"]
 
 #: How many values are known as they are written, and the longest of those that clients choose.
 KNOWN, SHORT = 1024, 256
@@ -31,44 +31,52 @@ def combined_line(record: Record) -> bytes:
     In what a client wrote, quotes, backslashes, control characters and what is not ASCII are ``\xHH``.
     """
     if record.method:
-        method = _known(record.method) if len(record.method) <= SHORT else _escaped(record.method)
-        request = b"%b %b HTTP/%b" % (method, _escaped(record.target), _known(record.version))
+        method = _known(record.method) if len(record.method) <= SHORT else escaped(record.method)
+        request = b"%b %b HTTP/%b" % (method, escaped(record.target), _known(record.version))
     else:
-        request = _escaped(record.target) or b"-"
+        request = escaped(record.target) or b"-"
     referer, agent = record.referer or b"-", record.agent or b"-"
-    head_time = _seconds(record.head_time)
+    head_time = seconds(record.head_time)
     is_short = record.upstream_time == record.head_time  # an answer that came in one piece
     return b'%b [%b] "%b" %d %d "%b" "%b" rt=%.6f %b uct=%b uht=%b urt=%b reason=%b route="%b" id=%b\n' % (
         _known_as(record.client, None) if record.user is None else _who(record.client, record.user),
-        _local_time(int(record.started)),
+        local_time(int(record.started)),
         request,
         record.status,
         record.sent,
-        _known(referer) if len(referer) <= SHORT else _escaped(referer),
-        _known(agent) if len(agent) <= SHORT else _escaped(agent),
+        _known(referer) if len(referer) <= SHORT else escaped(referer),
+        _known(agent) if len(agent) <= SHORT else escaped(agent),
         record.duration,
         _upstream(record.upstream, record.upstream_status),
-        b"0.000000" if record.connect_time == 0 else _seconds(record.connect_time),
+        b"0.000000" if record.connect_time == 0 else seconds(record.connect_time),
         head_time,
-        head_time if is_short else _seconds(record.upstream_time),
+        head_time if is_short else seconds(record.upstream_time),
         _word(record.reason) if record.reason else b"-",
         _known(record.route or "-"),
         _word(record.request_id),
     )
 
 
-def _escaped(text: bytes | str) -> bytes:
+def request_line(record: Record) -> bytes:
+    """Return the first line of a request, or what was in its place. (Above it is written out: a call less.)"""
+    if record.method:
+        return b"%b %b HTTP/%b" % (escaped(record.method), escaped(record.target), escaped(record.version))
+    return escaped(record.target) or b"-"
+
+
+def escaped(text: bytes | str) -> bytes:
+    """Return a text with quotes, backslashes, control characters and what is not ASCII as ``\\xHH``."""
     raw = text.encode("utf-8", "backslashreplace") if isinstance(text, str) else text
     return raw.decode("latin-1").translate(_as_hex).encode("latin-1") if _odd(raw) else raw
 
 
 #: What comes again and again, as it is written: each of these has at most ``SHORT`` bytes for each that came.
-_known = functools.lru_cache(KNOWN)(_escaped)
+_known = functools.lru_cache(KNOWN)(escaped)
 
 
 @functools.lru_cache(KNOWN)
 def _upstream(servers: str, statuses: str) -> bytes:
-    return b'upstream="%b" us="%b"' % (_escaped(servers or "-"), _escaped(statuses or "-"))
+    return b'upstream="%b" us="%b"' % (escaped(servers or "-"), escaped(statuses or "-"))
 
 
 def _who(client: str, user: str | None) -> bytes:
@@ -79,15 +87,17 @@ _known_as = functools.lru_cache(KNOWN)(_who)
 
 
 def _word(text: str) -> bytes:
-    return _escaped(text.replace(" ", "_")) or b"-"
+    return escaped(text.replace(" ", "_")) or b"-"
 
 
-def _seconds(value: float | None) -> bytes:
+def seconds(value: float | None) -> bytes:
+    """Return a time in seconds, to the microsecond."""
     return b"-" if value is None else b"%.6f" % value
 
 
 @functools.lru_cache(maxsize=8)  # most lines of a batch are of one second
-def _local_time(seconds: int) -> bytes:
+def local_time(seconds: int) -> bytes:
+    """Return a time in seconds since 1970 as Apache writes it."""
     now = time.localtime(seconds)
     east = now.tm_gmtoff // 60
     zone = f"{'-' if east < 0 else '+'}{abs(east) // 60:02}{abs(east) % 60:02}"
@@ -113,6 +123,12 @@ def json_line(record: Record) -> bytes:
 
 _FIRST = ("client", "method", "host", "target", "version", "status", "sent", "received", "duration")
 _NAMES = (*_FIRST, *(name for name in Record.__slots__ if name not in _FIRST and name != "started"))
+
+
+def utc_time(started: float) -> str:
+    """Return a time in seconds since 1970 as RFC 3339 writes it, in UTC and to the millisecond."""
+    whole = int(started)
+    return f"{_utc(whole)}.{int((started - whole) * 1000):03}Z"
 
 
 @functools.lru_cache(maxsize=8)

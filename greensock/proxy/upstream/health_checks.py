@@ -150,6 +150,8 @@ class Checker:
         elif self._health.check_failed(now):
             log.warning("%s is down: %s", self.name, self.reason)
             self._tell(False)
+        elif self.reason != before:
+            log.info("%s failed a check: %s", self.name, self.reason)
         return not self.reason
 
     def _run(self) -> None:
