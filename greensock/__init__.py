@@ -13,6 +13,7 @@ datagram_rules  what a datagram server can be told
 stats           what servers and connections counted
 log_limit       a bound on the log lines that peers can cause
 descriptors     a bound on the descriptors that optional things may take
+limits          what clients may do, in memory that processes share
 core            the engine: connections, turns, the server
 pool_state      which connection of a pool one gets, and who waits for one (no I/O)
 pool            connections that are kept for the next one who wants one
@@ -62,6 +63,7 @@ from greensock.errors import (
     WouldBlock,
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
+from greensock.limits.client_limits import ClientLimits
 from greensock.log_limit import LogLimit
 from greensock.pool import ConnectionPool, Lease, Patient, PooledConnection, Waiter
 from greensock.pool_state import PoolStatistics
@@ -79,6 +81,7 @@ __all__ = [
     "TLS",
     "Certificate",
     "CertificateRefused",
+    "ClientLimits",
     "ConnectFailed",
     "Connection",
     "ConnectionBusy",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable, Collection
 from typing import Literal
 
 __all__ = ["Numbers", "SharedPages"]
@@ -66,6 +67,7 @@ class SharedPages:
         self._taken: set[int] = set()
         self._numbers: dict[tuple[str, int, str, bool], Numbers] = {}
         self._blocks: dict[tuple[str, int], mmap.mmap] = {}
+        self._clearing: dict[str, Callable[[int], None]] = {}
 
     def numbers_of(self, width: int, typecode: Literal["q", "d"] = "q", is_kept: bool = False) -> Numbers:
         """Return rows that have no name."""
@@ -84,6 +86,15 @@ class SharedPages:
         if key not in self._blocks:
             self._blocks[key] = mmap.mmap(-1, size)
         return self._blocks[key]
+
+    def on_gone(self, name: str, clear: Callable[[int], None]) -> None:
+        """Have ``clear`` called with the row of each worker that is gone: it takes away what that left in a block."""
+        self._clearing[name] = clear
+
+    def forget(self, begins: str, but: Collection[str] = ()) -> None:
+        """Let go of the blocks whose name ``begins`` so, ``but`` for some; who was forked before still has them."""
+        self._blocks = {key: block for key, block in self._blocks.items() if _is_kept(key[0], begins, but)}
+        self._clearing = {name: clear for name, clear in self._clearing.items() if _is_kept(name, begins, but)}
 
     @property
     def has_room(self) -> bool:
@@ -111,9 +122,15 @@ class SharedPages:
         self.pids.clear(slot)
         for each in self._numbers.values():
             each.clear(slot)
+        for clear in self._clearing.values():
+            clear(slot)
         self._taken.discard(slot)
 
     def taken(self) -> dict[int, int]:
         """Return which rows workers have, and their processes."""
         found = {slot: self.pids.row(slot)[0] for slot in range(self.slots)}
         return {slot: pid for slot, pid in found.items() if pid}
+
+
+def _is_kept(name: str, begins: str, but: Collection[str]) -> bool:
+    return not name.startswith(begins) or name in but

@@ -11,15 +11,22 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from greensock.core.server import Server
+from greensock.limits.client_limits import shared_place, table_of_clients
 from greensock.proxy.config import ConfigError, ProxyConfig
+from greensock.proxy.guard import GUARDS, SharedBlocks
 from greensock.proxy.options import ListenPlace
 from greensock.proxy.proxy_server import ReverseProxy
 from greensock.shared_pages import SharedPages
 
 __all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
+
+
+#: What the memory is called in which servers have what their clients use.
+CLIENTS = "clients of servers"
 
 
 class Refused(Exception):
@@ -83,6 +90,7 @@ class ProxySource:
     def __init__(self, config: ProxyConfig, read_config: Callable[[], ProxyConfig] | None) -> None:
         self.config = config
         self._read_config = read_config
+        self._pages: SharedPages | None = None
         self._proxies: list[ReverseProxy] = []
 
     @property
@@ -119,11 +127,18 @@ class ProxySource:
         return listen(address, backlog=self.config.server.backlog)
 
     def share(self, pages: SharedPages) -> None:
-        """Nothing is shared yet."""
+        """Make the tables of the guards."""
+        self._pages = pages
+        shared = SharedBlocks(pages.block, pages.slots)
+        tables = self.config.guard_tables(shared)
+        pages.forget(GUARDS, tables)
+        for name, table in tables.items():
+            pages.on_gone(name, table.clear_column)
 
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return a proxy for each socket, all with one gateway."""
-        gateway = self.config.gateway()
+        pages = self._pages
+        gateway = self.config.gateway(None if pages is None else SharedBlocks(pages.block, pages.slots, slot))
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))
             for sock, place in zip(sockets, _places_of(sockets, self.config.listeners), strict=True)
@@ -217,10 +232,14 @@ class ClassSource:
             raise Refused(f"{self._module}:{self._class}: {error}") from error
 
     def share(self, pages: SharedPages) -> None:
-        """Nothing is shared yet."""
+        """Make the table of what clients use, which costs nothing where no server limits them."""
+        shared_place.block = partial(pages.block, CLIENTS)
+        shared_place.columns, shared_place.column = pages.slots, -1
+        pages.on_gone(CLIENTS, table_of_clients().clear_column)
 
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return one server on all sockets."""
+        shared_place.column = slot
         return [self.made_server(sockets)]
 
     def reopen_logs(self) -> None:

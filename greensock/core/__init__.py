@@ -23,6 +23,7 @@ connector          ``connect``: connections of one's own
 upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server
 turns              what a server does with a connection that is ready
+limiter            what the clients of a server may do
 acceptor           takes connections out of the kernel's queue
 dialling           connections that a server makes
 signals            what signals do while servers serve

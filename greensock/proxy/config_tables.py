@@ -65,7 +65,7 @@ class Tables:
 
     def note(self, table: str, key: str, value: Any, expected: str) -> None:
         """Add a problem; a ``value`` of None is one that is missing."""
-        shown = "" if value is None else '"..."' if "secret" in key else _shown(value)
+        shown = "" if value is None else '"..."' if _is_secret(key) else _shown(value)
         self.problems.append(ConfigProblem(self.file, table, key, shown, expected))
 
     def check_keys(self, table: str, given: Mapping[str, Any], known: Iterable[str], shown: Iterable[str] = ()) -> None:
@@ -192,4 +192,9 @@ def _shown(value: Any) -> str:
 
 
 def _of_table(key: str, value: Any) -> str:
-    return '"..."' if "secret" in key else _shown(value)
+    return '"..."' if _is_secret(key) else _shown(value)
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a value is not to be shown: a URL of a storage may have a password in it."""
+    return "secret" in key or key == "storage"
