@@ -52,7 +52,7 @@ local found = {}
 for i, key in ipairs(KEYS) do
   local used, interval, most = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
   local due = tonumber(redis.call('GET', key) or now)
-  if not due or due < now or due > now + most then due = now end
+  if not (due and due >= now and due <= now + most) then due = now end  -- nan, too
   due = math.min(due + used * interval, now + most)
   redis.call('SET', key, string.format('%.6f', due), 'PX', math.ceil((due - now) * 1000) + 1000)
   found[i] = string.format('%.6f', due - now)
