@@ -14,6 +14,7 @@ from conftest import PATIENCE, read_exactly
 from documents import running
 
 from greensock.http import HTTPClient
+from greensock.proxy import load_config
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -66,7 +67,7 @@ def test_links_lead_somewhere(page):
             assert fragment in names, (target, fragment)
 
 
-def test_limits():
+def test_limits(tmp_path):
     (program,) = programs("limits.md")
     with running(program) as address:
         socks = [socket.create_connection(address, PATIENCE) for _ in range(4)]
@@ -77,5 +78,6 @@ def test_limits():
         for sock in socks:
             sock.close()
     (table,) = re.findall(r"```toml\n(.*?)```", (DOCS / "limits.md").read_text(), re.DOTALL)
-    config = parse_config(tomllib.loads(table))
+    (tmp_path / "proxy.toml").write_text(table)
+    config = load_config(str(tmp_path / "proxy.toml"))
     assert (config.guard.ban_errors, config.routes[1].guard.request_burst) == (30, 5)

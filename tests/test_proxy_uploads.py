@@ -333,6 +333,24 @@ def test_a_client_has_so_many(start, dial, max_replay):
     assert status_of(read_all(dial(proxy, post(100, CLOSE) + bytes(100)))) == 200
 
 
+def test_a_route_has_so_many(start, dial):
+    """Besides those of all: who is refused by one of both is not counted by the other."""
+    routes = [Route("site"), Route("site", path="/few", guard=GuardOptions(max_uploads=1))]
+    proxy = start(routes=routes, max_replay=10, guard=GuardOptions(max_uploads=2))
+    few = post(100, CLOSE).replace(b"POST /", b"POST /few", 1)
+    slow = dial(proxy, few)
+    wait_until(lambda: proxy.uploads == 1)
+    for _ in range(3):
+        assert status_of(read_all(dial(proxy, few))) == 429
+    other = dial(proxy, post(100, CLOSE))
+    wait_until(lambda: proxy.uploads == 2)
+    assert status_of(read_all(dial(proxy, post(100, CLOSE)))) == 429
+    for sock in (slow, other):
+        sock.sendall(bytes(100))
+        assert status_of(read_all(sock)) == 200
+    assert not any(guard.uploads for guard in (proxy.gateway.guard, *proxy.gateway.route_guards()))
+
+
 def test_uploads_without_a_clock():
     found = Guard(GuardOptions(max_uploads=1))
     assert found.upload("192.0.2.1", 0.0) is None

@@ -4,7 +4,8 @@ First it is looked who is allowed, then who is denied, and whoever is in neither
 in those alone who are allowed, deny ``0.0.0.0/0``, ``::/0`` and ``unix``.
 
 A file has a network a line; what follows ``#`` is a comment. It is looked at every two seconds, and read in a thread of
-gevent's, as a disk may be slow. One that is broken is logged, once, and the old one kept; so is one that is gone.
+gevent's, as a disk may be slow. One that is broken is logged, once, and the old one kept; so is one that is gone. That
+holds for a worker, too, that begins when it is broken: it has what the master read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ LOOK_EVERY = 2.0
 MOST_BYTES = 8 << 20
 #: How many addresses are remembered.
 CACHED = 8192
+
+#: What each file said when it was right the last time: who is forked goes on with that if it is not by then.
+_last_good: dict[str, tuple[str, ...]] = {}
 
 
 class BadNetworks(ValueError):
@@ -58,7 +62,8 @@ def read_networks(path: str) -> tuple[str, ...]:
         except ValueError as error:
             raise BadNetworks(f"{path}: line {number}: {error}") from None
         found.append(text)
-    return tuple(found)
+    networks = _last_good[path] = tuple(found)
+    return networks
 
 
 def is_path(value: object) -> bool:
@@ -72,7 +77,13 @@ class _File:
     def __init__(self, path: str) -> None:
         self.path = path
         self.mark = _mark_of(path)
-        self.networks = read_networks(path)
+        try:
+            self.networks = read_networks(path)
+        except BadNetworks as error:
+            if path not in _last_good:
+                raise
+            log.error("%s; what was there before goes on", error)
+            self.networks = _last_good[path]
 
 
 def _mark_of(path: str) -> tuple[int, ...]:

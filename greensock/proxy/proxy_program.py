@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 
+from greensock.limits.access_lists import BadNetworks
 from greensock.proxy.config import ConfigError, ProxyConfig
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.proxy_server import ReverseProxy
@@ -152,6 +153,8 @@ def _started(
     """Return started proxies; one whose address is among the old ones takes the old one's listener over."""
     try:
         gateway = config.gateway()
+    except BadNetworks as error:
+        raise CannotStart(str(error)) from error
     except ValueError as error:
         raise CannotStart(f"the log: {error}") from error
     made: dict[_Address, ReverseProxy] = {}
