@@ -1,4 +1,4 @@
-"""Rates that hold across machines, by a real Redis that is killed and comes back."""
+"""Limits that hold for all workers of a server, and by a real Redis, which is killed and comes back, for all machines."""
 
 from __future__ import annotations
 
@@ -192,3 +192,26 @@ def test_limits_hold_for_all_workers(serve, tmp_path):
         assert statuses.count(200) < 35
         assert statuses[-1] == 429
         assert master.stop() == 0
+
+
+def test_the_limits_of_a_server_hold_for_all_workers(tmp_path):
+    command = [sys.executable, "-m", "greensock", "run", "served_classes:Limited", "--bind", "127.0.0.1:0"]
+
+    def greeted(master):
+        """Return a connection and who serves it; None if there are too many for now."""
+        sock = master.connect()
+        pid = sock.recv(10)
+        if pid:
+            return sock, int(pid)
+        sock.close()
+        return None
+
+    with arbiter(tmp_path, "", command=[*command, "--workers=2"]) as master, contextlib.ExitStack() as stack:
+        found = [wait_until(lambda: greeted(master)) for _ in range(3)]
+        for sock, _ in found:
+            stack.callback(sock.close)
+        assert [greeted(master) for _ in range(3)] == [None] * 3
+        for pid in {pid for _, pid in found}:
+            os.kill(pid, signal.SIGKILL)
+        sock, _ = wait_until(lambda: greeted(master))
+        sock.close()
