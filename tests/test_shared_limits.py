@@ -1,4 +1,4 @@
-"""Limits that hold for all workers of a server, and by a real Redis, which is killed and comes back, for all machines."""
+"""Limits that hold for all workers of a server, and, by a real Redis that goes and comes back, for all machines."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def test_a_rate_holds_for_two_machines_and_for_each_while_redis_is_away(tmp_path
             taken, took = hammer(guards, LONG)
             assert 0.6 * RATE * took < sum(taken) < 1.3 * RATE * took + 2 * BURST
     said = [record.getMessage() for record in caplog.records if record.name == "greensock.server"]
-    assert [len([each for each in said if words in each]) for words in ("is away", "is back")] == [2, 2], "each says so once"
+    counts = [len([each for each in said if words in each]) for words in ("is away", "is back")]
+    assert counts == [2, 2], "each says so once"
 
 
 @needs_redis

@@ -1,7 +1,7 @@
-"""Who may come, and who may not: networks that are named, and those of files, which are read anew when they change.
+"""Who may come, and who may not: networks that are named, and those of files, which are read anew.
 
-First it is looked who is allowed, then who is denied, and whoever is in neither is welcome (as TCP wrappers do it). To let
-in those alone who are allowed, deny ``0.0.0.0/0``, ``::/0`` and ``unix``.
+First it is looked who is allowed, then who is denied; whoever is in neither is welcome, as with TCP wrappers. To let in
+those alone who are allowed, deny ``0.0.0.0/0``, ``::/0`` and ``unix``.
 
 A file has a network a line; what follows ``#`` is a comment. It is looked at every two seconds, and read in a thread of
 gevent's, as a disk may be slow. One that is broken is logged, once, and the old one kept; so is one that is gone. That

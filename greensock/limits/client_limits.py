@@ -62,8 +62,8 @@ class ClientLimits:
 
     A client is an IPv4 address, or an IPv6 network of ``ipv6_prefix`` bits; who comes by a Unix socket is known by no
     address, and only ``allow`` and ``deny`` (as ``unix``), the rates of one connection and ``evict_idle`` hold for it.
-    A connection that is refused is closed as soon as it is accepted, and no upcall is made. None: no such limit. What is
-    refused is counted by reason: ``statistics().limited``.
+    A connection that is refused is closed as soon as it is accepted, and no upcall is made. None: no such limit. What
+    is refused is counted by reason: ``statistics().limited``.
 
     Raises:
         ValueError: a field is not what it may be; the text names it.
@@ -78,7 +78,8 @@ class ClientLimits:
     #: not refused: it is not read, so that TCP holds the peer back. Counted as ``bytes``, each time.
     byte_rate: float | None = None
     byte_burst: int = 1 << 20
-    #: Messages a second, as the ``framer`` cuts them, and how many at once; else as with bytes. Counted as ``messages``.
+    #: Messages a second, as the ``framer`` cuts them, and how many at once; else as with bytes. Counted as
+    #: ``messages``.
     message_rate: float | None = None
     message_burst: int = 100
     #: Bytes a second that must come while a message is there in part (``framer``, ``POSTPONE``), from ``receive_grace``
@@ -87,7 +88,8 @@ class ClientLimits:
     min_receive_rate: float = 0
     receive_grace: float = 5.0
     #: Where ``max_connections`` of the server are there, the connection that has rested the longest makes room for who
-    #: comes, if that is so many seconds at least; it is dropped with EVICTED. None: who comes waits. Counted as ``evicted``.
+    #: comes, if that is so many seconds at least; it is dropped with EVICTED. None: who comes waits. Counted as
+    #: ``evicted``.
     evict_idle: float | None = None
     #: Networks whose clients may connect, whatever ``deny`` says.
     allow: tuple[str, ...] = ()

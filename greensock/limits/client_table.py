@@ -46,8 +46,8 @@ HORIZON = 16
 
 
 class Rate:
-    """How often something may happen: the generic cell rate algorithm (ITU-T I.371), which keeps one time, when the next
-    one would be due if they came evenly. What comes earlier than its burst allows is refused, and costs nothing.
+    """How often something may happen: the generic cell rate algorithm (ITU-T I.371), which keeps one time, when the
+    next one would be due if they came evenly. What comes earlier than its burst allows is refused, and costs nothing.
     """
 
     __slots__ = ("horizon", "interval", "tolerance")

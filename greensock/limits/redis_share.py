@@ -1,19 +1,20 @@
-"""Rates that hold across machines: what clients have used here is told to a Redis, and what they have used in all is heard.
+"""Rates that hold across machines, by a Redis that is told what clients have used, and tells what they used in all.
 
 Who may come is decided here, by the table, and nobody waits for Redis. Ten times a second a greenlet tells it how much
-each client has used since, in calls of up to 128 clients, and hears for each when its next one is due, by what it used
-everywhere: the same time that the table keeps (``Rate``), so that it can be taken over where it is later. As that
-is a time and no count, nothing is counted twice, here or there.
+each client has used since, in calls of up to 128 clients, and hears for each when its next one is due by what it used
+everywhere: the same time that the table keeps (``Rate``), so that it can be taken over where it is later. As that is a
+time and no count, nothing is counted twice, here or there.
 
-So a client that turns to several machines may have, beyond what the rate allows, once a burst at each, and later at each
-what the rate allows in a tenth of a second; that it has to wait off again. The rate itself holds.
+So a client that turns to several machines may have, beyond what the rate allows, once a burst at each, and what is
+under way for a tenth of a second; that it has to wait off again. In the long run the rate holds.
 
-Each process has a greenlet, and a connection, of its own: what it has used is then known without asking others, and if it
-dies, only its last tenth of a second is untold. While Redis is away that is said once, and limits hold for each machine;
-what is used meanwhile is not told later, as it would count as if it had come now. It is tried again each time, later and
-later up to two seconds.
+Each process has a greenlet, and a connection, of its own: what it has used is then known without asking others, and if
+it dies, only its last tenth of a second is untold. While Redis is away that is said once, and limits hold for each
+machine; what is used meanwhile is not told later, as it would count as if it had come now. It is tried again each time,
+later and later, up to two seconds.
 
-In Redis each client is one key that goes when its time is over: a float of its clock's seconds. No clock of ours counts.
+In Redis each client is one key that goes when its time is over: a float of its clock's seconds. No clock of ours
+counts.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class ProxyConfig:
         return options
 
     def guard_tables(self, shared: SharedBlocks) -> dict[str, ClientTable]:
-        """Return the tables of its guards that processes share, by the names of their memory: made before they are forked."""
+        """Return the tables of its guards that processes share, made before they are forked, by their memory's names."""
         found = {} if self.guard is None else {table_name(self.guard, ""): table_of(self.guard, "", shared)}
         for route in self.routes:
             if route.guard is not None:
@@ -148,7 +148,8 @@ class ProxyConfig:
         return found
 
     def gateway(self, shared: SharedBlocks | None = None) -> Gateway:
-        """Return the gateway, with what it shares with other processes, if it does. Its log is opened with its first line; close it when all is over.
+        """Return the gateway, with what it shares with other processes. Its log is opened with its first line; close it
+        when all is over.
 
         Raises:
             ValueError: the log is to go to standard output, and the program was started without one; or a file of
@@ -473,8 +474,9 @@ class _Reader(Tables):
             if isinstance(given, Mapping) and key in given:
                 self.note(table, key, given[key], "only in [guard]: it is for all routes")
         ready = {key: getattr(GuardOptions(), key) for key in OF_ALL}
-        rest = {key: value for key, value in given.items() if key not in OF_ALL} if isinstance(given, Mapping) else given
-        return self.guard(table, rest, **{**ready, "storage": self.storage})
+        if isinstance(given, Mapping):
+            given = {key: value for key, value in given.items() if key not in OF_ALL}
+        return self.guard(table, given, **{**ready, "storage": self.storage})
 
     def action(self, table: str, rest: dict[str, Any], names: list[str]) -> str | StaticAnswer | Redirect | None:
         chosen = [key for key in ACTIONS if key in rest]

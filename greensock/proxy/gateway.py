@@ -72,8 +72,8 @@ class Gateway:
         listen: ListenOptions | None = None,
         shared: SharedBlocks | None = None,
     ) -> None:
-        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie. ``shared`` is
-        what several processes share; None: this one has all for itself.
+        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie. ``shared``
+        is what several processes share; None: this one has all for itself.
 
         Raises:
             ValueError: two upstreams of one name, or a route to one that is not there; a file of networks that is not
@@ -354,6 +354,7 @@ class Gateway:
 
 
 def scope_of(route: Route) -> str:
-    """Return what the guard of a route is called, here and on other machines: by its name, and which requests take it."""
-    conditions = (route.hosts, route.path, route.exact, sorted(route.methods or ()), sorted(route.headers.items(), key=str))
+    """Return what the guard of a route is called, here and on other machines: its name, and which requests take it."""
+    fields = sorted(route.headers.items(), key=str)
+    conditions = (route.hosts, route.path, route.exact, sorted(route.methods or ()), fields)
     return f"{route.name}/{hashlib.blake2b(repr(conditions).encode(), digest_size=6).hexdigest()}"

@@ -152,11 +152,11 @@ class GuardOptions:
     #: Files with more of both, a network a line, which are read anew within two seconds when they change.
     allow_file: str | None = None
     deny_file: str | None = None
-    #: A Redis (``redis://HOST:PORT/NUMBER``) by which the rates hold for all proxies that have the same; None: for this
-    #: one alone.
+    #: A Redis (``redis://HOST:PORT/NUMBER``) by which the rates hold for all proxies that have the same; None: for
+    #: this one alone.
     storage: str | None = field(default=None, repr=False)
-    #: Clients that something is known of, at about 120 bytes each; where many processes share that, 260 more for each of
-    #: ``max_connections`` and ``max_uploads``.
+    #: Clients that something is known of, at about 120 bytes each; where many processes share that, 260 more for each
+    #: of ``max_connections`` and ``max_uploads``.
     max_clients: int = 100_000
     #: Bits of an IPv6 address by which clients are told apart: one host often has a whole /64.
     ipv6_prefix: int = 64

@@ -93,8 +93,8 @@ class Route:
     timeouts: ProxyTimeouts | None = None
     #: In the place of the upstream's; None: those.
     retries: int | None = None
-    #: What a client may do on this route, besides what it may do in all; None: whatever that is. Of ``connection_rate``,
-    #: ``max_connections`` and ``hosts`` nothing is known here.
+    #: What a client may do on this route, besides what it may do in all; None: whatever that is. ``connection_rate``,
+    #: ``max_connections`` and ``hosts`` have no effect here.
     guard: GuardOptions | None = None
     #: Whether it leads to an upstream and changes no fields.
     is_plain: bool = field(init=False, repr=False, compare=False, default=False)
