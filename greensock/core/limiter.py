@@ -1,4 +1,4 @@
-"""What the clients of one server may do (``ClientLimits``), kept at its seams: for who has none, nothing here is called.
+"""What the clients of one server may do (``ClientLimits``), kept at its seams: without it nothing here is called.
 
 - Who comes is judged between accept and the connection: who is refused costs a descriptor for a moment, and no more.
 - Who sends more than it may is *held back*: when it is ready for its next turn, it stays out of the ready queue, as if

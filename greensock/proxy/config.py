@@ -139,7 +139,7 @@ class ProxyConfig:
         return options
 
     def guard_tables(self, shared: SharedBlocks) -> dict[str, ClientTable]:
-        """Return the tables of its guards that processes share, made before they are forked, by their memory's names."""
+        """Return the tables of its guards that processes share, made before they are forked, by their memory's name."""
         found = {} if self.guard is None else {table_name(self.guard, ""): table_of(self.guard, "", shared)}
         for route in self.routes:
             if route.guard is not None:

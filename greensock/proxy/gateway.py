@@ -72,8 +72,8 @@ class Gateway:
         listen: ListenOptions | None = None,
         shared: SharedBlocks | None = None,
     ) -> None:
-        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie. ``shared``
-        is what several processes share; None: this one has all for itself.
+        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie;
+        ``shared`` is what several processes share. None: this one has all for itself.
 
         Raises:
             ValueError: two upstreams of one name, or a route to one that is not there; a file of networks that is not
