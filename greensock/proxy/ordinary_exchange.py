@@ -77,7 +77,7 @@ class OrdinaryExchange:
             return self._otherwise(conn, data)
         method, target, host, lines, pieces, begin, length, keep = found
         route = gateway.routes.only or self._route(method, host, target, lines)
-        if route is None or not route.is_plain:
+        if route is None or not route.is_ordinary:
             return self._otherwise(conn, data)
         upstream, deadlines = gateway.upstreams[route.action], gateway.deadlines_of(route)  # type: ignore[index]
         if deadlines.total is not None or not upstream.is_simple:

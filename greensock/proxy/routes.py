@@ -96,15 +96,15 @@ class Route:
     #: What a client may do on this route, besides what it may do in all; None: whatever that is. ``connection_rate``,
     #: ``max_connections`` and ``hosts`` have no effect here.
     guard: GuardOptions | None = None
-    #: Whether it leads to an upstream and changes no fields.
-    is_plain: bool = field(init=False, repr=False, compare=False, default=False)
+    #: Whether nothing is changed on the way, so that the short way of ordinary requests may be gone.
+    is_ordinary: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for each in fields(self):
             if each.init:
                 _RULES[each.name].check(each.name, getattr(self, each.name))
         edits = self.request_fields is not NO_EDITS or self.response_fields is not NO_EDITS
-        object.__setattr__(self, "is_plain", type(self.action) is str and not edits)
+        object.__setattr__(self, "is_ordinary", type(self.action) is str and not edits)
 
     def target_for(self, target: bytes) -> bytes:
         """Return the target to ask the upstream for, given the request's: a path and perhaps a query.
