@@ -7,7 +7,7 @@ import time
 
 import gevent
 import pytest
-from conftest import PATIENCE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, read_exactly, wait_until
 from served import Echo, Recorder
 
 from greensock import ClientLimits, Connection, DropReason, Lines, Server

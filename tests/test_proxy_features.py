@@ -108,7 +108,7 @@ def test_methods_and_hosts(proxied, origin):
 
 def test_who_may_not_come(proxied, origin):
     for deny, allow, status in (("127.0.0.0/8", (), 403), ("127.0.0.0/8", ("127.0.0.1",), 200), ("::/0", (), 200)):
-        proxy, ask = proxied(origin.url, guard=GuardOptions(deny=(deny,), allow=allow))
+        _, ask = proxied(origin.url, guard=GuardOptions(deny=(deny,), allow=allow))
         assert statuses([ask()]) == [status]
     _, ask = proxied(origin.url, forwarding=LOCAL, guard=GuardOptions(deny=("192.0.2.1",)))
     named = b"GET / HTTP/1.1\r\nX-Forwarded-For: 192.0.2.%d\r\n" + CLOSE

@@ -279,7 +279,9 @@ class Server(Turns[ConnectionT]):
             on_accepted, permits = self._limiter.accepted, self._limiter.permits
         for place in self._places:
             assert place.listener is not None
-            place.acceptor = Acceptor(place.listener, partial(on_accepted, place.family), permits, self.max_accept)
+            place.acceptor = Acceptor(
+                place.listener, cast(Any, partial(on_accepted, place.family)), permits, self.max_accept
+            )
         self.start_accepting()
         warn_if_unpatched()
 

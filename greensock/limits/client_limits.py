@@ -44,7 +44,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "min_receive_rate": (lambda value: value == 0 or _is_rate(value), "a number of bytes a second, 0 or more"),
     "receive_grace": (_is_rate, "seconds, more than 0"),
     "evict_idle": (
-        _or_none(lambda value: value == 0 and type(value) is not bool or _is_rate(value)),
+        _or_none(lambda value: (value == 0 and type(value) is not bool) or _is_rate(value)),
         "seconds, 0 or more, or None",
     ),
     "allow": _NETWORKS,

@@ -60,7 +60,7 @@ class Rate:
         #: Seconds ahead that no due time is.
         self.horizon = HORIZON * (self.tolerance + self.interval)
 
-    def take(self, dues: memoryview, place: int, now: float) -> float:
+    def take(self, dues: memoryview[float], place: int, now: float) -> float:
         """Take one, if there is one: 0. Else the seconds until there is; nothing is taken then."""
         due: float = dues[place]
         if due <= now:
@@ -75,7 +75,7 @@ class Rate:
         dues[place] = now + self.interval  # nobody can have written that; NaN comes here, too
         return 0.0
 
-    def raise_to(self, dues: memoryview, place: int, due: float, now: float) -> None:
+    def raise_to(self, dues: memoryview[float], place: int, due: float, now: float) -> None:
         """Take note that the next one is not due before ``due``: others have taken some."""
         before: float = dues[place]
         if before < due or not before - now <= self.horizon:

@@ -388,7 +388,7 @@ class Guard:
             found.append(Used(key, count, rate.interval, rate.horizon, partial(self._raise, rate, dues, seat)))
         return found
 
-    def _raise(self, rate: Rate, dues: memoryview, seat: Seat, ahead: float, now: float) -> None:
+    def _raise(self, rate: Rate, dues: memoryview[float], seat: Seat, ahead: float, now: float) -> None:
         """Take note of what a client has used in all: its next one is due so many seconds ahead."""
         place = self._table.find(seat)
         if place >= 0:
