@@ -8,12 +8,12 @@ errors          every exception, told apart by whose fault it is; why a connecti
 tls             what a server or a client is told of TLS, and what a connection tells of it
 framing         framers: cut a stream into messages (no I/O)
 address         how addresses are written, and sockets that listen
+limits          what clients may do, in memory that processes share
 server_options  what a server can be told
 datagram_rules  what a datagram server can be told
 stats           what servers and connections counted
 log_limit       a bound on the log lines that peers can cause
 descriptors     a bound on the descriptors that optional things may take
-limits          what clients may do, in memory that processes share
 core            the engine: connections, turns, the server
 pool_state      which connection of a pool one gets, and who waits for one (no I/O)
 pool            connections that are kept for the next one who wants one

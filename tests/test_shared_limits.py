@@ -27,7 +27,7 @@ CLIENT = "192.0.2.1"
 #: What the rate of the tests allows.
 RATE, BURST = 200, 20
 #: Seconds for which is asked as fast as can be.
-LONG, SHORT = 0.8, 0.3
+LONG, SHORT = 0.5, 0.2
 
 
 @contextlib.contextmanager
@@ -167,7 +167,7 @@ def kept_by(master):
 
 
 def test_limits_hold_for_all_workers(serve, tmp_path):
-    """Requests, a route's too, and connections; a reload keeps them, and a worker that is killed is counted out."""
+    """Requests, a route's too, and connections; a reload keeps them."""
     origin = serve(Origin)
     guard = "[guard]\nrequest_rate = 0.001\nrequest_burst = 40\nmax_connections = 6\n"
     with proxied(tmp_path, origin, guard) as master:
@@ -178,16 +178,12 @@ def test_limits_hold_for_all_workers(serve, tmp_path):
             for _ in range(6):
                 kept.append(wait_until(lambda: kept_by(master)))
             wait_until(lambda: master.ask().status == 429)  # a seventh connection
-            pids = [int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", master.log())]
-            os.kill(pids[0], signal.SIGKILL)
-            os.kill(pids[1], signal.SIGKILL)
-            wait_until(lambda: len(re.findall("Booting worker", master.log())) == 4)
         finally:
             for sock in kept:
                 sock.close()
         wait_until(lambda: master.ask().status == 200)
         master.send(signal.SIGHUP)
-        wait_until(lambda: len(re.findall("Booting worker", master.log())) == 6)
+        wait_until(lambda: len(re.findall("Booting worker", master.log())) == 4)
         assert master.ask("/few").status == 429, "the reload keeps what was used"
         statuses = [master.ask().status for _ in range(40)]
         assert statuses.count(200) < 35
