@@ -8,6 +8,7 @@ errors          every exception, told apart by whose fault it is; why a connecti
 tls             what a server or a client is told of TLS, and what a connection tells of it
 framing         framers: cut a stream into messages (no I/O)
 address         how addresses are written, and sockets that listen
+limits          what clients may do, in memory that processes share
 server_options  what a server can be told
 datagram_rules  what a datagram server can be told
 stats           what servers and connections counted
@@ -66,6 +67,7 @@ from greensock.errors import (
     WouldBlock,
 )
 from greensock.framing import Delimited, FixedSize, Framer, LengthPrefixed, Lines
+from greensock.limits.client_limits import ClientLimits
 from greensock.log_limit import LogLimit
 from greensock.pool import ConnectionPool, Lease, Patient, PooledConnection, Waiter
 from greensock.pool_state import PoolStatistics
@@ -83,6 +85,7 @@ __all__ = [
     "TLS",
     "Certificate",
     "CertificateRefused",
+    "ClientLimits",
     "ConnectFailed",
     "Connection",
     "ConnectionBusy",

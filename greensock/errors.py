@@ -88,6 +88,10 @@ class DropReason(enum.Enum):
     TOO_LONG = "a message was too long"
     #: ``send_nowait`` found ``max_send_queue`` bytes waiting and the upcall did not handle it.
     SLOW_READER = "the peer read too slowly"
+    #: Less than ``ClientLimits.min_receive_rate`` came of a message that was there in part.
+    SLOW_SENDER = "the peer sent too slowly"
+    #: It had rested the longest when all of ``max_connections`` were there (``ClientLimits.evict_idle``).
+    EVICTED = "it made room for another"
     #: The peer broke the rules of its protocol.
     PROTOCOL = "the peer broke the protocol"
     #: The server drained, stopped or aborted.

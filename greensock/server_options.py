@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from greensock.address import owner_ids
 from greensock.errors import HandshakeFailed
 from greensock.framing import Framer
+from greensock.limits.client_limits import ClientLimits
 from greensock.tls import TLS, is_tls
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ OPTIONS: Mapping[str, Rule] = {
     "max_handshakes": Rule.whole(1),
     "framer": Rule.instance(Framer, "a framer (greensock.framing)").or_none(),
     "protocol": Rule(lambda value: value in PROTOCOLS, "'tcp' or 'sctp'"),
+    "client_limits": Rule.instance(ClientLimits, "ClientLimits(...)").or_none(),
 }
 
 #: The upcalls that may be given as functions.
@@ -150,6 +152,7 @@ class ServerSettings(TypedDict, total=False):
     max_handshakes: int
     framer: Framer | None
     protocol: str
+    client_limits: ClientLimits | None
 
 
 class ServerKeywords(ServerSettings, total=False):

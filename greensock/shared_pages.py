@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeVar
 
 __all__ = ["Numbers", "SharedPages"]
@@ -74,6 +74,7 @@ class SharedPages:
         self._taken: set[int] = set()
         self._numbers: dict[tuple[str, int, str, bool], Numbers] = {}
         self._blocks: dict[tuple[str, int], mmap.mmap] = {}
+        self._clearing: dict[str, Callable[[int], None]] = {}
         # Odd while a worker is counted out, which takes some steps: what is read then may be counted twice, or not.
         self._steps = self.numbers_of(1).row(0)
 
@@ -94,6 +95,15 @@ class SharedPages:
         if key not in self._blocks:
             self._blocks[key] = mmap.mmap(-1, size)
         return self._blocks[key]
+
+    def on_gone(self, name: str, clear: Callable[[int], None]) -> None:
+        """Have ``clear`` called with the row of each worker that is gone: it takes away what that left in a block."""
+        self._clearing[name] = clear
+
+    def forget(self, begins: str, but: Collection[str] = ()) -> None:
+        """Let go of the blocks whose name ``begins`` so, ``but`` for some; who was forked before still has them."""
+        self._blocks = {key: block for key, block in self._blocks.items() if _is_kept(key[0], begins, but)}
+        self._clearing = {name: clear for name, clear in self._clearing.items() if _is_kept(name, begins, but)}
 
     @property
     def has_room(self) -> bool:
@@ -122,6 +132,8 @@ class SharedPages:
         self.pids.clear(slot)
         for each in self._numbers.values():
             each.clear(slot)
+        for clear in self._clearing.values():
+            clear(slot)
         self._steps[0] += 1
         self._taken.discard(slot)
 
@@ -142,3 +154,6 @@ class SharedPages:
             if before == self._steps[0] and not before & 1:
                 break
         return found
+
+def _is_kept(name: str, begins: str, but: Collection[str]) -> bool:
+    return not name.startswith(begins) or name in but

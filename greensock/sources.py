@@ -11,13 +11,16 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from greensock.core.server import Server
+from greensock.limits.client_limits import shared_place, table_of_clients
 from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.operations_server import OperationsServer
 from greensock.operations.worker_watch import Behind, WorkerWatch
 from greensock.proxy.config import ConfigError, ProxyConfig
+from greensock.proxy.guard import GUARDS, SharedBlocks
 from greensock.proxy.options import ListenPlace, LogOptions
 from greensock.proxy.proxy_figures import ProxyFigures
 from greensock.proxy.proxy_server import ReverseProxy
@@ -25,6 +28,10 @@ from greensock.proxy.upstream.shared_servers import SharedServers
 from greensock.shared_pages import SharedPages
 
 __all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
+
+
+#: What the memory is called in which servers have what their clients use.
+CLIENTS = "clients of servers"
 
 
 class Refused(Exception):
@@ -165,6 +172,7 @@ class ProxySource(_Operated):
     def __init__(self, config: ProxyConfig, read_config: Callable[[], ProxyConfig] | None) -> None:
         self.config = config
         self._read_config = read_config
+        self._pages: SharedPages | None = None
         self._proxies: list[ReverseProxy] = []
         self._shared: SharedServers | None = None
 
@@ -212,17 +220,23 @@ class ProxySource(_Operated):
         return self.listen_for_operators(address) or listen(address, backlog=self.config.server.backlog)
 
     def share(self, pages: SharedPages) -> None:
-        """Share what is known of the servers behind, too; who leads among the workers goes by how new they are."""
+        """Share what is known of the servers behind, too, and of clients; who leads goes by how new the workers are."""
         super().share(pages)
         if self._shared is None:
             self._shared = SharedServers(pages)
         else:
             self._shared.edition += 1
+        shared = SharedBlocks(pages.block, pages.slots)
+        tables = self.config.guard_tables(shared)
+        pages.forget(GUARDS, tables)
+        for name, table in tables.items():
+            pages.on_gone(name, table.clear_column)
 
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return a proxy for each socket, all with one gateway; and who answers the operators."""
         sockets, own = self.part(sockets)
-        gateway = self.config.gateway()
+        pages = self._pages
+        gateway = self.config.gateway(None if pages is None else SharedBlocks(pages.block, pages.slots, slot))
         if self._shared is not None:
             gateway.join(self._shared, slot)
         gateway.watch = watch = self.made_watch(slot, own)
@@ -340,8 +354,16 @@ class ClassSource(_Operated):
         except (TypeError, ValueError) as error:
             raise Refused(f"{self._module}:{self._class}: {error}") from error
 
+    def share(self, pages: SharedPages) -> None:
+        """Make the table of what clients use, too, which costs nothing where no server limits them."""
+        super().share(pages)
+        shared_place.block = partial(pages.block, CLIENTS)
+        shared_place.columns, shared_place.column = pages.slots, -1
+        pages.on_gone(CLIENTS, table_of_clients().clear_column)
+
     def made_servers(self, sockets: list[Any], slot: int = 0) -> Sequence[Server[Any]]:
         """Return one server on all sockets; and who answers the operators."""
+        shared_place.column = slot
         sockets, own = self.part(sockets)
         server = self.made_server(sockets)
         return [server, *self.made_operators(self.made_watch(slot, own), own, [server])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["ConnectionStatistics", "DatagramStatistics", "ServerStatistics"]
 
@@ -48,6 +48,8 @@ class ServerStatistics:
     handshakes: int
     handshakes_unfinished: int
     handshakes_failed: Mapping[str, int]
+    #: What :class:`~greensock.ClientLimits` refused, held back or dropped, by reason.
+    limited: Mapping[str, int] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

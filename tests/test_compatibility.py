@@ -131,7 +131,7 @@ def of_name(value: object) -> dict[str, Member]:
 def configuration() -> dict[str, list[str]]:
     """Return the keys of each table of the proxy's configuration, as it names them where a key is none of them."""
     wrong = {"?": 1}
-    route = dict.fromkeys(("timeouts", "request_fields", "response_fields"), wrong)
+    route = dict.fromkeys(("timeouts", "request_fields", "response_fields", "guard"), wrong)
     upstream = {"servers": [wrong], "health": wrong, "sticky": wrong, **wrong}
     one_level = ("server", "log", "limits", "answer_limits", "timeouts", "forwarding", "guard", "operations")
     routes = [{**route, "upstream": "NAME", **wrong}, {"answer": wrong}, {"redirect": wrong}]

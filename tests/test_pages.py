@@ -14,6 +14,7 @@ from conftest import PATIENCE, read_exactly
 from documents import running
 
 from greensock.http import HTTPClient
+from greensock.proxy import load_config
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -64,3 +65,19 @@ def test_links_lead_somewhere(page):
             titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
             names = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
             assert fragment in names, (target, fragment)
+
+
+def test_limits(tmp_path):
+    (program,) = programs("limits.md")
+    with running(program) as address:
+        socks = [socket.create_connection(address, PATIENCE) for _ in range(4)]
+        for sock in socks[:3]:
+            sock.sendall(b"hello\n")
+            assert read_exactly(sock, 6) == b"HELLO\n"
+        assert socks[3].recv(1) == b"", "the fourth of one client"
+        for sock in socks:
+            sock.close()
+    (table,) = re.findall(r"```toml\n(.*?)```", (DOCS / "limits.md").read_text(), re.DOTALL)
+    (tmp_path / "proxy.toml").write_text(table)
+    config = load_config(str(tmp_path / "proxy.toml"))
+    assert (config.guard.ban_errors, config.routes[1].guard.request_burst) == (30, 5)

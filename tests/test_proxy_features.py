@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+from time import monotonic
 
 import pytest
 from conftest import read_all, wait_until
-from proxies import Origin, Recorded, fields_of, gateways
+from proxies import Origin, Recorded, fields_of, gateway_to, gateways
 from scripts import OK, scripted
 
 from greensock.http import HTTPError, HTTPServer, Response
@@ -25,6 +26,7 @@ from greensock.proxy import (
     ReverseProxy,
     Route,
     ServerOptions,
+    StaticAnswer,
     StickyCookie,
     parse_proxy_header,
     relay,
@@ -102,6 +104,44 @@ def test_methods_and_hosts(proxied, origin):
     assert b"Allow: GET\r\n" in answer
     found = [ask(b"GET / HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % host) for host in (b"a:80", b"x.b", b"c")]
     assert statuses(found) == [200, 200, 421]
+
+
+def test_who_may_not_come(proxied, origin):
+    for deny, allow, status in (("127.0.0.0/8", (), 403), ("127.0.0.0/8", ("127.0.0.1",), 200), ("::/0", (), 200)):
+        _, ask = proxied(origin.url, guard=GuardOptions(deny=(deny,), allow=allow))
+        assert statuses([ask()]) == [status]
+    _, ask = proxied(origin.url, forwarding=LOCAL, guard=GuardOptions(deny=("192.0.2.1",)))
+    named = b"GET / HTTP/1.1\r\nX-Forwarded-For: 192.0.2.%d\r\n" + CLOSE
+    assert statuses([ask(named % 1), ask(named % 2), ask()]) == [403, 200, 200]
+
+
+def test_a_route_has_limits_of_its_own(proxied, origin):
+    """Besides those of all, by the ordinary exchange and by the classes, and for its own answers, too."""
+    few = GuardOptions(request_rate=0.001, request_burst=2, ban_errors=3, ban_time=100)
+    routes = [
+        Route("site", name="all"),
+        Route("site", path="/few", guard=few),
+        Route("site", path="/edited", guard=few, request_fields=FieldEdits(remove=("X",))),
+        Route(StaticAnswer(200), path="/here", guard=few),
+        Route("site", path="/status", guard=GuardOptions(ban_errors=2)),
+    ]
+    proxy, ask = proxied(origin.url, routes=routes, guard=GuardOptions(request_rate=0.001, request_burst=15))
+
+    def found(path, times):
+        return statuses(ask(b"GET %b HTTP/1.1\r\n" % path + CLOSE) for _ in range(times))
+
+    assert [found(path, 3) for path in (b"/few", b"/edited", b"/here")] == [[200, 200, 429]] * 3
+    assert found(b"/status/404", 3) == [404, 404, 429]
+    assert found(b"/", 4) == [200, 200, 200, 429], "which is the limit of all"
+    assert proxy.refused == {"request-rate": 4, "banned": 1}
+    # A gateway that takes its place knows what was used, on routes too, unless a limit has changed.
+    routes[0], routes[3] = Route("site", name="other"), Route(StaticAnswer(200), path="/here", guard=GuardOptions())
+    new = gateway_to(origin.url, routes=routes)
+    new.inherit(proxy.gateway)
+    asked = [
+        new.guard_of(route) and new.guard_of(route).request("127.0.0.1", monotonic(), "GET", b"a") for route in routes
+    ]
+    assert [each and each.reason for each in asked] == [None, "request-rate", "request-rate", None, "banned"]
 
 
 def test_a_client_that_collects_errors_is_banned(proxied, origin):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensock.proxy import Guard, GuardOptions, GuardStatistics
-from greensock.proxy.guard import LOOKED_AT, MAX_HOST
+from greensock.proxy.guard import LOOKED_AT, MAX_HOST, MAX_USED, SharedBlocks, table_of
+from greensock.shared_pages import SharedPages
 
 ONE, OTHER = "192.0.2.1", "192.0.2.2"
 NOW = 1_000_000.0
@@ -48,6 +49,11 @@ def join(guard: Guard, now: float = NOW, client: str = ONE):
         ("ban_window", [0, None, inf]),
         ("ban_time", [0, -1]),
         ("exempt", ["unix", ["unix"], ("x",)]),
+        ("allow", ["unix", ("x",)]),
+        ("deny", [["10.0.0.0/8"], ("10.0.0.1/8",)]),
+        ("allow_file", ["", 5]),
+        ("deny_file", ["a\0b"]),
+        ("storage", ["http://a", "redis://", "redis://a:x", "unix:", 5, ""]),
         ("max_clients", [0, None]),
         ("ipv6_prefix", [0, 129, None]),
     ],
@@ -325,13 +331,11 @@ def test_those_whose_time_is_over_are_not_counted():
 
 
 def test_those_whose_time_is_over_make_room_for_others():
-    """Long before the table is full: it is no larger than what there is to be known."""
-    found = guard(request_rate=1, request_burst=1)
-    most = 0
-    for number in range(5000):
+    """The table is hardly larger than what there is to be known, and nobody is forgotten."""
+    found = guard(request_rate=1, request_burst=1, max_clients=60)
+    for number in range(2000):
         assert ask(found, NOW + number / 50, f"10.{number // 250}.0.{number % 250}") is None
-        most = max(most, len(found._clients))
-    assert 50 <= most <= 120, "50 come in the second for which each must be known"
+    assert found.statistics(NOW + 40).forgotten == 0, "50 come in the second for which each must be known"
 
 
 def test_what_is_worth_least_is_forgotten_first():
@@ -367,3 +371,76 @@ def test_all_are_looked_at_in_turn():
     assert ask(found, NOW + 10, "10.0.2.1") is None
     assert ask(found, NOW + 10, "10.0.2.2") is None
     assert found.statistics(NOW).forgotten <= 2
+
+
+# -- who may come, and what is shared
+
+
+@pytest.mark.parametrize(
+    ("options", "client", "is_denied"),
+    [
+        ({"deny": ("192.0.2.0/24",)}, ONE, True),
+        ({"deny": ("192.0.2.0/24",)}, "198.51.100.1", False),
+        ({"deny": ("192.0.2.0/24",), "allow": (ONE,)}, ONE, False),
+        ({"deny": ("192.0.2.0/24",), "allow": (ONE,)}, OTHER, True),
+        ({"deny": ("0.0.0.0/0", "::/0", "unix"), "allow": ("2001:db8::/32",)}, "2001:db8::1", False),
+        ({"deny": ("0.0.0.0/0", "::/0", "unix"), "allow": ("2001:db8::/32",)}, "::1", True),
+        ({"deny": ("0.0.0.0/0", "::/0", "unix")}, "", True),
+        ({"allow": (ONE,)}, OTHER, False),
+    ],
+)
+def test_who_may_come(options, client, is_denied):
+    found = guard(**options)
+    for _ in range(2):
+        assert join(found, client=client) == ask(found, client=client) == (("denied", 403, None) if is_denied else None)
+
+
+def test_what_is_known_is_shared():
+    """Two workers of one proxy, and a third that is made later; then the first is killed."""
+    pages = SharedPages(8)
+    options = GuardOptions(request_rate=1, request_burst=3, max_connections=2, max_uploads=1, ban_errors=3)
+    workers = [Guard(options, "", SharedBlocks(pages.block, 8, slot)) for slot in range(3)]
+    one, other, third = workers
+    assert [ask(each) for each in workers] == [None] * 3
+    assert [ask(each)[0] for each in workers] == ["request-rate"] * 3
+    assert ask(other, client=OTHER) is None
+    assert join(one) is join(other) is None
+    assert [join(each)[0] for each in workers] == ["client-connections"] * 3
+    assert one.upload(ONE, NOW) is None
+    assert third.upload(ONE, NOW).reason == "client-uploads"
+    table_of(options, "", SharedBlocks(pages.block, 8, -1)).clear_column(0)  # the master, when the first is gone
+    assert join(third) is third.upload(ONE, NOW) is None
+    assert join(other)[0] == "client-connections"
+    other.closed(ONE)
+    assert join(third) is None
+    for each in workers:
+        each.answered(OTHER, NOW, 404)
+    assert [each.is_banned(OTHER, NOW) for each in workers] == [True] * 3
+    assert [ask(each, client=OTHER)[0] for each in workers] == ["banned"] * 3
+    # With other options it begins anew, and so it does for another route.
+    assert ask(Guard(GuardOptions(request_rate=2), "", SharedBlocks(pages.block, 8))) is None
+    assert ask(Guard(options, "other", SharedBlocks(pages.block, 8))) is None
+
+
+def test_what_was_used_is_told_once_and_what_is_heard_is_kept():
+    here, there = (guard(request_rate=1, request_burst=4, connection_rate=1) for _ in range(2))
+    for each in (here, there):
+        assert each.take_used() == []
+        each.share_used()
+    assert ask(here) is ask(here) is join(here) is ask(here, client=OTHER) is None
+    used = {each.key: each for each in here.take_used()}
+    assert {key: each.count for key, each in used.items()} == {
+        f"request::{ONE}": 2,
+        f"connection::{ONE}": 1,
+        f"request::{OTHER}": 1,
+    }
+    assert here.take_used() == []
+    used[f"request::{ONE}"].raise_to(3.5, NOW)  # others had some, too
+    assert ask(here)[0] == "request-rate"
+    assert ask(here, client=OTHER) is None
+    assert ask(here, NOW + 1) is None
+    # Refused ones cost nothing, and what too many clients use is not noted.
+    assert {each.key: each.count for each in here.take_used()} == {f"request::{ONE}": 1, f"request::{OTHER}": 1}
+    for number in range(MAX_USED + 10):
+        assert ask(there, client=f"10.0.{number // 250}.{number % 250}") is None
+    assert len(there.take_used()) == MAX_USED

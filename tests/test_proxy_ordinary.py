@@ -155,6 +155,7 @@ def seen_of(kind: type[Recorded], scene: Scene) -> dict[str, Any]:
             "asked": (server.requests, server.used, server.held),
             "pool": server.pool.state.statistics(),
             "guard": gateway.guard.statistics(0.0) if gateway.guard is not None else None,
+            "guards": [each.statistics(0.0) for each in gateway.route_guards()],
         }
     finally:
         proxy.stop()
@@ -341,6 +342,10 @@ HANDED_OVER = {
         gateway={"guard": GuardOptions(methods=frozenset({"GET"}))},
     ),
     "there are too many": Scene(GET, ANSWER, gateway={"guard": GuardOptions(request_rate=0.001, request_burst=2)}),
+    "its route says no": Scene(GET, ANSWER, route={"guard": GuardOptions(methods=frozenset({"POST"}))}, warm=WARM),
+    "there are too many on its route": Scene(
+        GET, ANSWER, route={"guard": GuardOptions(request_rate=0.001, request_burst=2), "name": "its"}
+    ),
     "its route takes it to a path that is none": Scene(GET.replace(b"/a", b"/%00"), ANSWER, route={"path": "/a"}),
     "it is too large": Scene(GET, LARGE, gateway={"answer_limits": Limits(max_body=39_999)}),
     "its head is too large": Scene(GET, ANSWER, gateway={"answer_limits": Limits(max_head=60)}),

@@ -44,7 +44,7 @@ def start(serve):
 def check(proxy):
     wait_until(lambda: not proxy.gateway.buffered and not proxy.uploads and not proxy._bodies)
     guard = proxy.gateway.guard
-    assert guard is None or not any(known.uploads for known in guard._clients.values())
+    assert guard is None or not guard.uploads
 
 
 def waiting(proxy):
@@ -331,6 +331,24 @@ def test_a_client_has_so_many(start, dial, max_replay):
     slow[0].sendall(bytes(100))
     assert status_of(slow[0].recv(1000)) == 200
     assert status_of(read_all(dial(proxy, post(100, CLOSE) + bytes(100)))) == 200
+
+
+def test_a_route_has_so_many(start, dial):
+    """Besides those of all: who is refused by one of both is not counted by the other."""
+    routes = [Route("site"), Route("site", path="/few", guard=GuardOptions(max_uploads=1))]
+    proxy = start(routes=routes, max_replay=10, guard=GuardOptions(max_uploads=2))
+    few = post(100, CLOSE).replace(b"POST /", b"POST /few", 1)
+    slow = dial(proxy, few)
+    wait_until(lambda: proxy.uploads == 1)
+    for _ in range(3):
+        assert status_of(read_all(dial(proxy, few))) == 429
+    other = dial(proxy, post(100, CLOSE))
+    wait_until(lambda: proxy.uploads == 2)
+    assert status_of(read_all(dial(proxy, post(100, CLOSE)))) == 429
+    for sock in (slow, other):
+        sock.sendall(bytes(100))
+        assert status_of(read_all(sock)) == 200
+    assert not any(guard.uploads for guard in (proxy.gateway.guard, *proxy.gateway.route_guards()))
 
 
 def test_uploads_without_a_clock():

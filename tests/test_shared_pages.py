@@ -40,3 +40,17 @@ def test_what_is_there_already_is_gone_on_with():
     assert not pages.has_room
     with pytest.raises(RuntimeError, match="at most 1 expected"):
         pages.take()
+
+
+def test_what_a_worker_leaves_in_a_block_is_taken_away():
+    pages, gone = SharedPages(2), []
+    pages.on_gone("a b", gone.append)
+    pages.on_gone("a c", lambda slot: gone.append(-slot))
+    pages.block("a b", 10)[0] = pages.block("a c", 10)[0] = pages.block("d", 10)[0] = 1
+    pages.take()
+    pages.give_back(pages.take())
+    assert gone == [1, -1]
+    pages.forget("a ", but=["a b"])
+    assert [pages.block(name, 10)[0] for name in ("a b", "a c", "d")] == [1, 0, 1]
+    pages.give_back(0)
+    assert gone == [1, -1, 0]

@@ -24,6 +24,7 @@ upcalls            what a server calls, and the verdicts
 idle               the idle limit of a server
 turns              what a server does with a connection that is ready
 sampling           how late the hub is, how long turns and upcalls take: looked at a few times a second
+limiter            what the clients of a server may do
 acceptor           takes connections out of the kernel's queue
 dialling           connections that a server makes
 signals            what signals do while servers serve

@@ -30,6 +30,7 @@ from greensock.core.connector import Connecting
 from greensock.core.dialling import Dial
 from greensock.core.idle import IdleSweep
 from greensock.core.lifecycle import OPEN
+from greensock.core.limiter import Limiter
 from greensock.core.poller import get_poller
 from greensock.core.sctp import (
     IPPROTO_SCTP,
@@ -47,6 +48,7 @@ from greensock.core.turns import Tally, Turns
 from greensock.core.upcalls import ConnectionT
 from greensock.errors import DropReason, LimitExceeded, WouldBlock
 from greensock.framing import Framer
+from greensock.limits.client_limits import ClientLimits
 from greensock.log_limit import LogLimit
 from greensock.server_options import OPTIONS, UPCALLS, Rule, ServerKeywords, checked
 from greensock.stats import ServerStatistics
@@ -161,6 +163,8 @@ class Server(Turns[ConnectionT]):
     #: ``"tcp"``, or ``"sctp"``: a stream of bytes all the same, or messages on several streams where
     #: ``connection_class`` is an ``SCTPConnection``. Where the kernel has none, ``start`` says what is missing.
     protocol: str = "tcp"
+    #: What each client may do: ``ClientLimits(max_connections=10)``. None: whatever the limits above let it.
+    client_limits: ClientLimits | None = None
     #: The class of the connections.
     connection_class: type[ConnectionT] = cast(Any, Connection)
     #: What each keyword may be. A subclass with options of its own adds theirs.
@@ -195,6 +199,7 @@ class Server(Turns[ConnectionT]):
         self._stopped = Event()
         self._stopped.set()
         self._sweep: IdleSweep | None = None
+        self._limiter = None if self.client_limits is None else Limiter(self, self.client_limits)
 
     # -- life
 
@@ -268,10 +273,15 @@ class Server(Turns[ConnectionT]):
         if self.idle_timeout is not None:
             self._sweep = IdleSweep(self._poller, self, self.idle_timeout)
             self._sweep.start()
+        on_accepted, permits = self._on_accepted, self.accept_permits
+        if self._limiter is not None:
+            self._limiter.start()
+            on_accepted, permits = self._limiter.accepted, self._limiter.permits
         for place in self._places:
             assert place.listener is not None
-            accepted = partial(self._on_accepted, place.family)
-            place.acceptor = Acceptor(place.listener, accepted, self.accept_permits, self.max_accept)
+            place.acceptor = Acceptor(
+                place.listener, cast(Any, partial(on_accepted, place.family)), permits, self.max_accept
+            )
         self.start_accepting()
         warn_if_unpatched()
 
@@ -389,6 +399,8 @@ class Server(Turns[ConnectionT]):
             if self._tally.alive > self._own():
                 log.error("%d upcalls did not end when they were killed", self._tally.alive - self._own())
         finally:  # this greenlet may be killed in its wait: two upcalls that abort at once kill each other
+            if self._limiter is not None:
+                self._limiter.stop()
             if self._sweep is not None:
                 self._sweep.stop()
                 self._sweep = None
@@ -537,6 +549,7 @@ class Server(Turns[ConnectionT]):
             handshakes=self._handshakes.done if self._handshakes is not None else 0,
             handshakes_unfinished=len(self._handshakes) if self._handshakes is not None else 0,
             handshakes_failed=dict(self._handshakes.failed) if self._handshakes is not None else {},
+            limited=dict(self._limiter.limited) if self._limiter is not None else {},
         )
 
     # -- starting and stopping, in detail
@@ -650,14 +663,15 @@ class Server(Turns[ConnectionT]):
                 log.warning("max_connections=%d are there; more wait in the backlog", self.max_connections)
         return permits
 
-    def _on_accepted(self, family: int, fd: int, address: Any) -> None:
+    def _on_accepted(self, family: int, fd: int, address: Any) -> ConnectionT | None:
         try:
-            self._serve(fd, family, address)
+            return self._serve(fd, family, address)
         except Exception as error:  # epoll's limit is reached, or the program's connection class failed
             self.error_count += 1
             if family != _socket.AF_UNIX:
                 address = unpack_address(family, address)
             self.log_failure(error, "a connection from %r could not be served and is closed", address)
+            return None
 
     def connection_ended(self) -> None:
         self._tally.alive -= 1

@@ -1,17 +1,16 @@
 """greensock.proxy: the reverse proxy.
 
-The layers, lowest first; each imports only what stands above it, of ``greensock.http`` any module, and of greensock
-what it exports:
+The layers, lowest first; each imports only what stands above it, of ``greensock.http`` and
+``greensock.limits`` any module, and of greensock what it exports:
 
 =================  =====================================================================================================
-networks           addresses as text, and networks that hold them
 forwarded          who the client is, and which fields are passed on
 rules              edits of fields, static answers, redirects, error pages
 log                the access log, and the error log
 options            what a proxy is told of its upstreams, its timeouts and its log
+guard              limits for each client address, and bans
 routes             which route a request takes
 proxy_protocol     what a proxy in front says before a connection's first byte
-guard              limits for each client address, and bans
 failure            what can go wrong, what is answered then, and whether another server may be asked
 upstream           the servers behind the proxy: chosen, watched, connected to
 gateway            what the listeners of a proxy share

@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from greensock.http.wire.limits import DEFAULT_LIMITS, Limits
+from greensock.limits.access_lists import BadNetworks, read_networks
+from greensock.limits.client_table import ClientTable
+from greensock.limits.redis_share import has_redis
 from greensock.operations.operations_options import OperationsOptions
 from greensock.proxy.config_tables import ConfigProblem, Tables, guess
 from greensock.proxy.environment import expanded, settled
 from greensock.proxy.forwarded import Forwarding
-from greensock.proxy.gateway import Gateway
-from greensock.proxy.guard import GuardOptions
+from greensock.proxy.gateway import Gateway, scope_of
+from greensock.proxy.guard import GuardOptions, SharedBlocks, table_name, table_of
 from greensock.proxy.key_lines import KeyLines, name_of, path_of
 from greensock.proxy.log.access_log import AccessLog
 from greensock.proxy.log.targets import is_file
@@ -67,6 +70,8 @@ GROUP_TABLES = ("servers", "health", "sticky", "tls")
 ACTIONS = ("upstream", "answer", "redirect")
 #: Timeouts that are none of a route's: they are the connection's, or all the proxy's.
 OF_CONNECTIONS = ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger", "drain")
+#: What of a guard is none of a route's.
+OF_ALL = ("connection_rate", "connection_burst", "max_connections", "hosts", "storage")
 
 #: What stands in for what is wrong while the rest of its table is checked.
 _SERVER = ServerOptions("http://localhost")
@@ -145,11 +150,22 @@ class ProxyConfig:
             options["redirect_to_https"] = listener.redirect_to
         return options
 
-    def gateway(self) -> Gateway:
-        """Return the gateway. Its log is opened with its first line; close it when all is over.
+    def guard_tables(self, shared: SharedBlocks) -> dict[str, ClientTable]:
+        """Return the tables of its guards that processes share, made before they are forked, by their memory's name."""
+        found = {} if self.guard is None else {table_name(self.guard, ""): table_of(self.guard, "", shared)}
+        for route in self.routes:
+            if route.guard is not None:
+                scope = scope_of(route)
+                found[table_name(route.guard, scope)] = table_of(route.guard, scope, shared)
+        return found
+
+    def gateway(self, shared: SharedBlocks | None = None) -> Gateway:
+        """Return the gateway, with what it shares with other processes. Its log is opened with its first line; close it
+        when all is over.
 
         Raises:
-            ValueError: the log is to go to standard output, and the program was started without one.
+            ValueError: the log is to go to standard output, and the program was started without one; or a file of
+                networks is no longer right.
         """
         log = self.log
         return Gateway(
@@ -163,6 +179,7 @@ class ProxyConfig:
             error_pages=self.error_pages,
             log=None if log.path is None else AccessLog(log.path, log.format, log.max_pending, log.facility),
             listen=self.server,
+            shared=shared,
         )
 
 
@@ -341,6 +358,9 @@ def _written(host: str, port: int) -> str:
 class _Reader(Tables):
     """Reads all tables."""
 
+    #: What the rates of all clients are shared by.
+    storage: str | None = None
+
     # -- the whole
 
     def read(self, mapping: Mapping[str, Any]) -> ProxyConfig | None:
@@ -360,9 +380,10 @@ class _Reader(Tables):
         of_requests: dict[str, Any] = {"max_target": DEFAULT_LIMITS.max_target, "max_field": None}
         answer_limits = self.made("[answer_limits]", given, Limits, **of_requests)
         timeouts = self.made("[timeouts]", mapping.get("timeouts", {}), ProxyTimeouts)
+        guard = self.guard("[guard]", mapping["guard"]) if "guard" in mapping else None
+        self.storage = None if guard is None else guard.storage
         routes = self.routes(mapping.get("routes", []), names, timeouts or ProxyTimeouts())
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
-        guard = self.made("[guard]", mapping["guard"], GuardOptions) if "guard" in mapping else None
         pages = self.error_pages(mapping.get("error_pages", {}))
         operations = self.operations(mapping, listen)
         self.check_loops(upstreams, [each.address for each in listen])
@@ -526,6 +547,8 @@ class _Reader(Tables):
                 ready[key] = edits
         if "timeouts" in rest and (own := self.route_timeouts(table, rest.pop("timeouts"), timeouts)) is not None:
             ready["timeouts"] = own
+        if "guard" in rest and (guard := self.route_guard(f"{table} guard", rest.pop("guard"))) is not None:
+            ready["guard"] = guard
         if isinstance(rest.get("headers"), Mapping):
             rest["headers"] = {name: None if value is True else value for name, value in rest["headers"].items()}
         if isinstance(action, str):
@@ -541,6 +564,31 @@ class _Reader(Tables):
                 self.note(f"{table} timeouts", key, given[key], "only in [timeouts]: it is the same for all routes")
             given = {key: value for key, value in given.items() if key not in the_same}
         return self.made(f"{table} timeouts", given, ProxyTimeouts, base=timeouts, **the_same)
+
+    def guard(self, table: str, given: Any, **ready: Any) -> GuardOptions | None:
+        """Return what clients may do; the files that it names are looked at."""
+        found = self.made(table, given, GuardOptions, **ready)
+        if found is None:
+            return None
+        for key, path in (("allow_file", found.allow_file), ("deny_file", found.deny_file)):
+            try:
+                if path is not None:
+                    read_networks(path)
+            except BadNetworks as error:
+                self.note(table, key, path, str(error).removeprefix(f"{path}: "))
+        if found.storage is not None and not has_redis():
+            self.note(table, "storage", found.storage, "the package redis expected: pip install greensock[redis]")
+        return found
+
+    def route_guard(self, table: str, given: Any) -> GuardOptions | None:
+        """Return what clients may do on a route; what is no route's is the default, and the storage is that of all."""
+        for key in OF_ALL:
+            if isinstance(given, Mapping) and key in given:
+                self.note(table, key, given[key], "only in [guard]: it is for all routes")
+        ready = {key: getattr(GuardOptions(), key) for key in OF_ALL}
+        if isinstance(given, Mapping):
+            given = {key: value for key, value in given.items() if key not in OF_ALL}
+        return self.guard(table, given, **{**ready, "storage": self.storage})
 
     def action(self, table: str, rest: dict[str, Any], names: list[str]) -> str | StaticAnswer | Redirect | None:
         chosen = [key for key in ACTIONS if key in rest]

@@ -22,7 +22,7 @@ from greensock.http.wire.headers import Headers
 from greensock.http.wire.hop_by_hop import HOP_BY_HOP, end_to_end_trailers, fields_of_the_hop
 from greensock.http.wire.ordinary_heads import for_answers, for_requests
 from greensock.http.wire.syntax import TOKEN, is_authority, is_token
-from greensock.proxy.networks import Networks, are_networks, canonical_address, node_address
+from greensock.limits.networks import Networks, are_networks, canonical_address, node_address
 
 __all__ = ["Forwarder", "Forwarding", "new_id", "protocols_offered"]
 

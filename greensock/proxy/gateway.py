@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import random
@@ -15,9 +16,10 @@ from typing import Any, Protocol
 from greensock import LogLimit, share_of_descriptors
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.wire.limits import Limits
+from greensock.limits.redis_share import RedisShare, has_redis
 from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.forwarded import Forwarder, Forwarding
-from greensock.proxy.guard import Guard, GuardOptions
+from greensock.proxy.guard import Guard, GuardOptions, SharedBlocks
 from greensock.proxy.log.access_log import AccessLog
 from greensock.proxy.options import ListenOptions, ProxyTimeouts, ServerOptions, UpstreamOptions, UpstreamTLS
 from greensock.proxy.proxy_protocol import write_proxy_header
@@ -30,7 +32,7 @@ from greensock.proxy.upstream.shared_servers import SharedServers
 from greensock.proxy.upstream.steward import Steward
 from greensock.proxy.upstream.sticky import StickyCookie
 
-__all__ = ["Gateway"]
+__all__ = ["Gateway", "scope_of"]
 
 log = logging.getLogger("greensock.server")
 
@@ -72,11 +74,14 @@ class Gateway:
         error_pages: ErrorPages | None = None,
         log: AccessLog | None = None,
         listen: ListenOptions | None = None,
+        shared: SharedBlocks | None = None,
     ) -> None:
-        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie.
+        """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie;
+        ``shared`` is what several processes share. None: this one has all for itself.
 
         Raises:
-            ValueError: two upstreams of one name, or a route to one that is not there.
+            ValueError: two upstreams of one name, or a route to one that is not there; a file of networks that is not
+                right, or a Redis asked for without the package that speaks to it.
         """
         forwarding = forwarding or Forwarding()
         #: How long the phases of a request may take, if its route does not say.
@@ -99,7 +104,15 @@ class Gateway:
         #: Whether what a peer says of its own clients may be believed.
         self.trusts_somebody = bool(forwarding.trusted)
         #: What clients may do; None: whatever they want.
-        self.guard = Guard(guard) if guard is not None else None
+        self.guard = Guard(guard, "", shared) if guard is not None else None
+        self._route_guards = {
+            id(route): Guard(route.guard, scope_of(route), shared) for route in routes if route.guard is not None
+        }
+        #: Whether anything is guarded.
+        self.is_guarded = self.guard is not None or bool(self._route_guards)
+        self._shares: list[RedisShare] = []
+        if any(each.options.storage is not None for each in self._guards()) and not has_redis():
+            raise ValueError("storage: the package redis expected: pip install greensock[redis]")
         #: What is shown for errors of the proxy's own.
         self.error_pages = error_pages or ErrorPages()
         #: Where requests are logged; None: nowhere. It is the caller's to close.
@@ -148,9 +161,12 @@ class Gateway:
         self._steward.follow(old._steward)
         if self.guard is not None and old.guard is not None and self.guard.options == old.guard.options:
             self.guard = old.guard
+        before = {(each.scope, each.options): each for each in old.route_guards()}
+        for key, each in self._route_guards.items():
+            self._route_guards[key] = before.get((each.scope, each.options), each)
         for name, upstream in self.upstreams.items():
-            before = old.upstreams.get(name)
-            known = {server.name: server for server in before.all} if before is not None else {}
+            group = old.upstreams.get(name)
+            known = {server.name: server for server in group.all} if group is not None else {}
             for server in upstream.all:
                 same = known.get(server.name)
                 if same is not None and same.health.options == server.health.options:
@@ -205,6 +221,7 @@ class Gateway:
         if not self._listeners:
             self.most_clients = self._count_most_clients()
             self._steward.start()
+            self._start_guards()
         self._listeners.add(listener)
 
     def room(self) -> float:
@@ -244,8 +261,45 @@ class Gateway:
         if self._listeners:
             return
         self.stop_checks()
+        self._stop_guards()
         for upstream in self.upstreams.values():
             upstream.drop_idle()
+
+    # -- guards
+
+    def guard_of(self, route: Route | None) -> Guard | None:
+        """Return what guards a route besides all."""
+        return None if route is None or route.guard is None else self._route_guards.get(id(route))
+
+    def guards_for(self, route: Route | None) -> list[Guard]:
+        """Return all that guards a route."""
+        own = self.guard_of(route)
+        return [guard for guard in (self.guard, own) if guard is not None]
+
+    def route_guards(self) -> list[Guard]:
+        """Return the guards of routes."""
+        return list(self._route_guards.values())
+
+    def _guards(self) -> list[Guard]:
+        return [*([self.guard] if self.guard is not None else []), *self.route_guards()]
+
+    def _start_guards(self) -> None:
+        """Look at the files of guards, and share what clients use with other machines, if that is asked for."""
+        by_storage: dict[str, list[Guard]] = {}
+        for guard in self._guards():
+            guard.lists.start()
+            if guard.options.storage is not None:
+                by_storage.setdefault(guard.options.storage, []).append(guard)
+        self._shares = [RedisShare(url, guards) for url, guards in by_storage.items()]
+        for share in self._shares:
+            share.start()
+
+    def _stop_guards(self) -> None:
+        for guard in self._guards():
+            guard.lists.stop()
+        for share in self._shares:
+            share.stop()
+        self._shares.clear()
 
     def stop_checks(self) -> None:
         """Check the servers no more."""
@@ -363,3 +417,10 @@ class Gateway:
         """Return the seconds that a tunnel may be silent."""
         timeouts = route.timeouts if route is not None and route.timeouts is not None else self.timeouts
         return timeouts.tunnel
+
+
+def scope_of(route: Route) -> str:
+    """Return what the guard of a route is called, here and on other machines: its name, and which requests take it."""
+    fields = sorted(route.headers.items(), key=str)
+    conditions = (route.hosts, route.path, route.exact, sorted(route.methods or ()), fields)
+    return f"{route.name}/{hashlib.blake2b(repr(conditions).encode(), digest_size=6).hexdigest()}"

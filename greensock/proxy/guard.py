@@ -1,40 +1,60 @@
-"""Limits for each client address, and bans. Pure.
+"""Limits for each client address, and bans.
 
 It owns a table of what is known of each client: when its next request and connection are due, how many connections it
-has, its errors, and its ban. A rate is kept as one time, the theoretical arrival time of the generic cell rate
-algorithm (ITU-T I.371): a request that comes earlier than its burst allows is refused and costs the client nothing.
+has, its errors, and its ban. The table may be in memory that all workers of a proxy share: then its limits hold for the
+whole proxy (``ClientTable`` says how exactly). Pure, but for that memory.
 
 Invariants:
 
-- A client of whom nothing needs to be remembered is soon forgotten: for each client that comes, two are looked at.
-- The table never holds more than ``max_clients``. A client of whom nothing needs to be remembered goes first, then one
-  without a ban and without connections, then bans, then those that have connections.
+- The table never grows. A client of whom nothing needs to be remembered goes first, then one without a ban and without
+  connections, then bans, then those that have connections.
 - A client without an address (a Unix socket) is not limited: who it is can't be told.
+- What a client has used is noted for other machines (``take_used``) only where somebody fetches it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter, OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from itertools import islice
+import mmap
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from math import ceil, isfinite
 
 from greensock import Rule
 from greensock.http.wire.syntax import is_authority, is_token
-from greensock.proxy.networks import Networks, are_networks, network_of
+from greensock.limits.access_lists import AccessLists, is_path
+from greensock.limits.client_table import WAYS, ClientTable, OwnCounts, Rate, Seat
+from greensock.limits.networks import Networks, are_networks, network_of
+from greensock.limits.redis_share import Used, is_storage
 
-__all__ = ["Guard", "GuardOptions", "GuardStatistics", "Refusal"]
+__all__ = [
+    "GUARDS",
+    "Guard",
+    "GuardOptions",
+    "GuardStatistics",
+    "Refusal",
+    "SharedBlocks",
+    "table_name",
+    "table_of",
+]
 
-#: How many clients are looked at to find one to forget, when the table is full and when it is not.
-LOOKED_AT, SWEPT = 16, 2
+#: How many clients are looked at to find one to forget.
+LOOKED_AT = WAYS
 #: How many addresses and hosts are remembered, besides the table.
 MAX_ADDRESSES, MAX_HOSTS = 32768, 1024
 #: Bytes of the longest ``host:port``.
 MAX_HOST = 261
-#: So much of a burst's spacing is forgiven: times are rounded.
-ROUNDING = 0.001
+#: Clients of which is noted what they have used, until that is fetched: 100 ms, mostly.
+MAX_USED = 4096
+#: The times of a row: when the next request and connection are due, until when its ban lasts and its errors count; and
+#: how many these are.
+REQUEST, CONNECTION, BAN, WINDOW, ERRORS = range(5)
+#: What the names of all memory begin with that guards share.
+GUARDS = "guard "
+#: A time that is so many times further ahead than what is ever written is not believed.
+TWICE = 2.0
 
 
 def _is_rate(value: object) -> bool:
@@ -76,6 +96,11 @@ RULES: Mapping[str, Rule] = {
     "ban_window": Rule.seconds(zero=False),
     "ban_time": Rule.seconds(zero=False),
     "exempt": Rule(are_networks, "a tuple of addresses, address/bits or unix"),
+    "allow": Rule(are_networks, "a tuple of addresses, address/bits or unix"),
+    "deny": Rule(are_networks, "a tuple of addresses, address/bits or unix"),
+    "allow_file": Rule(is_path, "the path of a file").or_none(),
+    "deny_file": Rule(is_path, "the path of a file").or_none(),
+    "storage": Rule(is_storage, "redis://HOST:PORT/NUMBER, rediss:// or unix://PATH").or_none(),
     "max_clients": Rule.whole(1),
     "ipv6_prefix": Rule(
         lambda value: Rule.whole(1).fits(value) and value <= 128, "a whole number of bits from 1 to 128"
@@ -120,14 +145,25 @@ class GuardOptions:
     ban_time: float = 300.0
     #: Networks whose clients have none of the limits above but ``methods`` and ``hosts``.
     exempt: tuple[str, ...] = ()
-    #: Clients that something is known of, at about 400 bytes each.
+    #: Networks whose clients may come, whatever ``deny`` says.
+    allow: tuple[str, ...] = ()
+    #: Networks whose clients get 403. To let in only who is in ``allow``, deny ``0.0.0.0/0``, ``::/0`` and ``unix``.
+    deny: tuple[str, ...] = ()
+    #: Files with more of both, a network a line, which are read anew within two seconds when they change.
+    allow_file: str | None = None
+    deny_file: str | None = None
+    #: A Redis (``redis://HOST:PORT/NUMBER``) by which the rates hold for all proxies that have the same; None: for
+    #: this one alone.
+    storage: str | None = field(default=None, repr=False)
+    #: Clients that something is known of, at about 120 bytes each; where many processes share that, 260 more for each
+    #: of ``max_connections`` and ``max_uploads``.
     max_clients: int = 100_000
     #: Bits of an IPv6 address by which clients are told apart: one host often has a whole /64.
     ipv6_prefix: int = 64
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            RULES[field.name].check(field.name, getattr(self, field.name))
+        for each in fields(self):
+            RULES[each.name].check(each.name, getattr(self, each.name))
 
 
 class Refusal:
@@ -136,10 +172,10 @@ class Refusal:
     __slots__ = ("allow", "reason", "retry_after", "status")
 
     def __init__(self, status: int, reason: str, retry_after: int | None = None, allow: str | None = None) -> None:
-        #: 405, 421 or 429.
+        #: 403, 405, 421 or 429.
         self.status = status
-        #: ``request-rate``, ``connection-rate``, ``client-connections``, ``client-uploads``, ``banned``, ``method`` or
-        #: ``host``.
+        #: ``request-rate``, ``connection-rate``, ``client-connections``, ``client-uploads``, ``banned``, ``denied``,
+        #: ``method`` or ``host``.
         self.reason = reason
         #: Seconds, at least 1, for Retry-After; None if it should not be sent.
         self.retry_after = retry_after
@@ -164,91 +200,86 @@ class GuardStatistics:
     refused: Mapping[str, int]
 
 
-class _Client:
-    """What is known of one client. Times are those of the caller's clock; what is past says nothing any more."""
+class SharedBlocks:
+    """Where the tables of guards are that several processes share: a function that returns memory by name and size, how
+    many processes there may be, and which of them this one is.
+    """
 
-    __slots__ = ("banned_until", "connection_due", "connections", "errors", "request_due", "uploads", "window_end")
+    __slots__ = ("block", "column", "columns")
 
-    def __init__(self) -> None:
-        # When the next one would be due if they came evenly.
-        self.request_due = self.connection_due = 0.0
-        self.connections = self.uploads = 0
-        self.errors = 0
-        self.window_end = self.banned_until = 0.0
-
-    def worth(self, now: float) -> int:
-        """Return how much would be lost if it were forgotten; 0 if nothing."""
-        if self.connections or self.uploads:
-            return 3
-        if self.banned_until > now:
-            return 2
-        return int(max(self.request_due, self.connection_due, self.window_end) > now)
-
-
-class _Rate:
-    """How often something may happen."""
-
-    __slots__ = ("interval", "tolerance")
-
-    def __init__(self, rate: float | None, burst: int) -> None:
-        # Seconds between two; 0 if there is no limit.
-        self.interval = 1 / rate if rate else 0.0
-        # How many seconds it may come before it is due.
-        self.tolerance = (burst - 1 + ROUNDING) * self.interval
+    def __init__(self, block: Callable[[str, int], mmap.mmap], columns: int = 1, column: int = 0) -> None:
+        self.block = block
+        self.columns = columns
+        self.column = column
 
 
 class Guard:
-    """Says who may connect and ask. ``now`` is in seconds of one clock that never goes back.
+    """Says who may connect and ask. ``now`` is in seconds of one clock that never goes back: ``time.monotonic``, where
+    processes share it.
 
     Tell it of every connection and its end, of every request, and of every answer, its own refusals included.
-    ``client`` is an address as text.
+    ``client`` is an address as text. ``scope`` is what it guards: the route's name, or nothing for all of a proxy.
+
+    Raises:
+        ValueError: a file of ``allow_file`` or ``deny_file`` is not right.
     """
 
-    def __init__(self, options: GuardOptions) -> None:
+    def __init__(self, options: GuardOptions, scope: str = "", shared: SharedBlocks | None = None) -> None:
         #: What it was made with.
         self.options = options
-        self._clients: OrderedDict[str, _Client] = OrderedDict()  # in the order in which they were added or looked at
-        self._requests = _Rate(options.request_rate, options.request_burst)
-        self._connections = _Rate(options.connection_rate, options.connection_burst)
+        #: What it guards.
+        self.scope = scope
+        self._requests = Rate(options.request_rate, options.request_burst)
+        self._connections = Rate(options.connection_rate, options.connection_burst)
         self._exempt = Networks(options.exempt)
         self._hosts = frozenset(name.lower().removesuffix(".") for name in options.hosts or ())
-        self._key = functools.lru_cache(min(options.max_clients, MAX_ADDRESSES))(self._make_key)
         self._is_served = functools.lru_cache(MAX_HOSTS)(self._look_up_host)
+        #: Who may come at all. Whoever serves starts and stops it, as it may have files to look at.
+        self.lists = AccessLists(options.allow, options.deny, options.allow_file, options.deny_file)
+        self._has_lists = not self.lists.is_empty
         self._limits_requests = options.request_rate is not None or options.ban_errors is not None
         self._limits_connections = (
             options.connection_rate is not None or options.max_connections is not None or options.ban_errors is not None
         )
         self._refused: Counter[str] = Counter()
-        self._bans = self._forgotten = 0
+        self._bans = 0
+        self._used: dict[tuple[str, Seat], int] | None = None
+        self._table = table = table_of(options, scope, shared)
+        self._request_dues, self._connection_dues, self._ban_ends, self._window_ends, self._errors = table.times
+        self._connected = OwnCounts(table, 0)
+        self._uploading = OwnCounts(table, len(table.counts) - 1)
+        self._seat = functools.lru_cache(min(options.max_clients, MAX_ADDRESSES))(self._make_seat)
+
+    # -- what clients do
 
     def connection(self, client: str, now: float) -> Refusal | None:
         """Take a new connection, and count it until :meth:`closed`; or return why not, which is not counted."""
-        if not self._limits_connections or not (key := self._key(client)):
+        if self._has_lists and self.lists.denies(client):
+            return self._refuse("denied", status=403)
+        if not self._limits_connections or (seat := self._seat(client)) is None:
             return None
-        known = self._clients.get(key)
-        if known is not None and known.banned_until > now:
-            return self._refuse("banned", known.banned_until - now)
-        options = self.options
-        if options.max_connections is not None:
-            known = known or self._add(key, now)
-            if known.connections >= options.max_connections:
-                return self._refuse("client-connections", 1)
-        if rate := self._connections.interval:
-            known = known or self._add(key, now)
-            early = known.connection_due - now
-            if early > self._connections.tolerance:
-                return self._refuse("connection-rate", early - self._connections.tolerance)
-            known.connection_due = now + rate + max(early, 0.0)
-        if options.max_connections is not None and known is not None:
-            known.connections += 1
+        options, place = self.options, self._table.find(seat)
+        if place >= 0 and options.ban_errors is not None and (left := self._ban_left(place, now)) > 0:
+            return self._refuse("banned", left)
+        most, interval = options.max_connections, self._connections.interval
+        if place < 0 and (most is not None or interval):
+            place = self._add(seat, now)
+        if most is not None and self._connected.total(seat, place) >= most:
+            return self._refuse("client-connections", 1)
+        if interval:
+            wait = self._connections.take(self._connection_dues, place, now)
+            if wait > 0:
+                return self._refuse("connection-rate", wait)
+            if self._used is not None:
+                self._note_used("connection", seat)
+        if most is not None:
+            self._connected.add(seat, place)
         return None
 
     def closed(self, client: str) -> None:
         """Count out a connection, now ended, that :meth:`connection` had admitted."""
-        if self.options.max_connections is not None:
-            known = self._clients.get(self._key(client))
-            if known is not None and known.connections:
-                known.connections -= 1
+        if self.options.max_connections is not None and (seat := self._seat(client)) is not None:
+            self._connected.remove(seat)
 
     def request(self, client: str, now: float, method: str, host: bytes) -> Refusal | None:
         """Take a request; or return why not, which does not count as one. ``host`` is its authority."""
@@ -257,65 +288,122 @@ class Guard:
             return self._refuse("host", status=421)
         if options.methods is not None and method not in options.methods:
             return self._refuse("method", status=405)
-        if not self._limits_requests or not (key := self._key(client)):
+        if self._has_lists and self.lists.denies(client):
+            return self._refuse("denied", status=403)
+        if not self._limits_requests or (seat := self._seat(client)) is None:
             return None
-        known = self._clients.get(key)
-        if known is not None and known.banned_until > now:
-            return self._refuse("banned", known.banned_until - now)
-        if rate := self._requests.interval:
-            known = known or self._add(key, now)
-            due = known.request_due
-            if due <= now:
-                known.request_due = now + rate
-            elif due - now > self._requests.tolerance:
-                return self._refuse("request-rate", due - now - self._requests.tolerance)
-            else:
-                known.request_due = due + rate
+        place = self._table.find(seat)
+        if place >= 0 and options.ban_errors is not None and (left := self._ban_left(place, now)) > 0:
+            return self._refuse("banned", left)
+        if self._requests.interval:
+            if place < 0:
+                place = self._add(seat, now)
+            wait = self._requests.take(self._request_dues, place, now)
+            if wait > 0:
+                return self._refuse("request-rate", wait)
+            if self._used is not None:
+                self._note_used("request", seat)
         return None
 
     def upload(self, client: str, now: float) -> Refusal | None:
         """Take a body that is to be waited for, and count it until :meth:`upload_ended`; or return why not."""
         most = self.options.max_uploads
-        if most is None or not (key := self._key(client)):
+        if most is None or (seat := self._seat(client)) is None:
             return None
-        known = self._clients.get(key) or self._add(key, now)
-        if known.uploads >= most:
+        place = self._table.find(seat)
+        if place < 0:
+            place = self._add(seat, now)
+        if self._uploading.total(seat, place) >= most:
             return self._refuse("client-uploads", 1)
-        known.uploads += 1
+        self._uploading.add(seat, place)
         return None
 
     def upload_ended(self, client: str) -> None:
         """Take note that a body is waited for no more that :meth:`upload` had taken."""
-        if self.options.max_uploads is not None:
-            known = self._clients.get(self._key(client))
-            if known is not None and known.uploads:
-                known.uploads -= 1
+        if self.options.max_uploads is not None and (seat := self._seat(client)) is not None:
+            self._uploading.remove(seat)
 
     def answered(self, client: str, now: float, status: int) -> None:
         """Take note of an answer: a client that collects errors is banned."""
-        most = self.options.ban_errors
-        if most is None or status not in self.options.ban_statuses or not (key := self._key(client)):
+        options = self.options
+        most = options.ban_errors
+        if most is None or status not in options.ban_statuses or (seat := self._seat(client)) is None:
             return
-        known = self._clients.get(key) or self._add(key, now)
-        if known.banned_until > now:
+        place = self._table.find(seat)
+        if place < 0:
+            place = self._add(seat, now)
+        if self._ban_left(place, now) > 0:
             return  # an answer that was under way
-        if known.window_end <= now:
-            known.window_end, known.errors = now + self.options.ban_window, 0
-        known.errors += 1
-        if known.errors >= most:
-            known.banned_until, known.window_end = now + self.options.ban_time, 0.0
+        end, errors = self._window_ends[place], self._errors[place]
+        if not (now < end <= now + TWICE * options.ban_window and 0 <= errors < most):
+            self._window_ends[place], errors = now + options.ban_window, 0.0
+        self._errors[place] = errors + 1
+        if errors + 1 >= most:
+            self._ban_ends[place], self._window_ends[place] = now + options.ban_time, 0.0
             self._bans += 1
 
     def is_banned(self, client: str, now: float) -> bool:
         """Whether all that this client asks for is refused now."""
-        known = self._clients.get(self._key(client))
-        return known is not None and known.banned_until > now
+        if self.options.ban_errors is None or (seat := self._seat(client)) is None:
+            return False
+        place = self._table.find(seat)
+        return place >= 0 and self._ban_left(place, now) > 0
+
+    # -- what was counted
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """How many requests and connections this process refused, by reason."""
+        return self._refused
+
+    @property
+    def uploads(self) -> int:
+        """How many bodies are waited for in this process."""
+        return sum(self._uploading.own.values())
 
     def statistics(self, now: float) -> GuardStatistics:
-        """Return what was counted so far; it goes through the whole table."""
-        for key in [key for key, known in self._clients.items() if not known.worth(now)]:
-            del self._clients[key]
-        return GuardStatistics(len(self._clients), self._bans, self._forgotten, dict(self._refused))
+        """Return what was counted so far: clients in all processes, the rest by this one. It goes through the whole
+        table: 30 ms where 100,000 are known."""
+        table = self._table
+        clients = sum(1 for place in table.places() if self._worth(now, place)[0])
+        return GuardStatistics(clients, self._bans, table.forgotten, dict(self._refused))
+
+    # -- other machines
+
+    def share_used(self) -> None:
+        """Note from now on what clients use, for :meth:`take_used`."""
+        if self._used is None:
+            self._used = {}
+
+    def take_used(self) -> list[Used]:
+        """Return what clients have used since it was asked last."""
+        if not self._used:
+            return []
+        used, self._used = self._used, {}
+        found = []
+        for (kind, seat), count in used.items():
+            rate = self._requests if kind == "request" else self._connections
+            dues = self._request_dues if kind == "request" else self._connection_dues
+            key = ":".join((kind, self.scope, seat.name))
+            found.append(Used(key, count, rate.interval, rate.horizon, partial(self._raise, rate, dues, seat)))
+        return found
+
+    def _raise(self, rate: Rate, dues: memoryview[float], seat: Seat, ahead: float, now: float) -> None:
+        """Take note of what a client has used in all: its next one is due so many seconds ahead."""
+        place = self._table.find(seat)
+        if place >= 0:
+            rate.raise_to(dues, place, now + ahead, now)
+
+    def _note_used(self, kind: str, seat: Seat) -> None:
+        used = self._used
+        assert used is not None
+        key = kind, seat
+        if key in used:
+            used[key] += 1
+        elif len(used) < MAX_USED:
+            used[key] = 1
+
+    # -- the table
 
     def _refuse(self, reason: str, seconds: float | None = None, status: int = 429) -> Refusal:
         self._refused[reason] += 1
@@ -323,9 +411,10 @@ class Guard:
         allow = ", ".join(sorted(self.options.methods or ())) if status == 405 else None
         return Refusal(status, reason, retry_after, allow)
 
-    def _make_key(self, client: str) -> str:
-        """Return what a client is known by; empty if it is not limited."""
-        return "" if client in self._exempt else network_of(client, self.options.ipv6_prefix)
+    def _make_seat(self, client: str) -> Seat | None:
+        """Return where a client is known; None if it is not limited."""
+        name = "" if client in self._exempt else network_of(client, self.options.ipv6_prefix)
+        return self._table.seat(name) if name else None
 
     def _look_up_host(self, host: bytes) -> bool:
         match = is_authority(host.lower())
@@ -334,39 +423,38 @@ class Guard:
         name = match.group(1).decode().removesuffix(".")
         return not self._hosts.isdisjoint((name, *_patterns_above(name)))
 
-    def _add(self, key: str, now: float) -> _Client:
-        if len(self._clients) >= self.options.max_clients:
-            self._forget(now)
-        else:
-            self._sweep(now)
-        known = self._clients[key] = _Client()
-        return known
+    def _add(self, seat: Seat, now: float) -> int:
+        return self._table.add(seat, partial(self._worth, now))
 
-    def _sweep(self, now: float) -> None:
-        """Forget some clients of whom nothing needs to be remembered: more than come, until there are none."""
-        clients = self._clients
-        for key in list(islice(clients, SWEPT)):
-            if clients[key].worth(now):
-                clients.move_to_end(key)
-            else:
-                del clients[key]
+    def _ban_left(self, place: int, now: float) -> float:
+        """Return how many seconds a ban lasts; 0 if there is none."""
+        left: float = self._ban_ends[place] - now
+        return left if 0 < left <= TWICE * self.options.ban_time else 0.0
 
-    def _forget(self, now: float) -> None:
-        """Forget the client of the least worth among those that were looked at or added the longest ago.
+    def _worth(self, now: float, place: int) -> tuple[int, float]:
+        """Return how much would be lost with a row, 0 if nothing, and until when that is so."""
+        if self._table.is_counted(place):
+            return 3, now
+        if (left := self._ban_left(place, now)) > 0:
+            return 2, now + left
+        until = max(self._request_dues[place], self._connection_dues[place], self._window_ends[place])
+        return int(until > now), until
 
-        What is kept goes to the end, so that the next ones are looked at then.
-        """
-        clients = self._clients
-        looked_at = list(islice(clients, LOOKED_AT))
-        worth = {key: clients[key].worth(now) for key in looked_at}
-        forgotten = min(looked_at, key=worth.__getitem__)  # the first of several
-        if worth[forgotten]:
-            self._forgotten += 1
-        else:
-            del looked_at[looked_at.index(forgotten) + 1 :]
-        for key in looked_at:
-            clients.move_to_end(key)
-        del clients[forgotten]
+
+def table_of(options: GuardOptions, scope: str, shared: SharedBlocks | None) -> ClientTable:
+    """Return the table of a guard: in memory that is shared, or of this process alone."""
+    counts = (options.max_connections is not None) + (options.max_uploads is not None)
+    if not counts and options.request_rate is options.connection_rate is options.ban_errors is None:
+        return ClientTable(1, ERRORS + 1)  # nothing is ever noted
+    if shared is None:
+        return ClientTable(options.max_clients, ERRORS + 1, counts)
+    block = partial(shared.block, table_name(options, scope))
+    return ClientTable(options.max_clients, ERRORS + 1, counts, shared.columns, shared.column, block)
+
+
+def table_name(options: GuardOptions, scope: str) -> str:
+    """Return what the memory of a guard is called: with other options it is another, and begins empty."""
+    return f"{GUARDS}{scope} {options!r}"
 
 
 def _patterns_above(name: str) -> list[str]:

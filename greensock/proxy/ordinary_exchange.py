@@ -36,7 +36,6 @@ from greensock.proxy.proxy_connection import ProxyConnection
 from greensock.proxy.relay import CHALLENGES, ProxySeam
 from greensock.proxy.request_relay import RequestRelay
 from greensock.proxy.routes import BadPath, Route
-from greensock.proxy.rules import NO_EDITS
 from greensock.proxy.upstream.servers import UpstreamServer
 
 __all__ = ["OrdinaryExchange"]
@@ -82,14 +81,9 @@ class OrdinaryExchange:
             return self._otherwise(conn, data)
         method, target, host, lines, pieces, begin, length, keep = found
         route = gateway.routes.only or self._route(method, host, target, lines)
-        if (
-            route is None
-            or type(route.action) is not str
-            or route.request_fields is not NO_EDITS
-            or route.response_fields is not NO_EDITS
-        ):
+        if route is None or not route.is_ordinary:
             return self._otherwise(conn, data)
-        upstream, deadlines = gateway.upstreams[route.action], gateway.deadlines_of(route)
+        upstream, deadlines = gateway.upstreams[route.action], gateway.deadlines_of(route)  # type: ignore[index]
         if deadlines.total is not None or not upstream.is_simple:
             return self._otherwise(conn, data)
         if length > JOINED or length > upstream.options.max_replay:
@@ -108,6 +102,14 @@ class OrdinaryExchange:
             if refused is not None:
                 # Refused before there was a route; and where the connection closes, the body is not looked at.
                 relay = self._relay(conn, method, target, lines, host, length if keep else 0, keep, record, asked)
+                relay.run(partial(relay.refuse_client, refused))
+                return None
+        if route.guard is not None:
+            own = gateway.guard_of(route)
+            refused = own.request(peer, asked, method, host) if own is not None else None
+            if refused is not None:
+                relay = self._relay(conn, method, target, lines, host, length if keep else 0, keep, record, asked)
+                relay.route = route
                 relay.run(partial(relay.refuse_client, refused))
                 return None
         upstream.budget.request(asked)
@@ -194,6 +196,8 @@ class OrdinaryExchange:
             conn.close()
         if guard is not None:
             guard.answered(peer, monotonic(), status)
+        if route.guard is not None and (own := gateway.guard_of(route)) is not None:
+            own.answered(peer, monotonic(), status)
         if record is not None:
             if record is _UNTOLD:
                 watch: Any = gateway.watch  # else nobody had wanted it so

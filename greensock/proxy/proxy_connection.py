@@ -8,8 +8,8 @@ from typing import Any
 from greensock import Connection
 from greensock.http.client.connection_pool import ClientLease
 from greensock.http.server.http_server import HTTPConnection
+from greensock.limits.networks import canonical_address
 from greensock.proxy.log.record import Record
-from greensock.proxy.networks import canonical_address
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 
 __all__ = ["ProxyConnection"]

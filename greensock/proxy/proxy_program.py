@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from greensock.limits.access_lists import BadNetworks
 from greensock.operations.operations_server import OperationsServer
 from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.config import ConfigError, ProxyConfig
@@ -199,6 +200,8 @@ def _started(
     """Return started proxies; one whose address is among the old ones takes the old one's listener over."""
     try:
         gateway = config.gateway()
+    except BadNetworks as error:
+        raise CannotStart(str(error)) from error
     except ValueError as error:
         raise CannotStart(f"the log: {error}") from error
     gateway.watch = watch

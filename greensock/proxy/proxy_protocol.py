@@ -10,7 +10,7 @@ import ipaddress
 import struct
 from collections.abc import Mapping
 
-from greensock.proxy.networks import canonical_address
+from greensock.limits.networks import canonical_address
 
 __all__ = ["MAX_PROXY_HEADER", "BadProxyHeader", "ProxyHeader", "parse_proxy_header", "write_proxy_header"]
 

@@ -295,8 +295,9 @@ class Relay:
         self._upload = NO_UPLOAD
         if upload is STREAMED:
             proxy.uploads -= 1
-        if proxy.gateway.guard is not None:
-            proxy.gateway.guard.upload_ended(self.client)
+        if proxy.gateway.is_guarded:
+            for guard in proxy.gateway.guards_for(self.route):
+                guard.upload_ended(self.client)
 
     # -- when it does not go well
 

@@ -31,7 +31,7 @@ from greensock.http.server.response import HTTPError, Response
 from greensock.http.wire.events import ResponseHead
 from greensock.proxy.error_lines import tell_cut_off
 from greensock.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, UpcallFailed, client_is_gone
-from greensock.proxy.guard import Refusal
+from greensock.proxy.guard import Guard, Refusal
 from greensock.proxy.log.record import Record
 from greensock.proxy.relay import COUNTED, NO_UPLOAD, PARKED, STREAMED, Relay
 from greensock.proxy.response_relay import pass_answer
@@ -92,9 +92,9 @@ class RequestRelay(Relay):
                 # It leads back here, and what holds itself is left to the garbage collector
                 # (test_requests_leave_nothing_to_the_garbage_collector).
                 self.exchange = None
-                guard = proxy.gateway.guard
-                if guard is not None:
-                    guard.answered(self.client, monotonic(), self.status)
+                if proxy.gateway.is_guarded:
+                    for guard in proxy.gateway.guards_for(self.route):
+                        guard.answered(self.client, monotonic(), self.status)
                 if self.record is not None:
                     self._end_record(self.record, self.conn.bytes_sent - before)
 
@@ -140,7 +140,7 @@ class RequestRelay(Relay):
         if gateway.guard is not None:
             refused = gateway.guard.request(self.client, monotonic(), head.method, head.authority)
             if refused is not None:
-                return self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow)
+                return self._refuse_for(refused)
         if not head.is_ordinary:
             if headers.get_raw(b"via") is not None and gateway.forwarder.is_loop(headers):
                 raise Failure("loop", 508)
@@ -153,10 +153,16 @@ class RequestRelay(Relay):
             self.keep = False
             raise Failure(error.reason, error.status) from None
         if isinstance(choice, Upstream | Response):
-            return choice
+            refused = self._refused_by_route() if gateway.is_guarded else None
+            return choice if refused is None else self._refuse_for(refused)
         if choice is None:
             raise Failure("no-route", 404)
         raise TypeError(f"choose_upstream returned {choice!r}: an Upstream, a Response or None expected")
+
+    def _refused_by_route(self) -> Refusal | None:
+        """Return why the guard of the route says no, if it does."""
+        guard, head = self.proxy.gateway.guard_of(self.route), self.request.head
+        return None if guard is None else guard.request(self.client, monotonic(), head.method, head.authority)
 
     # -- to the server
 
@@ -173,12 +179,9 @@ class RequestRelay(Relay):
             is_short = False  # it is the server that asks for it
         if is_short and may_hold and (missing <= 0 or not may_wait):
             return self._forward(upstream, payload_of_short(self))
-        guard = proxy.gateway.guard
-        if guard is not None:
-            refused = guard.upload(self.client, monotonic())
-            if refused is not None:
-                self.keep = False  # no worker waits for what is left of the body
-                return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, None), self.keep)
+        if proxy.gateway.is_guarded and (refused := self._take_upload()) is not None:
+            self.keep = False  # no worker waits for what is left of the body
+            return self._answer(self._refuse_for(refused), self.keep)
         # The guard has counted it: from here on ``run`` counts it out, whatever happens.
         self._upload = COUNTED
         if is_short and may_hold and proxy.park(self, missing):
@@ -192,6 +195,18 @@ class RequestRelay(Relay):
             self.keep = False
             raise Failure("too-many-uploads", 503)
         return self._forward(upstream, payload_as_it_comes(self))
+
+    def _take_upload(self) -> Refusal | None:
+        """Have the guards count a body that is to be waited for: all of them, or the first that says no is returned."""
+        taken: list[Guard] = []
+        for guard in self.proxy.gateway.guards_for(self.route):
+            refused = guard.upload(self.client, monotonic())
+            if refused is not None:
+                for each in taken:
+                    each.upload_ended(self.client)
+                return refused
+            taken.append(guard)
+        return None
 
     def _forward(self, upstream: Upstream, payload: Payload) -> bool:
         """Have a server answer, and pass that on."""
@@ -353,7 +368,7 @@ class RequestRelay(Relay):
 
     def refuse_client(self, refused: Refusal) -> bool:
         """Answer a client that asks too much."""
-        return self._answer(self._refuse(refused.status, refused.reason, refused.retry_after, refused.allow), self.keep)
+        return self._answer(self._refuse_for(refused), self.keep)
 
     def fail_without_server(self, upstream: Upstream, deadlines: Deadlines) -> bool:
         """Answer that no server is up."""
@@ -465,14 +480,15 @@ class RequestRelay(Relay):
         self.status = answer.status
         return self.proxy.send_answer(self.request, answer, keep)
 
-    def _refuse(self, status: int, reason: str, retry_after: int | None, allow: str | None) -> Response:
+    def _refuse_for(self, refused: Refusal) -> Response:
         """Return the answer to a client that asks too much."""
+        reason = refused.reason
         self.proxy.refused[reason] += 1
         if self.record is not None:
             self.record.reason = reason
-        answer = self.error_answer(status, reason, retry_after, DENIED)
-        if allow is not None:
-            answer.headers.add(b"Allow", allow)
+        answer = self.error_answer(refused.status, reason, refused.retry_after, DENIED)
+        if refused.allow is not None:
+            answer.headers.add(b"Allow", refused.allow)
         return answer
 
     def _blame(self, error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from greensock import Rule
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.syntax import is_token
 from greensock.http.wire.target import path_to_ask_for
+from greensock.proxy.guard import GuardOptions
 from greensock.proxy.options import ProxyTimeouts
 from greensock.proxy.rules import NO_EDITS, FieldEdits, Redirect, StaticAnswer
 
@@ -92,10 +93,18 @@ class Route:
     timeouts: ProxyTimeouts | None = None
     #: In the place of the upstream's; None: those.
     retries: int | None = None
+    #: What a client may do on this route, besides what it may do in all; None: whatever that is. ``connection_rate``,
+    #: ``max_connections`` and ``hosts`` have no effect here.
+    guard: GuardOptions | None = None
+    #: Whether nothing is changed on the way, so that the short way of ordinary requests may be gone.
+    is_ordinary: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _RULES[each.name].check(each.name, getattr(self, each.name))
+            if each.init:
+                _RULES[each.name].check(each.name, getattr(self, each.name))
+        edits = self.request_fields is not NO_EDITS or self.response_fields is not NO_EDITS
+        object.__setattr__(self, "is_ordinary", type(self.action) is str and not edits)
 
     def target_for(self, target: bytes) -> bytes:
         """Return the target to ask the upstream for, given the request's: a path and perhaps a query.
@@ -165,6 +174,7 @@ _RULES = {
     "response_fields": _edits,
     "timeouts": Rule.instance(ProxyTimeouts, "timeouts").or_none(),
     "retries": Rule.whole(0).or_none(),
+    "guard": Rule.instance(GuardOptions, "limits of a client").or_none(),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gevent
 
-from greensock import Server
+from greensock import ClientLimits, Server
 from greensock.http import HTTPServer, Response
 
 #: What a file beside the program says is read with the import: so a reload shows new code.
@@ -38,3 +38,12 @@ class Odd(Server):
 
 
 NO_CLASS = 5
+
+
+class Limited(Server):
+    """Greets three at a time of each client."""
+
+    client_limits = ClientLimits(max_connections=3)
+
+    def connection_new(self, conn):
+        conn.send(b"%d" % os.getpid())

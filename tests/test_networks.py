@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensock.proxy.networks import MAX_TEXT, Networks, canonical_address, network_of, node_address
+from greensock.limits.networks import MAX_TEXT, Networks, canonical_address, network_of, node_address
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ class Networks:
         ValueError: one of them is not written so.
     """
 
-    __slots__ = ("_holds", "_names", "_networks")
+    __slots__ = ("_holds", "_names", "_of_version")
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
         if isinstance(networks, str):
             raise ValueError(f"networks={networks!r}: a sequence of networks expected, not one text")
         self._names = tuple(networks)
-        self._networks = [_network(name) for name in self._names if name != "unix"]
+        self._of_version = _by_length(_network(name) for name in self._names if name != "unix")
         self._holds = functools.lru_cache(CACHED)(self._look_up)
 
     def __contains__(self, address: object) -> bool:
@@ -48,7 +48,21 @@ class Networks:
         if not text:
             return "unix" in self._names
         address = _parse(text)
-        return address is not None and any(address in network for network in self._networks)
+        if address is None:
+            return False
+        number = int(address)
+        return any(number >> shift in networks for shift, networks in self._of_version.get(address.version, ()))
+
+
+def _by_length(
+    networks: Iterable[ipaddress.IPv4Network | ipaddress.IPv6Network],
+) -> dict[int, list[tuple[int, set[int]]]]:
+    """Return networks by their version, and by how many bits an address has behind them: a few looks find any."""
+    found: dict[int, dict[int, set[int]]] = {}
+    for network in networks:
+        shift = network.max_prefixlen - network.prefixlen
+        found.setdefault(network.version, {}).setdefault(shift, set()).add(int(network.network_address) >> shift)
+    return {version: list(lengths.items()) for version, lengths in found.items()}
 
 
 def are_networks(value: object) -> bool:
