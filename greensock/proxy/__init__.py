@@ -5,6 +5,10 @@ what it exports:
 
 =================  =====================================================================================================
 networks           addresses as text, and networks that hold them
+passwords          names and passwords in a file, checked in threads
+path_patterns      regular expressions for paths
+prefixes           answers of a server that does not know where it stands
+answer_buffer      what came of an answer and its client has not taken yet
 forwarded          who the client is, and which fields are passed on
 rules              edits of fields, static answers, redirects, error pages
 options            what a proxy is told of its upstreams, its timeouts and its log
@@ -17,6 +21,7 @@ upstream           the servers behind the proxy: chosen, watched, connected to
 gateway            what the listeners of a proxy share
 proxy_connection   a client's connection, and what is kept for that client
 relay              what is known of one request on its way, and what it holds
+admission          whether a request may pass: by a password, by what another server says
 tunnel             bytes both ways, after 101
 response_relay     the answer's way back
 upstream_request   the request as it goes to a server
@@ -38,6 +43,9 @@ from greensock.proxy.log.access_log import AccessLog
 from greensock.proxy.log.log_lines import combined_line, json_line
 from greensock.proxy.log.record import Record
 from greensock.proxy.options import (
+    BasicAuth,
+    Buffering,
+    ForwardAuth,
     ListenOptions,
     ListenPlace,
     ListenTLS,
@@ -68,12 +76,15 @@ __all__ = [
     "MAX_PROXY_HEADER",
     "AccessLog",
     "BadProxyHeader",
+    "BasicAuth",
+    "Buffering",
     "CannotStart",
     "ConfigError",
     "ConfigProblem",
     "ErrorPage",
     "ErrorPages",
     "FieldEdits",
+    "ForwardAuth",
     "Forwarding",
     "Gateway",
     "Guard",

@@ -174,6 +174,8 @@ class Forwarder:
         )
         self._preserve_host = options.preserve_host is True
         self._host = options.preserve_host.encode() if isinstance(options.preserve_host, str) else b""
+        #: What Host says, if it is always the same; empty: it is not.
+        self.named_host = self._host
         self._name = options.via.encode()
         self._mark = b"(%b)" % instance.encode()
         self._proxy_name = self._name or b"greensock"

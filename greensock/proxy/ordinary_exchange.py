@@ -14,6 +14,7 @@ seen (test_proxy_ordinary).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from time import monotonic, time
@@ -36,7 +37,6 @@ from greensock.proxy.proxy_connection import ProxyConnection
 from greensock.proxy.relay import CHALLENGES, ProxySeam
 from greensock.proxy.request_relay import RequestRelay
 from greensock.proxy.routes import BadPath, Route
-from greensock.proxy.rules import NO_EDITS
 
 __all__ = ["OrdinaryExchange"]
 
@@ -44,6 +44,9 @@ __all__ = ["OrdinaryExchange"]
 _LOOKED_AT = frozenset({*CHALLENGES, 426})
 
 _NO_FIELDS = Headers()
+
+#: Fields of an answer that may have to be put right (see ``prefixes``).
+_leads_back = re.compile(rb"\n(?:location|content-location|refresh|set-cookie):", re.IGNORECASE).search
 
 
 class ServerSeam(ProxySeam, Protocol):
@@ -78,14 +81,9 @@ class OrdinaryExchange:
             return self._otherwise(conn, data)
         method, target, host, lines, pieces, begin, length, keep = found
         route = gateway.routes.only or self._route(method, host, target, lines)
-        if (
-            route is None
-            or type(route.action) is not str
-            or route.request_fields is not NO_EDITS
-            or route.response_fields is not NO_EDITS
-        ):
+        if route is None or not route.is_ordinary:
             return self._otherwise(conn, data)
-        upstream, deadlines = gateway.upstreams[route.action], gateway.deadlines_of(route)
+        upstream, deadlines = gateway.upstreams[route.action], gateway.deadlines_of(route)  # type: ignore[index]
         if deadlines.total is not None or not upstream.is_simple:
             return self._otherwise(conn, data)
         if length > JOINED or length > upstream.options.max_replay:
@@ -131,7 +129,11 @@ class OrdinaryExchange:
                 head = gateway.forwarder.ordinary_request_lines(
                     b"".join(pieces), peer, conn.scheme, host, server.authority
                 )
-                verb, path = method.encode(), route.target_for(target) if route.strip_prefix else target
+                verb, path = method.encode(), target
+                if route.strip_prefix:
+                    path = route.target_for(target)
+                    if route.prefix:
+                        head = gateway.forwarder.with_prefix(head, route.prefix)
                 if length:
                     body = data[begin:]
                     head = b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (verb, path, head, length, body)
@@ -143,7 +145,7 @@ class OrdinaryExchange:
                 kept.send_soon(head, deadlines.timeouts.send)
                 sent_at = monotonic()
                 heard = kept.recv(None, deadlines.timeouts.head)
-                if not conn.has_left:
+                if not conn.has_left and not (route.puts_right and _leads_back(heard)):
                     written = self._written(heard, method, keep and (not proxy.draining or proxy.asks_on(conn)))
         except BaseException as error:
             heard = error

@@ -17,8 +17,9 @@ and stays. Nothing that comes out begins with two slashes: it would lead to anot
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 
-__all__ = ["Places"]
+__all__ = ["Pair", "Places"]
 
 Pair = tuple[bytes, bytes]
 
@@ -42,34 +43,34 @@ class Places:
         self._there = there
         self._here = here
 
-    def put_right(self, pairs: list[Pair], server: bytes, asked: bytes) -> list[Pair]:
+    def put_right(self, pairs: list[Pair], own: Iterable[bytes], asked: bytes) -> list[Pair]:
         """Return the fields of an answer with what leads back to the server put right.
 
-        ``server`` is the server's own authority, ``asked`` the client's; both may have a port.
+        ``own`` are the authorities that the server may take for its own, ``asked`` is the client's; with a port or not.
         """
-        server, asked = server.lower(), asked.lower()
+        known, asked = {each.lower() for each in own}, asked.lower()
         found = []
         for pair in pairs:
             name = pair[0].lower()
             if name in LOOKED_AT:
                 if name == b"set-cookie":
-                    pair = pair[0], self._cookie(pair[1], _name_of(server), _name_of(asked))
+                    pair = pair[0], self._cookie(pair[1], {_name_of(each) for each in known}, _name_of(asked))
                 elif name == b"refresh":
-                    pair = pair[0], self._refresh(pair[1], server, asked)
+                    pair = pair[0], self._refresh(pair[1], known, asked)
                 else:
-                    pair = pair[0], self.reference(pair[1], server, asked)
+                    pair = pair[0], self.reference(pair[1], known, asked)
             found.append(pair)
         return found
 
-    def reference(self, value: bytes, server: bytes, asked: bytes) -> bytes:
-        """Return a reference to be followed by the client. ``server`` and ``asked`` are in lower case."""
+    def reference(self, value: bytes, own: Collection[bytes], asked: bytes) -> bytes:
+        """Return a reference for the client to follow. ``own`` and ``asked`` are in lower case."""
         match = _with_authority(value)
         if match is not None:
             authority, rest = match[1].lower(), value[match.end() :]
             if authority == asked:
                 mapped = self._path(rest or b"/")
                 return value if mapped is None else match[0] + mapped
-            if authority == server:
+            if authority in own:
                 mapped = self._path(rest or b"/")
                 return value if mapped is None else mapped
             return value
@@ -95,13 +96,13 @@ class Places:
         mapped = here + rest
         return b"/" + mapped.lstrip(b"/\\") if _slashes(mapped) else mapped
 
-    def _refresh(self, value: bytes, server: bytes, asked: bytes) -> bytes:
+    def _refresh(self, value: bytes, own: Collection[bytes], asked: bytes) -> bytes:
         match = _refresh(value)
         if match is None:
             return value
-        return match[1] + match[2] + self.reference(match[3].strip(), server, asked) + match[4]
+        return match[1] + match[2] + self.reference(match[3].strip(), own, asked) + match[4]
 
-    def _cookie(self, value: bytes, server: bytes, asked: bytes) -> bytes:
+    def _cookie(self, value: bytes, own: Collection[bytes], asked: bytes) -> bytes:
         first, *attributes = value.split(b";")
         name = first.partition(b"=")[0].strip().lower()
         if name.startswith(b"__host-"):
@@ -114,7 +115,7 @@ class Places:
                 attribute = b"%b=%b" % (key, self._path_of_cookie(said))
             elif word == b"domain":
                 domain = said.lower().removeprefix(b".")
-                if domain == server and domain != asked:
+                if domain in own and domain != asked:
                     continue
             parts.append(attribute)
         return b";".join(parts)

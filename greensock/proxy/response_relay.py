@@ -174,7 +174,8 @@ def _written_head(relay: Relay, head: ResponseHead, keep: bool, trailers: bool =
     ``trailers`` says whether they would be passed on.
     """
     proxy, status, route = relay.proxy, head.status, relay.route
-    if proxy.edits_responses or relay.sets_cookie or (route is not None and route.response_fields is not NO_EDITS):
+    edits = route is not None and route.response_fields is not NO_EDITS
+    if edits or proxy.edits_responses or relay.sets_cookie or relay.puts_right:
         lines = _edited(relay, head, trailers)
     else:
         lines = proxy.gateway.forwarder.response_lines(head, trailers)
@@ -199,7 +200,8 @@ def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
 
 
 def _edited_headers(relay: Relay, head: ResponseHead, trailers: bool) -> Headers:
-    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers))
+    pairs = relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers)
+    headers = Headers.of_raw(relay.put_right(pairs) if relay.puts_right else pairs)
     relay.add_cookie(headers)
     if relay.route is not None and relay.route.response_fields:
         edits = relay.route.response_fields

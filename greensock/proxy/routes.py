@@ -33,7 +33,7 @@ from greensock.proxy.options import BasicAuth, Buffering, ForwardAuth, ProxyTime
 from greensock.proxy.path_patterns import PathPattern
 from greensock.proxy.rules import NO_EDITS, FieldEdits, Redirect, StaticAnswer, Template, group_of
 
-__all__ = ["BadPath", "Route", "Routes", "below"]
+__all__ = ["BadPath", "Route", "Routes", "plain_target"]
 
 #: How many pairs of authority and path are remembered, and how long they may be together, in bytes.
 CACHE_SIZE = 1024
@@ -221,11 +221,11 @@ class Route:
         return made if mark else path + asked + query
 
 
-def below(base: bytes, target: bytes) -> bytes:
-    """Return a target as it is asked for below a path that it must not leave: ``/../x`` is not asked for there.
+def plain_target(target: bytes) -> bytes:
+    """Return a target that stays below whatever is put in front of it: ``/../x`` would lead out of that.
 
     Raises:
-        BadPath: servers may read it in different ways, or as something that is not below it.
+        BadPath: servers may read it in different ways, or as something that leads out of it.
     """
     if not target.startswith(b"/"):
         return target  # *
@@ -233,7 +233,7 @@ def below(base: bytes, target: bytes) -> bytes:
     if _not_plain(path):
         _normal_path(path, slash=True)  # what is a slash to some, too
         path = _quoted(_normal_path(path, slash=False))
-    return base + path + mark + query
+    return path + mark + query
 
 
 def _is_host(value: object) -> bool:

@@ -61,6 +61,7 @@ class UpstreamServer:
 
     __slots__ = (
         "authority",
+        "base",
         "health",
         "held",
         "index",
@@ -94,6 +95,8 @@ class UpstreamServer:
         self.raw_name = self.name.encode("utf-8", "surrogateescape")
         #: What Host says if the client's is not kept.
         self.authority = options.authority
+        #: The path below which it answers, without a slash at its end; empty: the root.
+        self.base = options.base
         #: Its part of the requests.
         self.weight = options.weight
         #: How many requests it gets at once.
@@ -247,6 +250,9 @@ class Upstream:
         self.sticky = Sticky(sticky, [server.name for server in self.all]) if sticky is not None else None
         #: Whether a request goes there without a look at its fields, and with nothing before it.
         self.is_simple = sticky is None and self._key_of is None and not options.send_proxy_protocol
+        #: Whether some answer below a path of their own; then no request goes there without a closer look.
+        self.has_base = any(server.base for server in self.all)
+        self.is_simple = self.is_simple and not self.has_base
         #: How many retries there may be.
         self.budget = RetryBudget(options.retry_budget, options.min_retry_rate)
 
