@@ -34,6 +34,12 @@ def line(name, password, prefix=b"2b"):
     return name.encode() + b":" + bcrypt.hashpw(password, bcrypt.gensalt(COST, prefix)) + b"\n"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    """Those that check passwords stay, as those that look up names do."""
+    gevent.get_hub().threadpool.apply(int)
+
+
 @pytest.fixture(scope="module")
 def lines():
     return line("ada", b"secret").replace(b"$2b$", b"$2y$") + line("bob", b"l" * 72) + line("z\u00e9", "p\u00e4ss".encode())

@@ -218,7 +218,6 @@ def test_a_server_that_breaks_off(proxied, stack, how):
         came = read_all_fast(sock)
         assert not came.endswith(b"0\r\n\r\n")
         if how == "closes":  # else what the kernel had is gone
-            assert came.partition(b"\r\n\r\n")[2].replace(b"\r\n", b"")[-10_000:] != b""
             assert len(came) > len(BODY) - CHUNK - 2000
         assert record_of(proxy).reason == "body-incomplete"
         assert room_of(proxy) == (0, 0, 0)
@@ -276,7 +275,7 @@ def test_a_worker_that_is_killed_leaves_nothing(proxied, stack):
         slow(proxy, GET, stack)
         wait_until(lambda: room_of(proxy)[1] > 0)
         proxy.stop(0)
-        assert room_of(proxy) == (0, 0, 0)
+        wait_until(lambda: room_of(proxy) == (0, 0, 0))
 
 
 @pytest.mark.parametrize("fails", ["the file can't be made", "the disk is full at once", "the disk is full later"])
@@ -328,7 +327,7 @@ def test_a_client_that_reads_again_is_sent_to_as_before(proxied, stack):
     with scripted(script) as server:
         proxy = proxied(server.url)
         sock = slow(proxy, GET.replace(KEEP, b"Host: a\r\nConnection: close\r\n\r\n"), stack)
-        wait_until(lambda: room_of(proxy)[1] > 5_000_000)
+        wait_until(lambda: room_of(proxy)[1] > 3_000_000)
         reader = gevent.spawn(read_all_fast, sock)
         wait_until(lambda: room_of(proxy) == (0, 0, 0))
         wait_until(lambda: not any(conn.is_buffered for conn in proxy.connections))
