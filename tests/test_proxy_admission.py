@@ -19,7 +19,7 @@ from proxy_peers import (  # noqa: F401  # fixtures
     proxied,
     record_of,
 )
-from scripts import scripted
+from scripts import OK, scripted
 
 from greensock.proxy import BasicAuth, ForwardAuth, Forwarding, GuardOptions, Route, StaticAnswer
 from greensock.proxy import passwords as module
@@ -234,6 +234,17 @@ def test_who_is_asked_lets_it_pass(proxied, dial, origin):
         assert [value for name, value in raw if name.lower() == b"x-user"] == [b"ada"]
         assert [value for name, value in raw if name.lower() == b"x-group"] == [b"a", b"b"]
         assert not [name for name, _ in raw if name.lower() == b"x-none"]
+
+
+def test_no_trailer_brings_what_is_copied(proxied, dial, origin):
+    with scripted(judge(PASSES)) as server, scripted(judge(OK)) as site:
+        proxy = proxied(site.url, routes=[Route("site", auth=ForwardAuth(server.url, copy=("X-User",)))])
+        body = b"3\r\nabc\r\n0\r\nX-User: root\r\nX-Other: a\r\n\r\n"
+        assert status_of(ask(dial, proxy, b"Transfer-Encoding: chunked\r\n", b"/", b"POST", body)) == 200
+        wait_until(lambda: len(site.heads) > 1)  # what follows the first head is taken for one more
+        assert b"X-User: ada\r\n" in site.heads[0]
+        assert b"X-Other: a\r\n" in site.heads[1]
+        assert b"X-User" not in site.heads[1]
 
 
 def test_no_underscore_stands_for_what_is_copied(proxied, dial, origin):

@@ -17,6 +17,7 @@ from greensock import LimitExceeded
 from greensock.http.client.client_response import ClientResponse
 from greensock.http.server.response import Response
 from greensock.http.wire.headers import Headers
+from greensock.http.wire.target import path_to_ask_for
 from greensock.proxy.failure import DENIED, Failure, failure_of
 from greensock.proxy.gateway import AuthClient
 from greensock.proxy.options import BasicAuth, ForwardAuth
@@ -49,7 +50,7 @@ class Admitted:
 
     def claim(self, names: Iterable[str]) -> None:
         """Have fields of these names be ours alone."""
-        self._removed.update(name.lower().encode() for name in names)
+        self._removed.update(name.lower().encode().replace(b"_", b"-") for name in names)
 
     def add(self, name: str, value: bytes) -> None:
         """Have the request get a field."""
@@ -57,14 +58,14 @@ class Admitted:
 
     def apply(self, headers: Headers) -> None:
         """Change the fields of a request."""
-        for name in {pair[0] for pair in headers.raw if pair[0].lower().replace(b"_", b"-") in self._hyphened}:
-            headers.remove(name)
+        self.strip(headers)
         for name, value in self._added:
             headers.add(name, value)
 
-    @property
-    def _hyphened(self) -> set[bytes]:
-        return {name.replace(b"_", b"-") for name in self._removed}
+    def strip(self, headers: Headers) -> None:
+        """Take off what is ours alone: of a head, or of trailers, which a server may merge."""
+        for name in {pair[0] for pair in headers.raw if pair[0].lower().replace(b"_", b"-") in self._removed}:
+            headers.remove(name)
 
 
 def admit(relay: Relay, route: Route) -> Response | None:
@@ -168,7 +169,7 @@ def _asked(relay: Relay, options: ForwardAuth) -> Headers:
             if lower not in wanted and not lower.startswith(b"x-forwarded-") and lower not in (b"via", b"forwarded"):
                 headers.remove(name)
     headers.set(b"X-Forwarded-Method", head.method.encode())
-    headers.set(b"X-Forwarded-Uri", head.target)
+    headers.set(b"X-Forwarded-Uri", path_to_ask_for(head.target))
     headers.set(b"X-Forwarded-Proto", relay.scheme.encode())
     if head.authority:
         headers.set(b"X-Forwarded-Host", head.authority)

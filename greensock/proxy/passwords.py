@@ -6,7 +6,7 @@ guessed in no time once the file is known, and plain text is none at all.
 - A check costs some 50 to 250 ms of a core, by bcrypt's design. It is made in gevent's threads, so that others go on, at
   most ``AT_ONCE`` at a time; a bounded number waits. Several checks of the same at the same time are one.
 - What was right is remembered, under a keyed hash, while the line in the file is the same. What was wrong is not.
-- A name that is not there costs as much as one that is, and is told apart by nothing.
+- A name that is not there costs as much as the dearest that is.
 - The file is looked at once a second, when somebody asks, and read anew if it changed. One that is wrong then is logged,
   and the old one goes on.
 """

@@ -143,7 +143,10 @@ def _trailers(relay: Relay) -> Headers | None:
     trailers = relay.request.trailers
     if trailers is None:
         return None
-    return relay.proxy.gateway.forwarder.request_trailers(relay.request.head, trailers)
+    passed = relay.proxy.gateway.forwarder.request_trailers(relay.request.head, trailers)
+    if relay.admitted is not None:
+        relay.admitted.strip(passed)
+    return passed
 
 
 def _edited(relay: Relay, lines: bytes) -> bytes:
