@@ -461,6 +461,14 @@ def test_files(tmp_path):
             load_config(str(where))
 
 
+def test_what_the_document_shows_is_sound(tmp_path):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "proxy.md").read_text()
+    for number, shown in enumerate(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(shown)
+        assert len(load_config(str(path)).routes) == 5
+
+
 def test_the_commented_example_has_every_key():
     path = Path(__file__).resolve().parent.parent / "examples" / "reverse_proxy.toml"
     assert load_config(str(path)).upstreams[0][0].name == "app"
