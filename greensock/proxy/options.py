@@ -141,7 +141,7 @@ class ServerOptions:
             text = str(error).removeprefix(f"url={self.url!r}: ").replace("http://host[:port]/path", _WHERE)
             raise ValueError(f"url={self.url!r}: {text if 'expected' in text else text + ': http expected'}") from None
         if "?" in self.url or "#" in self.url or not _is_base(target):
-            raise ValueError(f"url={self.url!r}: a plain path, such as /base, if any expected, without query or fragment")
+            raise ValueError(f"url={self.url!r}: a plain path, such as /base, expected, without a query")
 
     @property
     def _destination(self) -> Destination:
@@ -435,8 +435,8 @@ class ListenOptions:
     #: Bytes of short bodies (``UpstreamOptions.max_replay``) that are held, of all clients, while the rest is waited
     #: for; beyond that they are passed on as they come, like long ones.
     max_buffered: int = 1 << 27
-    #: Bytes of answers that are held in memory for clients that are behind, of all of them; beyond that, and if the next
-    #: is reached, their servers wait for them.
+    #: Bytes of answers that are held in memory for clients that are behind, of all of them; beyond that, and what is next
+    #: here, their servers wait for them.
     max_answer_memory: int = 1 << 27
     #: Bytes of answers that are held in files.
     max_answer_files: int = 1 << 32
@@ -530,8 +530,8 @@ _NEVER_COPIED = frozenset(
 class ForwardAuth:
     """Another server that is asked about each request first: an answer 2xx lets it pass, any other goes to the client.
 
-    It is asked by GET, with the fields of the request but those of its body, and X-Forwarded-Method, -Uri, -Host, -Proto
-    and -For; the body is not sent. Where it can't be asked the answer is 502, and 504 if it took too long.
+    It is asked by GET, with the fields of the request but those of its body, and X-Forwarded-Method, -Uri, -Host,
+    -Proto and -For; the body is not sent. Where it can't be asked the answer is 502, and 504 if it took too long.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -539,7 +539,7 @@ class ForwardAuth:
 
     #: ``http://host[:port]/path``, ``https://`` likewise, or ``http+unix://`` and its path percent-encoded.
     url: str
-    #: Fields of its answer that the request gets: such as X-User. What the client sent under these names goes no further.
+    #: Fields of its answer that the request gets, such as X-User. What the client sent under these names goes nowhere.
     copy: tuple[str, ...] = ()
     #: The fields of the request that it is told; None: all of them.
     fields: tuple[str, ...] | None = None
@@ -607,7 +607,7 @@ class BasicAuth:
 _BASIC_AUTH = {
     "file": _text,
     "realm": Rule(
-        lambda value: isinstance(value, str) and value.isascii() and value.isprintable() and not set('"\\') & set(value),
+        lambda value: isinstance(value, str) and value.isascii() and value.isprintable() and not {'"', "\\"} & set(value),
         "ASCII text without quotes",
     ),
     "user_field": Rule(

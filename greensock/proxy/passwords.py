@@ -3,12 +3,12 @@
 Only bcrypt is understood. What else htpasswd writes is refused with its name: MD5 (``$apr1$``), SHA-1 and crypt are
 guessed in no time once the file is known, and plain text is none at all.
 
-- A check costs some 50 to 250 ms of a core, by bcrypt's design. It is made in gevent's threads, so that others go on, at
-  most ``AT_ONCE`` at a time; a bounded number waits. Several checks of the same at the same time are one.
+- A check costs some 50 to 250 ms of a core, by bcrypt's design. It is made in gevent's threads, so that others go on,
+  ``AT_ONCE`` at a time; a bounded number waits. Several checks of the same at the same time are one.
 - What was right is remembered, under a keyed hash, while the line in the file is the same. What was wrong is not.
 - A name that is not there costs as much as the dearest that is.
-- The file is looked at once a second, when somebody asks, and read anew if it changed. One that is wrong then is logged,
-  and the old one goes on.
+- The file is looked at once a second, when somebody asks, and read anew if it changed. One that is wrong then is
+  logged, and the old one goes on.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def read_passwords(path: str) -> dict[bytes, bytes]:
             kind = next((kind for start, kind in _KINDS if hashed.startswith(start)), "")
             is_what = f"is {kind}" if kind else "is no hash that is known"
             shown = name.decode("utf-8", "replace")
-            raise BadPasswords(f"line {number}: the password of {shown!r} {is_what}: one of htpasswd -B expected (bcrypt)")
+            wanted = "one of htpasswd -B expected (bcrypt)"
+            raise BadPasswords(f"line {number}: the password of {shown!r} {is_what}: {wanted}")
         found[name] = hashed
     return found
 
@@ -104,7 +105,18 @@ def read_passwords(path: str) -> dict[bytes, bytes]:
 class PasswordFile:
     """The passwords of one file. It belongs to the thread that uses it first."""
 
-    __slots__ = ("_key", "_known", "_looked", "_mark", "_path", "_running", "_semaphore", "_spare", "_table", "_waiting")
+    __slots__ = (
+        "_key",
+        "_known",
+        "_looked",
+        "_mark",
+        "_path",
+        "_running",
+        "_semaphore",
+        "_spare",
+        "_table",
+        "_waiting",
+    )
 
     def __init__(self, path: str) -> None:
         """``path`` was read before, so that what is wrong with it is known."""

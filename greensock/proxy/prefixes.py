@@ -10,8 +10,8 @@ the server's name:
 - Set-Cookie: Path likewise; a Path above *there*, as ``/`` is, becomes *here*. A Domain that is the server's name goes,
   and with it the cookie is the host's that was asked. ``__Host-`` cookies stay as they are: browsers want ``/`` there.
 
-What begins with *here* already, while the server stands at the root, is of a server that knows (X-Forwarded-Prefix, say)
-and stays. Nothing that comes out begins with two slashes: it would lead to another host.
+What begins with *here* already, while the server stands at the root, is of a server that knows (X-Forwarded-Prefix,
+say) and stays. Nothing that comes out begins with two slashes: it would lead to another host.
 """
 
 from __future__ import annotations

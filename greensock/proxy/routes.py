@@ -2,8 +2,8 @@
 
 Of the routes that fit a request the one with the most exact host is taken: a whole name before ``*.suffix``, a longer
 suffix before a shorter one, any of them before a route without hosts. Among these the longest path goes first, of the
-same path one with a pattern, and then the one that was named first. A route whose methods, fields, cookies or query don't
-fit is passed over, for a less exact one, too.
+same path one with a pattern, and then the one that was named first. A route whose methods, fields, cookies or query
+don't fit is passed over, for a less exact one, too.
 
 Paths are compared as a server behind may read them: percent-decoded once, ``.`` and ``..`` resolved, slashes that
 follow each other as one, without the query, segment by segment. The request itself keeps its target as it came. So a
@@ -84,13 +84,13 @@ class Route:
     methods: frozenset[str] | None = None
     #: Fields that a request must have, and their whole value; None: any value.
     headers: Mapping[str, str | None] = field(default_factory=dict, hash=False)
-    #: Cookies that a request must have, and their whole value; None: any value. Of several of one name the first counts.
+    #: Cookies that a request must have, and their whole value; None: any value. Of several of a name the first counts.
     cookies: Mapping[str, str | None] = field(default_factory=dict, hash=False)
     #: Fields of the query, likewise, decoded.
     query: Mapping[str, str | None] = field(default_factory=dict, hash=False)
-    #: A regular expression that the whole path must match, too; None: any. It is RE2's, and needs ``google-re2``. It sees
-    #: the path as it is compared: decoded, without dots and empty segments. Its named groups are ``{match.NAME}`` in
-    #: ``rewrite``, in a redirect and in edits, percent-encoded.
+    #: A regular expression that the whole path must match, too; None: any. It is RE2's, and needs ``google-re2``. It
+    #: sees the path as it is compared: decoded, without dots and empty segments. Its named groups are ``{match.NAME}``
+    #: in ``rewrite``, in a redirect and in edits, percent-encoded.
     pattern: str | None = None
     #: Whether ``%2F`` may be in the path.
     encoded_slash: bool = False
