@@ -132,8 +132,8 @@ class AnswerBuffer:
     def __init__(
         self, client: Any, memory: int, file: int, room: BufferRoom, on_failure: Callable[[], object]
     ) -> None:
-        """``client`` is a ``ProxyConnection``. ``on_failure`` is called when nothing more can be sent, by the greenlet that
-        sends; it must not block."""
+        """``client`` is a ``ProxyConnection``. ``on_failure`` is called when nothing more can be sent, by the greenlet
+        that sends; it must not block."""
         self._client = client
         self._most_in_memory = memory
         self._most_in_file = file

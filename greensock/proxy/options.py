@@ -435,8 +435,8 @@ class ListenOptions:
     #: Bytes of short bodies (``UpstreamOptions.max_replay``) that are held, of all clients, while the rest is waited
     #: for; beyond that they are passed on as they come, like long ones.
     max_buffered: int = 1 << 27
-    #: Bytes of answers that are held in memory for clients that are behind, of all of them; beyond that, and what is next
-    #: here, their servers wait for them.
+    #: Bytes of answers that are held in memory for clients that are behind, of all of them; beyond that, and what is
+    #: next here, their servers wait for them.
     max_answer_memory: int = 1 << 27
     #: Bytes of answers that are held in files.
     max_answer_files: int = 1 << 32
@@ -604,10 +604,11 @@ class BasicAuth:
             raise ValueError(f"file={self.file!r}: {error}") from None
 
 
+_is_realm = re.compile(r"[ !#-\[\]-~]*").fullmatch
 _BASIC_AUTH = {
     "file": _text,
     "realm": Rule(
-        lambda value: isinstance(value, str) and value.isascii() and value.isprintable() and not {'"', "\\"} & set(value),
+        lambda value: isinstance(value, str) and bool(_is_realm(value)),
         "ASCII text without quotes",
     ),
     "user_field": Rule(

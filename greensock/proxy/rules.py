@@ -1,9 +1,9 @@
 """What is changed in a message, and what the proxy answers by itself: edits, static answers, redirects, error pages.
 
 Pure. A *template* is text with ``{name}`` in it, where name is one of :data:`VARIABLES`, or ``match.`` and the name of
-a group in the route's pattern; a brace is written twice. All
-of it is checked when it is made, so that nothing can fail while a request waits. What comes from the network is made
-harmless where it is put in: it can neither end a field nor, in a redirect, lead to another server than is written.
+a group in the route's pattern; a brace is written twice. All of it is checked when it is made, so that nothing can fail
+while a request waits. What comes from the network is made harmless where it is put in: it can neither end a field nor,
+in a redirect, lead to another server than is written.
 """
 
 from __future__ import annotations
