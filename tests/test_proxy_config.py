@@ -243,7 +243,7 @@ def test_one_upstream_needs_no_route():
         ("routes/3/basic_auth", {}, "[[routes]] no. 4 basic_auth file: missing"),
         ("routes/3/basic_auth", {"file": "/no"}, '[[routes]] no. 4 basic_auth file = "/no": a file that can be read'),
         ("routes/3/pattern", "(", '[[routes]] no. 4 pattern = "(": a regular expression of RE2 expected'),
-        ("routes/3/rewrite", "/{match.x}", "[[routes]] no. 4 rewrite = \"/{match.x}\": {match.x}: a named group"),
+        ("routes/3/rewrite", "/{match.x}", '[[routes]] no. 4 rewrite = "/{match.x}": {match.x}: a named group'),
         ("routes/3/query", {"a": 1}, "[[routes]] no. 4 query = { a = 1 }: names of fields of the query"),
         ("forwarding", {}, "proxy_protocol = true: forwarding.trusted to name who may send it expected"),
         ("log", {"path": "/nowhere/a.log"}, '[log] path = "/nowhere/a.log": a file in a directory that is there'),

@@ -76,7 +76,7 @@ def test_where_an_answer_leads(there, here, value, found):
     assert put_right(there, here, b"content-location", value) == found
     assert put_right(there, here, b"X-Location", value) == value
     if value and value.startswith((b"/", b"http")):
-        for start, end in ((b"5; url=", b""), (b"0;URL='", b"'"), (b"1.5 , url = \"", b'"')):
+        for start, end in ((b"5; url=", b""), (b"0;URL='", b"'"), (b'1.5 , url = "', b'"')):
             assert put_right(there, here, b"Refresh", start + value + end) == start + found + end
 
 

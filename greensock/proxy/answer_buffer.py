@@ -129,9 +129,7 @@ class AnswerBuffer:
         "failure",
     )
 
-    def __init__(
-        self, client: Any, memory: int, file: int, room: BufferRoom, on_failure: Callable[[], object]
-    ) -> None:
+    def __init__(self, client: Any, memory: int, file: int, room: BufferRoom, on_failure: Callable[[], object]) -> None:
         """``client`` is a ``ProxyConnection``. ``on_failure`` is called when nothing more can be sent, by the greenlet
         that sends; it must not block."""
         self._client = client

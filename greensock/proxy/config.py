@@ -132,7 +132,7 @@ class ProxyConfig:
     #: What is shown for errors.
     error_pages: ErrorPages
     #: How much of an answer is held for a client that is behind.
-    buffer: Buffering = Buffering()
+    buffer: Buffering = dataclasses.field(default_factory=Buffering)
 
     def proxy_options(self, listener: ListenPlace | None = None) -> dict[str, Any]:
         """Return what a :class:`ReverseProxy` is to be told beside the gateway, for one of ``listeners``."""

@@ -123,9 +123,7 @@ class Gateway:
         #: How much of an answer is held for a client that is behind, if its route does not say.
         self.buffering = Buffering() if buffer is None else buffer
         #: What all answers together may hold.
-        self.buffer_room = BufferRoom(
-            self.listen.max_answer_memory, self.listen.max_answer_files, share_of_descriptors
-        )
+        self.buffer_room = BufferRoom(self.listen.max_answer_memory, self.listen.max_answer_files, share_of_descriptors)
         #: How many clients' connections there may be, while a listener is started.
         self.most_clients: float = inf
         #: How many connections to servers there may be before idle ones give up theirs, while a listener is started.

@@ -522,7 +522,10 @@ def _is_field(value: object) -> bool:
 
 #: Fields that say how a message is framed, or where it goes: no other server has a say in them.
 _NEVER_COPIED = frozenset(
-    "connection content-length expect host keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
+    {
+        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer"),
+        *("transfer-encoding", "upgrade"),
+    }
 )
 
 

@@ -33,6 +33,7 @@ class PathPattern:
         options = re2.Options()
         options.log_errors = False
         options.max_mem = MAX_MEMORY
+        options.dot_nl = True  # a path may have a line feed, and must not get past a rule by that
         try:
             self._matcher: Any = re2.compile(text, options)
         except re2.error as error:
