@@ -357,7 +357,7 @@ HANDED_OVER = {
     "it is edited": Scene(GET, ANSWER, route={"request_fields": FieldEdits(set=[("X-Edited", "yes")])}),
     "its answer is edited": Scene(GET, ANSWER, route={"response_fields": FieldEdits(set=[("X-Edited", "yes")])}),
     "its answer leads back": Scene(GET, ANSWER, route={"path": "/a", "strip_prefix": True}),
-    "it is rewritten": Scene(GET, ANSWER, route={"rewrite": "/x"}),
+    "it is rewritten": Scene(GET, ANSWER, route={"pattern": "/(?P<it>.*)", "rewrite": "/{match.it}"}),
     "its answer is put right": Scene(GET, ANSWER, route={"rewrite_answers": True}),
     "it asks with something else in the query": Scene(GET, ANSWER, route={"query": {"b": "x"}}, warm=WARM),
     "it is pipelined": Scene(GET + GET, ANSWER),
