@@ -60,8 +60,9 @@ class Patience:
     def left(self) -> float:
         """Return the seconds that are left; 0.0 if there are none."""
         conn = self._conn
-        earned = (conn.bytes_sent - self._sent) / KEEPS_UP
-        return max(0.0, GRACE + earned - (conn.held_up - self._held_up))
+        earned: float = (conn.bytes_sent - self._sent) / KEEPS_UP
+        waited: float = conn.held_up - self._held_up
+        return max(0.0, GRACE + earned - waited)
 
 
 class BufferRoom:
@@ -99,7 +100,7 @@ class BufferRoom:
             self.warn(error)
             return None
         self.files += 1
-        return made  # type: ignore[return-value]
+        return made
 
     def warn(self, error: OSError) -> None:
         """Log that answers can't be held on disk: once a minute, as each of them would fail then."""
