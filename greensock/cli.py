@@ -150,9 +150,7 @@ def _add_top(commands: Any) -> None:
     top.add_argument("address", metavar="ADDRESS", help="its operators' address: [HOST]:PORT, or the path of a socket")
     top.add_argument("--token-file", metavar="FILE", help="where the operators' token is, if reading needs it")
     top.add_argument("--once", action="store_true", help="write one report, and end; so without a terminal, too")
-    top.add_argument(
-        "--interval", type=float, metavar="SECONDS", help="between two looks; default: 1, and 3 of --once"
-    )
+    top.add_argument("--interval", type=float, metavar="SECONDS", help="between two looks; default: 1, and 3 of --once")
 
 
 def _add_jobs(proxy: argparse.ArgumentParser) -> None:

@@ -209,9 +209,7 @@ class PoolState(Generic[C, W]):
             decision.wake.append(Grant(site.waiters.popleft(), connection))
         return decision
 
-    def give_back(
-        self, origin: Hashable, connection: C | None, now: float, passes_on: bool = True
-    ) -> Decision[C, W]:
+    def give_back(self, origin: Hashable, connection: C | None, now: float, passes_on: bool = True) -> Decision[C, W]:
         """Give back a slot: with the connection if it may be used again, with None if it is gone.
 
         Without ``passes_on`` nobody who waits gets it.

@@ -155,5 +155,6 @@ class SharedPages:
                 break
         return found
 
+
 def _is_kept(name: str, begins: str, but: Collection[str]) -> bool:
     return not name.startswith(begins) or name in but

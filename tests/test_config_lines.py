@@ -57,7 +57,7 @@ class Document:
             else:
                 for _ in range(self.chance.randrange(3)):
                     parts += [f"[[ {name} . deep ]]{self.end()}", self.pairs("y", 0)]
-                parts += [f"[{name}.other.\"more\"]{self.end()}", self.pairs("z", 0)]
+                parts += [f'[{name}.other."more"]{self.end()}', self.pairs("z", 0)]
         return "".join(parts)
 
     def pairs(self, prefix: str, depth: int) -> str:

@@ -210,7 +210,7 @@ def test_a_file_with_values_of_the_environment(tmp_path):
 
 
 def test_a_number_in_a_text_is_one_only_if_it_came_from_the_environment():
-    with pytest.raises(ConfigError, match="max_fields = \"50\": a whole number"):
+    with pytest.raises(ConfigError, match='max_fields = "50": a whole number'):
         parse_config({**LEAST, "limits": {"max_fields": "50"}})
 
 

@@ -489,8 +489,6 @@ def test_a_server_class_on_the_command_line(tmp_path):
     assert not path.exists()
 
 
-
-
 def test_the_document_names_every_metric():
     text = (ROOT / "docs" / "metrics.md").read_text()
     named = set(re.findall(r"^\| `(greensock_\w+)`", text, re.MULTILINE)) | {"greensock_sent_bytes_total"}

@@ -14,8 +14,11 @@ import pytest
 from greensock.http import Limits
 from greensock.operations.operations_options import OperationsOptions
 from greensock.proxy import (
+    BasicAuth,
+    Buffering,
     ConfigError,
     FieldEdits,
+    ForwardAuth,
     Forwarding,
     GuardOptions,
     HealthOptions,
@@ -59,8 +62,15 @@ SOUND = {
         {"path": "/static", "answer": {"status": 200, "body": "hello"}},
         {"path": "/old", "redirect": {"location": "https://{host}{target}"}},
         {"hosts": ["a.example"], "upstream": "app", "request_fields": {"set": {"X-A": "{client}"}, "remove": ["B"]}},
-        {"upstream": "app", "methods": ["GET"], "timeouts": {"total": 5}},
+        {
+            "upstream": "app",
+            "methods": ["GET"],
+            "timeouts": {"total": 5},
+            "auth": {"url": "http://127.0.0.1:9100/verify", "copy": ["X-User"]},
+            "buffer": {"memory": 1000},
+        },
     ],
+    "buffer": {"file": 1000000},
 }
 
 
@@ -193,7 +203,7 @@ def test_one_upstream_needs_no_route():
         ("error_pages", {"404": "/nowhere"}, '[error_pages] 404 = "/nowhere": a file that can be read expected'),
         ("upstreams/app", 1, "[upstreams.app] = 1: a table expected"),
         ("upstreams/app/servers", [], "[upstreams.app] servers = []: a list of http://HOST:PORT"),
-        ("upstreams/app/servers/0", "http://a/b", 'servers no. 1 url = "http://a/b": no path'),
+        ("upstreams/app/servers/0", "http://a/b?c", 'servers no. 1 url = "http://a/b?c": a plain path'),
         ("upstreams/app/servers/1/weight", 0, "[upstreams.app] servers no. 2 weight = 0: a whole number from 1"),
         ("upstreams/app/servers/1/url", KeyError, "[upstreams.app] servers no. 2 url: missing"),
         ("upstreams/app/servers/1/wight", 2, "servers no. 2 wight = 2: no such key: weight?"),
@@ -243,6 +253,17 @@ def test_one_upstream_needs_no_route():
         ("routes/2/request_fields/set", {"X A": "x"}, "field 'X A': a token (letters, digits, hyphens) expected"),
         ("routes/3/headers", {"X-A": 1}, "[[routes]] no. 4 headers = { X-A = 1 }: names of fields"),
         ("routes/2/response_fields", {"add": {"X-A": "{nobody}"}}, "[[routes]] no. 3 response_fields add = { X-A = "),
+        ("buffer/memory", -1, "[buffer] memory = -1: a whole number of at least 0 expected"),
+        ("buffer", 5, "[buffer] = 5: a table expected"),
+        ("routes/3/buffer/file", "x", '[[routes]] no. 4 buffer file = "x": a whole number'),
+        ("routes/3/auth", {}, "[[routes]] no. 4 auth url: missing"),
+        ("routes/3/auth/url", "x", '[[routes]] no. 4 auth url = "x": http'),
+        ("routes/3/auth/copy", "X-User", '[[routes]] no. 4 auth copy = "X-User": a list of names of fields'),
+        ("routes/3/basic_auth", {}, "[[routes]] no. 4 basic_auth file: missing"),
+        ("routes/3/basic_auth", {"file": "/no"}, '[[routes]] no. 4 basic_auth file = "/no": a file that can be read'),
+        ("routes/3/pattern", "(", '[[routes]] no. 4 pattern = "(": a regular expression of RE2 expected'),
+        ("routes/3/rewrite", "/{match.x}", '[[routes]] no. 4 rewrite = "/{match.x}": {match.x}: a named group'),
+        ("routes/3/query", {"a": 1}, "[[routes]] no. 4 query = { a = 1 }: names of fields of the query"),
         ("forwarding", {}, "proxy_protocol = true: forwarding.trusted to name who may send it expected"),
         ("log", {"path": "/nowhere/a.log"}, '[log] path = "/nowhere/a.log": a file in a directory that is there'),
         ("log", {"path": "/etc"}, '[log] path = "/etc": a file in'),
@@ -330,8 +351,18 @@ def test_none_is_offered_only_where_it_is_taken():
 
 
 def test_fields_that_a_route_asks_for():
-    config = parse_config(changed("routes/3/headers", {"X-A": True, "X-B": "c"}))
-    assert config.routes[3].headers == {"X-A": None, "X-B": "c"}
+    for key in ("headers", "cookies", "query"):
+        config = parse_config(changed(f"routes/3/{key}", {"X-A": True, "X-B": "c"}))
+        assert getattr(config.routes[3], key) == {"X-A": None, "X-B": "c"}
+
+
+def test_what_is_held_of_answers():
+    config = parse_config(SOUND)
+    assert (config.buffer, config.routes[3].buffer) == (Buffering(file=1_000_000), Buffering(memory=1000))
+    assert config.gateway().buffering == config.buffer
+    config = parse_config({**changed("routes/3/buffer", False), "buffer": False})
+    assert (bool(config.buffer), bool(config.routes[3].buffer)) == (False, False)
+    assert parse_config({"upstreams": SOUND["upstreams"]}).buffer == Buffering()
 
 
 def test_error_pages_say_what_they_are(tmp_path):
@@ -406,6 +437,9 @@ KINDS = {
     "upstreams/app/sticky": StickyCookie,
     "upstreams/app/servers/1": ServerOptions,
     "routes/3": Route,
+    "routes/3/auth": ForwardAuth,
+    "routes/3/buffer": Buffering,
+    "buffer": Buffering,
     "routes/0/answer": StaticAnswer,
     "routes/1/redirect": Redirect,
 }
@@ -447,13 +481,21 @@ def test_files(tmp_path):
             load_config(str(where))
 
 
+def test_what_the_document_shows_is_sound(tmp_path):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "proxy.md").read_text()
+    for number, shown in enumerate(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(shown)
+        assert len(load_config(str(path)).routes) == 5
+
+
 def test_the_commented_example_has_every_key():
     path = Path(__file__).resolve().parent.parent / "examples" / "reverse_proxy.toml"
     assert load_config(str(path)).upstreams[0][0].name == "app"
     text = path.read_text()
     for kind in (
         *(LogOptions, Limits, ProxyTimeouts, Forwarding, GuardOptions, UpstreamOptions, HealthOptions, StickyCookie),
-        *(ServerOptions, Route, ListenOptions, ListenTLS, OperationsOptions),
+        *(ServerOptions, Route, ListenOptions, ListenTLS, OperationsOptions, Buffering),
     ):
         for field in dataclasses.fields(kind):
             if not field.init or field.name in ("action", "name" if kind is UpstreamOptions else ""):
@@ -464,6 +506,6 @@ def test_the_commented_example_has_every_key():
             if isinstance(default, int | float | str):
                 shown = str(default).lower() if isinstance(default, bool) else default
                 assert any(each.strip('"') == str(shown) for each in found), f"{kind.__name__}.{field.name}: {found}"
-    for kind in (StaticAnswer, Redirect, FieldEdits, UpstreamTLS):
+    for kind in (StaticAnswer, Redirect, FieldEdits, UpstreamTLS, ForwardAuth, BasicAuth):
         for field in dataclasses.fields(kind):
             assert not field.init or re.search(rf"[{{ ]{field.name} = ", text), f"{kind.__name__}.{field.name}"

@@ -168,7 +168,7 @@ def test_the_table_of_the_module_is_true():
         assert status in (str(found.status), "(cut)")
         assert again == words[found.again]
         assert status == "(cut)" or told == found.error or reason == "answer-too-large", "which has several"
-    found = {"no-server", "loop", "no-route", "too-many-uploads"}
+    found = {"no-server", "loop", "no-route", "too-many-uploads", "auth-failed", "auth-timeout", "too-many-checks"}
     assert set(stated) == {*found, "body-incomplete", "client-left", "denied", "stopped", "tunnel-timeout"}
     for reason in found:
         assert Failure(reason, int(stated[reason][0])).error == stated[reason][2]

@@ -42,7 +42,7 @@ from proxy_peers import (  # noqa: F401  # fixtures
 )
 from scripts import OK, scripted
 
-from greensock.proxy import HealthOptions, ProxyTimeouts, ServerOptions
+from greensock.proxy import Buffering, HealthOptions, ProxyTimeouts, ServerOptions
 from greensock.proxy.upstream.health import Standing
 
 
@@ -379,7 +379,7 @@ def test_a_slow_client_before_a_fast_server(proxied, dial, framing):
 
     with scripted(script) as server:
         server.sent = 0
-        proxy = proxied(server.url)
+        proxy = proxied(server.url, buffer=Buffering(0, 0))
         before = memory()
         slow = []
         for _ in range(4):

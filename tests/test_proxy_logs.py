@@ -85,7 +85,7 @@ def test_a_format_of_ones_own():
     made = record(agent=b'a b"c\xff', **{key: value for key, value in WHOLE.items() if key != "agent"})
     for form, line in {
         '{client} "{request}" {status} "{agent}"': b'192.0.2.1 "GET /0 HTTP/1.1" 200 "a b\\x22c\\xFF"\n',
-        "{{{status}}} 100% {agent}|é": '{200} 100% a\\x20b\\x22c\\xFF|é\n'.encode(),
+        "{{{status}}} 100% {agent}|é": "{200} 100% a\\x20b\\x22c\\xFF|é\n".encode(),
         '{{"status":{status},"agent":"{agent}"}}': b'{"status":200,"agent":"a b\\x22c\\xFF"}\n',
     }.items():
         assert line_function(form)(made) == line

@@ -71,6 +71,8 @@ GOOD = [
     (ListenOptions, "backlog", [1]),
     (ListenOptions, "max_workers", [1]),
     (ListenOptions, "max_buffered", [0, 1]),
+    (ListenOptions, "max_answer_memory", [0, 1]),
+    (ListenOptions, "max_answer_files", [0, 1]),
     (UpstreamOptions, "max_requests", [1, None]),
     (LogOptions, "path", ["-", "access.log", None]),
     (LogOptions, "format", ["combined", "json"]),
@@ -103,6 +105,8 @@ BAD = [
     (ListenOptions, "backlog", [0, None]),
     (ListenOptions, "max_workers", [0, None]),
     (ListenOptions, "max_buffered", [-1, None]),
+    (ListenOptions, "max_answer_memory", [-1, None]),
+    (ListenOptions, "max_answer_files", [-1, 1.5]),
     (UpstreamOptions, "max_requests", [0, 1.5]),
     (LogOptions, "path", ["", "a\0b", 1]),
     (LogOptions, "format", ["", "JSON", None, "{x}", "{client", "{client}\n"]),
@@ -161,7 +165,7 @@ def test_where_a_server_is(url, address, authority):
     "url",
     [
         "", "unix:", "unix:/a\0b", "127.0.0.1:9000", "ftp://h", "http://", "http://h:0", "http://h:65536",
-        "http://h/path", "http://h/?x", "http://h?x", "http://h/?", "http://u:p@h", "http://a b", "http://*", None, 9,
+        "http://h/pa%74h", "http://h/?x", "http://h?x", "http://h/?", "http://u:p@h", "http://a b", "http://*", None, 9,
     ],
 )  # fmt: skip
 def test_where_no_server_is(url):

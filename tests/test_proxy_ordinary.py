@@ -274,7 +274,10 @@ ORDINARY = [
     Scene(GET, ANSWER, gateway={"forwarding": Forwarding(preserve_host="own", via="", x_forwarded=False)}),
     Scene(GET, ANSWER, gateway={"guard": GuardOptions(ban_errors=2, ban_statuses=frozenset({200}))}),
     Scene(GET, ANSWER, gateway={"max_requests": 2}),
-    Scene(GET, ANSWER, route={"path": "/a", "strip_prefix": True, "name": "its"}),
+    Scene(GET, ANSWER, route={"path": "/a", "strip_prefix": True, "rewrite_answers": False, "name": "its"}),
+    Scene(GET, LARGE, route={"path": "/a", "strip_prefix": True, "name": "its"}),
+    Scene(GET, LARGE, route={"query": {"b": "c"}, "name": "its"}),
+    Scene(GET, LARGE, route={"cookies": {"d": None}, "pattern": "/(?P<it>a)", "name": "its"}),
     Scene(GET, ANSWER, route={"headers": {"cookie": "d=e"}, "name": "its"}),
 ]
 
@@ -358,6 +361,10 @@ HANDED_OVER = {
     "all of it has a limit": Scene(GET, ANSWER, gateway={"timeouts": ProxyTimeouts(total=5.0)}),
     "it is edited": Scene(GET, ANSWER, route={"request_fields": FieldEdits(set=[("X-Edited", "yes")])}),
     "its answer is edited": Scene(GET, ANSWER, route={"response_fields": FieldEdits(set=[("X-Edited", "yes")])}),
+    "its answer leads back": Scene(GET, ANSWER, route={"path": "/a", "strip_prefix": True}),
+    "it is rewritten": Scene(GET, ANSWER, route={"pattern": "/(?P<it>.*)", "rewrite": "/{match.it}"}),
+    "its answer is put right": Scene(GET, ANSWER, route={"rewrite_answers": True}),
+    "it asks with something else in the query": Scene(GET, ANSWER, route={"query": {"b": "x"}}, warm=WARM),
     "it is pipelined": Scene(GET + GET, ANSWER),
 }
 

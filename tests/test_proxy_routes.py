@@ -342,3 +342,75 @@ def test_a_long_path_costs_little():
     finally:
         sys.setprofile(None)
     assert calls < 60_000
+
+
+# -- conditions on cookies and the query, and patterns
+
+
+@pytest.mark.parametrize(
+    ("route", "target", "cookie", "fits"),
+    [
+        ({"query": {"v": "2"}}, b"/?v=2", b"", True),
+        ({"query": {"v": "2"}}, b"/?a=b&v=%32&v=3", b"", True),
+        ({"query": {"v": "2"}}, b"/?v=3&v=2", b"", False),
+        ({"query": {"v": "2"}}, b"/?v", b"", False),
+        ({"query": {"v": ""}}, b"/?v", b"", True),
+        ({"query": {"v": None}}, b"/?v=x", b"", True),
+        ({"query": {"v": None}}, b"/?w=x", b"", False),
+        ({"query": {"a": "b", "c": "d"}}, b"/?a=b&c=d", b"", True),
+        ({"query": {"a": "b", "c": "d"}}, b"/?a=b", b"", False),
+        ({"query": {"v": "2"}}, b"/?" + b"x&" * 2000 + b"v=2", b"", False),
+        ({"cookies": {"beta": "1"}}, b"/", b"a=b; beta=1", True),
+        ({"cookies": {"beta": "1"}}, b"/", b'beta="1"', True),
+        ({"cookies": {"beta": "1"}}, b"/", b"beta=2; beta=1", False),
+        ({"cookies": {"beta": None}}, b"/", b"beta=", True),
+        ({"cookies": {"beta": None}}, b"/", b"", False),
+        ({"cookies": {"a": "b"}, "query": {"c": "d"}, "headers": {"cookie": "a=b"}}, b"/?c=d", b"a=b", True),
+        ({"pattern": "/a+b"}, b"/aaab?x", b"", True),
+        ({"pattern": "/a+b"}, b"/aaabc", b"", False),
+        ({"pattern": "/a+b", "path": "/x"}, b"/aab", b"", False),
+        ({"pattern": "/x/[0-9]+", "path": "/x"}, b"/x//7", b"", True),
+        ({"pattern": "/caf\u00e9"}, b"/caf%C3%A9", b"", True),
+    ],
+)
+def test_conditions(route, target, cookie, fits):
+    both = [Route("it", **route), Route("rest")]
+    routes = Routes(both[::-1] if "pattern" in route else both)
+    headers = Headers([("Cookie", cookie)]) if cookie else NONE
+    found = routes.find("GET", b"", target, headers)
+    assert found.action == ("it" if fits else "rest")
+    assert routes.looks_at_fields is bool(route.keys() & {"cookies", "headers"})
+    assert Routes([Route("it", **route)]).only is None
+
+
+def test_a_pattern_is_no_trap():
+    """What takes Python's own minutes."""
+    routes = Routes([Route("it", pattern="/(a+)+b"), Route("rest")])
+    assert routes.find("GET", b"", b"/" + b"a" * 8000, NONE).action == "rest"
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"pattern": "("}, r"^pattern='\(': a regular expression of RE2 expected: .+"),
+        ({"pattern": r"(.)\1"}, r"^pattern=.*: a regular expression of RE2 expected: .+"),
+        ({"pattern": ""}, r"^pattern='': a regular expression, or None expected$"),
+        ({"rewrite": "x"}, r"^rewrite='x': a path that begins with one '/', or None expected$"),
+        ({"rewrite": "//x"}, r"^rewrite='//x': a path"),
+        ({"rewrite": "/{path}"}, r"^rewrite='/\{path\}': \{path\}: only \{match.NAME\} expected"),
+        ({"rewrite": "/{match.a}"}, r"^rewrite: \{match.a\}: a named group of the pattern expected \(none\)$"),
+        ({"rewrite": "/x", "strip_prefix": True}, "^rewrite='/x': without strip_prefix expected$"),
+        (
+            {"pattern": "/(?P<b>.*)", "action": Redirect("/x/{match.a}")},
+            r"^action: \{match.a\}: a named group of the pattern expected \(b\)$",
+        ),
+        ({"query": {"": "x"}}, "^query=.* expected$"),
+        ({"cookies": {"a b": "x"}}, "^cookies=.* expected$"),
+        ({"buffer": 1}, "^buffer=1: sizes of memory and file, or None expected$"),
+        ({"auth": "http://a"}, "^auth='http://a': a server to be asked, or None expected$"),
+        ({"rewrite_answers": "yes"}, "^rewrite_answers='yes': .* expected$"),
+    ],
+)
+def test_what_a_route_may_not_say(options, text):
+    with pytest.raises(ValueError, match=text):
+        Route(**{"action": "up", **options})

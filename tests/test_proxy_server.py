@@ -27,6 +27,7 @@ from greensock.http import HTTPError, Request, Response
 from greensock.http.client import connection_pool
 from greensock.http.client.exchange import Exchange
 from greensock.proxy import (
+    Buffering,
     FieldEdits,
     HealthOptions,
     ProxyTimeouts,
@@ -916,7 +917,7 @@ def test_a_reader_that_stalls_holds_one_piece(proxied):
 
     sent = []
     with scripted(script) as server, contextlib.ExitStack() as stack:
-        proxy, first = proxied(server.url)
+        proxy, first = proxied(server.url, buffer=Buffering(0, 0))
         request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         first.sendall(request)
         wait_until(lambda: are_stalled(1))

@@ -549,6 +549,7 @@ def test_a_table_without_room_is_told_of_once(workers, clock, caplog, monkeypatc
 
 def test_a_slot_that_comes_free_elsewhere_is_found():
     """By real pools, of two workers in one process."""
+
     def silent(script, sock, number):
         sock.recv(1)
 

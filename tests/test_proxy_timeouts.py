@@ -36,7 +36,7 @@ from scripts import OK, scripted
 import greensock.proxy.relay
 import greensock.proxy.response_relay
 from greensock.core import connector
-from greensock.proxy import ProxyTimeouts, ServerOptions
+from greensock.proxy import Buffering, ProxyTimeouts, ServerOptions
 
 # -- timeouts, each by its name
 
@@ -52,6 +52,8 @@ def timed(**short):
     return ProxyTimeouts(**{**dict.fromkeys(names, NEVER), "linger": 0.2, **short})
 
 
+#: Nothing is held for a slow client: its server waits.
+UNHELD = Buffering(0, 0)
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
 
 
@@ -208,7 +210,7 @@ def test_the_send_timeout(proxied, dial, head):
         gone.set()
 
     with scripted(script) as server:
-        proxy = proxied(server.url, timeouts=timed(send=SHORT))
+        proxy = proxied(server.url, buffer=UNHELD, timeouts=timed(send=SHORT))
         sock = dial(proxy, GET)
         assert gone.wait(PATIENCE)
         check_failed(proxy, sock, 0, "client-timeout", False)
@@ -254,7 +256,7 @@ def test_a_server_that_gives_up_on_a_slow_reader(proxied, dial, head, long_wait)
         reset(sock)
 
     with scripted(script) as server:
-        proxy = proxied(server.url, timeouts=timed())
+        proxy = proxied(server.url, buffer=UNHELD, timeouts=timed())
         sock = dial(proxy, GET)
         wait_until(lambda: any(conn.statistics().bytes_queued for conn in proxy.connections))
         gevent.sleep(2 * SHORT)
@@ -277,7 +279,7 @@ def test_a_server_that_can_send_nothing_takes_nothing(proxied, dial, long_wait):
 
     given_up = Event()
     with scripted(script) as server:
-        proxy = proxied(server.url, timeouts=timed(upstream_send=3 * SHORT))
+        proxy = proxied(server.url, buffer=UNHELD, timeouts=timed(upstream_send=3 * SHORT))
         sock = dial(proxy)
         sender = gevent.spawn(upload, sock)
         assert given_up.wait(PATIENCE)

@@ -4,6 +4,10 @@ The layers, lowest first; each imports only what stands above it, of ``greensock
 ``greensock.limits`` any module, and of greensock what it exports:
 
 =================  =====================================================================================================
+passwords          names and passwords in a file, checked in threads
+path_patterns      regular expressions for paths
+prefixes           answers of a server that does not know where it stands
+answer_buffer      what came of an answer and its client has not taken yet
 forwarded          who the client is, and which fields are passed on
 rules              edits of fields, static answers, redirects, error pages
 log                the access log, and the error log
@@ -17,6 +21,7 @@ gateway            what the listeners of a proxy share
 proxy_connection   a client's connection, and what is kept for that client
 error_lines        lines of the error log about one request
 relay              what is known of one request on its way, and what it holds
+admission          whether a request may pass: by a password, by what another server says
 tunnel             bytes both ways, after 101
 response_relay     the answer's way back
 upstream_request   the request as it goes to a server
@@ -45,6 +50,9 @@ from greensock.proxy.log.error_log import ErrorLog
 from greensock.proxy.log.log_lines import combined_line, json_line
 from greensock.proxy.log.record import Record
 from greensock.proxy.options import (
+    BasicAuth,
+    Buffering,
+    ForwardAuth,
     ListenOptions,
     ListenPlace,
     ListenTLS,
@@ -76,6 +84,8 @@ __all__ = [
     "MAX_PROXY_HEADER",
     "AccessLog",
     "BadProxyHeader",
+    "BasicAuth",
+    "Buffering",
     "CannotStart",
     "ConfigError",
     "ConfigProblem",
@@ -83,6 +93,7 @@ __all__ = [
     "ErrorPage",
     "ErrorPages",
     "FieldEdits",
+    "ForwardAuth",
     "Forwarding",
     "Gateway",
     "Guard",

@@ -33,6 +33,9 @@ from greensock.proxy.key_lines import KeyLines, name_of, path_of
 from greensock.proxy.log.access_log import AccessLog
 from greensock.proxy.log.targets import is_file
 from greensock.proxy.options import (
+    BasicAuth,
+    Buffering,
+    ForwardAuth,
     ListenOptions,
     ListenPlace,
     ListenTLS,
@@ -54,12 +57,12 @@ _toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) el
 #: The tables and keys of the whole.
 TABLES = (
     *("listen", "proxy_protocol", "abort_on_eof", "server", "log", "limits", "answer_limits", "timeouts"),
-    *("forwarding", "guard", "operations", "error_pages", "upstreams", "routes"),
+    *("forwarding", "guard", "operations", "error_pages", "upstreams", "routes", "buffer"),
 )
 #: Keys that people know from other proxies, and what they are told.
 NOT_YET = {
     "tls": 'of a listener: listen = [{ address = ":443", tls = { certificate = ..., key = ... } }]',
-    "metrics": "at the operators' address: [operations] address = \"127.0.0.1:9180\"",
+    "metrics": 'at the operators\' address: [operations] address = "127.0.0.1:9180"',
     "cache": "not there yet",
     "compression": "not there yet: let the server do it, or what stands in front",
 }
@@ -68,6 +71,11 @@ NOT_YET = {
 GROUP_TABLES = ("servers", "health", "sticky", "tls")
 #: What a route may lead to.
 ACTIONS = ("upstream", "answer", "redirect")
+#: Tables of a route, what they become, and what stands in for what is missing there.
+OF_ROUTES: tuple[tuple[str, Any, Mapping[str, Any]], ...] = (
+    ("auth", ForwardAuth, {"url": "http://localhost"}),
+    ("basic_auth", BasicAuth, {}),
+)
 #: Timeouts that are none of a route's: they are the connection's, or all the proxy's.
 OF_CONNECTIONS = ("request_header", "request_body", "min_body_rate", "keep_alive", "send", "linger", "drain")
 #: What of a guard is none of a route's.
@@ -140,6 +148,8 @@ class ProxyConfig:
     error_pages: ErrorPages
     #: Where operators ask; None: nowhere.
     operations: OperationsOptions | None = None
+    #: How much of an answer is held for a client that is behind.
+    buffer: Buffering = dataclasses.field(default_factory=Buffering)
 
     def proxy_options(self, listener: ListenPlace | None = None) -> dict[str, Any]:
         """Return what a :class:`ReverseProxy` is to be told beside the gateway, for one of ``listeners``."""
@@ -180,6 +190,7 @@ class ProxyConfig:
             log=None if log.path is None else AccessLog(log.path, log.format, log.max_pending, log.facility),
             listen=self.server,
             shared=shared,
+            buffer=self.buffer,
         )
 
 
@@ -386,12 +397,13 @@ class _Reader(Tables):
         forwarding = self.made("[forwarding]", mapping.get("forwarding", {}), Forwarding)
         pages = self.error_pages(mapping.get("error_pages", {}))
         operations = self.operations(mapping, listen)
+        buffer = self.buffer("[buffer]", mapping.get("buffer", {}))
         self.check_loops(upstreams, [each.address for each in listen])
         if protocol and forwarding is not None and not forwarding.trusted:
             self.note("", "proxy_protocol", protocol, "forwarding.trusted to name who may send it expected")
         if not (server and log and limits and answer_limits and timeouts and forwarding and pages is not None):
             return None
-        if self.problems:
+        if self.problems or buffer is None:
             return None
         return ProxyConfig(
             listen=tuple(each.address for each in listen),
@@ -409,6 +421,7 @@ class _Reader(Tables):
             guard=guard,
             error_pages=pages,
             operations=operations,
+            buffer=buffer,
         )
 
     def flag(self, mapping: Mapping[str, Any], key: str, default: bool) -> bool:
@@ -545,16 +558,26 @@ class _Reader(Tables):
         for key in ("request_fields", "response_fields"):
             if key in rest and (edits := self.made(f"{table} {key}", rest.pop(key), FieldEdits)) is not None:
                 ready[key] = edits
+        for key, kind, sample in OF_ROUTES:
+            if key in rest and (made := self.made(f"{table} {key}", rest.pop(key), kind, samples=sample)) is not None:
+                ready[key] = made
+        if "buffer" in rest and (held := self.buffer(f"{table} buffer", rest.pop("buffer"))) is not None:
+            ready["buffer"] = held
         if "timeouts" in rest and (own := self.route_timeouts(table, rest.pop("timeouts"), timeouts)) is not None:
             ready["timeouts"] = own
         if "guard" in rest and (guard := self.route_guard(f"{table} guard", rest.pop("guard"))) is not None:
             ready["guard"] = guard
-        if isinstance(rest.get("headers"), Mapping):
-            rest["headers"] = {name: None if value is True else value for name, value in rest["headers"].items()}
+        for key in ("headers", "cookies", "query"):
+            if isinstance(rest.get(key), Mapping):
+                rest[key] = {name: None if value is True else value for name, value in rest[key].items()}
         if isinstance(action, str):
             rest.setdefault("name", action)
         route = self.made(table, rest, Route, others=ACTIONS, action=action or "?", **ready)
         return None if action is None else route
+
+    def buffer(self, table: str, given: Any) -> Buffering | None:
+        """Return how much is held; false: nothing."""
+        return Buffering(0, 0) if given is False else self.made(table, given, Buffering)
 
     def route_timeouts(self, table: str, given: Any, timeouts: ProxyTimeouts) -> ProxyTimeouts | None:
         """Return the proxy's with those that the route has of its own."""
@@ -681,5 +704,5 @@ def _is_same(server: tuple[str, int] | str, listener: tuple[str, int] | str) -> 
 
 
 def _takes_the_same(one: Route, other: Route) -> bool:
-    names = ("hosts", "path", "exact", "methods", "headers")
+    names = ("hosts", "path", "exact", "methods", "headers", "cookies", "query", "pattern")
     return all(getattr(one, name) == getattr(other, name) for name in names)

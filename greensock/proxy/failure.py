@@ -11,6 +11,9 @@ queue-full         503     any request     connection_limit_reached  as many wai
 queue-timeout      503     no              connection_limit_reached  it had no connection free in time
 no-server          503     no              destination_unavailable   no server is up
 too-many-uploads   503     no              proxy_internal_error      most workers wait for bodies as it is
+auth-failed        502     no              proxy_internal_error      who says whether it may pass can't be asked [5]_
+auth-timeout       504     no              proxy_internal_error      the same, slowly
+too-many-checks    503     no              proxy_internal_error      too many passwords wait to be checked
 no-response        502     if repeatable   connection_terminated     closed before the head was whole
 send-timeout       504     if repeatable   connection_write_timeout  it did not take the request
 head-timeout       504     if repeatable   connection_read_timeout   it did not answer
@@ -46,6 +49,7 @@ begin before the server has the whole request.
 .. [2] or what was too large, a transfer coding, an upgrade that was not requested.
 .. [3] This one and the next two say nothing of the server. Another may be known by a kept connection.
 .. [4] or tls_certificate_error: its certificate is refused.
+.. [5] 503 where that is for a limit or a shortage of our own.
 """
 
 from __future__ import annotations

@@ -43,14 +43,15 @@ REMADE = HOP_BY_HOP - {CREDENTIALS} | {b"host", b"content-length", b"expect", b"
 CLAIMS = frozenset({b"forwarded", b"x-real-ip"})
 #: What is appended to, or made anew, even if a trusted peer said it.
 X_FORWARDED = (b"x-forwarded-for", b"x-forwarded-proto")
-#: Fields of an answer that are not passed on.
-OF_THE_UPSTREAM = HOP_BY_HOP | {b"content-length"}
+#: Fields of an answer that are not passed on. (X-Accel-Buffering is said to us: see ``response_relay``.)
+OF_THE_UPSTREAM = HOP_BY_HOP | {b"content-length", b"x-accel-buffering"}
 #: Protocols that are never offered to the upstream: behind them, further requests would pass unseen.
 NO_TUNNELS = frozenset({b"h2c", b"h2", b"http", b"tls"})
 
 _PAIR = rb"""[ \t]*(%b)=(?:(%b)|"([^"\\;,]*)")[ \t]*""" % (TOKEN, TOKEN)
 _pairs_of = re.compile(_PAIR).findall
 _is_id = re.compile(rb"[0-9A-Za-z_.:+/=@\-]{1,128}").fullmatch
+_prefix_said = re.compile(rb"(?im)^X-Forwarded-Prefix: (.*?)/?\r\n").search
 _is_element = re.compile(rb"%b(?:;%b)*" % (_PAIR, _PAIR)).fullmatch
 
 
@@ -173,6 +174,8 @@ class Forwarder:
         )
         self._preserve_host = options.preserve_host is True
         self._host = options.preserve_host.encode() if isinstance(options.preserve_host, str) else b""
+        #: What Host says, if it is always the same; empty: it is not.
+        self.named_host = self._host
         self._name = options.via.encode()
         self._mark = b"(%b)" % instance.encode()
         self._proxy_name = self._name or b"greensock"
@@ -300,6 +303,19 @@ class Forwarder:
         if self._x_forwarded and authority:
             return b"Host: %b\r\n%b%bX-Forwarded-Host: %b\r\n" % (host, lines, known.own_lines, authority)
         return b"Host: %b\r\n%b%b" % (host, lines, known.own_lines)
+
+    def with_prefix(self, lines: bytes, prefix: bytes) -> bytes:
+        """Return the lines of a request of whose target a prefix was taken off, with a field that says so.
+
+        What a trusted peer took off before goes in front of it.
+        """
+        if not self._x_forwarded:
+            return lines
+        said = _prefix_said(lines)
+        if said is None:
+            return lines + b"X-Forwarded-Prefix: %b\r\n" % prefix
+        whole = b"X-Forwarded-Prefix: %b%b\r\n" % (said[1], prefix)
+        return lines[: said.start()] + whole + lines[said.end() :]
 
     def request_headers(
         self,

@@ -15,13 +15,24 @@ from typing import Any, Protocol
 
 from greensock import LogLimit, share_of_descriptors
 from greensock.http.client.deadlines import Deadlines, Timeouts
+from greensock.http.client.http_client import HTTPClient
 from greensock.http.wire.limits import Limits
 from greensock.limits.redis_share import RedisShare, has_redis
 from greensock.operations.worker_watch import WorkerWatch
+from greensock.proxy.answer_buffer import BufferRoom
 from greensock.proxy.forwarded import Forwarder, Forwarding
 from greensock.proxy.guard import Guard, GuardOptions, SharedBlocks
 from greensock.proxy.log.access_log import AccessLog
-from greensock.proxy.options import ListenOptions, ProxyTimeouts, ServerOptions, UpstreamOptions, UpstreamTLS
+from greensock.proxy.options import (
+    Buffering,
+    ForwardAuth,
+    ListenOptions,
+    ProxyTimeouts,
+    ServerOptions,
+    UpstreamOptions,
+    UpstreamTLS,
+)
+from greensock.proxy.passwords import PasswordFile
 from greensock.proxy.proxy_protocol import write_proxy_header
 from greensock.proxy.routes import Route, Routes
 from greensock.proxy.rules import ErrorPages
@@ -32,7 +43,7 @@ from greensock.proxy.upstream.shared_servers import SharedServers
 from greensock.proxy.upstream.steward import Steward
 from greensock.proxy.upstream.sticky import StickyCookie
 
-__all__ = ["Gateway", "scope_of"]
+__all__ = ["AuthClient", "Gateway", "scope_of"]
 
 log = logging.getLogger("greensock.server")
 
@@ -41,8 +52,8 @@ KEPT_BACK = 32
 #: Descriptors that a client may need: its own, and that of a server.
 EACH = 2
 #: Shares of the descriptors for optional things: pipes have two (see ``Pipes``), second descriptors one
-#: (``ClientConnection.keep_spare``).
-SHARES = 3
+#: (``ClientConnection.keep_spare``), files of answers one (``BufferRoom``).
+SHARES = 4
 #: Stands for "no limit" where a number is required, in seconds: 30 days.
 FOREVER = 30 * 86400.0
 
@@ -56,6 +67,13 @@ class Listener(Protocol):
 
     def welcome_connections(self) -> None:
         """Look again how many connections are welcome."""
+
+
+class AuthClient(HTTPClient):
+    """Asks a server whether requests may pass."""
+
+    #: When the next line may say that it can't be asked.
+    warning_due = float("-inf")
 
 
 class Gateway:
@@ -75,6 +93,7 @@ class Gateway:
         log: AccessLog | None = None,
         listen: ListenOptions | None = None,
         shared: SharedBlocks | None = None,
+        buffer: Buffering | None = None,
     ) -> None:
         """``upstreams`` are groups of servers, each alone or with what is known of its health and its cookie;
         ``shared`` is what several processes share. None: this one has all for itself.
@@ -121,6 +140,10 @@ class Gateway:
         self.watch: WorkerWatch | None = None
         #: How much the listeners take on.
         self.listen = listen or ListenOptions()
+        #: How much of an answer is held for a client that is behind, if its route does not say.
+        self.buffering = Buffering() if buffer is None else buffer
+        #: What all answers together may hold.
+        self.buffer_room = BufferRoom(self.listen.max_answer_memory, self.listen.max_answer_files, share_of_descriptors)
         #: How many clients' connections there may be, while a listener is started.
         self.most_clients: float = inf
         #: How many connections to servers there may be before idle ones give up theirs, while a listener is started.
@@ -129,6 +152,8 @@ class Gateway:
         self.told = LogLimit()
         #: Bytes of bodies that are held while the rest of them is waited for.
         self.buffered = 0
+        self._passwords: dict[str, PasswordFile] = {}
+        self._auth_clients: dict[ForwardAuth, AuthClient] = {}
         self._listeners: set[Listener] = set()
         self._checkers: dict[UpstreamServer, Checker] = {}
         self._steward = Steward(self.upstreams, self._arrange_checks)
@@ -247,7 +272,8 @@ class Gateway:
             return inf if wanted is None else wanted
         servers = sum(len(upstream.all) for upstream in self.upstreams.values())  # each may be checked
         there = len(os.listdir("/proc/self/fd")) - 1
-        others = KEPT_BACK + servers + SHARES * share_of_descriptors()
+        asked = {route.auth: route.auth.max_connections for route in self.routes.routes if route.auth is not None}
+        others = KEPT_BACK + servers + sum(asked.values()) + SHARES * share_of_descriptors()
         self.most_links = possible = max(1, (limit - there - others) // EACH)
         if wanted is not None and wanted > possible:
             log.warning("max_connections=%d: %d descriptors are enough for %d", wanted, limit, possible)
@@ -264,6 +290,8 @@ class Gateway:
         self._stop_guards()
         for upstream in self.upstreams.values():
             upstream.drop_idle()
+        for client in self._auth_clients.values():
+            client.close_idle()
 
     # -- guards
 
@@ -354,7 +382,6 @@ class Gateway:
             on_change=note,
         )
 
-
     def _client_for(self, version: int, tls: UpstreamTLS | None) -> CheckClient:
         """Return what checks servers that are spoken to by that version of the PROXY protocol, or so by TLS."""
         client = self._clients.get((version, id(tls)))
@@ -381,6 +408,21 @@ class Gateway:
         }
 
     # -- requests
+
+    def passwords_in(self, path: str) -> PasswordFile:
+        """Return the passwords in a file, which is the same for all who ask."""
+        if path not in self._passwords:
+            self._passwords[path] = PasswordFile(path)
+        return self._passwords[path]
+
+    def auth_client_of(self, options: ForwardAuth) -> AuthClient:
+        """Return what asks a server whether requests may pass."""
+        client = self._auth_clients.get(options)
+        if client is None:
+            most = options.max_connections
+            client = AuthClient(max_connections=most, max_idle=most, max_idle_total=most, user_agent=None)
+            self._auth_clients[options] = client
+        return client
 
     def deadlines_of(self, route: Route | None) -> Deadlines:
         """Return how long the phases of a request may take that begins now."""

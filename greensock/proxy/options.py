@@ -12,13 +12,18 @@ from typing import Any
 
 from greensock import TLS, Certificate, Rule
 from greensock.http.client.origin import Destination, Origin, parse_url
+from greensock.http.wire.syntax import is_token
 from greensock.proxy.log.line_format import line_function
 from greensock.proxy.log.targets import FACILITIES, is_target
+from greensock.proxy.passwords import BadPasswords, read_passwords
 
 __all__ = [
     "BALANCE",
     "LOG_FORMATS",
     "LOG_LEVELS",
+    "BasicAuth",
+    "Buffering",
+    "ForwardAuth",
     "ListenOptions",
     "ListenPlace",
     "ListenTLS",
@@ -143,11 +148,11 @@ class ServerOptions:
     """One server of an upstream.
 
     Raises:
-        ValueError: a value that is not allowed; a URL with a path, as a target is passed on as it came.
+        ValueError: a value that is not allowed; a URL with a query, or with a path that can be read in two ways.
     """
 
     #: ``http://host[:port]``, ``https://`` likewise, ``unix:/path/of.socket``, or ``http+unix://`` (``https+unix://``)
-    #: and its path percent-encoded.
+    #: and its path percent-encoded. A path behind that is put in front of what requests ask for.
     url: str
     #: Its share of the requests, against the others'.
     weight: int = 1
@@ -169,8 +174,8 @@ class ServerOptions:
         except ValueError as error:
             text = str(error).removeprefix(f"url={self.url!r}: ").replace("http://host[:port]/path", _WHERE)
             raise ValueError(f"url={self.url!r}: {text if 'expected' in text else text + ': http expected'}") from None
-        if target != b"/" or self.url.endswith("?"):
-            raise ValueError(f"url={self.url!r}: no path, query or fragment expected")
+        if "?" in self.url or "#" in self.url or not _is_base(target):
+            raise ValueError(f"url={self.url!r}: a plain path, such as /base, expected, without a query")
         if self.is_srv and not has_dns():
             name = "srv" if self.srv else "url"
             shown = repr(getattr(self, name))
@@ -197,8 +202,15 @@ class ServerOptions:
         """What Host says if the client's is not kept."""
         return self._destination.authority
 
+    @property
+    def base(self) -> bytes:
+        """The path below which it answers, without a slash at its end; empty: the root."""
+        return self._destination.target.rstrip(b"/")
+
 
 _WHERE = "http://host[:port], https://host[:port] or unix:/path"
+#: A path that every server reads the same: no escapes, no dots, no empty segments.
+_is_base = re.compile(rb"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,=:@\-]+)+/?").fullmatch
 _SERVER = {
     "url": Rule(
         lambda value: isinstance(value, str) and value not in ("", "unix:") and "\0" not in value,
@@ -482,6 +494,11 @@ class ListenOptions:
     #: Bytes of short bodies (``UpstreamOptions.max_replay``) that are held, of all clients, while the rest is waited
     #: for; beyond that they are passed on as they come, like long ones.
     max_buffered: int = 1 << 27
+    #: Bytes of answers that are held in memory for clients that are behind, of all of them; beyond that, and what is
+    #: next here, their servers wait for them.
+    max_answer_memory: int = 1 << 27
+    #: Bytes of answers that are held in files.
+    max_answer_files: int = 1 << 32
 
     def __post_init__(self) -> None:
         _check(self, _LISTEN)
@@ -492,6 +509,8 @@ _LISTEN = {
     "backlog": Rule.whole(1),
     "max_workers": Rule.whole(1),
     "max_buffered": Rule.whole(0),
+    "max_answer_memory": Rule.whole(0),
+    "max_answer_files": Rule.whole(0),
 }
 
 
@@ -539,4 +558,142 @@ _LOG = {
     "error": _target,
     "level": _one_of(*LOG_LEVELS),
     "facility": _one_of(*FACILITIES),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Buffering:
+    """How much of an answer is held for a client that does not keep up with it, so that its server is free.
+
+    A server waits for a client 20 ms at the most, and for one that takes 50 MB a second as long as that needs. Both 0:
+    nothing is held. (Nor is a stream of events, nor what the server says ``X-Accel-Buffering: no`` of, nor an answer
+    that is known to be longer than both together.)
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    #: Bytes in memory.
+    memory: int = 65536
+    #: Bytes behind these, in a file without a name in the directory for temporary files (TMPDIR); 0: there is no file.
+    file: int = 1 << 28
+
+    def __post_init__(self) -> None:
+        _check(self, _BUFFERING)
+
+    @property
+    def total(self) -> int:
+        """How much that is together."""
+        return self.memory + self.file
+
+    def __bool__(self) -> bool:
+        """Whether anything is held."""
+        return self.total > 0
+
+
+_BUFFERING = {"memory": Rule.whole(0), "file": Rule.whole(0)}
+
+
+def _is_field(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and is_token(value.encode()) is not None
+
+
+#: Fields that say how a message is framed, or where it goes: no other server has a say in them.
+_NEVER_COPIED = frozenset(
+    {
+        *("connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer"),
+        *("transfer-encoding", "upgrade"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardAuth:
+    """Another server that is asked about each request first: an answer 2xx lets it pass, any other goes to the client.
+
+    It is asked by GET, with the fields of the request but those of its body, and X-Forwarded-Method, -Uri, -Host,
+    -Proto and -For; the body is not sent. Where it can't be asked the answer is 502, and 504 if it took too long.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    #: ``http://host[:port]/path``, ``https://`` likewise, or ``http+unix://`` and its path percent-encoded.
+    url: str
+    #: Fields of its answer that the request gets, such as X-User. What the client sent under these names goes nowhere.
+    copy: tuple[str, ...] = ()
+    #: The fields of the request that it is told; None: all of them.
+    fields: tuple[str, ...] | None = None
+    #: Seconds that it may take, all in all.
+    timeout: float = 5.0
+    #: Requests that it is asked about at a time, by each process; others wait.
+    max_connections: int = 64
+    #: Bytes of the body of a refusal that are passed on; a longer one is 502.
+    max_body: int = 65536
+
+    def __post_init__(self) -> None:
+        _check(self, _FORWARD_AUTH)
+        try:
+            parse_url(self.url)
+        except ValueError as error:
+            text = str(error).removeprefix(f"url={self.url!r}: ")
+            raise ValueError(f"url={self.url!r}: {text if 'expected' in text else text + ': http expected'}") from None
+
+
+_FORWARD_AUTH = {
+    "url": Rule(lambda value: isinstance(value, str) and value != "" and "\0" not in value, "http://host[:port]/path"),
+    "copy": Rule(
+        lambda value: (
+            isinstance(value, tuple) and all(_is_field(each) and each.lower() not in _NEVER_COPIED for each in value)
+        ),
+        "a tuple of names of fields that the proxy does not write itself",
+    ),
+    "fields": Rule(
+        lambda value: isinstance(value, tuple) and all(map(_is_field, value)), "a tuple of names of fields"
+    ).or_none(),
+    "timeout": Rule.seconds(zero=False),
+    "max_connections": Rule.whole(1),
+    "max_body": Rule.whole(0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BasicAuth:
+    """Who may ask: names and passwords in a file, asked for by the browser (RFC 7617). It needs the package ``bcrypt``.
+
+    The file is read anew when it has changed. Use it over TLS only: the password goes along with every request.
+
+    Raises:
+        ValueError: a value that is not allowed, or a file that can't be read, or has a line that is not understood.
+    """
+
+    #: Lines ``name:hash`` as ``htpasswd -B`` writes them; what begins with # and empty lines are left out.
+    file: str
+    #: What the browser shows.
+    realm: str = "restricted"
+    #: The field in which the server is told the name, such as X-User; None: it is not told. What the client sent under
+    #: that name goes no further.
+    user_field: str | None = None
+    #: Whether the server gets the name and the password, too (Authorization).
+    pass_on: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, _BASIC_AUTH)
+        try:
+            read_passwords(self.file)
+        except BadPasswords as error:
+            raise ValueError(f"file={self.file!r}: {error}") from None
+
+
+_is_realm = re.compile(r"[ !#-\[\]-~]*").fullmatch
+_BASIC_AUTH = {
+    "file": _text,
+    "realm": Rule(
+        lambda value: isinstance(value, str) and bool(_is_realm(value)),
+        "ASCII text without quotes",
+    ),
+    "user_field": Rule(
+        lambda value: _is_field(value) and value.lower() not in _NEVER_COPIED, "the name of a field"
+    ).or_none(),
+    "pass_on": Rule.flag(),
 }

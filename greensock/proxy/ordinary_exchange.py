@@ -14,6 +14,7 @@ seen (test_proxy_ordinary).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from time import monotonic, time
@@ -46,6 +47,9 @@ _LOOKED_AT = frozenset({*CHALLENGES, 426})
 _NO_FIELDS = Headers()
 #: In the place of a record where nobody is to be told more than how long requests took: none is made for most of them.
 _UNTOLD = Record(0.0, "", "", "", b"", "1.1")
+
+#: Fields of an answer that may have to be put right (see ``prefixes``).
+_leads_back = re.compile(rb"\n(?:location|content-location|refresh|set-cookie):", re.IGNORECASE).search
 
 
 class ServerSeam(ProxySeam, Protocol):
@@ -137,7 +141,11 @@ class OrdinaryExchange:
                 head = gateway.forwarder.ordinary_request_lines(
                     b"".join(pieces), peer, conn.scheme, host, server.authority
                 )
-                verb, path = method.encode(), route.target_for(target) if route.strip_prefix else target
+                verb, path = method.encode(), target
+                if route.strip_prefix:
+                    path = route.target_for(target)
+                    if route.prefix:
+                        head = gateway.forwarder.with_prefix(head, route.prefix)
                 if length:
                     body = data[begin:]
                     head = b"%b %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (verb, path, head, length, body)
@@ -149,7 +157,7 @@ class OrdinaryExchange:
                 kept.send_soon(head, deadlines.timeouts.send)
                 sent_at = monotonic()
                 heard = kept.recv(None, deadlines.timeouts.head)
-                if not conn.has_left:
+                if not conn.has_left and not (route.puts_right and _leads_back(heard)):
                     written = self._written(heard, method, keep and (not proxy.draining or proxy.asks_on(conn)))
         except BaseException as error:
             heard = error

@@ -5,14 +5,32 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
-from greensock import Connection
+from greensock import Connection, OperationTimeout
 from greensock.http.client.connection_pool import ClientLease
 from greensock.http.server.http_server import HTTPConnection
 from greensock.limits.networks import canonical_address
+from greensock.proxy.answer_buffer import Patience
 from greensock.proxy.log.record import Record
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 
-__all__ = ["ProxyConnection"]
+__all__ = ["ClientBehind", "ProxyConnection"]
+
+
+class ClientBehind(Exception):
+    """A client does not keep up with its answer, and the server has waited for it long enough.
+
+    ``entry`` is what was being sent. If it ``is_begun`` the engine goes on with it, else nothing of it was sent.
+    """
+
+    def __init__(self, entry: Any) -> None:
+        super().__init__("the client is behind")
+        #: What was being sent.
+        self.entry = entry
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the engine goes on with it."""
+        return bool(self.entry.withdrawn)
 
 
 class ProxyConnection(HTTPConnection):
@@ -31,6 +49,11 @@ class ProxyConnection(HTTPConnection):
         "scheme",
         "upload",
     )
+
+    #: How long sends may wait for it before :class:`ClientBehind` is raised; None: as long as they may.
+    patience: Patience | None = None  # no slot, as most connections never have one
+    #: Whether what is sent waits without a server waiting for that.
+    is_buffered: bool = False
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -61,11 +84,27 @@ class ProxyConnection(HTTPConnection):
 
     def await_sent(self, entry: Any, timeout: Any, by_progress: bool = False) -> None:
         if entry.left:
+            if self.is_buffered:
+                super().await_sent(entry, timeout, by_progress)
+                return
             began = monotonic()
             try:
-                super().await_sent(entry, timeout, by_progress)
+                left = None if self.patience is None else self.patience.left()
+                if left is None or (self.send_timeout is not None and self.send_timeout <= left):
+                    super().await_sent(entry, timeout, by_progress)
+                else:
+                    self._await_patiently(entry, left)
             finally:
                 self.held_up += monotonic() - began
+
+    def _await_patiently(self, entry: Any, seconds: float) -> None:
+        try:
+            super().await_sent(entry, seconds)
+        except OperationTimeout as error:
+            # A part of it may be out: then the engine sends the rest, and what follows goes behind it.
+            if error.connection is not self:
+                raise
+            raise ClientBehind(entry) from None
 
     def note_left(self) -> None:
         """End the wait for an answer that nobody wants any more: the client has left. In the hub."""

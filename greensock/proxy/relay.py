@@ -36,6 +36,7 @@ from greensock.proxy.failure import (
 from greensock.proxy.forwarded import new_id
 from greensock.proxy.gateway import Gateway
 from greensock.proxy.log.record import Record
+from greensock.proxy.prefixes import Pair, Places
 from greensock.proxy.proxy_connection import ProxyConnection
 from greensock.proxy.routes import Route
 from greensock.proxy.rules import TLS_VARIABLES, VARIABLES, Redirect, StaticAnswer, tls_variables, variables_of
@@ -135,7 +136,9 @@ class Relay:
         "_upload",
         "_wanted",
         "_was_bound",
+        "admitted",
         "answer_trailers",
+        "asked_for",
         "body_wait",
         "client",
         "conn",
@@ -185,6 +188,10 @@ class Relay:
         self.answer_trailers: Headers | None = None
         #: Why the client's body will not become whole, if that was seen while it was not being read.
         self.cut: BadRequest | None = None
+        #: What it got to show for it that it may pass; None: nobody was asked.
+        self.admitted: Any = None  # an ``Admitted``: see there
+        #: The target that servers are asked for, but for the path of their URL, if that was written anew.
+        self.asked_for: bytes | None = None
         #: What was answered; 0: nothing so far.
         self.status = 0
         #: How many servers were asked.
@@ -241,6 +248,22 @@ class Relay:
             if not _is_private(headers):  # a shared cache would lead all its clients to one server
                 headers.add(b"Cache-Control", b"private")
 
+    @property
+    def puts_right(self) -> bool:
+        """Whether what the answer says of the server's own places is put right."""
+        route, server = self.route, self.server
+        if route is None or route.rewrite_answers is None:
+            return (route is not None and route.puts_right) or (server is not None and server.base != b"")
+        return route.rewrite_answers
+
+    def put_right(self, pairs: list[Pair]) -> list[Pair]:
+        """Return the fields of an answer with what they say of the server's own places put right."""
+        server = self.server
+        assert server is not None
+        here = self.route.prefix if self.route is not None else b""
+        own = {server.authority, self.proxy.gateway.forwarder.named_host or server.authority}
+        return Places(server.base, here).put_right(pairs, own, self.request.head.authority)
+
     def has_client_left(self) -> bool:
         """Whether the client left while the server worked."""
         return self._client_left
@@ -281,6 +304,8 @@ class Relay:
         )
         if not TLS_VARIABLES.isdisjoint(wanted):
             found.update(tls_variables(self.conn.tls))
+        if self.route is not None and self.route.matcher is not None:
+            found.update(self.route.groups_of(head.target))
         return found
 
     # -- to the server

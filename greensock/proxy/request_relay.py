@@ -29,13 +29,15 @@ from greensock.http.errors import BadRequest
 from greensock.http.server.request import NO_BODY
 from greensock.http.server.response import HTTPError, Response
 from greensock.http.wire.events import ResponseHead
+from greensock.http.wire.target import origin_form
+from greensock.proxy.admission import admit
 from greensock.proxy.error_lines import tell_cut_off
 from greensock.proxy.failure import CLIENT_LEFT, DENIED, Again, Failure, UpcallFailed, client_is_gone
 from greensock.proxy.guard import Guard, Refusal
 from greensock.proxy.log.record import Record
 from greensock.proxy.relay import COUNTED, NO_UPLOAD, PARKED, STREAMED, Relay
 from greensock.proxy.response_relay import pass_answer
-from greensock.proxy.routes import BadPath
+from greensock.proxy.routes import BadPath, plain_target
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 from greensock.proxy.upstream_request import (
     call_for,
@@ -149,12 +151,20 @@ class RequestRelay(Relay):
             return Response(b"", 204, [(b"Allow", proxy.allowed_methods)])  # we are asked (RFC 9110 section 7.6.2)
         try:
             choice = proxy.choose_upstream(self)
+            if isinstance(choice, Upstream):
+                self._write_target(choice)
         except BadPath as error:
             self.keep = False
             raise Failure(error.reason, error.status) from None
         if isinstance(choice, Upstream | Response):
             refused = self._refused_by_route() if gateway.is_guarded else None
-            return choice if refused is None else self._refuse_for(refused)
+            if refused is not None:
+                return self._refuse_for(refused)
+            if self.route is not None and self.route.is_guarded:
+                denied = admit(self, self.route)
+                if denied is not None:
+                    return denied
+            return choice
         if choice is None:
             raise Failure("no-route", 404)
         raise TypeError(f"choose_upstream returned {choice!r}: an Upstream, a Response or None expected")
@@ -163,6 +173,16 @@ class RequestRelay(Relay):
         """Return why the guard of the route says no, if it does."""
         guard, head = self.proxy.gateway.guard_of(self.route), self.request.head
         return None if guard is None else guard.request(self.client, monotonic(), head.method, head.authority)
+
+    def _write_target(self, upstream: Upstream) -> None:
+        """Write anew what is asked for, where servers stand below a path, or the route says what it is."""
+        route, head = self.route, self.request.head
+        if not upstream.has_base and (route is None or route.rewrite is None):
+            return
+        target = head.target if head.target.startswith(b"/") else origin_form(head.method, head.target)
+        if route is not None:
+            target = route.target_for(target)
+        self.asked_for = plain_target(target) if upstream.has_base else target
 
     # -- to the server
 

@@ -1,8 +1,9 @@
 """The answer's way back: head and body from the server to the client, framed anew, in bounded memory.
 
-The body goes out as it comes; while the client does not take it, the server is not read. A body that came whole with
-its head goes out with it in one write, and the server's connection is free before that. One whose length is known is
-spliced, in the kernel, if nobody watches it.
+The body goes out as it comes. A client that does not keep up is sent to from an ``AnswerBuffer``, so that its server is
+free soon; where nothing may be held, or no more, the server is not read. A body that came whole with its head goes out
+with it in one write, and the server's connection is free before that. One whose length is known is spliced, in the
+kernel, if nobody watches it and the client keeps up.
 
 Where an answer breaks off after its head went out, nothing may look like its end: the client's connection is closed
 behind what came if Content-Length or chunks show that it was cut, else it is reset.
@@ -10,7 +11,8 @@ behind what came if Content-Length or chunks show that it was cut, else it is re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import chain
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ import gevent
 
 from greensock import OperationTimeout, let_others_run
 from greensock.http.client.connection_pool import ClientConnection
-from greensock.http.errors import BadResponse, BodyTimeout, Reason, SendTimeout, TotalTimeout
+from greensock.http.errors import BadResponse, BodyTimeout, PhaseTimeout, Reason, SendTimeout, TotalTimeout
 from greensock.http.server.request import NO_BODY
 from greensock.http.server.response import Response
 from greensock.http.server.response_writer import CLOSE, JOINED, KEEP_ALIVE, OWN_FIELDS
@@ -27,9 +29,12 @@ from greensock.http.wire.events import Data, EndOfMessage, ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.hop_by_hop import end_to_end_trailers
 from greensock.http.wire.writer import LAST_CHUNK, phrase_of, write_last_chunk
+from greensock.proxy.answer_buffer import AnswerBuffer, Patience
 from greensock.proxy.error_lines import tell_tunnel
-from greensock.proxy.failure import LONG_WAIT, UpcallFailed, client_is_gone, failure_of, has_left
+from greensock.proxy.failure import LONG_WAIT, Failure, UpcallFailed, client_is_gone, failure_of, has_left
 from greensock.proxy.forwarded import protocols_offered
+from greensock.proxy.options import Buffering
+from greensock.proxy.proxy_connection import ClientBehind
 from greensock.proxy.rules import NO_EDITS
 from greensock.proxy.tunnel import run_tunnel
 
@@ -170,7 +175,8 @@ def _written_head(relay: Relay, head: ResponseHead, keep: bool, trailers: bool =
     ``trailers`` says whether they would be passed on.
     """
     proxy, status, route = relay.proxy, head.status, relay.route
-    if proxy.edits_responses or relay.sets_cookie or (route is not None and route.response_fields is not NO_EDITS):
+    edits = route is not None and route.response_fields is not NO_EDITS
+    if edits or proxy.edits_responses or relay.sets_cookie or relay.puts_right:
         lines = _edited(relay, head, trailers)
     else:
         lines = proxy.gateway.forwarder.response_lines(head, trailers)
@@ -195,7 +201,8 @@ def _edited(relay: Relay, head: ResponseHead, trailers: bool) -> bytes:
 
 
 def _edited_headers(relay: Relay, head: ResponseHead, trailers: bool) -> Headers:
-    headers = Headers.of_raw(relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers))
+    pairs = relay.proxy.gateway.forwarder.response_pairs(head, trailers=trailers)
+    headers = Headers.of_raw(relay.put_right(pairs) if relay.puts_right else pairs)
     relay.add_cookie(headers)
     if relay.route is not None and relay.route.response_fields:
         edits = relay.route.response_fields
@@ -207,9 +214,21 @@ def _edited_headers(relay: Relay, head: ResponseHead, trailers: bool) -> Headers
 
 
 class _StreamedAnswer:
-    """One answer on its way to the client. While the client takes nothing, one piece of input is held."""
+    """One answer on its way to the client. While the client takes nothing, one piece of input is held, or a buffer."""
 
-    __slots__ = ("_chunked", "_client", "_conn", "_first", "_head", "_held_up", "_keep", "_left", "_relay", "is_whole")
+    __slots__ = (
+        "_buffer",
+        "_chunked",
+        "_client",
+        "_conn",
+        "_first",
+        "_head",
+        "_held_up",
+        "_keep",
+        "_left",
+        "_relay",
+        "is_whole",
+    )
 
     def __init__(self, relay: Relay, head: ResponseHead, conn: ClientConnection) -> None:
         self._relay = relay
@@ -221,6 +240,7 @@ class _StreamedAnswer:
         self._keep = relay.keep
         self._chunked = False
         self._left: int | None = None  # bytes of the body that are still to come
+        self._buffer: AnswerBuffer | None = None  # what the client is behind with
 
     def run(self) -> bool:
         relay, request = self._relay, self._relay.request
@@ -234,7 +254,6 @@ class _StreamedAnswer:
             self._send_whole(written)
         else:
             self._send_as_it_comes(written)
-            relay.finish()
         return _go_on(relay, self._keep)
 
     def _framing(self) -> bytes:
@@ -270,12 +289,111 @@ class _StreamedAnswer:
             self._client.send([written, body])
 
     def _send_as_it_comes(self, written: bytes) -> None:
-        """Send head and body, the latter as it comes."""
+        """Send head and body, the latter as it comes; the server is let go when it has said all."""
+        relay, client = self._relay, self._client
+        if self._may_buffer(self._most()):
+            client.patience = Patience(client)
         try:
-            self._client.send([written, *self._watched(self._take_first())])
-            self._pass_body()
-        except BaseException as error:
-            raise self._broken(error) from None
+            try:
+                self._pass([written, *self._watched(self._take_first())])
+                self._pass_body()
+            except BaseException as error:
+                broken = self._broken(error)
+                self._deliver(broken)
+                raise broken from None
+            relay.finish()
+            if self._buffer is not None:
+                self._await_client(self._buffer)
+        finally:
+            if client.patience is not None:
+                client.patience = None
+            if self._buffer is not None:
+                self._buffer.close()
+
+    # -- a client that is behind
+
+    def _most(self) -> Buffering:
+        """Return how much may be held of it."""
+        route = self._relay.route
+        if route is not None and route.buffer is not None:
+            return route.buffer
+        return self._relay.proxy.gateway.buffering
+
+    def _may_buffer(self, most: Buffering) -> bool:
+        """Whether anything is held for a client that is behind.
+
+        Not of a stream of events, nor where the server does not want it, nor of what is known to be longer than what
+        may be held: its server would not be free before the client has taken nearly all of it.
+        """
+        head = self._head
+        if not most or (head.content_length or 0) - len(self._first) > most.total:
+            return False
+        if (head.headers.get_raw(b"x-accel-buffering") or b"").strip().lower() == b"no":
+            return False
+        kind = head.headers.get_raw(b"content-type") or b""
+        return kind.partition(b";")[0].strip().lower() != b"text/event-stream"
+
+    def _pass(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Send pieces, or hold them for a client that is behind."""
+        buffer, client = self._buffer, self._client
+        if buffer is not None:
+            if buffer.failure is not None:
+                raise buffer.failure
+            if buffer.is_holding:
+                if buffer.hold(pieces):
+                    return
+                self._await_room(buffer)
+        try:
+            client.send(pieces)
+        except ClientBehind as behind:
+            self._fall_behind(behind, pieces)
+
+    def _fall_behind(self, behind: ClientBehind, pieces: Sequence[bytes | memoryview]) -> None:
+        """Hold what comes from now on; ``pieces`` are what was being sent."""
+        client, buffer = self._client, self._buffer
+        if buffer is None:
+            most, room = self._most(), self._relay.proxy.gateway.buffer_room
+            buffer = self._buffer = AnswerBuffer(client, most.memory, most.file, room, self._relay._abort_server)
+        if behind.is_begun:
+            buffer.begin(behind.entry)
+        elif buffer.hold(pieces):
+            buffer.begin()
+        else:  # there is no room for any of it: the server waits
+            patience, client.patience = client.patience, None
+            try:
+                client.send(pieces)
+            finally:
+                client.patience = patience
+
+    def _await_room(self, buffer: AnswerBuffer) -> None:
+        """Have the server wait until the client has taken all that is held."""
+        began = monotonic()
+        try:
+            self._await(buffer)
+        finally:
+            self._client.held_up += monotonic() - began
+
+    def _await(self, buffer: AnswerBuffer) -> None:
+        deadlines, conn = self._relay.deadlines, self._conn
+        left = deadlines.left(deadlines.total_due, TotalTimeout, deadlines.total, conn)
+        if not buffer.wait(left):
+            raise TotalTimeout(deadlines.total or 0.0, conn)
+
+    def _await_client(self, buffer: AnswerBuffer) -> None:
+        """Wait until the client has all of it. Its server is free: it is not to blame for anything any more."""
+        try:
+            self._await(buffer)
+        except PhaseTimeout as late:
+            raise failure_of(late, in_body=True) or late from None
+
+    def _deliver(self, broken: BaseException) -> None:
+        """Have what came of an answer that broke off go out before it is cut. Its server is left first."""
+        buffer = self._buffer
+        if buffer is None or not isinstance(broken, Failure) or broken.is_untold:
+            return
+        self._relay._leave_unjudged()
+        with suppress(Exception):  # the answer has failed as it is
+            self._await(buffer)
 
     def _take_first(self) -> bytes | memoryview:
         """Give out what came with the head: it must not be held as long as the answer takes."""
@@ -286,23 +404,24 @@ class _StreamedAnswer:
         return first
 
     def _pass_body(self) -> None:
-        relay, client = self._relay, self._client
+        relay = self._relay
         left, exchange = self._left, relay.exchange
         assert exchange is not None
         # While the request still goes out, a reset may end the answer, and would spill what is in the pipe
         # (test_only_what_nobody_can_reset_is_spliced).
         may_splice = exchange.is_sent and not relay.proxy.watches_responses
-        if left is not None and left >= SPLICED and may_splice:
+        is_held = self._buffer is not None and self._buffer.is_holding
+        if left is not None and left >= SPLICED and may_splice and not is_held:
             self._splice(left)
         began = 0.0
         for piece in self._further():
             if relay.proxy.watches_responses:
                 self._watch(piece)
-            client.send(self._framed(piece))
+            self._pass(self._framed(piece))
             del piece  # not to be held while the next one is waited for
             began = let_others_run(began)
         if self._chunked:
-            client.send(self._last_chunk(relay.answer_trailers))
+            self._pass([self._last_chunk(relay.answer_trailers)])
 
     def _further(self) -> Iterator[bytes | memoryview]:
         """Go through what is yet to come of the body.
@@ -369,11 +488,15 @@ class _StreamedAnswer:
         seconds = deadlines.timeouts.body
         total = deadlines.left(deadlines.total_due, TotalTimeout, deadlines.total, conn)
         late = TotalTimeout(deadlines.total or 0.0, conn)
+        before = conn.bytes_received
         try:
             # The limits of a splice are for each wait, and a trickle would keep to them for ever
             # (test_a_spliced_body_ends_with_the_total_time).
             with gevent.Timeout(total, late):
                 moved = conn.splice(client, count, timeout=seconds, send_timeout=client.send_timeout)
+        except ClientBehind as behind:  # the engine sends what is on its way; the rest is read, and held
+            moved = conn.bytes_received - before
+            self._fall_behind(behind, ())
         except OperationTimeout as error:
             # The server was silent. If the client took nothing, the error is of its connection and is let through: the
             # server is not to blame (test_a_client_that_takes_nothing_of_a_spliced_body).
@@ -415,7 +538,9 @@ class _StreamedAnswer:
             return client_is_gone(self._client)
         if relay.cut is not None:
             return relay.cut
-        if relay.exchange is not None and relay.exchange.failure is not None:
+        if self._buffer is not None and self._buffer.failure is not None:
+            error = self._buffer.failure  # which ended the wait for the server
+        elif relay.exchange is not None and relay.exchange.failure is not None:
             error = relay.exchange.failure
         if isinstance(error, UpcallFailed):
             return error

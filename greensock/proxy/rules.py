@@ -1,8 +1,9 @@
 """What is changed in a message, and what the proxy answers by itself: edits, static answers, redirects, error pages.
 
-Pure. A *template* is text with ``{name}`` in it, where name is one of :data:`VARIABLES`; a brace is written twice. All
-of it is checked when it is made, so that nothing can fail while a request waits. What comes from the network is made
-harmless where it is put in: it can neither end a field nor, in a redirect, lead to another server than is written.
+Pure. A *template* is text with ``{name}`` in it, where name is one of :data:`VARIABLES`, or ``match.`` and the name of
+a group in the route's pattern; a brace is written twice. All of it is checked when it is made, so that nothing can fail
+while a request waits. What comes from the network is made harmless where it is put in: it can neither end a field nor,
+in a redirect, lead to another server than is written.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "Redirect",
     "StaticAnswer",
     "Template",
+    "group_of",
     "tls_variables",
     "variables_of",
 ]
@@ -63,11 +65,12 @@ _BODILESS = (204, 205, 304)
 
 _unsafe_in_field = re.compile(r"[^\t\x20-\x7e\x80-\xff]").sub
 _unsafe_in_url = re.compile(r"[^!#$&-;=?-\[\]_a-z~%]").sub
+_group = re.compile(r"match\.([A-Za-z_][A-Za-z0-9_]*)").fullmatch
 _page_key = re.compile(r"[1-9][0-9][0-9]|[45]xx").fullmatch
 #: A path of this host, or an authority that ends where the client's part begins.
 _sound_location = re.compile(
     r"(?:(?:https?|\{scheme\})://(?:[^/?#{}\s\\@]|\{host\}|\{authority\})+(?=$|[/?#]|\{path\}|\{target\})"
-    r"|/(?![/\\{])|\{path\}|\{target\})"
+    r"|/(?:(?![/\\{])|(?=\{match\.))|\{path\}|\{target\})"
 ).match
 
 
@@ -98,9 +101,15 @@ def _pieces(text: str) -> list[tuple[str, str | None]]:
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}: a brace that is meant is written twice") from None
     for _, name, spec, conversion in parsed:
-        if name is not None and (name not in VARIABLES or spec or conversion):
+        if name is not None and ((name not in VARIABLES and not group_of(name)) or spec or conversion):
             raise ValueError(f"{text!r}: {{{name}}}: one of {', '.join(VARIABLES)} expected; a brace is written twice")
     return [(literal, name) for literal, name, _, _ in parsed]
+
+
+def group_of(variable: str) -> str:
+    """Return the name of the group that a variable stands for; empty if it is another variable."""
+    match = _group(variable)
+    return match[1] if match is not None else ""
 
 
 def variables_of(

@@ -51,11 +51,7 @@ TIME = Unit(
 SIZE = Unit(
     "bytes",
     {"b": Fraction(1)}
-    | {
-        letter + rest: Fraction(1 << 10 * power)
-        for power, letter in enumerate("kmgt", 1)
-        for rest in ("", "b", "ib")
-    },
+    | {letter + rest: Fraction(1 << 10 * power) for power, letter in enumerate("kmgt", 1) for rest in ("", "b", "ib")},
     'a number of bytes, or a text such as "64k", "10M", "1G"',
     ignores_case=True,
 )

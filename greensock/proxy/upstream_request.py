@@ -22,7 +22,6 @@ from greensock.proxy.failure import UpcallFailed
 from greensock.proxy.forwarded import protocols_offered
 from greensock.proxy.proxy_protocol import write_proxy_header
 from greensock.proxy.relay import BodyWait, Relay
-from greensock.proxy.rules import NO_EDITS
 from greensock.proxy.upstream.servers import UpstreamServer
 
 __all__ = ["call_for", "introduce", "payload_as_it_comes", "payload_of_short", "preface_for"]
@@ -61,7 +60,9 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     )
     if method == "OPTIONS" and head.headers.get_raw(b"max-forwards") is not None:
         lines = _max_forwards(_one_less, lines)  # RFC 9110 section 7.6.2
-    if proxy.edits_requests or (route is not None and route.request_fields is not NO_EDITS):
+    if route is not None and route.prefix:
+        lines = proxy.gateway.forwarder.with_prefix(lines, route.prefix)
+    if proxy.edits_requests or (route is not None and route.edits_requests):
         lines = _edited(relay, lines)
         # An edit may have taken them out: Connection names only what is there (test_edits_and_upgrades).
         there = b"\r\n" + lines.lower()  # the first of them may be any, where an edit has moved Host
@@ -81,10 +82,15 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
     expects = body.is_awaited and upstream is not None and upstream.options.pass_expect
     if expects:
         framing += b"Expect: 100-continue\r\n"
-    if not target.startswith(b"/"):
-        target = origin_form(method, target)
-    if route is not None and route.strip_prefix:
-        target = route.target_for(target)
+    if relay.asked_for is not None:
+        target = relay.asked_for
+        if server.base and target.startswith(b"/"):
+            target = server.base + target
+    else:
+        if not target.startswith(b"/"):
+            target = origin_form(method, target)
+        if route is not None and route.strip_prefix:
+            target = route.target_for(target)
     written = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target, lines, framing)
     trailers = partial(_trailers, relay) if length is None else None
     call = Call.written(method, written, payload, trailers, partial(_pass_interim, relay), upgrade)
@@ -137,12 +143,17 @@ def _trailers(relay: Relay) -> Headers | None:
     trailers = relay.request.trailers
     if trailers is None:
         return None
-    return relay.proxy.gateway.forwarder.request_trailers(relay.request.head, trailers)
+    passed = relay.proxy.gateway.forwarder.request_trailers(relay.request.head, trailers)
+    if relay.admitted is not None:
+        relay.admitted.strip(passed)
+    return passed
 
 
 def _edited(relay: Relay, lines: bytes) -> bytes:
     """Return the lines of a request with the changes of its route and of the program."""
     headers = Headers.of_raw([_pair(line) for line in lines.split(b"\r\n")[:-1]])
+    if relay.admitted is not None:
+        relay.admitted.apply(headers)
     if relay.route is not None and relay.route.request_fields:
         edits = relay.route.request_fields
         edits.apply(headers, relay.variables(edits.variables))

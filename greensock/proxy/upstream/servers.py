@@ -95,6 +95,7 @@ class UpstreamServer:
         "admin",
         "admin_since",
         "authority",
+        "base",
         "health",
         "held",
         "index",
@@ -119,9 +120,7 @@ class UpstreamServer:
         "why",
     )
 
-    def __init__(
-        self, index: int, spec: ServerSpec, upstream: Upstream, health: HealthOptions, limits: Limits
-    ) -> None:
+    def __init__(self, index: int, spec: ServerSpec, upstream: Upstream, health: HealthOptions, limits: Limits) -> None:
         group, options = upstream.options, spec.options
         #: What it is to be.
         self.spec = spec
@@ -136,6 +135,8 @@ class UpstreamServer:
         self.raw_name = self.name.encode("utf-8", "surrogateescape")
         #: What Host says if the client's is not kept.
         self.authority = spec.authority
+        #: The path below which it answers, without a slash at its end; empty: the root.
+        self.base = spec.options.base
         #: Its part of the requests.
         self.weight = spec.weight
         #: How many requests it gets at once, from all workers of the proxy.
@@ -428,6 +429,9 @@ class Upstream:
         self.sticky: Sticky | None = None
         #: Whether a request goes there without a look at its fields, and with nothing before it.
         self.is_simple = sticky is None and self._key_of is None and not options.send_proxy_protocol
+        self._is_alike = self.is_simple
+        #: Whether some answer below a path of their own; then no request goes there without a closer look.
+        self.has_base = False
         #: How many retries there may be.
         self.budget = RetryBudget(options.retry_budget, options.min_retry_rate)
         #: Its place in the rows of all workers, for the budget; -1: it has none.
@@ -481,6 +485,8 @@ class Upstream:
 
     def _sort(self) -> None:
         """Find those that may be asked."""
+        self.has_base = any(each.base for each in self.all)
+        self.is_simple = self._is_alike and not self.has_base
         ready = [each for each in self.all if each.admin == READY]
         self.servers = [each for each in ready if not each.spec.is_backup]
         self.backups = [each for each in ready if each.spec.is_backup]
