@@ -118,6 +118,7 @@ def test_a_proxy_is_told_to_read_anew(tmp_path, monkeypatch, capsys):
             assert f"nothing was sent: process {process.pid} goes on with what it has" in said
             errors.rename(tmp_path / "errors.1")
             process.send_signal(signal.SIGUSR1)
+            wait_until(lambda: "SIGUSR1" in (tmp_path / "errors.1").read_text())
             process.send_signal(signal.SIGHUP)  # without a look
             wait_until(lambda: errors.exists() and "the configuration stays as it was: " in errors.read_text())
             assert "proxy.toml:6: [upstreams.a] server = " in errors.read_text()
