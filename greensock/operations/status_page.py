@@ -17,8 +17,8 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 
-#: What goes with each of the files. They may be kept, but are asked for anew (a page of an older version than its server
-#: would misread what it is told).
+#: What goes with each of the files. They may be kept, but are asked for anew: a page of another version than its
+#: server would misread what it is told.
 PAGE_FIELDS = (
     (
         "Content-Security-Policy",
