@@ -61,8 +61,8 @@ def watch(client: OperatorsClient, interval: float, keys: int, output: TextIO) -
         undone.callback(asked.end)
         while True:
             _draw(output, asked)
-            ready, _, _ = select.select([keys, awake.reads], [], [])
-            if awake.reads in ready:
+            ready, _, _ = select.select([keys, awake.reads.fileno()], [], [])
+            if awake.reads.fileno() in ready:
                 awake.reads.recv(4096)
             if keys in ready:
                 typed = os.read(keys, 4096)
