@@ -13,7 +13,7 @@ from gevent.monkey import get_original
 from served import Echo
 
 from greensock import Lines, Server
-from greensock.core.sampling import Sampler, is_in_turn
+from greensock.core.sampling import INTERVAL, Sampler, is_in_turn
 from greensock.operations.hub_watchdog import HubWatchdog, _is_hub
 
 #: Seconds for which the hub is held, and those after which that is too long.
@@ -65,6 +65,12 @@ def test_a_server_of_upcalls(serve, connect, found, framer, answer):
     echoed(sock, answer)
     assert len(found.took) == before
     assert server.statistics().accepted == 1
+
+
+def test_it_looks_no_more_often_than_it_says(found):
+    began, looks = time.monotonic(), 4
+    wait_until(lambda: len(found.late) >= looks)
+    assert time.monotonic() - began > (looks - 1) * INTERVAL
 
 
 def test_a_server_in_the_blocking_style(serve, connect, found):
