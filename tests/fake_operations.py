@@ -38,9 +38,14 @@ def request(at: float, status: int, target: str, seconds: float, reason: str | N
     }
 
 
-def status(step: int, drained: frozenset[str] = frozenset(), start: float = START) -> dict[str, Any]:
-    """Return what is said at the ``step``-th second: a hundred requests in each, of which one takes 0.2 to 0.5 s."""
-    now = START + 3600 + step
+def status(
+    step: int, drained: frozenset[str] = frozenset(), start: float = START, second: int | None = None
+) -> dict[str, Any]:
+    """Return what is said at the ``step``-th second: a hundred requests in each, of which one takes 0.2 to 0.5 s.
+
+    ``second`` is what the clock has come to, where the counters began anew meanwhile.
+    """
+    now = START + 3600 + (step if second is None else second)
     servers = [
         server("127.0.0.1:9000", "up", step),
         server("127.0.0.1:9001", "up", step),
@@ -99,7 +104,7 @@ class FakeOperations(HTTPServer):
             self.step += 1
             if self.instead is not None:
                 return Response(self.instead[1], self.instead[0])
-            return Response.json(status(self.step, frozenset(self.drained), self.start_of_it))
+            return Response.json(status(self.step, frozenset(self.drained), self.start_of_it, self.asked))
         found = page_file(request.path)
         if found is None:
             return Response.json({"error": "nothing is there"}, 404)

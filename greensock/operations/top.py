@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import sys
 import termios
 import threading
@@ -60,9 +61,9 @@ def watch(client: OperatorsClient, interval: float, keys: int, output: TextIO) -
         undone.callback(asked.end)
         while True:
             _draw(output, asked)
-            ready, _, _ = select.select([keys, awake.reads], [], [])
-            if awake.reads in ready:
-                os.read(awake.reads, 4096)
+            ready, _, _ = select.select([keys, awake.reads.fileno()], [], [])
+            if awake.reads.fileno() in ready:
+                awake.reads.recv(4096)
             if keys in ready:
                 typed = os.read(keys, 4096)
                 if not typed or set(typed) & set(b"qQ\x03\x04"):
@@ -135,11 +136,12 @@ def _write(output: TextIO, text: str) -> None:
 
 
 class _Awake:
-    """A pipe that ends a wait: written to by signals and by the thread that asks."""
+    """A pair of sockets that ends a wait: written to by signals and by the thread that asks."""
 
     def __init__(self) -> None:
-        self.reads, self._writes = os.pipe()
-        os.set_blocking(self._writes, False)
+        self.reads, self.writes = socket.socketpair()
+        for each in (self.reads, self.writes):
+            each.setblocking(False)
         self._lock = threading.Lock()
         self._is_open = True
 
@@ -148,7 +150,7 @@ class _Awake:
         with self._lock:
             if self._is_open:
                 try:
-                    os.write(self._writes, b"x")
+                    self.writes.send(b"x")
                 except BlockingIOError:
                     pass  # it is full of what ends the wait as well
 
@@ -156,13 +158,8 @@ class _Awake:
         """Wake nobody any more."""
         with self._lock:
             self._is_open = False
-            os.close(self.reads)
-            os.close(self._writes)
-
-    @property
-    def writes(self) -> int:
-        """The end for signals."""
-        return self._writes
+            self.reads.close()
+            self.writes.close()
 
 
 @contextmanager
@@ -175,7 +172,7 @@ def _woken_by_signals() -> Iterator[_Awake]:
         signal.SIGHUP: _end,
     }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    woken = signal.set_wakeup_fd(awake.writes, warn_on_full_buffer=False)
+    woken = signal.set_wakeup_fd(awake.writes.fileno(), warn_on_full_buffer=False)
     try:
         yield awake
     finally:
