@@ -168,10 +168,11 @@ class RedisShare:
         for first in range(0, len(used), BATCH):
             batch = used[first : first + BATCH]
             numbers = [number for each in batch for number in (each.count, each.interval, each.horizon)]
+            # Of when it was asked, not of when it has answered: else each answer would add its time to what was used.
+            asked = monotonic()
             found = client.eval(SCRIPT, len(batch), *(PREFIX + each.key for each in batch), *numbers)
-            now = monotonic()
             for each, ahead in zip(batch, found, strict=True):
-                each.raise_to(float(ahead), now)
+                each.raise_to(float(ahead), asked)
             self.told += 1
 
     def _connected(self) -> Any:
