@@ -7,7 +7,7 @@ from math import inf, nan
 import pytest
 from tls_peers import server_tls
 
-from greensock import TLS, Lines, Rule, Server
+from greensock import TLS, ClientLimits, Lines, Rule, Server
 from greensock.server_options import OPTIONS, checked
 
 FLAGS = {"reuse_port", "no_delay", "keep_alive"}
@@ -30,6 +30,7 @@ ALLOWED = {
     "handshake_timeout": [0.5, 1, 1e9],
     "framer": [None, Lines()],
     "protocol": ["tcp", "sctp"],
+    "client_limits": [None, ClientLimits(max_connections=1)],
 }
 FORBIDDEN = {
     **{name: [0, 1, None, "yes"] for name in FLAGS},
@@ -44,6 +45,7 @@ FORBIDDEN = {
     "handshake_timeout": [0, -1, None, inf, nan, True, "1"],
     "framer": [Lines, b"\n", 64],
     "protocol": ["udp", None, 132, ["tcp"]],
+    "client_limits": [{"max_connections": 1}, 5, ClientLimits],
 }
 
 

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 import gevent
 
-__all__ = ["RedisShare", "Sharer", "Used", "has_redis", "is_storage"]
+__all__ = ["RedisShare", "Sharer", "Used", "has_redis", "is_storage", "load_redis"]
 
 log = logging.getLogger("greensock.server")
 
@@ -45,17 +45,19 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 #: What every key begins with.
 PREFIX = "greensock:"
 
-#: For each key: used, the seconds between two, and how many seconds ahead it may get. Answers how far ahead it is.
+#: For each key: used, the seconds between two, and how many seconds ahead it may get; then since how many seconds they
+#: may have been used. Answers how far ahead each is.
 SCRIPT = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
+local since = now - tonumber(ARGV[3 * #KEYS + 1])
 local found = {}
 for i, key in ipairs(KEYS) do
   local used, interval, most = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
   local due = tonumber(redis.call('GET', key) or now)
-  if not (due and due >= now and due <= now + most) then due = now end  -- nan, too
+  if not (due and due >= since and due <= now + most) then due = since end  -- nan, too
   due = math.min(due + used * interval, now + most)
-  redis.call('SET', key, string.format('%.6f', due), 'PX', math.ceil((due - now) * 1000) + 1000)
+  redis.call('SET', key, string.format('%.6f', due), 'PX', math.max(math.ceil((due - now) * 1000), 0) + 1000)
   found[i] = string.format('%.6f', due - now)
 end
 return found
@@ -79,6 +81,18 @@ def is_storage(value: object) -> bool:
 def has_redis() -> bool:
     """Whether the package is installed that speaks to Redis."""
     return importlib.util.find_spec("redis") is not None
+
+
+def load_redis() -> tuple[Any, Any, Any]:
+    """Load that package: half a second in which nothing else happens, so do it before somebody is served.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if not has_redis():
+        raise ValueError("storage: the package redis expected: pip install greensock[redis]")
+    redis, retry, backoff = map(importlib.import_module, ("redis", "redis.retry", "redis.backoff"))
+    return redis, retry, backoff
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +128,7 @@ class RedisShare:
     """
 
     def __init__(self, url: str, sharers: Iterable[Sharer], period: float = PERIOD) -> None:
-        if not has_redis():
-            raise ValueError("storage: the package redis expected: pip install greensock[redis]")
+        self._modules = load_redis()
         self._url = url
         self._sharers = list(sharers)
         self._period = period
@@ -140,15 +153,17 @@ class RedisShare:
             job.kill(block=False)
 
     def _run(self) -> None:
-        pause = self._period
+        pause, before = self._period, monotonic()
         try:
             while True:
                 gevent.sleep(pause)
+                now = monotonic()
+                age, before = now - before, now
                 used = [each for sharer in self._sharers for each in sharer.take_used()]
                 if not (used or self.is_away):
                     continue
                 try:
-                    self._exchange(used)
+                    self._exchange(used, age)
                 # Whatever it is, the proxy goes on: redis-py raises its own errors, and those of sockets and of ssl.
                 except Exception as error:
                     pause = self._note_away(error, pause)
@@ -160,23 +175,24 @@ class RedisShare:
         finally:
             self._close()
 
-    def _exchange(self, used: Sequence[Used]) -> None:
-        """Tell what was used, and take note of what was used in all."""
+    def _exchange(self, used: Sequence[Used], age: float) -> None:
+        """Tell what was used in so many seconds, and take note of what was used in all."""
         client = self._connected()
         if not used:
             client.ping()
         for first in range(0, len(used), BATCH):
             batch = used[first : first + BATCH]
             numbers = [number for each in batch for number in (each.count, each.interval, each.horizon)]
-            found = client.eval(SCRIPT, len(batch), *(PREFIX + each.key for each in batch), *numbers)
-            now = monotonic()
+            # Of when it was asked, not of when it has answered: else each answer would add its time to what was used.
+            asked = monotonic()
+            found = client.eval(SCRIPT, len(batch), *(PREFIX + each.key for each in batch), *numbers, age)
             for each, ahead in zip(batch, found, strict=True):
-                each.raise_to(float(ahead), now)
+                each.raise_to(float(ahead), asked)
             self.told += 1
 
     def _connected(self) -> Any:
         if self._client is None:
-            redis, retry, backoff = map(importlib.import_module, ("redis", "redis.retry", "redis.backoff"))
+            redis, retry, backoff = self._modules
             never = retry.Retry(backoff.NoBackoff(), 0)
             self._client = redis.Redis.from_url(
                 self._url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=never

@@ -17,7 +17,7 @@ from greensock import LogLimit, share_of_descriptors
 from greensock.http.client.deadlines import Deadlines, Timeouts
 from greensock.http.client.http_client import HTTPClient
 from greensock.http.wire.limits import Limits
-from greensock.limits.redis_share import RedisShare, has_redis
+from greensock.limits.redis_share import RedisShare, load_redis
 from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.answer_buffer import BufferRoom
 from greensock.proxy.forwarded import Forwarder, Forwarding
@@ -130,8 +130,8 @@ class Gateway:
         #: Whether anything is guarded.
         self.is_guarded = self.guard is not None or bool(self._route_guards)
         self._shares: list[RedisShare] = []
-        if any(each.options.storage is not None for each in self._guards()) and not has_redis():
-            raise ValueError("storage: the package redis expected: pip install greensock[redis]")
+        if any(each.options.storage is not None for each in self._guards()):
+            load_redis()
         #: What is shown for errors of the proxy's own.
         self.error_pages = error_pages or ErrorPages()
         #: Where requests are logged; None: nowhere. It is the caller's to close.

@@ -363,9 +363,14 @@ class Guard:
 
     def statistics(self, now: float) -> GuardStatistics:
         """Return what was counted so far: clients in all processes, the rest by this one. It goes through the whole
-        table: 30 ms where 100,000 are known."""
+        table: some 50 ms where ``max_clients`` is 100,000."""
         table = self._table
-        clients = sum(1 for place in table.places() if self._worth(now, place)[0])
+        times = (self._request_dues, self._connection_dues, self._ban_ends, self._window_ends)
+        untils = map(max, *(each.tolist() for each in times))
+        clients = 0
+        for place, (tag, until) in enumerate(zip(table.tags.tolist(), untils, strict=True)):
+            if tag and (until > now or (table.counts and table.is_counted(place))):
+                clients += 1
         return GuardStatistics(clients, self._bans, table.forgotten, dict(self._refused))
 
     # -- other machines
