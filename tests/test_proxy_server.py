@@ -496,6 +496,7 @@ def test_edits_and_upgrades(proxied, edit, allowed):
 
 def test_a_loop_is_refused(serve, connect):
     proxy = serve(Recorded, ("127.0.0.1", 0), gateway=gateway_to("http://127.0.0.1:1"))
+    proxy.gateway.leave(proxy)
     proxy.gateway = gateway_to("http://{}:{}".format(*proxy.address))
     status, _answer = ask(connect(proxy), f"GET / HTTP/1.1\n{CLOSE}")
     assert status == 508
