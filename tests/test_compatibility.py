@@ -233,7 +233,7 @@ def test_the_tables_of_the_configuration_are_all_there():
     assert {"listen", "server", "upstreams", "routes"} <= set(tables[""])
     assert {"upstream", "answer", "redirect", "path"} <= set(tables["[[routes]]"])
     assert {"url", "weight"} <= set(tables["[upstreams.NAME] servers"])
-    assert len(tables) == 19, sorted(tables)
+    assert len(tables) == 20, sorted(tables)
 
 
 def test_the_names_of_the_librarys_own_are_there():

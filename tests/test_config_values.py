@@ -10,8 +10,11 @@ import socket
 import pytest
 
 from greensock.http import Limits
+from greensock.operations.operations_options import OperationsOptions
 from greensock.proxy import (
+    Buffering,
     ConfigError,
+    ForwardAuth,
     Forwarding,
     GuardOptions,
     HealthOptions,
@@ -99,7 +102,7 @@ def test_a_wrong_unit_is_told(table, key, value, words):
 
 KINDS = (
     *(Limits, ProxyTimeouts, Forwarding, GuardOptions, UpstreamOptions, HealthOptions, StickyCookie, ServerOptions),
-    *(Route, ListenOptions, ListenTLS, LogOptions),
+    *(Route, ListenOptions, ListenTLS, LogOptions, OperationsOptions, Buffering, ForwardAuth),
 )
 
 

@@ -23,7 +23,7 @@ from served import once
 
 from greensock.cli import main
 from greensock.operations.operators_client import OperatorsClient
-from greensock.proxy import Gateway, load_config
+from greensock.proxy import load_config
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
@@ -206,19 +206,18 @@ def test_a_proxy_as_operators_see_it(serve, tmp_path, capsys):
             assert re.search(rf"app +{name} +up ", output), output
         assert re.search(rf"{process.pid}  serving", output)
         one, other = names
-        if hasattr(Gateway, "set_server"):
-            assert main(["proxy", "drain", one, *more, "--wait", "10"]) == 0, capsys.readouterr().err
-            assert "has nothing in hand" in capsys.readouterr().out
-            assert {each["name"]: each["state"] for each in client.status()["upstreams"][0]["servers"]} == {
-                one: "draining",
-                other: "up",
-            }
-            before = [len(origin.seen) for origin in origins]
-            for _ in range(4):
-                assert requests.get(f"http://{where}/x", timeout=PATIENCE).status_code == 200
-            assert [len(origin.seen) for origin in origins] == [before[0], before[1] + 4]
-            assert main(["proxy", "ready", one, *more]) == 0
-            wait_until(lambda: client.status()["upstreams"][0]["servers"][0]["state"] == "up")
+        assert main(["proxy", "drain", one, *more, "--wait", "10"]) == 0, capsys.readouterr().err
+        assert "has nothing in hand" in capsys.readouterr().out
+        assert {each["name"]: each["state"] for each in client.status()["upstreams"][0]["servers"]} == {
+            one: "draining",
+            other: "up",
+        }
+        before = [len(origin.seen) for origin in origins]
+        for _ in range(4):
+            assert requests.get(f"http://{where}/x", timeout=PATIENCE).status_code == 200
+        assert [len(origin.seen) for origin in origins] == [before[0], before[1] + 4]
+        assert main(["proxy", "ready", one, *more]) == 0
+        wait_until(lambda: client.status()["upstreams"][0]["servers"][0]["state"] == "up")
         (tmp_path / "token").write_text("wrong")
         assert main(["proxy", "drain", one, *more]) == 1
         assert "refuses: 401: Authorization: Bearer TOKEN expected" in capsys.readouterr().err
