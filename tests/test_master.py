@@ -193,7 +193,8 @@ def test_systemd(tmp_path):
         notified.bind(str(tmp_path / "notify"))
         notified.settimeout(PATIENCE)
         program = f"import os, sys; os.dup2({given.fileno()}, 3); os.environ['LISTEN_PID'] = str(os.getpid());"
-        program += "os.execv(sys.executable, [sys.executable, '-m', 'greensock', 'run', 'served_classes:Site'])"
+        program += "arguments = '-m greensock run served_classes:Site --operations ./operators'.split();"
+        program += "os.execv(sys.executable, [sys.executable, *arguments])"
         environ = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{PROGRAMS}",
@@ -217,6 +218,7 @@ def test_systemd(tmp_path):
                     heard = heard.partition(words)[2]
 
                 hear("READY=1")
+                assert (tmp_path / "operators").is_socket()  # which is opened beside the one that was given
                 with socket.create_connection(given.getsockname()) as sock:
                     sock.settimeout(PATIENCE)
                     sock.sendall(b"GET / HTTP/1.0\r\n\r\n")

@@ -82,12 +82,15 @@ class Master(Arbiter):  # type: ignore[misc]
 
     #: What writes the error log, if it ever went elsewhere than to standard error.
     _error_log: ErrorLog | None = None
+    #: Whether the sockets were systemd's: gunicorn's word.
+    systemd: bool
 
     def __init__(self, app: ServerApplication) -> None:
         super().__init__(app)
         # gunicorn's words for USR2 are those of a script; this is how the interpreter was really called.
         self.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]
         self._addresses: list[Any] = []
+        self._is_given_all = True
         self._has_served = False
         self._is_stopping = False
         self._pause = 0.0
@@ -124,7 +127,18 @@ class Master(Arbiter):  # type: ignore[misc]
         source = self.app.source
         _, theirs = source.part([each.sock for each in self.LISTENERS])
         if theirs is None:
-            self.LISTENERS = [*self.LISTENERS, *self._opened(source.operators_addresses)]
+            opened = self._opened(source.operators_addresses)
+            self.LISTENERS = [*self.LISTENERS, *opened]
+            self._is_given_all = not opened
+
+    def reexec(self) -> None:
+        """Start a second master. systemd's way to pass sockets on knows of no others than its own."""
+        is_systemd = self.systemd
+        self.systemd = is_systemd and self._is_given_all
+        try:
+            super().reexec()
+        finally:
+            self.systemd = is_systemd
 
     def _opened(self, addresses: list[Any]) -> list[Any]:
         """Return listeners on these addresses, all or none."""

@@ -346,7 +346,7 @@ class Steward:
             return True
 
         self._set(change)
-        log.warning("%s: %s is to be %s", upstream, server, state)
+        log.warning("%s: %s: set to %s by an operator", upstream, server, state)
 
     def add(self, upstream: str, options: ServerOptions) -> None:
         """Have a further server, in all workers; see ``Gateway.add_server``."""
