@@ -277,3 +277,6 @@ def test_servers_come_and_go_with_the_answers(serve, names, monkeypatch):
         wait_until(lambda: len(names.asked) > asked)
         assert client.get(url + "/still").status == 200
     assert servers() == [f"127.0.0.2:{port}"]
+    # The name that was given stands for all addresses that it leads to.
+    gateway.set_server("site", f"app.test:{port}", "drain")
+    assert [each.state for each in group.status()] == ["draining"]

@@ -75,7 +75,10 @@ class ServerCap:
             return True
         view.add(self._place, SLOTS, 1)
         total = self.slots + 1 + view.of_others(self._place, SLOTS)
-        if total > self.most or view.has_needier(self._place, self.slots, self._clock()):
+        # Of several that are free one may have one: only the last is for who has fewer.
+        if total >= self.most and (
+            total > self.most or view.has_needier(self._place, self.slots, self._clock())
+        ):
             view.add(self._place, SLOTS, -1)
             return False
         self.slots += 1
@@ -104,12 +107,11 @@ class ServerCap:
         others = self._view.of_others(self._place, WAITING) if self._view is not None else 0
         return self.waiting + others < most
 
-    def ask(self, more: int) -> bool:
-        """Count requests in hand, or out; return whether a further one would have to wait."""
+    def ask(self, more: int) -> None:
+        """Count requests in hand, or out."""
         self.asked += more
         if self._view is not None:
             self._view.add(self._place, ASKED, more)
-        return self.is_full()
 
     def is_full(self) -> bool:
         """Return whether a further request would have to wait."""

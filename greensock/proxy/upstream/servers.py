@@ -373,17 +373,16 @@ class CappedServer(UpstreamServer):
         self.is_full = self.cap.is_full()
 
     def enter(self) -> None:
-        self.requests += 1
-        self.used += 1
-        self.is_full = self.cap.ask(1)
+        super().enter()
+        self.cap.ask(1)
 
     def leave(self) -> None:
-        self.used -= 1
-        self.is_full = self.cap.ask(-1)
+        super().leave()
+        self.cap.ask(-1)
 
     def hold(self, more: int) -> None:
-        self.held += more
-        self.is_full = self.cap.ask(more)
+        super().hold(more)
+        self.cap.ask(more)
 
     def attach(self, view: WorkersView, place: int, base: Sequence[int]) -> None:
         super().attach(view, place, base)
