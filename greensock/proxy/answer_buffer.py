@@ -35,8 +35,11 @@ log = logging.getLogger("greensock.upstream")
 
 #: Seconds that a server may wait for a client in any case.
 GRACE = 0.02
-#: Bytes a second at which a client keeps up, whatever its server could do: then long bodies stay in the kernel.
+#: Bytes a second at which a client keeps up, whatever its server could do.
 KEEPS_UP = 50e6
+#: Seconds that one wait may take while a long body stays in the kernel, which costs a third less than to hold it: what
+#: the kernel has for a client that takes 10 MB a second or more has room again by then.
+IN_KERNEL = 0.1
 #: Bytes of a file that are sent at a time.
 FILE_PIECE = 1 << 20
 #: Seconds between two lines on a disk that takes nothing.
@@ -47,18 +50,22 @@ class Patience:
     """How long a server may still wait for a client that takes its answer.
 
     It is ``GRACE`` seconds, and as long as the client needs at ``KEEPS_UP`` bytes a second: a fast reader, who is late
-    by a moment now and then, costs no greenlet and no copy.
+    by a moment now and then, costs no greenlet and no copy. While a body stays ``in_kernel`` it is ``IN_KERNEL``
+    seconds each time.
     """
 
-    __slots__ = ("_conn", "_held_up", "_sent")
+    __slots__ = ("_conn", "_held_up", "_in_kernel", "_sent")
 
-    def __init__(self, conn: Any) -> None:
+    def __init__(self, conn: Any, in_kernel: bool = False) -> None:
+        self._in_kernel = in_kernel
         self._conn = conn
         self._held_up = conn.held_up
         self._sent = conn.bytes_sent
 
     def left(self) -> float:
         """Return the seconds that are left; 0.0 if there are none."""
+        if self._in_kernel:
+            return IN_KERNEL
         conn = self._conn
         earned: float = (conn.bytes_sent - self._sent) / KEEPS_UP
         waited: float = conn.held_up - self._held_up

@@ -565,7 +565,8 @@ _LOG = {
 class Buffering:
     """How much of an answer is held for a client that does not keep up with it, so that its server is free.
 
-    A server waits for a client 20 ms at the most, and for one that takes 50 MB a second as long as that needs. Both 0:
+    A server waits for a client 20 ms at the most, for one that takes 50 MB a second as long as that needs, and while a
+    long answer stays in the kernel 100 ms each time. Both 0:
     nothing is held. (Nor is a stream of events, nor what the server says ``X-Accel-Buffering: no`` of, nor an answer
     that is known to be longer than both together.)
 

@@ -412,6 +412,8 @@ class _StreamedAnswer:
         may_splice = exchange.is_sent and not relay.proxy.watches_responses
         is_held = self._buffer is not None and self._buffer.is_holding
         if left is not None and left >= SPLICED and may_splice and not is_held:
+            if self._client.patience is not None:
+                self._client.patience = Patience(self._client, in_kernel=True)
             self._splice(left)
         began = 0.0
         for piece in self._further():
@@ -496,6 +498,7 @@ class _StreamedAnswer:
                 moved = conn.splice(client, count, timeout=seconds, send_timeout=client.send_timeout)
         except ClientBehind as behind:  # the engine sends what is on its way; the rest is read, and held
             moved = conn.bytes_received - before
+            client.patience = Patience(client)
             self._fall_behind(behind, ())
         except OperationTimeout as error:
             # The server was silent. If the client took nothing, the error is of its connection and is let through: the
