@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from time import monotonic, time
 from typing import Any
@@ -78,17 +78,7 @@ class ProxyFigures:
         Raises:
             LookupError: there is none of that name.
         """
-        order: Callable[[str, str, str], object] | None = getattr(self._gateway, "set_server", None)
-        if order is not None:
-            order(upstream, server, what)
-            return
-        known = self._gateway.upstreams.get(upstream)
-        if known is None:
-            raise LookupError(f"there is no upstream {upstream!r}: {', '.join(self._gateway.upstreams)}")
-        if all(each.name != server for each in known.all):
-            names = ", ".join(each.name for each in known.all)
-            raise LookupError(f"there is no server {server!r} in {upstream}: {names}")
-        raise LookupError("servers of this gateway can't be drained")
+        self._gateway.set_server(upstream, server, what)
 
     def _servers(self) -> list[tuple[Upstream, UpstreamServer]]:
         return [(upstream, server) for upstream in self._gateway.upstreams.values() for server in upstream.all]
