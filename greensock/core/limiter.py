@@ -315,12 +315,18 @@ class Limiter:
     # -- making room
 
     def permits(self) -> float:
-        """Return how many more connections are welcome, after making room for one if somebody waits."""
+        """Return how many more connections are welcome, after making room for one if somebody waits.
+
+        Who comes in the very moment of that look is one more than ``max_connections``, until the next one comes.
+        """
         server = self._server
         found: float = server.accept_permits()
         if found < 1 and self._limits.evict_idle is not None:
-            # Asked of the kernel, as the listener may have been found readable before, and be empty by now.
-            if any(has_input(listener.fileno()) for listener in server.listeners) and self.make_room():
+            # Asked of the kernel, as the listener may have been found readable before, and be empty by now. Then one is
+            # welcome all the same: else the acceptor would wait for one to end, and not for one to come.
+            if not any(has_input(listener.fileno()) for listener in server.listeners):
+                return 1
+            if self.make_room():
                 return cast(float, server.accept_permits())
         return found
 
