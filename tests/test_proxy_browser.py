@@ -23,6 +23,7 @@ upstream = "page"
 path = "/app"
 strip_prefix = true
 upstream = "flask"
+rewrite_answers = false  # it knows where it stands, and one of its cookies is for the whole site
 request_fields = { set = { X-Forwarded-Prefix = "/app" } }
 [[routes]]
 path = "/ws"
