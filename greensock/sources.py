@@ -90,7 +90,7 @@ def listen(address: Any, **options: Any) -> socket.socket:
     try:
         server: Server[Any] = Server(address, **options)
         server.open_listeners()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         shown = address if isinstance(address, str) else ":".join(map(str, address))
         raise Refused(f"cannot listen on {shown}: {error}", isinstance(error, OSError)) from error
     (sock,) = server.pass_listeners()
