@@ -100,6 +100,26 @@ def test_a_worker_that_is_killed_and_one_that_hangs(tmp_path):
         assert re.search(r"hangs here:\n(.*\n)*?.*in handle_request\n", master.log())
 
 
+def test_a_worker_that_cannot_be_forked_is_tried_again(tmp_path):
+    """A system has no room for one more process, and then it has some."""
+    program = "import os, sys; from greensock.cli import main; fork = os.fork\n"
+    program += "def full():\n  if os.path.exists('room'): return fork()\n  raise BlockingIOError(11, 'no room')\n"
+    program += "os.fork = full; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "run", "served_classes:Site", "--bind", "127.0.0.1:0", "--workers=2"]
+    (tmp_path / "room").touch()
+    with arbiter(tmp_path, "", command=command) as master:
+        master.wait_for("Booting worker", times=2)
+        (tmp_path / "room").unlink()
+        pid = master.ask().pid
+        os.kill(pid, signal.SIGKILL)
+        master.wait_for("A worker cannot be made: [Errno 11] no room. It is tried again in 0.5 s.")
+        assert master.ask().pid != pid
+        (tmp_path / "room").touch()
+        master.wait_for("Booting worker", times=3)
+        assert master.stop() == 0
+        assert "Traceback" not in master.log()
+
+
 def test_a_second_sigterm_hastens_the_end(tmp_path):
     with running(tmp_path) as master, master.connect() as sock:
         sock.sendall(b"GET /sleep?60 HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -341,10 +341,10 @@ class Steward:
 
         def change(document: Document) -> bool:
             admin = document.setdefault("admin", {})
-            has_changed = any([admin.pop(each, None) is not None for each in below])
+            gone = [admin.pop(each, None) for each in below]
             of_name = next((admin[each][0] for each in above if each in admin), "ready")
             if admin.get(key, [of_name])[0] == state:
-                return has_changed
+                return any(gone)
             if state == of_name:
                 del admin[key]
             else:
