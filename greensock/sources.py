@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from greensock.core.server import Server
 from greensock.limits.client_limits import shared_place, table_of_clients
@@ -27,8 +27,9 @@ from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.upstream.shared_servers import SharedServers
 from greensock.shared_pages import SharedPages
 
-__all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
+__all__ = ["ClassSource", "ProxySource", "Refused", "Source", "in_order_of"]
 
+Item = TypeVar("Item")
 
 #: What the memory is called in which servers have what their clients use.
 CLIENTS = "clients of servers"
@@ -242,7 +243,7 @@ class ProxySource(_Operated):
         gateway.watch = watch = self.made_watch(slot, own)
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))
-            for sock, place in zip(sockets, _places_of(sockets, self.config.listeners), strict=True)
+            for sock, place in zip(sockets, in_order_of(sockets, self.config.listeners, _address_of), strict=True)
         ]
         operators = self.made_operators(watch, own, self._proxies, ProxyFigures(gateway, self._proxies))
         return [*self._proxies, *operators]
@@ -254,24 +255,29 @@ class ProxySource(_Operated):
                 proxy.gateway.log.reopen()
 
 
-def _places_of(sockets: Sequence[Any], places: Sequence[ListenPlace]) -> list[ListenPlace | None]:
-    """Return what the configuration says of each socket: by its port or path, and of the others in their order.
+def in_order_of(
+    sockets: Sequence[Any], items: Sequence[Item], address_of: Callable[[Item], Any] = lambda each: each
+) -> list[Item | None]:
+    """Return what is said of each socket: by its port or path, and of the others in their order; None: nothing.
 
-    Those that were inherited have an order of their own, and what is said of TLS must not go to another. What is in no
-    configuration is a plain one.
+    Those that were inherited have an order of their own, and what is said of TLS must not go to another.
     """
-    left = list(places)
-    found: dict[int, ListenPlace] = {}
+    left = list(items)
+    found: dict[int, Item] = {}
     for is_exact in (True, False):
         for index, sock in enumerate(sockets):
             name = sock.getsockname()
-            for place in left:
-                if index not in found and _is_same(place.address, name, is_exact):
-                    found[index] = place
-                    left.remove(place)
+            for item in left:
+                if index not in found and _is_same(address_of(item), name, is_exact):
+                    found[index] = item
+                    left.remove(item)
                     break
     rest = iter(left)
     return [found[index] if index in found else next(rest, None) for index in range(len(sockets))]
+
+
+def _address_of(place: ListenPlace) -> Any:
+    return place.address
 
 
 def _is_same(address: Any, name: Any, is_exact: bool) -> bool:

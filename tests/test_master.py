@@ -207,6 +207,37 @@ def test_what_is_given_and_is_no_socket(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_reload_closes_the_listener_that_is_no_more_of_those_given(tmp_path):
+    """Whatever order they were given in."""
+    path = tmp_path / "proxy.toml"
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        goes, stays = first.getsockname()[1], second.getsockname()[1]
+
+        def write(*ports):
+            listen = [f"127.0.0.1:{port}" for port in ports]
+            path.write_text(f'listen = {listen}\n[upstreams.a]\nservers = ["http://127.0.0.1:9"]\n{GONE}')
+
+        write(stays, goes)
+        given = [first.fileno(), second.fileno()]
+        program = f"import fcntl, os, sys; kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 30) for fd in {given}];"
+        program += f"[os.set_inheritable(fd, False) for fd in {given}];"
+        program += "[os.dup2(fd, number) for number, fd in enumerate(kept, 3)];"
+        program += "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2');"
+        program += f"arguments = ['-m', 'greensock', 'proxy', '--config', {str(path)!r}, '--workers=1'];"
+        program += "os.execv(sys.executable, [sys.executable, *arguments])"
+        with arbiter(tmp_path, command=[sys.executable, "-c", program], pass_fds=given) as master:
+            assert [address[1] for address in master.addresses] == [goes, stays]
+            first.close()
+            second.close()
+            write(stays)
+            master.send(signal.SIGHUP)
+            master.wait_for("the configuration was read anew")
+            assert master.ask(which=1).status == 410
+            with pytest.raises(ConnectionRefusedError):
+                wait_until(lambda: socket.create_connection(("127.0.0.1", goes)).close())
+            assert master.stop() == 0
+
+
 def test_systemd(tmp_path):
     """It takes the socket that it is given, and says when it is ready, reads anew, is alive and stops."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, socket.create_server(("127.0.0.1", 0)) as given:

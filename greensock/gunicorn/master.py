@@ -39,7 +39,7 @@ from greensock.proxy.log.error_log import ErrorLog
 from greensock.proxy.log.targets import STDERR
 from greensock.proxy.options import LogOptions
 from greensock.shared_pages import SharedPages
-from greensock.sources import Refused, Source
+from greensock.sources import Refused, Source, in_order_of
 
 __all__ = ["Master", "ServerApplication"]
 
@@ -127,6 +127,8 @@ class Master(Arbiter):  # type: ignore[misc]
             self._open_for_operators()
         sd_notify("READY=1", self.log)
         self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
+        if not is_ours and self._addresses:  # who gives sockets has an order of his own
+            self._addresses = in_order_of([each.sock for each in self.LISTENERS], addresses)
 
     def _open_for_operators(self) -> None:
         """Listen for the operators, if no socket that was given is theirs: who gives them may know of none."""
