@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from greensock.core.server import Server
 from greensock.limits.client_limits import shared_place, table_of_clients
+from greensock.limits.client_table import ClientTable
 from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.operations_server import OperationsServer
 from greensock.operations.worker_watch import Behind, WorkerWatch
@@ -205,6 +206,8 @@ class ProxySource(_Operated):
             config = self._read_config()
         except ConfigError as error:
             raise Refused(str(error)) from error
+        if self._pages is not None:
+            _guard_tables(config, self._pages)  # while all can stay as it is
 
         def take() -> Callable[[], None]:
             before, self.config = self.config, config
@@ -223,12 +226,11 @@ class ProxySource(_Operated):
     def share(self, pages: SharedPages) -> None:
         """Share what is known of the servers behind, too, and of clients; who leads goes by how new the workers are."""
         super().share(pages)
+        tables = _guard_tables(self.config, pages)
         if self._shared is None:
             self._shared = SharedServers(pages)
         else:
             self._shared.edition += 1
-        shared = SharedBlocks(pages.block, pages.slots)
-        tables = self.config.guard_tables(shared)
         pages.forget(GUARDS, tables)
         for name, table in tables.items():
             pages.on_gone(name, table.clear_column)
@@ -253,6 +255,14 @@ class ProxySource(_Operated):
         for proxy in self._proxies[:1]:
             if proxy.gateway.log is not None:
                 proxy.gateway.log.reopen()
+
+
+def _guard_tables(config: ProxyConfig, pages: SharedPages) -> dict[str, ClientTable]:
+    """Return the tables of guards that all workers share, by the names of their memory, or raise :class:`Refused`."""
+    try:
+        return config.guard_tables(SharedBlocks(pages.block, pages.slots))
+    except OSError as error:
+        raise Refused(f"guard: memory for max_clients expected: {error.strerror}", by_system=True) from error
 
 
 def in_order_of(
