@@ -243,9 +243,10 @@ class ProxySource(_Operated):
         if self._shared is not None:
             gateway.join(self._shared, slot)
         gateway.watch = watch = self.made_watch(slot, own)
+        places = in_order_of(sockets, self.config.listeners, _address_of)
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))
-            for sock, place in zip(sockets, in_order_of(sockets, self.config.listeners, _address_of), strict=True)
+            for sock, place in zip(sockets, places, strict=True)
         ]
         operators = self.made_operators(watch, own, self._proxies, ProxyFigures(gateway, self._proxies))
         return [*self._proxies, *operators]
