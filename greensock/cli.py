@@ -343,7 +343,7 @@ def _option(text: str) -> tuple[str, Any]:
         raise Refused(f"--option {text!r}: NAME=VALUE expected")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):  # {[]: 1}, say
         return name, value
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,8 @@ class PidFile:
             fresh.write_text(f"{os.getpid()}\n")
             fresh.replace(self._path)
         except OSError as error:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
             raise Refused(f"{self._path}: {error.strerror}: a pid file that can be written expected", True) from error
         self._is_taken = True
 

@@ -110,6 +110,11 @@ class SharedPages:
         """Whether there is a row for one more worker."""
         return len(self._taken) < self.slots
 
+    @property
+    def held(self) -> frozenset[int]:
+        """Which rows were taken, and not given back. In the master."""
+        return frozenset(self._taken)
+
     def take(self) -> int:
         """Return a row that nobody has. In the master.
 

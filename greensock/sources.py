@@ -12,10 +12,11 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from greensock.core.server import Server
 from greensock.limits.client_limits import shared_place, table_of_clients
+from greensock.limits.client_table import ClientTable
 from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.operations_server import OperationsServer
 from greensock.operations.worker_watch import Behind, WorkerWatch
@@ -27,8 +28,9 @@ from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.upstream.shared_servers import SharedServers
 from greensock.shared_pages import SharedPages
 
-__all__ = ["ClassSource", "ProxySource", "Refused", "Source"]
+__all__ = ["ClassSource", "ProxySource", "Refused", "Source", "in_order_of"]
 
+Item = TypeVar("Item")
 
 #: What the memory is called in which servers have what their clients use.
 CLIENTS = "clients of servers"
@@ -90,7 +92,7 @@ def listen(address: Any, **options: Any) -> socket.socket:
     try:
         server: Server[Any] = Server(address, **options)
         server.open_listeners()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         shown = address if isinstance(address, str) else ":".join(map(str, address))
         raise Refused(f"cannot listen on {shown}: {error}", isinstance(error, OSError)) from error
     (sock,) = server.pass_listeners()
@@ -204,6 +206,8 @@ class ProxySource(_Operated):
             config = self._read_config()
         except ConfigError as error:
             raise Refused(str(error)) from error
+        if self._pages is not None:
+            _guard_tables(config, self._pages)  # while all can stay as it is
 
         def take() -> Callable[[], None]:
             before, self.config = self.config, config
@@ -222,12 +226,11 @@ class ProxySource(_Operated):
     def share(self, pages: SharedPages) -> None:
         """Share what is known of the servers behind, too, and of clients; who leads goes by how new the workers are."""
         super().share(pages)
+        tables = _guard_tables(self.config, pages)
         if self._shared is None:
             self._shared = SharedServers(pages)
         else:
             self._shared.edition += 1
-        shared = SharedBlocks(pages.block, pages.slots)
-        tables = self.config.guard_tables(shared)
         pages.forget(GUARDS, tables)
         for name, table in tables.items():
             pages.on_gone(name, table.clear_column)
@@ -240,9 +243,10 @@ class ProxySource(_Operated):
         if self._shared is not None:
             gateway.join(self._shared, slot)
         gateway.watch = watch = self.made_watch(slot, own)
+        places = in_order_of(sockets, self.config.listeners, _address_of)
         self._proxies = [
             ReverseProxy(sock, gateway, **self.config.proxy_options(place))
-            for sock, place in zip(sockets, _places_of(sockets, self.config.listeners), strict=True)
+            for sock, place in zip(sockets, places, strict=True)
         ]
         operators = self.made_operators(watch, own, self._proxies, ProxyFigures(gateway, self._proxies))
         return [*self._proxies, *operators]
@@ -254,24 +258,37 @@ class ProxySource(_Operated):
                 proxy.gateway.log.reopen()
 
 
-def _places_of(sockets: Sequence[Any], places: Sequence[ListenPlace]) -> list[ListenPlace | None]:
-    """Return what the configuration says of each socket: by its port or path, and of the others in their order.
+def _guard_tables(config: ProxyConfig, pages: SharedPages) -> dict[str, ClientTable]:
+    """Return the tables of guards that all workers share, by the names of their memory, or raise :class:`Refused`."""
+    try:
+        return config.guard_tables(SharedBlocks(pages.block, pages.slots))
+    except OSError as error:
+        raise Refused(f"guard: memory for max_clients expected: {error.strerror}", by_system=True) from error
 
-    Those that were inherited have an order of their own, and what is said of TLS must not go to another. What is in no
-    configuration is a plain one.
+
+def in_order_of(
+    sockets: Sequence[Any], items: Sequence[Item], address_of: Callable[[Item], Any] = lambda each: each
+) -> list[Item | None]:
+    """Return what is said of each socket: by its port or path, and of the others in their order; None: nothing.
+
+    Those that were inherited have an order of their own, and what is said of TLS must not go to another.
     """
-    left = list(places)
-    found: dict[int, ListenPlace] = {}
+    left = list(items)
+    found: dict[int, Item] = {}
     for is_exact in (True, False):
         for index, sock in enumerate(sockets):
             name = sock.getsockname()
-            for place in left:
-                if index not in found and _is_same(place.address, name, is_exact):
-                    found[index] = place
-                    left.remove(place)
+            for item in left:
+                if index not in found and _is_same(address_of(item), name, is_exact):
+                    found[index] = item
+                    left.remove(item)
                     break
     rest = iter(left)
     return [found[index] if index in found else next(rest, None) for index in range(len(sockets))]
+
+
+def _address_of(place: ListenPlace) -> Any:
+    return place.address
 
 
 def _is_same(address: Any, name: Any, is_exact: bool) -> bool:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,12 @@ class Answered:
 
 @contextlib.contextmanager
 def arbiter(
-    place: Path, settings: str = "", *arguments: str, command: list[str] | None = None, logfile: str = "stderr"
+    place: Path,
+    settings: str = "",
+    *arguments: str,
+    command: list[str] | None = None,
+    logfile: str = "stderr",
+    pass_fds: Sequence[int] = (),
 ) -> Iterator[Arbiter]:
     """Start gunicorn with a configuration file that says this; end it, with all that it started."""
     place.mkdir(exist_ok=True)
@@ -110,7 +115,7 @@ def arbiter(
         open(place / "stdout", "wb") as stdout,
         subprocess.Popen(
             command, cwd=place, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, env=environ,
-            start_new_session=True,
+            start_new_session=True, pass_fds=pass_fds,
         ) as process,
     ):  # fmt: skip
         running = Arbiter(process, place, logfile)

@@ -141,6 +141,31 @@ def test_a_secret_is_not_shown():
         parse_config({**LEAST, "guard": {"token": "hidden", "api_password": "hidden", "old_secrets": ["hidden"]}})
     assert str(caught.value).count('"..."') == 3
     assert "hidden" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r'storge = "\.\.\.": no such key: storage') as caught:
+        parse_config({**LEAST, "guard": {"storge": "redis://:hidden@host"}})
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"[timeouts]\nkeep_alive = 1{'0' * 400}\n", "a whole number of more than 64 bits"),
+        (f"[guard]\nrequest_rate = 1{'0' * 400}\n", "a whole number of more than 64 bits"),
+        (f"[timeouts]\nkeep_alive = 1{'0' * 5000}\n", "no TOML"),
+        (f'[timeouts]\nkeep_alive = "{"9" * 400}s"\n', "seconds, more than 0"),
+        (f'[timeouts]\nkeep_alive = "{"9" * 5000}s"\n', "seconds, more than 0"),
+        (f'[timeouts]\nkeep_alive = "{"9" * 400}.5ms"\n', "seconds, more than 0"),
+        ("[guard]\nrequest_rate = 1\nmax_clients = 100000000000000\n", "a whole number from 1 to 10000000"),
+        ("[server]\nbacklog = 9000000000000000000\n", "of 31 bits"),
+        (f"x = {'{a=' * 247}1{'}' * 247}\n", "nested too deeply"),
+        (f"[x{'.a' * 300}]\nb = 1\n", "nested too deeply"),
+    ],
+)
+def test_what_is_beyond_bounds_is_told(tmp_path, text, words):
+    file = tmp_path / "proxy.toml"
+    file.write_text(f'{text}[upstreams.a]\nservers = ["http://127.0.0.1:1"]\n')
+    with pytest.raises(ConfigError, match=words):
+        load_config(str(file), {})
 
 
 # -- the environment
@@ -177,6 +202,7 @@ def test_values_of_the_environment(text, value):
         ("${}", "${NAME} or ${NAME:-default} expected"),
         ("${HOST-x}", "${NAME} or ${NAME:-default} expected"),
         ("${NOT_UTF8}", "NOT_UTF8 in the environment is not UTF-8"),
+        ("${NOT_UTF8:-a}", "NOT_UTF8 in the environment is not UTF-8"),
     ],
 )
 def test_what_cannot_be_filled_in(text, words):

@@ -100,6 +100,26 @@ def test_a_worker_that_is_killed_and_one_that_hangs(tmp_path):
         assert re.search(r"hangs here:\n(.*\n)*?.*in handle_request\n", master.log())
 
 
+def test_a_worker_that_cannot_be_forked_is_tried_again(tmp_path):
+    """A system has no room for one more process, and then it has some."""
+    program = "import os, sys; from greensock.cli import main; fork = os.fork\n"
+    program += "def full():\n  if os.path.exists('room'): return fork()\n  raise BlockingIOError(11, 'no room')\n"
+    program += "os.fork = full; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "run", "served_classes:Site", "--bind", "127.0.0.1:0", "--workers=2"]
+    (tmp_path / "room").touch()
+    with arbiter(tmp_path, "", command=command) as master:
+        master.wait_for("Booting worker", times=2)
+        (tmp_path / "room").unlink()
+        pid = master.ask().pid
+        os.kill(pid, signal.SIGKILL)
+        master.wait_for("A worker cannot be made: [Errno 11] no room. It is tried again in 0.5 s.")
+        assert master.ask().pid != pid
+        (tmp_path / "room").touch()
+        master.wait_for("Booting worker", times=3)
+        assert master.stop() == 0
+        assert "Traceback" not in master.log()
+
+
 def test_a_second_sigterm_hastens_the_end(tmp_path):
     with running(tmp_path) as master, master.connect() as sock:
         sock.sendall(b"GET /sleep?60 HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -185,6 +205,37 @@ def test_what_is_given_and_is_no_socket(tmp_path):
     assert "Socket operation on non-socket" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reload_closes_the_listener_that_is_no_more_of_those_given(tmp_path):
+    """Whatever order they were given in."""
+    path = tmp_path / "proxy.toml"
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        goes, stays = first.getsockname()[1], second.getsockname()[1]
+
+        def write(*ports):
+            listen = [f"127.0.0.1:{port}" for port in ports]
+            path.write_text(f'listen = {listen}\n[upstreams.a]\nservers = ["http://127.0.0.1:9"]\n{GONE}')
+
+        write(stays, goes)
+        given = [first.fileno(), second.fileno()]
+        program = f"import fcntl, os, sys; kept = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 30) for fd in {given}];"
+        program += f"[os.set_inheritable(fd, False) for fd in {given}];"
+        program += "[os.dup2(fd, number) for number, fd in enumerate(kept, 3)];"
+        program += "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='2');"
+        program += f"arguments = ['-m', 'greensock', 'proxy', '--config', {str(path)!r}, '--workers=1'];"
+        program += "os.execv(sys.executable, [sys.executable, *arguments])"
+        with arbiter(tmp_path, command=[sys.executable, "-c", program], pass_fds=given) as master:
+            assert [address[1] for address in master.addresses] == [goes, stays]
+            first.close()
+            second.close()
+            write(stays)
+            master.send(signal.SIGHUP)
+            master.wait_for("the configuration was read anew")
+            assert master.ask(which=1).status == 410
+            with pytest.raises(ConnectionRefusedError):
+                wait_until(lambda: socket.create_connection(("127.0.0.1", goes)).close())
+            assert master.stop() == 0
 
 
 def test_systemd(tmp_path):

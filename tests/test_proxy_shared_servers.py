@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
@@ -478,6 +479,42 @@ def test_an_ejection_is_known_to_all_and_so_is_its_end(workers, clock, caplog):
     ], "who takes it over says nothing"
     (later,) = workers.make("http://a", count=1, health=HealthOptions(max_fails=3))
     assert states(later) == [["up"]]
+
+
+def test_a_server_that_comes_back_fails_anew_for_all(workers, clock):
+    one, other = workers.make("http://a", health=HealthOptions(max_fails=1))
+    for _ in range(2):
+        one.add_server("site", "http://b")
+        workers.beat(2)
+        assert states(one, other) == [["up", "up"]] * 2
+        one.upstreams["site"].all[1].failed(FAILED)
+        workers.beat(2)
+        assert states(one, other) == [["up", "ejected"]] * 2
+        one.remove_server("site", "b:80")
+        workers.beat(2)
+        assert states(one, other) == [["up"]] * 2
+        assert not any(key == "site/b:80" for _, key in other._steward._turns), "nothing is kept of what is gone"
+
+
+def test_an_operator_means_a_name_or_one_of_its_addresses(workers):
+    one, other = workers.make("http://a", "http://b")
+    found = {"site/a:80": [["10.0.0.1", 80, 1, False], ["10.0.0.2", 80, 1, False]]}
+    for gateway in (one, other):
+        for group in gateway.upstreams.values():
+            group.options = dataclasses.replace(group.options, resolve_every=3600)
+    one._steward.view.table.update(lambda document: document.update(found=found))
+    workers.beat()
+    for server, state, stand in (
+        ("a:80", "drain", ["draining", "draining", "up"]),
+        ("10.0.0.1:80", "ready", ["up", "draining", "up"]),
+        ("10.0.0.1:80", "drain", ["draining", "draining", "up"]),
+        ("10.0.0.2:80", "down", ["draining", "down", "up"]),
+        ("a:80", "ready", ["up", "up", "up"]),
+    ):
+        one.set_server("site", server, state)
+        workers.beat()
+        assert states(one, other) == [stand] * 2, (server, state)
+    assert one._steward.view.table.read()[1]["admin"] == {}
 
 
 def test_other_rules_are_other_health(workers):

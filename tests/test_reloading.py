@@ -67,6 +67,11 @@ def test_a_pid_file_is_taken_and_removed(tmp_path, other, dead):
         assert list(tmp_path.iterdir()) == []
     with pytest.raises(Refused, match="No such file or directory: a pid file that can be written expected"):
         PidFile(str(tmp_path / "none" / "pid")).take()
+    there = list(tmp_path.iterdir())
+    with pytest.raises(Refused, match="Is a directory: a pid file that can be written expected"):
+        PidFile(str(tmp_path)).take()
+    assert list(tmp_path.iterdir()) == there
+    assert not list(tmp_path.parent.glob(f"{tmp_path.name}.*")), "nor is anything left beside it"
     pid_file.take()
     path.write_text(str(other.pid))
     pid_file.remove()

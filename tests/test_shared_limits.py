@@ -18,7 +18,10 @@ from proxies import Origin
 from served import once
 
 from greensock.limits.redis_share import RedisShare, has_redis, is_storage
-from greensock.proxy import Guard, GuardOptions
+from greensock.proxy import Guard, GuardOptions, parse_config
+from greensock.proxy.proxy_program import CannotStart, ProxyProgram
+from greensock.shared_pages import SharedPages
+from greensock.sources import ProxySource, Refused
 
 pytestmark = once
 needs_redis = pytest.mark.skipif(not has_redis(), reason="the package redis is not installed")
@@ -154,6 +157,34 @@ def proxied(place, origin, guard, *arguments):
     )
     command = [sys.executable, "-m", "greensock", "proxy", "--config", str(path), "--workers=2", *arguments]
     return arbiter(place, "", command=command)
+
+
+def test_a_table_without_memory_is_refused(monkeypatch):
+    """At a reload all stays as it was."""
+    least = {"listen": ["127.0.0.1:0"], "upstreams": {"app": {"servers": ["http://127.0.0.1:9000"]}}}
+    config = parse_config(least)
+    larger = parse_config({**least, "guard": {"request_rate": 1}})
+
+    def full(*arguments):
+        raise OSError(12, "Cannot allocate memory")
+
+    pages, source = SharedPages(2), ProxySource(config, lambda: larger)
+    source.share(pages)
+    monkeypatch.setattr(pages, "block", full)
+    with pytest.raises(Refused, match="guard: memory for max_clients expected: Cannot allocate memory"):
+        source.read()
+    assert source.config is config
+    program = ProxyProgram(config, lambda: larger)
+    program.start()
+    try:
+        before = program.gateway
+        monkeypatch.setattr("greensock.limits.client_table.mmap.mmap", full)
+        assert not program.reload()
+        assert program.gateway is before
+    finally:
+        program.stop()
+    with pytest.raises(CannotStart, match="memory for max_clients"):
+        ProxyProgram(larger).start()
 
 
 def kept_by(master):

@@ -11,6 +11,7 @@ What gunicorn's does (read in 27.0), and what this one does instead:
 - A worker that can't begin halts all, at any time. Here only until the first has begun; later it is tried again, with a
   pause that grows.
 - A second SIGTERM hastens nothing. Here it does.
+- A system without room for one more process ends the master. Here that is tried again, too.
 - A signal that a worker is sent while it begins is lost, as it still has the master's handlers. Here signals are held
   back until it has its own.
 - Of sd_notify it says READY. Here also RELOADING, STOPPING and WATCHDOG.
@@ -38,7 +39,7 @@ from greensock.proxy.log.error_log import ErrorLog
 from greensock.proxy.log.targets import STDERR
 from greensock.proxy.options import LogOptions
 from greensock.shared_pages import SharedPages
-from greensock.sources import Refused, Source
+from greensock.sources import Refused, Source, in_order_of
 
 __all__ = ["Master", "ServerApplication"]
 
@@ -108,6 +109,7 @@ class Master(Arbiter):  # type: ignore[misc]
         is_ours = not _is_given()
         if is_ours:
             self.LISTENERS = self._opened(addresses)
+        told = os.environ.pop("NOTIFY_SOCKET", None)  # gunicorn would say READY before the operators' socket is there
         try:
             super().start()
         except (RuntimeError, OSError, ValueError) as error:  # the pid file is another's, or can't be written
@@ -118,9 +120,15 @@ class Master(Arbiter):  # type: ignore[misc]
             is_of_sockets = not is_ours and getattr(error, "filename", None) is None
             said = f"listening sockets expected, of those that LISTEN_FDS says are given: {error}"
             raise Refused(said if is_of_sockets else str(error), by_system=True) from error
+        finally:
+            if told is not None:
+                os.environ["NOTIFY_SOCKET"] = told
         if not is_ours:
             self._open_for_operators()
+        sd_notify("READY=1", self.log)
         self._addresses = addresses if len(addresses) == len(self.LISTENERS) else []
+        if not is_ours and self._addresses:  # who gives sockets has an order of his own
+            self._addresses = in_order_of([each.sock for each in self.LISTENERS], addresses)
 
     def _open_for_operators(self) -> None:
         """Listen for the operators, if no socket that was given is theirs: who gives them may know of none."""
@@ -262,7 +270,8 @@ class Master(Arbiter):  # type: ignore[misc]
         serving = [worker for worker in self.WORKERS.values() if not _is_leaving(worker) and not _is_to_end(worker)]
         if len(serving) < self.num_workers and monotonic() >= self._spawn_at:
             for _ in range(self.num_workers - len(serving)):
-                self.spawn_worker()
+                if self.spawn_worker() is None:
+                    break
         begun = [worker for worker in self.WORKERS.values() if not _is_to_end(worker) and _state_of(worker) == BEGUN]
         serving.sort(key=lambda worker: worker.age)
         more = serving[: max(0, len(serving) - self.num_workers)]
@@ -275,7 +284,7 @@ class Master(Arbiter):  # type: ignore[misc]
             self.kill_worker(worker.pid, signal.SIGTERM)
 
     def spawn_worker(self) -> Any:
-        """Fork a worker, which gets no signal before it has handlers of its own for it."""
+        """Fork a worker, which gets no signal before it has handlers of its own for it. None: there can be none now."""
         if not self.app.pages.has_room:
             self.log.error("there are %d workers, and no room for one more", self.app.pages.slots)
             self._spawn_at = monotonic() + LONGEST_PAUSE
@@ -283,6 +292,13 @@ class Master(Arbiter):  # type: ignore[misc]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             return super().spawn_worker()
+        except OSError as error:  # there are too many processes, say, or no descriptor: as it is today, not for ever
+            if os.getpid() != self.pid:
+                raise
+            for slot in self.app.pages.held - {worker.slot for worker in self.WORKERS.values()}:
+                self.app.pages.give_back(slot)
+            self._put_off(f"A worker cannot be made: {error}.")
+            return None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -300,9 +316,7 @@ class Master(Arbiter):  # type: ignore[misc]
                     continue  # several may fail alike, and the end has begun with the first
                 if not self._has_served:
                     raise
-                self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
-                self._spawn_at = monotonic() + self._pause
-                self.log.error("%s It is tried again in %g s.", halted.reason, self._pause)
+                self._put_off(halted.reason)
                 continue
             gone = there.keys() - self.WORKERS.keys()
             for pid in gone:
@@ -310,6 +324,12 @@ class Master(Arbiter):  # type: ignore[misc]
             if gone:
                 self.wakeup()  # to have them replaced at once
             return
+
+    def _put_off(self, why: object) -> None:
+        """Make no worker for a while, which is longer each time."""
+        self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+        self._spawn_at = monotonic() + self._pause
+        self.log.error("%s It is tried again in %g s.", why, self._pause)
 
 
 def _is_given() -> bool:

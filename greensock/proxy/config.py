@@ -87,6 +87,9 @@ _URL = {"url": _SERVER.url}
 _GROUP = {"name": "upstream", "servers": (_SERVER,)}
 _COOKIE = {"name": "sticky", "secret": b"?" * 16}
 
+#: How many tables and lists may be in each other.
+MAX_DEPTH = 64
+
 #: Hosts that stand for every address, of IPv4 and IPv6.
 EVERY = frozenset({"", "::"})
 
@@ -234,9 +237,27 @@ def _parsed(data: bytes, path: str) -> dict[str, Any]:
         line, text = int(said[1]) if said else data.count(b"\n") + 1, str(error)
     except RecursionError:
         line, text = 0, "it is nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        line, text = 0, str(error).partition(":")[0]
     else:
-        return found
+        line, text = 0, _excess(found)
+        if not text:
+            return found
     raise ConfigError([ConfigProblem(path, "", "", "", f"no TOML: {text}", line)])
+
+
+def _excess(found: Mapping[str, Any]) -> str:
+    """Return what of a file is beyond bounds: whole numbers of which TOML promises no more than 64 bits, and depth."""
+    level: list[Any] = [found]
+    for _ in range(MAX_DEPTH):
+        inner = [each.values() if isinstance(each, Mapping) else each for each in level]
+        level = [each for some in inner for each in some if isinstance(each, int | list | Mapping)]
+        if any(isinstance(each, int) and not -(1 << 63) <= each < 1 << 63 for each in level):
+            return "a whole number of more than 64 bits"
+        level = [each for each in level if not isinstance(each, int)]
+        if not level:
+            return ""
+    return "it is nested too deeply"
 
 
 def _located(

@@ -87,7 +87,8 @@ class Tables:
             if key not in names:
                 near = guess(key, names) or next((name for name in names if key and key in name), "")
                 hint = f"{near}?" if near else f"one of {', '.join(shown or names)} expected"
-                self.note(table, key, given[key], f"no such key: {hint}")
+                secret = any(word in near.lower() for word in SECRETS)  # a misspelt one is one, too
+                self.note(table, key, ... if secret else given[key], f"no such key: {hint}")
 
     def made(
         self,
@@ -215,7 +216,9 @@ def _bytes(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """Return a value about as it was written, on one line."""
+    """Return a value about as it was written, on one line; ``...`` stands for one that is not shown."""
+    if value is ...:
+        return '"..."'
     if isinstance(value, Mapping):
         text = "{ " + ", ".join(f"{key} = {_of_table(str(key), each)}" for key, each in value.items()) + " }"
         text = "{}" if not value else text

@@ -62,7 +62,7 @@ def _filled_in(text: str, path: Path, environ: Mapping[str, str], wrong: Wrong) 
         name, default = match[1], match[2]
         value = environ.get(name)
         if default is not None:
-            return value or default  # as a shell has it: an empty one counts as none
+            value = value or default  # as a shell has it: an empty one counts as none
         if value is None:
             wrong.append((path, f"{name} is not set in the environment: a value, or ${{{name}:-default}}, expected"))
             return found[0]

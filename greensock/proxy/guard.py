@@ -44,6 +44,8 @@ __all__ = [
 LOOKED_AT = WAYS
 #: How many addresses and hosts are remembered, besides the table.
 MAX_ADDRESSES, MAX_HOSTS = 32768, 1024
+#: Up to how many clients a table may be made for: memory that is mapped is mapped whole.
+MOST_CLIENTS = 10_000_000
 #: Bytes of the longest ``host:port``.
 MAX_HOST = 261
 #: Clients of which is noted what they have used, until that is fetched: 100 ms, mostly.
@@ -101,7 +103,9 @@ RULES: Mapping[str, Rule] = {
     "allow_file": Rule(is_path, "the path of a file").or_none(),
     "deny_file": Rule(is_path, "the path of a file").or_none(),
     "storage": Rule(is_storage, "redis://HOST:PORT/NUMBER, rediss:// or unix://PATH").or_none(),
-    "max_clients": Rule.whole(1),
+    "max_clients": Rule(
+        lambda value: Rule.whole(1).fits(value) and value <= MOST_CLIENTS, f"a whole number from 1 to {MOST_CLIENTS}"
+    ),
     "ipv6_prefix": Rule(
         lambda value: Rule.whole(1).fits(value) and value <= 128, "a whole number of bits from 1 to 128"
     ),
@@ -155,8 +159,8 @@ class GuardOptions:
     #: A Redis (``redis://HOST:PORT/NUMBER``) by which the rates hold for all proxies that have the same; None: for
     #: this one alone.
     storage: str | None = field(default=None, repr=False)
-    #: Clients that something is known of, at about 120 bytes each; where many processes share that, 260 more for each
-    #: of ``max_connections`` and ``max_uploads``.
+    #: Clients that something is known of, 10,000,000 at the most, at about 120 bytes each; where many processes share
+    #: that, 260 more for each of ``max_connections`` and ``max_uploads``.
     max_clients: int = 100_000
     #: Bits of an IPv6 address by which clients are told apart: one host often has a whole /64.
     ipv6_prefix: int = 64

@@ -506,7 +506,9 @@ class ListenOptions:
 
 _LISTEN = {
     "max_connections": Rule.whole(1).or_none(),
-    "backlog": Rule.whole(1),
+    "backlog": Rule(
+        lambda value: Rule.whole(1).fits(value) and value < 1 << 31, "a whole number of at least 1, of 31 bits"
+    ),
     "max_workers": Rule.whole(1),
     "max_buffered": Rule.whole(0),
     "max_answer_memory": Rule.whole(0),

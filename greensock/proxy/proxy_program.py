@@ -202,6 +202,8 @@ def _started(
         gateway = config.gateway()
     except BadNetworks as error:
         raise CannotStart(str(error)) from error
+    except OSError as error:
+        raise CannotStart(f"guard: memory for max_clients expected: {error.strerror}") from error
     except ValueError as error:
         raise CannotStart(f"the log: {error}") from error
     gateway.watch = watch

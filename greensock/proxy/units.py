@@ -9,7 +9,8 @@ from fractions import Fraction
 
 __all__ = ["SIZE", "TIME", "Unit", "unit_of"]
 
-_parts = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]+)")
+#: Digits before and behind the point: what has more is no number that anybody means.
+_parts = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)([A-Za-z]+)")
 
 
 @dataclass(frozen=True, slots=True)

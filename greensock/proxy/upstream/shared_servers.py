@@ -8,7 +8,8 @@ The table (a document, see ``shared_table``) says the rest; a server's key there
 
 =========== =========================================================================================================
 places      the place, and what had been counted there for whoever had it before: ``[place, requests, errors]``
-admin       what an operator wants: ``["drain" or "down", since]``
+turn        how many pieces of news of checks and ejections were told so far
+admin       what an operator wants: ``["drain", "down" or, against what is said of its name, "ready", since]``
 checks      what checks found: ``[turn, rules, is_down, since, why]``
 ejections   what requests found: ``[turn, rules, until or null, seconds, penalty, since, why]``; null: it is up again
 found       where a name leads: ``[[host, port, weight, is_backup], ...]``

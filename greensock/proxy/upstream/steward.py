@@ -140,6 +140,7 @@ class Steward:
         """Stand as the table says; return whether servers came or went."""
         self._generation, self._document = self.view.table.read()
         document, has_changed = self._document, False
+        self._turns = {each: turn for each, turn in self._turns.items() if each[1] in document.get(each[0], {})}
         for name, upstream in self._upstreams.items():
             if upstream.arrange(specs_of(upstream.options, document)):
                 has_changed = True
@@ -256,8 +257,9 @@ class Steward:
         document.setdefault("checks", {})[key] = told
 
     def _next_turn(self, table: str, key: str, document: Document) -> int:
-        before = document.get(table, {}).get(key)
-        turn: int = 1 if before is None else before[0] + 1
+        # One count for all: a server that comes back is not told by a turn that others have seen of it before.
+        turn: int = document.get("turn", 0) + 1
+        document["turn"] = turn
         self._turns[table, key] = turn  # nothing new to this worker
         return turn
 
@@ -284,7 +286,6 @@ class Steward:
             there = document.get(table, {})
             for key in [each for each in there if each not in wanted]:
                 del there[key]
-                self._turns.pop((table, key), None)
                 has_changed = True
         for table in ("added", "removed"):
             there = document.get(table, {})
@@ -334,12 +335,17 @@ class Steward:
         if server not in names:
             raise LookupError(f"server={server!r}: one of {', '.join(sorted(names))} expected")
         key = key_of_server(upstream, server)
+        # Its addresses, if it is a name; or the name, if it is an address: what is said last holds.
+        below = [key_of_server(upstream, each.name) for each in group.all if each.spec.given == server != each.name]
+        above = {key_of_server(upstream, each.spec.given) for each in group.all if each.name == server} - {key}
 
         def change(document: Document) -> bool:
             admin = document.setdefault("admin", {})
-            if admin.get(key, ["ready"])[0] == state:
-                return False
-            if state == "ready":
+            gone = [admin.pop(each, None) for each in below]
+            of_name = next((admin[each][0] for each in above if each in admin), "ready")
+            if admin.get(key, [of_name])[0] == state:
+                return any(gone)
+            if state == of_name:
                 del admin[key]
             else:
                 admin[key] = [state, time()]
