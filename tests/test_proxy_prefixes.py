@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import read_all
+from conftest import read_all, wait_until
 from proxies import fields_of
 from proxy_peers import (  # noqa: F401  # fixtures
     dial,
@@ -203,6 +203,19 @@ def test_what_leads_out_of_the_base_is_refused(proxied, dial, origin):
         answer = read_all(dial(proxy, b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n"))
         assert answer.startswith(b"HTTP/1.1 400 ")
     assert not origin.seen
+
+
+@pytest.mark.parametrize(("target", "sent"), [(b"/y", b"/base/y"), (b"/../secret", None)])
+def test_a_base_that_comes_while_a_body_is_waited_for(proxied, dial, origin, target, sent):
+    """What was looked at when no server had a path is looked at again for one that was added meanwhile."""
+    proxy = proxied("http://127.0.0.1:1")
+    sock = dial(proxy, b"POST " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\na")
+    wait_until(lambda: any(conn.upload for conn in proxy.connections))
+    proxy.gateway.add_server("site", origin.url + "/base")
+    proxy.gateway.remove_server("site", "127.0.0.1:1")
+    sock.sendall(b"b")
+    assert read_all(sock).startswith(b"HTTP/1.1 400 " if sent is None else b"HTTP/1.1 200 ")
+    assert [asked for _, asked, *_ in origin.seen] == ([] if sent is None else [sent])
 
 
 def test_the_prefix_of_a_trusted_peer_goes_in_front(proxied, dial, origin):
