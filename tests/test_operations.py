@@ -28,6 +28,7 @@ from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy import CannotStart, ProxyProgram, ReverseProxy, parse_config
 from greensock.proxy.failure import Failure
 from greensock.proxy.proxy_figures import ProxyFigures
+from greensock.proxy.upstream.shared_table import TableFull
 from greensock.shared_pages import SharedPages
 
 TOKEN = "a-token-of-32-characters-in-all."
@@ -307,6 +308,14 @@ def test_a_server_is_drained_by_its_gateway(serve, program):
         answer = ask(operators(proxy), path, BEARER, "POST", body)
         assert (answer.status, answer.body) == (204, b"")
     assert orders == [("app", origin.url[7:], "drain"), ("app", origin.url[7:], "ready")]
+    for error, words in ((TimeoutError("others write"), "others write"), (TableFull("7 bytes"), "is full: 7 bytes")):
+
+        def fails(*_: object, error=error) -> None:
+            raise error
+
+        proxy.gateway.set_server = fails
+        answer = ask(operators(proxy), "/drain", BEARER, "POST", body)
+        assert (answer.status, words in answer.text) == (503, True), answer.text
 
 
 def test_connections(serve, program, connect):

@@ -12,6 +12,7 @@ from greensock.proxy.gateway import Gateway
 from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.upstream.health import Standing
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
+from greensock.proxy.upstream.shared_table import TableFull
 
 __all__ = ["ProxyFigures"]
 
@@ -97,8 +98,12 @@ class ProxyFigures:
 
         Raises:
             LookupError: there is none of that name.
+            OSError: the other workers can't be told.
         """
-        self._gateway.set_server(upstream, server, what)
+        try:
+            self._gateway.set_server(upstream, server, what)
+        except TableFull as error:
+            raise OSError(f"the table of servers is full: {error}") from None
 
     def _servers(self) -> list[tuple[Upstream, UpstreamServer]]:
         return [(upstream, server) for upstream in self._gateway.upstreams.values() for server in upstream.all]
