@@ -310,7 +310,7 @@ def test_a_server_is_drained_by_its_gateway(serve, program):
     assert orders == [("app", origin.url[7:], "drain"), ("app", origin.url[7:], "ready")]
     for error, words in ((TimeoutError("others write"), "others write"), (TableFull("7 bytes"), "is full: 7 bytes")):
 
-        def fails(*_: object, error=error) -> None:
+        def fails(*_, error=error):
             raise error
 
         proxy.gateway.set_server = fails
