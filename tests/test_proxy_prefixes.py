@@ -284,6 +284,20 @@ def test_a_pattern_in_a_redirect(proxied, dial):
             assert re.search(rb"Location: (.*)\r\n", answer)[1] == location
 
 
+def test_a_group_in_a_query_adds_no_field(proxied, dial, origin):
+    routes = [
+        Route("site", pattern="/u/(?P<id>.*)", rewrite="/of/{match.id}?id={match.id}"),
+        Route(Redirect("/{match.id}?id={match.id}"), pattern="/r/(?P<id>.*)"),
+    ]
+    proxy = proxied(origin.url, routes=routes)
+    for target in (b"/u/", b"/r/"):
+        asks = b"GET " + target + b"1&a=2;b=3+4/5 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        answer = read_all(dial(proxy, asks))
+    query = b"1&a=2;b=3+4/5?id=1%26a%3D2%3Bb%3D3%2B4/5"
+    assert origin.seen[0][1] == b"/of/" + query
+    assert re.search(rb"Location: (.*)\r\n", answer)[1] == b"/" + query
+
+
 def test_groups_that_are_dots_together(proxied, dial, origin):
     routes = [Route("site", pattern="/(?P<a>.)(?P<b>.)x", rewrite="/z/{match.a}{match.b}/y")]
     proxy = proxied(origin.url, routes=routes)
