@@ -26,6 +26,9 @@ from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.operations_server import OperationsServer
 from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy import CannotStart, ProxyProgram, ReverseProxy, parse_config
+from greensock.proxy.failure import Failure
+from greensock.proxy.proxy_figures import ProxyFigures
+from greensock.proxy.upstream.shared_table import TableFull
 from greensock.shared_pages import SharedPages
 
 TOKEN = "a-token-of-32-characters-in-all."
@@ -305,6 +308,14 @@ def test_a_server_is_drained_by_its_gateway(serve, program):
         answer = ask(operators(proxy), path, BEARER, "POST", body)
         assert (answer.status, answer.body) == (204, b"")
     assert orders == [("app", origin.url[7:], "drain"), ("app", origin.url[7:], "ready")]
+    for error, words in ((TimeoutError("others write"), "others write"), (TableFull("7 bytes"), "is full: 7 bytes")):
+
+        def fails(*_, error=error):
+            raise error
+
+        proxy.gateway.set_server = fails
+        answer = ask(operators(proxy), "/drain", BEARER, "POST", body)
+        assert (answer.status, words in answer.text) == (503, True), answer.text
 
 
 def test_connections(serve, program, connect):
@@ -500,3 +511,26 @@ def test_the_document_names_every_metric():
         | of_all
         | of_servers
     )
+
+
+def test_a_server_that_comes_back_counts_on():
+    """One that was removed, or that its name no longer led to, is another one when it is back: its figures go on."""
+    gateway = gateway_to("http://127.0.0.1:1")
+    pages = SharedPages(1)
+    pages.enter(pages.take())
+    WorkerWatch.share(pages)
+    watch = WorkerWatch(pages, 0, None)
+    watch.follow([], ProxyFigures(gateway, []))
+    for requests in (3, 2, 1):
+        gateway.add_server("site", "http://127.0.0.1:2")
+        server = gateway.upstreams["site"].all[1]
+        for _ in range(requests):
+            server.enter()
+            server.failed(Failure("refused", 502))
+            server.leave()
+        watch.write()
+        gateway.remove_server("site", "127.0.0.1:2")
+        watch.write()
+    counted = watch.counters.of(0)
+    assert counted["server_requests|site|127.0.0.1:2"] == 6
+    assert counted["server_errors|site|127.0.0.1:2"] == 6

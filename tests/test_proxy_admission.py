@@ -229,6 +229,7 @@ def test_who_is_asked_lets_it_pass(proxied, dial, origin):
         assert told[b"x-forwarded-proto"] == b"http"
         assert told[b"x-forwarded-for"] == b"127.0.0.1"
         assert told[b"cookie"] == b"s=t"
+        assert not told.keys() & {b"x-user", b"x-none"}, "it may believe them"
         assert not told.keys() & {b"content-length", b"transfer-encoding", b"if-none-match", b"content-type"}
         _, _, raw, body = origin.seen[0]
         assert body == b"body"
@@ -337,10 +338,14 @@ def test_options_of_who_is_asked():
 
 
 def test_both_are_asked(proxied, dial, origin, file):
+    """The password first; and the server is told whose it was by us, and by nobody else."""
     with scripted(judge(PASSES)) as server:
-        routes = [Route("site", auth=ForwardAuth(server.url, copy=("X-User",)), basic_auth=BasicAuth(str(file)))]
+        passwords = BasicAuth(str(file), user_field="X-Name")
+        routes = [Route("site", auth=ForwardAuth(server.url, copy=("X-User",)), basic_auth=passwords)]
         proxy = proxied(origin.url, routes=routes)
         assert status_of(ask(dial, proxy)) == 401
         assert not server.heads
-        assert status_of(ask(dial, proxy, basic("ada", b"secret"))) == 200
+        assert status_of(ask(dial, proxy, b"X-Name: root\r\n" + basic("ada", b"secret"))) == 200
         wait_until(lambda: len(server.heads) == 1)
+        assert re.findall(rb"X-Name: (.*)\r\n", server.heads[0]) == [b"ada"]
+        assert basic("ada", b"secret") in server.heads[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import read_all
+from conftest import read_all, wait_until
 from proxies import fields_of
 from proxy_peers import (  # noqa: F401  # fixtures
     dial,
@@ -205,6 +205,19 @@ def test_what_leads_out_of_the_base_is_refused(proxied, dial, origin):
     assert not origin.seen
 
 
+@pytest.mark.parametrize(("target", "sent"), [(b"/y", b"/base/y"), (b"/../secret", None)])
+def test_a_base_that_comes_while_a_body_is_waited_for(proxied, dial, origin, target, sent):
+    """What was looked at when no server had a path is looked at again for one that was added meanwhile."""
+    proxy = proxied("http://127.0.0.1:1")
+    sock = dial(proxy, b"POST " + target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\na")
+    wait_until(lambda: any(conn.upload for conn in proxy.connections))
+    proxy.gateway.add_server("site", origin.url + "/base")
+    proxy.gateway.remove_server("site", "127.0.0.1:1")
+    sock.sendall(b"b")
+    assert read_all(sock).startswith(b"HTTP/1.1 400 " if sent is None else b"HTTP/1.1 200 ")
+    assert [asked for _, asked, *_ in origin.seen] == ([] if sent is None else [sent])
+
+
 def test_the_prefix_of_a_trusted_peer_goes_in_front(proxied, dial, origin):
     routes = [Route("site", path="/app", strip_prefix=True)]
     for trusted, told in ((("127.0.0.1",), "/outer/app"), ((), "/app")):
@@ -269,6 +282,20 @@ def test_a_pattern_in_a_redirect(proxied, dial):
             assert answer.startswith(b"HTTP/1.1 400 ")
         else:
             assert re.search(rb"Location: (.*)\r\n", answer)[1] == location
+
+
+def test_a_group_in_a_query_adds_no_field(proxied, dial, origin):
+    routes = [
+        Route("site", pattern="/u/(?P<id>.*)", rewrite="/of/{match.id}?id={match.id}"),
+        Route(Redirect("/{match.id}?id={match.id}"), pattern="/r/(?P<id>.*)"),
+    ]
+    proxy = proxied(origin.url, routes=routes)
+    for target in (b"/u/", b"/r/"):
+        asks = b"GET " + target + b"1&a=2;b=3+4/5 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        answer = read_all(dial(proxy, asks))
+    query = b"1&a=2;b=3+4/5?id=1%26a%3D2%3Bb%3D3%2B4/5"
+    assert origin.seen[0][1] == b"/of/" + query
+    assert re.search(rb"Location: (.*)\r\n", answer)[1] == b"/" + query
 
 
 def test_groups_that_are_dots_together(proxied, dial, origin):

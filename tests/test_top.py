@@ -45,6 +45,8 @@ def change(first: int = 10, last: int = 20) -> Change:
         (("now",), True, "now: True is not"),
         (("totals",), None, "totals: an object expected"),
         (("totals", "statuses", "2xx"), "many", "totals.statuses.2xx: 'many' is not"),
+        (("totals", "failures"), None, "totals.failures: an object expected"),
+        (("totals", "failures"), {"x": "y"}, "totals.failures.x: 'y' is not"),
         (("workers",), {}, "workers: a list expected"),
         (("workers", 1, "pid"), None, "workers[1].pid: None is not"),
         (("latency", "counts"), [1], "latency: one count more than bounds expected"),

@@ -256,6 +256,8 @@ class OperationsServer(HTTPServer):
             self.watch.behind.set_server(upstream, server, what)
         except LookupError as error:
             raise self._error(404, str(error.args[0] if error.args else error)) from None
+        except OSError as error:
+            raise self._error(503, str(error)) from None
         log.warning("%s: %s was set to %s at the operators' address", upstream, server, what)
         return Response(b"", 204)
 

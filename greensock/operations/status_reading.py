@@ -168,6 +168,7 @@ def read_status(data: bytes) -> StatusReading:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"JSON expected: {error}") from error
     _check(status, _STATUS, "")
+    _check(status["totals"].get("failures", {}), {"": _NUMBER}, "totals.failures")  # only a proxy's has them
     for name in ("latency", "turn_wait", "upcall", "hub_held"):
         if len(status[name]["counts"]) != len(status[name]["bounds"]) + 1:
             raise ValueError(f"{name}: one count more than bounds expected")

@@ -65,6 +65,7 @@ class Behind(Protocol):
 
         Raises:
             LookupError: there is none of that name; the text says which.
+            OSError: the other workers can't be told now (``TimeoutError``), or not at all.
         """
 
 

@@ -31,6 +31,8 @@ log = logging.getLogger("greensock.upstream")
 
 #: Seconds between two lines on a server that can't be asked.
 LOG_EVERY = 10.0
+#: What the server that is asked gets as the client sent it, whatever becomes of it.
+PROOFS = frozenset({b"authorization", b"cookie"})
 #: What is about the body, or asks for an answer that is no yes or no.
 _NOT_ASKED = (
     *(b"host", b"content-type", b"content-encoding", b"content-language", b"content-location", b"content-range"),
@@ -59,12 +61,22 @@ class Admitted:
     def apply(self, headers: Headers) -> None:
         """Change the fields of a request."""
         self.strip(headers)
+        self._add_to(headers)
+
+    def tell(self, headers: Headers) -> None:
+        """Change the fields that another server is asked with: it may believe the same names, and needs what proves
+        who asks."""
+        self.strip(headers, but=PROOFS)
+        self._add_to(headers)
+
+    def _add_to(self, headers: Headers) -> None:
         for name, value in self._added:
             headers.add(name, value)
 
-    def strip(self, headers: Headers) -> None:
+    def strip(self, headers: Headers, but: frozenset[bytes] = frozenset()) -> None:
         """Take off what is ours alone: of a head, or of trailers, which a server may merge."""
-        for name in {pair[0] for pair in headers.raw if pair[0].lower().replace(b"_", b"-") in self._removed}:
+        removed = self._removed - but
+        for name in {pair[0] for pair in headers.raw if pair[0].lower().replace(b"_", b"-") in removed}:
             headers.remove(name)
 
 
@@ -131,9 +143,9 @@ def _credentials(value: bytes | None) -> tuple[bytes, bytes] | None:
 
 def _by_server(relay: Relay, options: ForwardAuth, admitted: Admitted) -> Response | None:
     admitted.claim(options.copy)
-    client = relay.proxy.gateway.auth_client_of(options)
+    client, headers = relay.proxy.gateway.auth_client_of(options), _asked(relay, options, admitted)
     try:
-        with client.request("GET", options.url, headers=_asked(relay, options), timeout=options.timeout) as answer:
+        with client.request("GET", options.url, headers=headers, timeout=options.timeout) as answer:
             if answer.is_success:
                 for name in options.copy:
                     for value in answer.headers.all_raw(name.lower().encode()):
@@ -156,12 +168,13 @@ def _by_server(relay: Relay, options: ForwardAuth, admitted: Admitted) -> Respon
         raise Failure(reason, status, text=str(error), blames_server=False) from None
 
 
-def _asked(relay: Relay, options: ForwardAuth) -> Headers:
+def _asked(relay: Relay, options: ForwardAuth, admitted: Admitted) -> Headers:
     """Return the fields that the server is asked with."""
     head = relay.request.head
     headers = relay.proxy.gateway.forwarder.request_headers(head, relay.peer, relay.client, relay.scheme, b"localhost")
     for name in _NOT_ASKED:
         headers.remove(name)
+    admitted.tell(headers)
     if options.fields is not None:
         wanted = {name.lower().encode() for name in options.fields}
         for name in {pair[0] for pair in headers.raw}:

@@ -12,6 +12,7 @@ from greensock.proxy.gateway import Gateway
 from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.upstream.health import Standing
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
+from greensock.proxy.upstream.shared_table import TableFull
 
 __all__ = ["ProxyFigures"]
 
@@ -29,6 +30,9 @@ class ProxyFigures:
         # What is known of a server's health goes over to the gateway that takes this one's place, counters and all.
         self._errors_before = self._errors()
         self._errors_left: dict[tuple[str, str], int] | None = None
+        # A server that goes may come back, as another one of its name that counts anew.
+        self._followed: dict[tuple[str, str], UpstreamServer] = {}
+        self._gone: Counter[str] = Counter()
 
     def counters(self) -> Mapping[str, int]:
         """Return figures that only grow."""
@@ -40,12 +44,29 @@ class ProxyFigures:
                 found[f"failures|{reason}"] += count
         if self._gateway.log is not None:
             found["log_lines_dropped"] += self._gateway.log.dropped
+        self._note_gone()
+        found.update(self._gone)
         for upstream, server in self._servers():
             found[f"server_requests|{upstream.name}|{server.name}"] += server.requests
         errors = self._errors() if self._errors_left is None else self._errors_left
         for (name, address), count in errors.items():
             found[f"server_errors|{name}|{address}"] += count - self._errors_before.get((name, address), 0)
         return found
+
+    def _note_gone(self) -> None:
+        """Keep what was counted of servers that are no more; it changes no more."""
+        there = {(upstream.name, server.name): server for upstream, server in self._servers()}
+        for key, server in self._followed.items():
+            now = there.get(key)
+            if now is server:
+                continue
+            name, address = key
+            self._gone[f"server_requests|{name}|{address}"] += server.requests
+            # Another one that goes on with its health goes on with its errors.
+            if (now is None or now.health is not server.health) and self._errors_left is None:
+                failed = server.health.statistics().failed
+                self._gone[f"server_errors|{name}|{address}"] += failed - self._errors_before.pop(key, 0)
+        self._followed = there
 
     def leave(self) -> None:
         """Take note that another has taken its place."""
@@ -77,8 +98,12 @@ class ProxyFigures:
 
         Raises:
             LookupError: there is none of that name.
+            OSError: the other workers can't be told.
         """
-        self._gateway.set_server(upstream, server, what)
+        try:
+            self._gateway.set_server(upstream, server, what)
+        except TableFull as error:
+            raise OSError(f"the table of servers is full: {error}") from None
 
     def _servers(self) -> list[tuple[Upstream, UpstreamServer]]:
         return [(upstream, server) for upstream in self._gateway.upstreams.values() for server in upstream.all]

@@ -217,7 +217,7 @@ class Route:
 
     def _rewritten(self, target: bytes) -> bytes:
         assert self._rewrite is not None
-        made = self._rewrite.fill(self.groups_of(target) if self._rewrite.variables else {}).encode()
+        made = self._rewrite.fill_reference(self.groups_of(target) if self._rewrite.variables else {}).encode()
         path, mark, _ = made.partition(b"?")
         if _not_plain(path) and _quoted(_normal_path(path, slash=False)) != path:
             raise BadPath("rewritten")  # two groups beside each other may be dots

@@ -74,6 +74,10 @@ _sound_location = re.compile(
 ).match
 
 
+#: What parts the fields of a query, and a plus, which would be a space there.
+_NO_SEPARATORS = str.maketrans({each: f"%{ord(each):02X}" for each in "&=+;"})
+
+
 class Template:
     """Text with variables in it.
 
@@ -93,6 +97,19 @@ class Template:
     def fill(self, variables: Mapping[str, str]) -> str:
         """Return the text with the variables' values in it; one that is not given is empty."""
         return "".join([text + (variables.get(name, "") if name is not None else "") for text, name in self._pieces])
+
+    def fill_reference(self, variables: Mapping[str, str]) -> str:
+        """Return the same of a URL, or a part of one: a group of a path behind its ``?`` is one value there.
+
+        What parts the fields of a query is nothing special in a path, and a client could add fields by it.
+        """
+        found: list[str] = []
+        in_query = False
+        for text, name in self._pieces:
+            in_query = in_query or "?" in text
+            value = variables.get(name, "") if name is not None else ""
+            found += text, value.translate(_NO_SEPARATORS) if in_query and name and group_of(name) else value
+        return "".join(found)
 
 
 def _pieces(text: str) -> list[tuple[str, str | None]]:
@@ -307,7 +324,7 @@ class Redirect:
 
     def location_for(self, variables: Mapping[str, str]) -> bytes:
         """Return the value of Location. What a URL can't have is percent-encoded; it never raises."""
-        filled = self._template.fill(variables)
+        filled = self._template.fill_reference(variables)
         if filled[:1] == "/" or filled[:1] == "\\":
             filled = "/" + filled.lstrip("/\\")
         return _unsafe_in_url(_percent_encoded, filled).encode("ascii")

@@ -18,10 +18,11 @@ from greensock.http.wire.events import ResponseHead
 from greensock.http.wire.headers import Headers
 from greensock.http.wire.target import origin_form
 from greensock.http.wire.writer import write_response_head
-from greensock.proxy.failure import UpcallFailed
+from greensock.proxy.failure import Failure, UpcallFailed
 from greensock.proxy.forwarded import protocols_offered
 from greensock.proxy.proxy_protocol import write_proxy_header
 from greensock.proxy.relay import BodyWait, Relay
+from greensock.proxy.routes import BadPath, plain_target
 from greensock.proxy.upstream.servers import UpstreamServer
 
 __all__ = ["call_for", "introduce", "payload_as_it_comes", "payload_of_short", "preface_for"]
@@ -84,18 +85,29 @@ def call_for(relay: Relay, server: UpstreamServer, payload: Payload) -> Call:
         framing += b"Expect: 100-continue\r\n"
     if relay.asked_for is not None:
         target = relay.asked_for
-        if server.base and target.startswith(b"/"):
-            target = server.base + target
     else:
         if not target.startswith(b"/"):
             target = origin_form(method, target)
         if route is not None and route.strip_prefix:
             target = route.target_for(target)
+    if server.base and target.startswith(b"/"):
+        target = server.base + _below(target)
     written = b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method.encode(), target, lines, framing)
     trailers = partial(_trailers, relay) if length is None else None
     call = Call.written(method, written, payload, trailers, partial(_pass_interim, relay), upgrade)
     call.expects = expects
     return call
+
+
+def _below(target: bytes) -> bytes:
+    """Return a target that stays below the path that is put in front of it.
+
+    It was looked at before, but for a server that was added while the request's body was waited for.
+    """
+    try:
+        return plain_target(target)
+    except BadPath as error:
+        raise Failure(error.reason, error.status, blames_server=False) from None
 
 
 def payload_of_short(relay: Relay) -> Payload:
