@@ -76,9 +76,7 @@ class ServerCap:
         view.add(self._place, SLOTS, 1)
         total = self.slots + 1 + view.of_others(self._place, SLOTS)
         # Of several that are free one may have one: only the last is for who has fewer.
-        if total >= self.most and (
-            total > self.most or view.has_needier(self._place, self.slots, self._clock())
-        ):
+        if total >= self.most and (total > self.most or view.has_needier(self._place, self.slots, self._clock())):
             view.add(self._place, SLOTS, -1)
             return False
         self.slots += 1
