@@ -13,7 +13,7 @@ import pytest
 from conftest import PATIENCE, read_exactly
 from documents import running
 
-from greensock.http import HTTPClient
+from greensock.http import HTTPClient, connect_websocket
 from greensock.proxy import load_config
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -33,6 +33,18 @@ def test_a_handler_of_gevents():
         assert read_exactly(sock, 26) == b"hello, what is your name? "
         sock.sendall(b"bob\n")
         assert read_exactly(sock, 13) == b"goodbye, bob\n"
+
+
+def test_websockets():
+    simple, party, client = programs("websockets.md")
+    with running(simple) as (host, port), connect_websocket(f"ws://{host}:{port}/shout") as websocket:
+        websocket.send("hello")
+        assert websocket.receive(timeout=PATIENCE) == "HELLO"
+    with running(party) as (host, port), connect_websocket(f"ws://{host}:{port}/?name=berta") as websocket:
+        program = client.replace("127.0.0.1:8080", f"{host}:{port}")
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+        assert (done.stdout, done.stderr) == ("anna: hello\n", "")
+        assert websocket.receive(timeout=PATIENCE) == "anna: hello"
 
 
 def test_a_protocol_in_upcalls():
