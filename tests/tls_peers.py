@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,7 @@ def has_sctp() -> bool:
 
 
 #: What a connection may speak: nothing, a version of TLS, or SCTP (``make test-sctp`` where the kernel has none).
-VERSIONS = ("plain", "1.2", "1.3", *["sctp"] * has_sctp())
+VERSIONS = ("plain", "1.2", "1.3", "unix", *["sctp"] * has_sctp())
 #: Bytes of an SCTP message that a peer sends.
 PIECE = 1 << 16
 
@@ -174,10 +175,15 @@ class Peer:
 def peer_socket(version: str) -> socket.socket:
     """Return a socket that is yet to connect or to listen."""
     if version != "sctp":
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        return socket.socket(socket.AF_UNIX if version == "unix" else socket.AF_INET, socket.SOCK_STREAM)
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP)
     sock.setsockopt(IPPROTO_SCTP, SCTP_NODELAY, 1)
     return sock
+
+
+def place_of(version: str) -> Any:
+    """Return where to listen: a port that the system chooses, or an abstract name that nobody has."""
+    return f"unix:@greensock-{uuid.uuid4()}" if version == "unix" else ("127.0.0.1", 0)
 
 
 class Holding(Server):
@@ -198,12 +204,13 @@ def accepted(version: str, **options: Any) -> Iterator[tuple[Connection, Peer]]:
     """Yield a connection that a server accepted, and its peer."""
     if version == "sctp":
         options["protocol"] = "sctp"
-    elif version != "plain":
+    elif version not in ("plain", "unix"):
         options["tls"] = server_tls(**only(version))
-    server = Holding(("127.0.0.1", 0), stop_timeout=0.0, **options)
+    place = place_of(version)
+    server = Holding(place, stop_timeout=0.0, **options)
     server.start()
     peer = Peer(peer_socket(version), peer_context(version) if "tls" in options else None)
-    peer.sock.connect(server.address)
+    peer.sock.connect(place.replace("unix:@", "\0") if version == "unix" else server.address)
     peer.shake()
     while not server.came:
         gevent.sleep(0)
@@ -220,12 +227,14 @@ def connected(version: str, **options: Any) -> Iterator[tuple[Connection, Peer]]
     """Yield a connection that ``connect`` made, and its peer."""
     if version == "sctp":
         options["protocol"] = "sctp"
-    elif version != "plain":
+    elif version not in ("plain", "unix"):
         options["tls"] = client_tls()
+    place = place_of(version)
     with peer_socket(version) as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind(place.replace("unix:@", "\0") if version == "unix" else place)
         listener.listen()
-        connecting = gevent.spawn(connect, listener.getsockname(), timeout=PATIENCE, **options)
+        address = place if version == "unix" else listener.getsockname()
+        connecting = gevent.spawn(connect, address, timeout=PATIENCE, **options)
         context = peer_context(version, server=True) if "tls" in options else None
         peer = Peer(listener.accept()[0], context, server=True)
     peer.shake()
