@@ -89,15 +89,15 @@ def server(tmp_path, monkeypatch):
     return write
 
 
-def test_ten_seconds(tmp_path):
-    done = run(tmp_path, "--seconds", 10, "--users", 20)
+def test_some_seconds(tmp_path):
+    done = run(tmp_path, "--seconds", 5, "--users", 20)
     assert done.returncode == 0, done.stdout + done.stderr
     found = rows(tmp_path)
     assert set(found) == TASKS | {"Aggregated"}
     assert all(int(row["Failure Count"]) == 0 for row in found.values())
     assert int(found["QUIT"]["Request Count"]) >= 20, "every user takes leave at the end"
     requests = int(found["Aggregated"]["Request Count"])
-    assert requests > 1000
+    assert requests > 500
     assert f"{requests:,} requests, 0 failed" in done.stdout
     assert "<html" in (tmp_path / "lines" / "report.html").read_text()
 

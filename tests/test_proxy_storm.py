@@ -37,7 +37,7 @@ from storm_site import BLOB, BYE, FAULTS, MIRROR, MORTAL, SIGHT, answer_to
 from greensock.proxy import HealthOptions, ProxyTimeouts, ReverseProxy, ServerOptions
 
 SEED = int(os.environ.get("STORM_SEED", "7"))
-REQUESTS = int(os.environ.get("STORM_REQUESTS", "20000"))
+REQUESTS = int(os.environ.get("STORM_REQUESTS", "8000"))
 CLIENTS = 32
 #: Seconds in which each single wait of a client must end.
 STUCK = 30
