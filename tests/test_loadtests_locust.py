@@ -190,6 +190,7 @@ def test_users_of_a_proxy(proxy, tasks, tmp_path):
 
 
 @needs("proxy_aiohttp")
+@pytest.mark.alone  # in its few seconds enough is to happen
 def test_what_a_proxy_can_not_do_is_a_failure(tmp_path):
     """This one knows no WebSocket."""
     done = run(tmp_path, "--proxy", "proxy_aiohttp", "--seconds", 3, "--users", 10, name="http")
