@@ -171,8 +171,8 @@ def test_who_sends_too_slowly_is_dropped(serve, connect):
     slow, resting = connect(server), connect(server)
     resting.sendall(b"a\n")
     pause = 0.02
-    while not server.drops():
-        with gevent.Timeout(PATIENCE):
+    with gevent.Timeout(PATIENCE):
+        while not server.drops():
             try:
                 slow.sendall(b"x")
             except OSError:
