@@ -165,7 +165,12 @@ def test_several_machines_share_a_redis(tmp_path):
                     wait_until(lambda: reaches(probe, there))  # noqa: B023
             with join(one, "Ann") as ann, join(two, "Bob") as bob:
                 assert hear(ann) == ("Ann", "joined", "")
-                assert hear(ann) == hear(bob) == ("Bob", "joined", "")
+                assert hear(ann) == ("Bob", "joined", "")
+                heard = hear(bob)
+                assert heard == ("Bob", "joined", "") or (heard, hear(bob)) == (  # he may have been there first
+                    ("Ann", "joined", ""),
+                    ("Bob", "joined", ""),
+                )
                 for turn in range(100):
                     say(ann if turn % 2 else bob, f"{turn}")
                     name = "Ann" if turn % 2 else "Bob"

@@ -44,6 +44,8 @@ STUCK = 30
 #: Seconds between the reads of a slow client.
 PACE = 0.002
 MAX_REPLAY = 20_000
+#: Requests of which each fault is a few, the rarest (2 of 1000) a dozen.
+ENOUGH = 6_000
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE"}
 #: Reasons of failures after which another server may be asked: whatever the request is, or if it is repeatable.
 ALWAYS = {"connect-failed", "connect-timeout", "queue-full"}
@@ -517,10 +519,11 @@ def _check_retries(storm, proxy, budget, run):
 
 def _check_that_it_stormed(proxy, faults, servers, count):
     """It was a storm at all."""
-    for fault in FAULTS:
-        assert faults[fault] >= count // 2000, (fault, faults)
-    for reason in ("no-response", "bad-response", "body-incomplete", "body-timeout", "client-left"):
-        assert proxy.failures[reason] or reason == "client-left", (reason, proxy.failures)
+    if count >= ENOUGH:  # in fewer, chance may leave out the rarest
+        for fault in FAULTS:
+            assert faults[fault] >= count // 2000, (fault, faults)
+        for reason in ("no-response", "bad-response", "body-incomplete", "body-timeout"):
+            assert proxy.failures[reason], (reason, proxy.failures)
     assert proxy.statistics().statuses[200] > count / 2
     assert proxy.tunnels > count // 500
     assert sum(each.health.statistics().ejections for each in servers)
