@@ -9,6 +9,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Else each of the hundreds of processes of the tests would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run seed test checked test-sctp test-lossy bench load soak soak-tls mutants wheels clean
 .DELETE_ON_ERROR:
 
@@ -26,6 +29,7 @@ test: $(VENV)/installed-test
 checked: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	GREENSOCK_PURE=1 $(BIN)/python -m pytest --collect-only -qq >$(VENV)/collected || { tail -60 $(VENV)/collected; exit 1; }
 
 test-sctp test-lossy: test-%: $(VENV)/installed-test $(VENV)/compiled
 	$(BIN)/python tests/user_mode_linux.py $* $(ARGS)

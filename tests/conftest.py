@@ -10,6 +10,7 @@ import contextlib
 import functools
 import gc
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,15 @@ from greensock.core.poller import get_poller
 PATIENCE = 10.0
 #: Seconds between two looks.
 PAUSE = 0.001
+
+# Ignored in what a shell starts in the background, and under nohup; and so in each program that a test starts.
+for _number, _default in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _default)
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("greensock", deadline=None)

@@ -86,7 +86,7 @@ def test_kept_connections_stand_though_tickets_come(serve, client):
 
 
 def test_a_kept_connection_that_ended_is_replaced(serve, client):
-    server = serve(Site, idle_timeout=0.05)
+    server = serve(Site, idle_timeout=0.05, linger_timeout=0.05)
     for count in (1, 2, 3):
         assert client.get(base(server) + "/").read_all() == b"https localhost "
         wait_until(lambda: not server.connections_alive)
