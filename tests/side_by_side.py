@@ -46,7 +46,8 @@ def run_over(pure: str, processes: int, more: list[str]) -> int:
         finally:
             for process, _ in running:
                 process.kill()
-    where = [] if more else [str(path) for path in sorted(Path("tests").glob("test_*.py")) if "mark.alone" in path.read_text()]
+    files = sorted(Path("tests").glob("test_*.py"))
+    where = [] if more else [str(each) for each in files if "mark.alone" in each.read_text()]
     return max(status, _end(*_start(["-m", "alone", *where, *more])))
 
 
