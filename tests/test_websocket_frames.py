@@ -44,6 +44,10 @@ def deflated(data: bytes) -> bytes:
     return shared_deflater(15).deflate(data)
 
 
+#: Compressed with a last block, where a message has most often none (RFC 7692 section 7.2.3.4).
+_deflater = zlib.compressobj(9, wbits=-15)
+FINAL = _deflater.compress(b"final") + _deflater.flush()
+
 SNOW = "\N{SNOWMAN}\U0001f600".encode()
 LONG = bytes(range(256)) * 300
 
@@ -158,7 +162,7 @@ CASES: dict[str, tuple[bool, bytes, list[tuple[int, object]], int | None]] = {
     "12 an empty message": (PACKED, frame(0xC1, b"\x00"), [(TEXT, "")], None),
     "12 a last block": (
         PACKED,
-        frame(0xC1, zlib.compress(b"final", 9, -15) + b"\x00") + frame(0xC1, deflated(b"next")),
+        frame(0xC1, FINAL + b"\x00") + frame(0xC1, deflated(b"next")),
         [(TEXT, "final"), (TEXT, "next")],
         None,
     ),

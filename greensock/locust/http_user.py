@@ -19,7 +19,6 @@ from urllib.parse import unquote, urlsplit
 import gevent
 from locust.env import Environment
 from locust.exception import StopTest
-from locust.user.users import RestMixin
 
 from greensock import TLS, GreensockError
 from greensock.http.client.deadlines import Timeouts
@@ -28,7 +27,18 @@ from greensock.locust.http_answer import BadStatusCode, HTTPAnswer
 from greensock.locust.paced_user import PacedUser
 
 if TYPE_CHECKING:
+    from locust.user.users import RestMixin
     from typing_extensions import Unpack
+else:
+    try:
+        from locust.user.users import RestMixin
+    except ImportError:  # Locust 2.46, the last for Python 3.10: there FastHttpUser has this itself
+        from locust.contrib.fasthttp import FastHttpUser
+
+        class RestMixin:
+            rest, rest_, _callstack_regex = FastHttpUser.rest, FastHttpUser.rest_, FastHttpUser._callstack_regex
+            __class_getitem__ = classmethod(lambda cls, _: cls)
+
 
 __all__ = ["HTTPUser", "HTTPUserClient"]
 
