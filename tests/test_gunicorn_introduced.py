@@ -17,6 +17,7 @@ pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 from gunicorn.config import Config
 
 from greensock.gunicorn.introduced_site import IntroducedSite
+from greensock.gunicorn.settings import trusts
 from greensock.proxy import write_proxy_header
 
 KEYS = ("PROXY_PROTOCOL", "REMOTE_ADDR", "REMOTE_PORT", "PROXY_ADDR", "PROXY_PORT")
@@ -60,6 +61,9 @@ class Log:
 
     def warning(self, text: str, *arguments: object) -> None:
         self.warnings.append(text % arguments)
+
+    def exception(self, text: str, *arguments: object) -> None:
+        pass
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], took: Any) -> None:
         self.accesses.append((environ["REMOTE_ADDR"], resp.status_code, req.proxy_protocol_info))
@@ -154,11 +158,34 @@ def test_who_may_introduce_and_what_is_no_header(site):
 
 def test_what_is_told_of_who_is_introduced(site):
     """The access log and the hooks; of a request that the application never sees, too."""
-    server = site(proxy_protocol="v1")
-    header = write_proxy_header(1, FOUR, THERE)
-    assert ask(server, header + GET + LAST.replace(b"GET", b"CONNECT").replace(b"/last", b"a:1"))[0] == [200, 405]
+
+    def pre_request(worker, req):
+        if req.path == "/last":
+            raise ValueError(req.proxy_protocol_info["proxy_addr"])
+
+    server = site(proxy_protocol="v1", pre_request=pre_request)
+    assert ask(server, write_proxy_header(1, FOUR, THERE) + GET + LAST)[0] == [200, 500]
     told = {"client_addr": "192.0.2.7", "client_port": 5555, "proxy_addr": "192.0.2.8", "proxy_port": 80}
-    assert server.log.accesses[0] == ("192.0.2.7", 200, {"proxy_protocol": "TCP4", **told})
+    info = {"proxy_protocol": "TCP4", **told}
+    wait_until(lambda: server.log.accesses == [("192.0.2.7", 200, info), ("192.0.2.7", 500, info)])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "address", "is_trusted"),
+    [
+        (["10.0.0.0/8", "::1"], "10.1.2.3", True),
+        (["10.0.0.0/8", "::1"], "::1", True),
+        (["10.0.0.0/8"], "::ffff:10.1.2.3", True),  # as a socket of IPv6 tells it
+        (["::ffff:0:0/96"], "::ffff:10.1.2.3", True),
+        (["10.0.0.0/8"], "::ffff:11.1.2.3", False),
+        (["10.0.0.0/8"], "11.1.2.3", False),
+        (["10.0.0.0/8"], "", False),
+        ([], "127.0.0.1", False),
+        (["*"], "", True),
+    ],
+)
+def test_who_is_trusted(allowed, address, is_trusted):
+    assert trusts(allowed)(address) is is_trusted
 
 
 def test_an_introduction_in_front_of_tls(site, tmp_path):

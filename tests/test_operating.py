@@ -139,6 +139,7 @@ def test_a_certificate_that_was_renewed_is_put_in_its_place(tmp_path):
             name: f"{name} {number}" for name in ("privkey.pem", "fullchain.pem")
         }
     assert stat.S_IMODE((place / "privkey.pem").stat().st_mode) == 0o640
+    assert (place / "privkey.pem").stat().st_gid == os.getgid()
 
 
 def holders(path, pid):
