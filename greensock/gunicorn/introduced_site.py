@@ -61,7 +61,7 @@ class IntroducedSite(WSGISite):
 
     def __init__(self, listener: Any, application: Any, worker: Any, errors: Any, software: str) -> None:
         super().__init__(listener, application, worker, errors, software)
-        self._starts = STARTS[worker.cfg.proxy_protocol]
+        self._header_starts = STARTS[worker.cfg.proxy_protocol]
         self._may_introduce = trusts(worker.cfg.proxy_allow_ips)
 
     def connection_recv(self, conn: Any, data: bytes) -> Verdict | None:  # type: ignore[override]
@@ -106,7 +106,7 @@ class IntroducedSite(WSGISite):
         Raises:
             Refused: it is no header, or this peer may send none.
         """
-        for start in self._starts:
+        for start in self._header_starts:
             if data.startswith(start):
                 break
             if start.startswith(data):
