@@ -29,9 +29,11 @@ __all__ = ["IntroducedConnection", "IntroducedSite"]
 #: What a header begins with, for each value of ``proxy_protocol``.
 LINE, BINARY = b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"
 STARTS = {"v1": (LINE,), "v2": (BINARY,), "auto": (LINE, BINARY)}
+#: What gunicorn calls the addresses and ports of the client, and of where it connected to.
+ENDS = ("client_addr", "client_port", "proxy_addr", "proxy_port")
 
 
-class Refused(Exception):
+class _Refused(Exception):
     """A header is not taken: what to answer, by which reason it is counted, and why."""
 
     def __init__(self, status: int, reason: str, why: object) -> None:
@@ -71,7 +73,7 @@ class IntroducedSite(WSGISite):
             return None
         try:
             size = self._size_of_header(conn, data)
-        except Refused as refused:
+        except _Refused as refused:
             self._begin(conn)
             self.refuse_request(conn, refused.answer, refused.reason)
             return None
@@ -87,7 +89,7 @@ class IntroducedSite(WSGISite):
         """Take the PROXY header off that stands in front of a TLS handshake; None: it is not whole."""
         try:
             size = self._size_of_header(conn, data)
-        except Refused as refused:
+        except _Refused as refused:
             self.refused[refused.reason] += 1
             self.worker.log.warning("Invalid request from ip=%s: %s", ip_of(conn), refused)
             raise ValueError(str(refused)) from None
@@ -104,7 +106,7 @@ class IntroducedSite(WSGISite):
         """Return how many bytes of what came first are a header, and note what it says; None: more must come.
 
         Raises:
-            Refused: it is no header, or this peer may send none.
+            _Refused: it is no header, or this peer may send none.
         """
         for start in self._header_starts:
             if data.startswith(start):
@@ -115,14 +117,14 @@ class IntroducedSite(WSGISite):
             return 0
         address = conn.address
         if isinstance(address, tuple) and not self._may_introduce(address[0]):
-            raise Refused(403, "proxy-untrusted", f"a PROXY header of {address[0]}, which is not in proxy_allow_ips")
+            raise _Refused(403, "proxy-untrusted", f"a PROXY header of {address[0]}, which is not in proxy_allow_ips")
         try:
             found = parse_proxy_header(data)
         except BadProxyHeader as error:
-            raise Refused(400, "proxy-header", error) from None
+            raise _Refused(400, "proxy-header", error) from None
         if found is None:
             return None
-        conn.introduction = told(found[0])
+        conn.introduction = _told(found[0])
         return found[1]
 
     # -- what is told of it
@@ -150,7 +152,7 @@ def _introduce(request: Request, environ: dict[str, Any]) -> None:
         environ["PROXY_PORT"] = str(said["proxy_port"])
 
 
-def told(header: ProxyHeader) -> dict[str, Any]:
+def _told(header: ProxyHeader) -> dict[str, Any]:
     """Return what a header says as gunicorn's ``proxy_protocol_info``."""
     source, destination = header.source, header.destination
     if isinstance(source, tuple) and isinstance(destination, tuple):
@@ -159,6 +161,3 @@ def told(header: ProxyHeader) -> dict[str, Any]:
     kind = "LOCAL" if header.is_local else "UNKNOWN" if header.version == 1 else "UNSPEC"
     return {"proxy_protocol": kind, **dict.fromkeys(ENDS)}
 
-
-#: What gunicorn calls the addresses and ports of the client, and of where it connected to.
-ENDS = ("client_addr", "client_port", "proxy_addr", "proxy_port")
