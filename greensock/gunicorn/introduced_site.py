@@ -33,7 +33,7 @@ STARTS = {"v1": (LINE,), "v2": (BINARY,), "auto": (LINE, BINARY)}
 ENDS = ("client_addr", "client_port", "proxy_addr", "proxy_port")
 
 
-class _Refused(Exception):
+class HeaderRefused(Exception):
     """A header is not taken: what to answer, by which reason it is counted, and why."""
 
     def __init__(self, status: int, reason: str, why: object) -> None:
@@ -73,14 +73,14 @@ class IntroducedSite(WSGISite):
             return None
         try:
             size = self._size_of_header(conn, data)
-        except _Refused as refused:
-            self._begin(conn)
+        except HeaderRefused as refused:
+            self._see_begun(conn)
             self.refuse_request(conn, refused.answer, refused.reason)
             return None
         if size is None:
             self.head_watch.begin(conn, self.head_timeout)
             return POSTPONE
-        self._begin(conn)
+        self._see_begun(conn)
         if size < len(data) and conn.state is State.OPEN:
             super().connection_recv(conn, data[size:])
         return None
@@ -89,7 +89,7 @@ class IntroducedSite(WSGISite):
         """Take the PROXY header off that stands in front of a TLS handshake; None: it is not whole."""
         try:
             size = self._size_of_header(conn, data)
-        except _Refused as refused:
+        except HeaderRefused as refused:
             self.refused[refused.reason] += 1
             self.worker.log.warning("Invalid request from ip=%s: %s", ip_of(conn), refused)
             raise ValueError(str(refused)) from None
@@ -97,7 +97,7 @@ class IntroducedSite(WSGISite):
             conn.begins = False
         return size
 
-    def _begin(self, conn: IntroducedConnection) -> None:
+    def _see_begun(self, conn: IntroducedConnection) -> None:
         conn.begins = False
         if self.head_watch:
             self.head_watch.pop(conn, None)
@@ -106,7 +106,7 @@ class IntroducedSite(WSGISite):
         """Return how many bytes of what came first are a header, and note what it says; None: more must come.
 
         Raises:
-            _Refused: it is no header, or this peer may send none.
+            HeaderRefused: it is no header, or this peer may send none.
         """
         for start in self._header_starts:
             if data.startswith(start):
@@ -117,11 +117,11 @@ class IntroducedSite(WSGISite):
             return 0
         address = conn.address
         if isinstance(address, tuple) and not self._may_introduce(address[0]):
-            raise _Refused(403, "proxy-untrusted", f"a PROXY header of {address[0]}, which is not in proxy_allow_ips")
+            raise HeaderRefused(403, "proxy-untrusted", f"a PROXY header of {address[0]}, which is not in proxy_allow_ips")
         try:
             found = parse_proxy_header(data)
         except BadProxyHeader as error:
-            raise _Refused(400, "proxy-header", error) from None
+            raise HeaderRefused(400, "proxy-header", error) from None
         if found is None:
             return None
         conn.introduction = _told(found[0])
