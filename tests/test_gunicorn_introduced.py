@@ -1,4 +1,4 @@
-"""gunicorn's ``proxy_protocol`` and ``proxy_allow_ips``: what is made of what stands before a connection's first request."""
+"""gunicorn's ``proxy_protocol`` and ``proxy_allow_ips``: what is made of a header in front."""
 
 from __future__ import annotations
 
@@ -209,9 +209,9 @@ def test_an_introduction_in_front_of_tls(site, tmp_path):
         peer.shake()
         peer.sendall(header + LAST)
         assert peer.read_all().startswith(b"HTTP/1.1 400 ")
-    for source, header in (("127.0.0.2", header), ("127.0.0.1", BROKEN[0])):
+    for source, start in (("127.0.0.2", header), ("127.0.0.1", BROKEN[0])):
         with socket.create_connection(server.address, PATIENCE, source_address=(source, 0)) as sock:
-            sock.sendall(header)
+            sock.sendall(start)
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(1) == b""
     assert (server.refused["proxy-untrusted"], server.refused["proxy-header"]) == (1, 1)

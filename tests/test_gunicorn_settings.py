@@ -59,8 +59,8 @@ OURS = words(
     "worker_connections max_requests max_requests_jitter timeout graceful_timeout keepalive limit_request_line "
     "limit_request_fields limit_request_field_size reload reload_engine sendfile secure_scheme_headers "
     "forwarded_allow_ips forwarder_headers header_map pre_request post_request post_worker_init worker_int "
-    "worker_abort certfile keyfile ca_certs cert_reqs ciphers ssl_context proxy_protocol proxy_allow_ips tmp_upload_dir "
-    "permit_unconventional_http_method"
+    "worker_abort certfile keyfile ca_certs cert_reqs ciphers ssl_context proxy_protocol proxy_allow_ips "
+    "tmp_upload_dir permit_unconventional_http_method"
 )
 #: What means nothing here: for other workers, for HTTP/2 where that is refused, or what we do or permit anyway.
 WITHOUT_EFFECT = words(
