@@ -86,6 +86,9 @@ class Source(Protocol):
     def reopen_logs(self) -> None:
         """Open anew what this worker logs to: it was renamed."""
 
+    def close_logs(self) -> None:
+        """Write what this worker logged, and log no more: it ends."""
+
 
 def listen(address: Any, **options: Any) -> socket.socket:
     """Return a socket that listens on an address, or raise :class:`Refused`."""
@@ -257,6 +260,12 @@ class ProxySource(_Operated):
             if proxy.gateway.log is not None:
                 proxy.gateway.log.reopen()
 
+    def close_logs(self) -> None:
+        """Close the access log: its last lines wait to be written together."""
+        for proxy in self._proxies[:1]:
+            if proxy.gateway.log is not None:
+                proxy.gateway.log.close()
+
 
 def _guard_tables(config: ProxyConfig, pages: SharedPages) -> dict[str, ClientTable]:
     """Return the tables of guards that all workers share, by the names of their memory, or raise :class:`Refused`."""
@@ -386,4 +395,7 @@ class ClassSource(_Operated):
         return [server, *self.made_operators(self.made_watch(slot, own), own, [server])]
 
     def reopen_logs(self) -> None:
+        """What the program logs to is its own."""
+
+    def close_logs(self) -> None:
         """What the program logs to is its own."""

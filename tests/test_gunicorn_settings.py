@@ -17,6 +17,7 @@ from tls_peers import authority, client_tls, issued, write_files
 
 from greensock.gunicorn.settings import RefusedSettings, check, notes, wsgi_options
 from greensock.http import HTTPClient
+from greensock.http.server.spool import IN_MEMORY
 
 pytestmark = once
 
@@ -29,12 +30,12 @@ def words(text: str) -> set[str]:
 REFUSED = [
     ("protocol", "uwsgi", "'http' expected"),
     ("http_protocols", "h2,h1", "HTTP/2 is not there yet"),
-    ("proxy_protocol", "v1", "'off' expected"),
     ("http_parser", "python", "'auto' expected"),
     ("permit_obsolete_folding", True, "False expected"),
     ("strip_header_spaces", True, "False expected"),
     ("casefold_http_method", True, "False expected"),
     ("reload_engine", "inotify", "'auto' or 'poll' expected"),
+    ("tmp_upload_dir", "/none", "a folder expected"),
     ("certfile", "none.pem", "No such file"),
     ("keyfile", "none.pem", "PEM files of a certificate and its key expected"),
 ]
@@ -58,14 +59,15 @@ OURS = words(
     "worker_connections max_requests max_requests_jitter timeout graceful_timeout keepalive limit_request_line "
     "limit_request_fields limit_request_field_size reload reload_engine sendfile secure_scheme_headers "
     "forwarded_allow_ips forwarder_headers header_map pre_request post_request post_worker_init worker_int "
-    "worker_abort certfile keyfile ca_certs cert_reqs ciphers ssl_context"
+    "worker_abort certfile keyfile ca_certs cert_reqs ciphers ssl_context proxy_protocol proxy_allow_ips "
+    "tmp_upload_dir permit_unconventional_http_method"
 )
 #: What means nothing here: for other workers, for HTTP/2 where that is refused, or what we do or permit anyway.
 WITHOUT_EFFECT = words(
-    "threads tmp_upload_dir asgi_loop asgi_lifespan asgi_disconnect_grace_period websocket_max_message_size "
-    "root_path uwsgi_allow_ips proxy_allow_ips ssl_version suppress_ragged_eofs do_handshake_on_connect "
+    "threads asgi_loop asgi_lifespan asgi_disconnect_grace_period websocket_max_message_size "
+    "root_path uwsgi_allow_ips ssl_version suppress_ragged_eofs do_handshake_on_connect "
     "http2_cleartext http2_max_concurrent_streams http2_initial_window_size http2_max_frame_size "
-    "http2_max_header_list_size permit_unconventional_http_method permit_unconventional_http_version"
+    "http2_max_header_list_size permit_unconventional_http_version"
 )
 KNOWN = MASTERS | LOGGERS | OURS | WITHOUT_EFFECT | {name for name, _, _ in REFUSED}
 #: Seconds that a connection is seen to be kept.
@@ -218,15 +220,21 @@ def test_limits_of_requests(tmp_path):
         assert master.ask(fields="A: b\r\nC: d\r\nE: f\r\n").status == 431
         assert master.ask(fields=f"A: {'b' * 55}\r\n").status == 200
         assert master.ask(fields=f"A: {'b' * 56}\r\n").status == 431
+        for method in "brew", "QR", "A#B", "A" * 21:
+            assert master.ask(method=method).status == 400
         assert "Invalid request from ip=127.0.0.1: " in master.log()
-    with arbiter(tmp_path / "2", "limit_request_line = 0\nlimit_request_field_size = 0\n") as master:
+    settings = "limit_request_line = 0\nlimit_request_field_size = 0\npermit_unconventional_http_method = True\n"
+    with arbiter(tmp_path / "2", settings) as master:
         assert master.ask("/" + "a" * 50_000, f"A: {'b' * 50_000}\r\n").status == 200
         assert "limit_request_line=0 means 1048576 bytes here" in master.log()
+        assert master.ask(method="qr").status == 200
+        assert master.ask(method="get").status == 501
 
 
 # -- what a proxy in front says
 
 SECURE = "X-Forwarded-Proto: https\r\n"
+ENVIRON = b"GET /environ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
 def test_a_proxy_that_is_trusted(tmp_path):
@@ -258,6 +266,27 @@ def test_a_peer_that_is_not_trusted_and_header_map(tmp_path):
         assert environ["wsgi.url_scheme"] == "https"
 
 
+def test_proxy_protocol(tmp_path):
+    unix = tmp_path / "socket"
+    settings = f"proxy_protocol = True\nproxy_allow_ips = '10.0.0.0/8'\nbind = ['127.0.0.1:0', 'unix:{unix}']\n"
+    settings += "accesslog = '-'\naccess_log_format = 'seen %(h)s %(s)s'\n"
+    settings += "def post_request(worker, req, environ, resp):\n    worker.log.info('told %s', req.proxy_protocol_info)\n"
+    with arbiter(tmp_path, settings) as master:
+        for which, status in (1, 200), (0, 403):
+            with master.connect(which) as sock:
+                sock.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.8 5555 80\r\n" + ENVIRON)
+                answered = Answered(read_all(sock))
+                assert answered.status == status
+                if which:
+                    environ = answered.environ
+        assert (environ["REMOTE_ADDR"], environ["PROXY_PROTOCOL"]) == ("192.0.2.7", "TCP4")
+        assert master.ask("/environ").environ["REMOTE_ADDR"] == "127.0.0.1"
+        wait_until(lambda: "seen 127.0.0.1 200" in (tmp_path / "stdout").read_text())
+        assert "seen 192.0.2.7 200" in (tmp_path / "stdout").read_text()
+        assert "told {'proxy_protocol': 'TCP4', 'client_addr': '192.0.2.7', 'client_port': 5555" in master.log()
+        assert "a PROXY header of 127.0.0.1, which is not in proxy_allow_ips" in master.log()
+
+
 # -- server mechanics
 
 
@@ -266,7 +295,7 @@ def test_the_process(tmp_path):
     other.mkdir()
     settings = f"chdir = {str(other)!r}\nraw_env = ['GREETING=hello']\npreload_app = True\nsendfile = False\n"
     settings += f"pidfile = {str(tmp_path / 'pid')!r}\nworker_tmp_dir = '/dev/shm'\nproc_name = 'site'\n"
-    settings += "spew = False\ninitgroups = False\ntmp_upload_dir = '/tmp'\n"
+    settings += f"spew = False\ninitgroups = False\ntmp_upload_dir = {str(other)!r}\n"
     with arbiter(tmp_path, settings) as master:
         pid, imported_by, _, cwd, greeting, path = eval(master.ask("/process").text)
         assert (imported_by, cwd, greeting) == (master.process.pid, str(other), "hello")
@@ -276,6 +305,10 @@ def test_the_process(tmp_path):
         assert "NoSendfile" in environ["wsgi.file_wrapper"]
         assert environ["SERVER_SOFTWARE"].startswith("greensock/")
         assert b"def application" in master.ask("/file").body
+        with master.connect() as sock:
+            sock.sendall(b"POST /spooled HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+            sock.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (IN_MEMORY + 1, bytes(IN_MEMORY + 1)))
+            assert Answered(read_all(sock)).text.startswith(f"{other}/")
         assert master.stop() == 0
     assert not (tmp_path / "pid").exists()
 

@@ -318,16 +318,20 @@ def test_a_chunked_upload_is_read_first_and_has_a_length(site):
 
 
 def test_a_disk_that_is_full_is_500(site, monkeypatch):
-    def fail():
+    asked = []
+
+    def fail(dir):
+        asked.append(dir)
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", fail)
-    here = site(answers([b"x"]))
+    here = site(answers([b"x"]), spool_folder="there")
     answer = here.ask(
         "POST / HTTP/1.1\nHost: a\nConnection: close\nTransfer-Encoding: chunked\n\n",
         chunked((DATA + DATA)[: IN_MEMORY + 1], 7000),
     )
     assert answer.status == 500
+    assert asked == ["there"]
     assert "no space left" in here.errors.getvalue()
 
 

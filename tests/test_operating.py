@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import gzip
 import json
 import os
 import re
@@ -13,15 +14,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gevent
 import pytest
 import requests
+from arbiters import arbiter
 from conftest import PATIENCE, wait_until
 from fake_operations import TOKEN
 from peers import started
 from proxies import Origin
 from served import once
 
-from greensock.cli import main
+from greensock.cli import WRONG, main
 from greensock.operations.operators_client import OperatorsClient
 from greensock.proxy import load_config
 
@@ -72,6 +75,7 @@ def test_the_units_of_systemd(tmp_path, capsys):
     program, *arguments = shlex.split(service["Service"]["ExecStart"])
     assert program.endswith("/bin/greensock")
     assert accepts(arguments, path, capsys)
+    assert service["Service"]["RestartPreventExitStatus"] == str(WRONG)
     assert float(service["Service"]["TimeoutStopSec"]) > config.timeouts.drain
     assert int(sock["Socket"]["Backlog"]) >= config.server.backlog
     assert service["Unit"]["Requires"] == "greensock-proxy.socket"
@@ -129,11 +133,69 @@ def test_a_certificate_that_was_renewed_is_put_in_its_place(tmp_path):
         for name in ("privkey.pem", "fullchain.pem"):
             (lineage / name).write_text(f"{name} {number}")
         environ = {**os.environ, "RENEWED_LINEAGE": str(lineage), "GREENSOCK_TLS": str(place)}
+        environ["GREENSOCK_TLS_GROUP"] = str(os.getgid())
         subprocess.run(["sh", str(DEPLOY / "renewed.sh")], env=environ, check=True, timeout=PATIENCE)
         assert {path.name: path.read_text() for path in place.iterdir()} == {
             name: f"{name} {number}" for name in ("privkey.pem", "fullchain.pem")
         }
     assert stat.S_IMODE((place / "privkey.pem").stat().st_mode) == 0o640
+    assert (place / "privkey.pem").stat().st_gid == os.getgid()
+
+
+def holders(path, pid):
+    """Return the processes, of this one and its children, that have a file open."""
+    pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    return [each for each in pids if any(os.path.realpath(fd) == str(path.resolve()) for fd in Path(f"/proc/{each}/fd").iterdir())]
+
+
+@once
+def test_logs_are_rotated_and_no_line_is_lost(serve, tmp_path):
+    """By logrotate itself, twice, while two workers write."""
+    logrotate = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin")
+    if logrotate is None:
+        pytest.skip("logrotate is not installed")
+    logs, rules = tmp_path / "logs", tmp_path / "logrotate.conf"
+    logs.mkdir(mode=0o755)
+    text = re.sub(r"(?s)\[operations\].*?\n\n", "", (DEPLOY / "proxy.toml").read_text())
+    text = text.replace(":8080", "127.0.0.1:0").replace('path = "/healthz"\ninterval = 2\n', "")
+    text = text.replace('"http://127.0.0.1:9000", "http://127.0.0.1:9001"', f'"{serve(Origin).url}"')
+    path = sound(logs, text)
+    command = [sys.executable, "-m", "greensock", "proxy", "--config", str(path), "--workers", "2"]
+    with arbiter(tmp_path / "master", command=command) as master:
+        rotate = (DEPLOY / "logrotate.conf").read_text().replace("/var/log/greensock", str(logs))
+        signalled = rotate.replace(
+            "systemctl kill --kill-whom=main --signal=USR1 greensock-proxy.service", f"kill -USR1 {master.process.pid}"
+        )
+        assert signalled != rotate
+        rules.write_text(signalled)
+        sent, is_over = [], False
+
+        def ask(name):
+            conn = master.kept()
+            while not is_over:
+                sent.append(f"/{name}-{len(sent)}")
+                conn.request("GET", sent[-1])
+                assert conn.getresponse().read().startswith(b"GET /")
+            conn.close()
+
+        asking = [gevent.spawn(ask, name) for name in range(8)]
+        log, old = logs / "access.log", logs / "access.log.1"
+        for _ in range(2):
+            count = len(sent)
+            wait_until(lambda: len(sent) > count + 200 and log.exists() and log.stat().st_size)  # noqa: B023
+            arguments = [logrotate, "--force", "--state", str(tmp_path / "state"), str(rules)]
+            done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
+            assert (done.returncode, done.stderr) == (0, "")
+            wait_until(lambda: not holders(old, master.process.pid))
+        wait_until(lambda: log.stat().st_size)
+        is_over = True
+        gevent.joinall(asking, raise_error=True)
+        assert master.stop() == 0
+    texts = [log.read_text(), old.read_text(), gzip.decompress((logs / "access.log.2.gz").read_bytes()).decode()]
+    written = [json.loads(line)["target"] for text in texts for line in text.splitlines()]
+    lost = set(sent) - set(written)
+    assert (lost, len(written)) == (set(), len(sent)), [text.count("\n") for text in texts]
+    assert all(texts)
 
 
 def test_settings_of_the_kernel_are_there():

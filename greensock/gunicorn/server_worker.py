@@ -44,6 +44,13 @@ class ServerWorker(BaseWorker):
                 self.log.error("%s", line)
             sys.exit(CANNOT_BEGIN)
 
+    def run(self) -> None:
+        """Serve, and when that has ended write the last lines of the log."""
+        try:
+            super().run()
+        finally:
+            self.app.source.close_logs()
+
     def handle_usr1(self, sig: int, frame: FrameType | None) -> None:
         """SIGUSR1: open all logs anew."""
         super().handle_usr1(sig, frame)

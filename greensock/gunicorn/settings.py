@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gunicorn.sock import ssl_context
@@ -81,7 +82,6 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda cfg: "h2" in getattr(cfg, "http_protocols", ()),
         "HTTP/2 is not there yet; 'h1' expected",
     ),
-    ("proxy_protocol", lambda cfg: _given(cfg, "proxy_protocol", "off", False), "'off' expected"),
     (
         "http_parser",
         lambda cfg: _given(cfg, "http_parser", "auto"),
@@ -90,6 +90,11 @@ RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("permit_obsolete_folding", lambda cfg: _given(cfg, "permit_obsolete_folding", False), "False expected"),
     ("strip_header_spaces", lambda cfg: _given(cfg, "strip_header_spaces", False), "False expected"),
     ("casefold_http_method", lambda cfg: _given(cfg, "casefold_http_method", False), "False expected"),
+    (
+        "tmp_upload_dir",
+        lambda cfg: cfg.tmp_upload_dir is not None and not os.path.isdir(cfg.tmp_upload_dir),
+        "a folder expected",
+    ),
     (
         "reload_engine",
         lambda cfg: cfg.reload and cfg.reload_engine == "inotify",
@@ -132,6 +137,7 @@ def wsgi_options(cfg: Any) -> dict[str, Any]:
         "stop_timeout": float(cfg.graceful_timeout),
         # So a worker that ends closes what rests no sooner than ``keepalive`` would have.
         "close_spread": 2.0 * keepalive,
+        "spool_folder": cfg.tmp_upload_dir,
         "tls": tls_context(cfg),
     }
 
@@ -142,9 +148,11 @@ def is_given(cfg: Any, hook: str) -> bool:
     return setting.get() is not type(setting).__dict__["default"].__func__
 
 
-def trusts(cfg: Any) -> Callable[[str], bool]:
-    """Return what tells whether an address is in ``forwarded_allow_ips``."""
-    allowed = cfg.forwarded_allow_ips
+def trusts(allowed: Sequence[str]) -> Callable[[str], bool]:
+    """Return what tells whether an address is in ``forwarded_allow_ips``, or ``proxy_allow_ips``; ``*``: each is.
+
+    An IPv4 address is the same where a socket of IPv6 tells it as ``::ffff:10.0.0.1``.
+    """
     if "*" in allowed:
         return lambda address: True
     networks = [ipaddress.ip_network(each) for each in allowed]
@@ -155,6 +163,7 @@ def trusts(cfg: Any) -> Callable[[str], bool]:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
-        return any(parsed in network for network in networks)
+        mapped = getattr(parsed, "ipv4_mapped", None) or parsed
+        return any(parsed in network or mapped in network for network in networks)
 
     return is_trusted

@@ -37,7 +37,8 @@ class ToldRequest:
         self.scheme = scheme
         self.peer_addr = self.remote_addr = request.client_address
         self.req_number = getattr(request.connection, "requests", 1)
-        self.proxy_protocol_info: dict[str, Any] | None = None
+        #: What the PROXY header of the connection says, if there is one: ``proxy_protocol``.
+        self.proxy_protocol_info: dict[str, Any] | None = getattr(request.connection, "introduction", None)
 
     def should_close(self) -> bool:
         """Whether the client asked for the end of its connection: the server says ``close`` by itself."""

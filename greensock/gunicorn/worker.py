@@ -51,8 +51,13 @@ class Worker(BaseWorker):
         super().init_process()
 
     def made_servers(self) -> Sequence[Server[Any]]:
+        site_class = WSGISite
+        if self.cfg.proxy_protocol != "off":
+            from greensock.gunicorn.introduced_site import IntroducedSite  # which brings greensock.proxy along
+
+            site_class = IntroducedSite
         errors = WSGIErrorsWrapper(self.cfg)
-        sites = [WSGISite(sock, self.wsgi, self, errors, SOFTWARE) for sock in self.taken_sockets()]
+        sites = [site_class(sock, self.wsgi, self, errors, SOFTWARE) for sock in self.taken_sockets()]
         for site in sites:
             site.siblings = sites
         return sites

@@ -7,6 +7,7 @@ access log want objects made for them; they are made only where a hook was set, 
 from __future__ import annotations
 
 import os
+import re
 from time import monotonic
 from typing import Any, Protocol
 
@@ -20,12 +21,16 @@ from greensock.http.wsgi.wsgi_call import Answer
 from greensock.http.wsgi.wsgi_input import FileWrapper, environ_key
 from greensock.http.wsgi.wsgi_server import WSGIServer
 
-__all__ = ["SiteWorker", "WSGISite"]
+__all__ = ["SiteWorker", "WSGISite", "ip_of"]
 
 #: Bytes of a request line besides method and target: two spaces and the version.
 LINE_REST = 10
 #: No method is longer (``request_parser.MAX_METHOD``).
 MAX_METHOD = 32
+#: What nobody need look at twice.
+USUAL_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: What gunicorn takes for a method where ``permit_unconventional_http_method`` is not set.
+is_conventional = re.compile(r"[^a-z#]{3,20}").fullmatch
 
 
 class SiteWorker(Protocol):
@@ -74,7 +79,8 @@ class WSGISite(WSGIServer):
         self._scheme_fields = {name.lower().encode(): value for name, value in cfg.secure_scheme_headers.items()}
         self._forwarder_fields = frozenset(cfg.forwarder_headers)
         self._header_map = cfg.header_map
-        self._is_trusted = trusts(cfg)
+        self._is_trusted = trusts(cfg.forwarded_allow_ips)
+        self._permits_methods = cfg.permit_unconventional_http_method
         self._trusts_all = "*" in cfg.forwarded_allow_ips
         self._pre_request = cfg.pre_request if is_given(cfg, "pre_request") else None
         self._post_request = cfg.post_request if is_given(cfg, "post_request") else None
@@ -111,6 +117,9 @@ class WSGISite(WSGIServer):
         target = request.target
         if len(target) > self._long_target and len(target) + len(request.method) + LINE_REST > self._most_line:
             self.refuse_request(request.connection, HTTPError(414), "target-too-long")
+            return False
+        if request.method not in USUAL_METHODS and not self._permits_methods and not is_conventional(request.method):
+            self.refuse_request(request.connection, HTTPError(400), "method-unconventional")
             return False
         if self._tells:
             request.told = ToldRequest(request, request.scheme)  # type: ignore[attr-defined]
@@ -208,7 +217,7 @@ class WSGISite(WSGIServer):
         told: ToldRequest | None = getattr(request, "told", None)
         if told is None:
             return  # refused before anybody was told of it
-        environ: dict[str, Any] = getattr(request, "environ", None) or self._small_environ(request)
+        environ: dict[str, Any] = getattr(request, "environ", None) or self.small_environ(request)
         answer: Answer | None = getattr(request, "answer", None)
         if answer is not None and answer.is_begun and answer.lines is not None:
             status = answer.lines[0].decode("latin-1").split(" ", 1)[1].rstrip()
@@ -227,7 +236,7 @@ class WSGISite(WSGIServer):
             except Exception:
                 self.worker.log.exception("Exception in post_request hook")
 
-    def _small_environ(self, request: Request) -> dict[str, Any]:
+    def small_environ(self, request: Request) -> dict[str, Any]:
         """Return what a line of the access log needs of a request that the application never saw."""
         address = request.client_address
         return {
@@ -246,7 +255,7 @@ class WSGISite(WSGIServer):
 
     def request_refused(self, conn: Connection, refusal: BadRequest | HTTPError) -> Response:
         """Log it as gunicorn does; the answer is ``HTTPServer``'s."""
-        self.worker.log.warning("Invalid request from ip=%s: %s", _ip_of(conn), refusal)
+        self.worker.log.warning("Invalid request from ip=%s: %s", ip_of(conn), refusal)
         return super().request_refused(conn, refusal)
 
 
@@ -268,6 +277,7 @@ class _Guarded:
             raise RuntimeError("the application called sys.exit") from error
 
 
-def _ip_of(conn: Connection) -> str:
+def ip_of(conn: Connection) -> str:
+    """Return the address of who connected; empty for a Unix socket."""
     address = conn.address
     return str(address[0]) if isinstance(address, tuple) else ""

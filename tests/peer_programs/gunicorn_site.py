@@ -30,6 +30,8 @@ def application(environ, start_response):
         busy(float(query))
     elif path == "/upload":
         body = b"%d" % len(environ["wsgi.input"].read())
+    elif path == "/spooled":
+        body = os.readlink(f"/proc/self/fd/{environ['wsgi.input'].fileno()}").encode()
     elif path == "/file":
         start_response(status, fields)
         return environ["wsgi.file_wrapper"](open(__file__, "rb"))

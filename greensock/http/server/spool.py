@@ -17,10 +17,12 @@ IN_MEMORY = 262_144
 class Spool:
     """Takes bytes, and gives them back as a file, or as slices of it. What is on disk is gone when it is closed."""
 
-    __slots__ = ("_in_memory", "file", "size")
+    __slots__ = ("_folder", "_in_memory", "file", "size")
 
-    def __init__(self, in_memory: int = IN_MEMORY) -> None:
+    def __init__(self, in_memory: int = IN_MEMORY, folder: str | None = None) -> None:
+        """``folder`` is where the file is; None: where the system has temporary ones."""
         self._in_memory = in_memory
+        self._folder = folder
         #: Where they are, to be read and to be sought in.
         self.file: BinaryIO = io.BytesIO()
         #: How many there are.
@@ -35,7 +37,7 @@ class Spool:
         self.size += len(data)
         if self.size > self._in_memory and type(self.file) is io.BytesIO:
             before = self.file.getvalue()
-            self.file = tempfile.TemporaryFile()  # noqa: SIM115  # ``close`` closes it
+            self.file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  # ``close`` closes it
             self.file.write(before)
         self.file.write(data)
 

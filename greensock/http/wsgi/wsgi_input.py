@@ -104,14 +104,14 @@ class RawInput(io.RawIOBase):
         """Return all of it; how much that may be is ``Limits.max_body``."""
         return b"".join(iter(functools.partial(self._read, BLOCK), b""))
 
-    def read_first(self, most: int) -> Spool:
-        """Read all of it now; return it, to be read as a file.
+    def read_first(self, most: int, folder: str | None = None) -> Spool:
+        """Read all of it now; return it, to be read as a file. ``folder`` is where it is if it does not fit memory.
 
         Raises:
             BadRequest: it is longer than ``most`` bytes (status 413), or cannot be read.
         """
         body = self._body
-        self.spool = spool = Spool()
+        self.spool = spool = Spool(folder=folder)
         while piece := body.next_piece():
             if spool.size + len(piece) > most:
                 raise body.too_long(most)

@@ -67,6 +67,7 @@ class WSGIServerKeywords(HTTPServerSettings, total=False):
     early_hints: bool
     stream_chunked: bool
     max_chunked: int
+    spool_folder: str | None
     websocket_options: WebSocketOptions
     filter_for: Callable[[Request, Response], BodyFilter | None]
     request_done: Callable[[Request, Response, int], object]
@@ -98,6 +99,8 @@ class WSGIServer(HTTPServer):
     stream_chunked: bool = False
     #: Bytes of a chunked upload that is read first; of more than 256 kB they are on disk. A longer one gets 413.
     max_chunked: int = 100 << 20
+    #: Where those are, on disk. None: where the system has temporary files.
+    spool_folder: str | None = None
     #: What every environ begins with.
     base_env: Mapping[str, Any] = {
         "GATEWAY_INTERFACE": "CGI/1.1",
@@ -114,6 +117,7 @@ class WSGIServer(HTTPServer):
         "early_hints": Rule.flag(),
         "stream_chunked": Rule.flag(),
         "max_chunked": Rule.whole(0),
+        "spool_folder": Rule.instance(str, "the path of a folder").or_none(),
         "websocket_options": Rule.instance(WebSocketOptions, "WebSocketOptions"),
         "filter_for": Rule.function(),
         "request_done": Rule.function(),
@@ -229,7 +233,7 @@ class WSGIServer(HTTPServer):
         else:
             answer.input = RawInput(request.body)
             if request.head.content_length is None and not self.stream_chunked:
-                spool = answer.input.read_first(self.max_chunked)
+                spool = answer.input.read_first(self.max_chunked, self.spool_folder)
                 environ["wsgi.input"] = spool.file
                 environ["CONTENT_LENGTH"] = str(spool.size)
                 environ.pop("HTTP_TRANSFER_ENCODING", None)
