@@ -106,8 +106,13 @@ class WorkersView:
         self._gone: Any = shared.totals.row(shared.slots)
         self._beats: list[Any] = [shared.beats.row(each) for each in range(shared.slots)]
         self._clients: list[Any] = [shared.clients.row(each) for each in range(shared.slots)]
-        if self._top[0] <= slot:
-            self._top[0] = slot + 1
+        self._rows_there()
+
+    def _rows_there(self) -> int:
+        """Return how many rows anybody has had, this worker's among them."""
+        if self._top[0] <= self.slot:  # again and again, as two may begin at the same moment
+            self._top[0] = self.slot + 1
+        return int(self._top[0])
 
     # -- life
 
@@ -116,8 +121,7 @@ class WorkersView:
         row = self._beats[self.slot]
         row[1] = self._edition
         row[0] = now
-        if self._top[0] <= self.slot:  # two began at the same moment
-            self._top[0] = self.slot + 1
+        self._rows_there()
 
     def end(self) -> None:
         """Show no life any more, so that another leads."""
@@ -149,7 +153,7 @@ class WorkersView:
     def of_all(self, place: int, column: int) -> int:
         """Return the sum over all workers."""
         at = place * WIDTH + column
-        return int(sum([row[at] for row in self._counts[: self._top[0]]]))
+        return int(sum([row[at] for row in self._counts[: self._rows_there()]]))
 
     def of_others(self, place: int, column: int) -> int:
         """Return the sum over the other workers."""
@@ -179,7 +183,7 @@ class WorkersView:
 
     def clients(self) -> int:
         """Return how many connections clients have, in all workers."""
-        return int(sum([row[0] for row in self._clients[: self._top[0]]]))
+        return int(sum([row[0] for row in self._clients[: self._rows_there()]]))
 
     # -- places
 
