@@ -99,7 +99,7 @@ class OperatorsClient:
     def add_server(self, upstream: str, url: str, **options: Any) -> str:
         """Have a further server in all workers; return the name under which it can be removed.
 
-        ``options`` are as in ``[[upstreams.NAME.servers]]``. Raises as :meth:`set_server` does.
+        ``options`` are as in ``[upstreams.NAME] servers``. Raises as :meth:`set_server` does.
         """
         data = self._order("POST", "/servers", upstream, url, **options)
         try:
