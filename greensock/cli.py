@@ -179,8 +179,8 @@ def _add_orders(jobs: Any) -> None:
         else:
             job.add_argument("server", metavar="URL", help="http://HOST[:PORT], https://HOST[:PORT] or unix:PATH")
             counts = {"weight": "its share", "max-connections": "requests at once", "max-waiting": "that may wait"}
-            for option, words in counts.items():
-                job.add_argument(f"--{option}", type=int, metavar="N", help=words)
+            for option, text in counts.items():
+                job.add_argument(f"--{option}", type=int, metavar="N", help=text)
             job.add_argument("--backup", action="store_true", default=None, help="asked only when no other is up")
             job.add_argument("--srv", action="store_true", default=None, help="SRV records of its name are the servers")
         _add_operators(job)
