@@ -5,7 +5,7 @@ Both run in many processes under gunicorn (``pip install greensock[proxy]``), or
 serves is patched: a worker after it was forked, a single process here, before anything that might be in the way is
 imported. The master of many is not, and never has a hub.
 
-``greensock top``, and ``proxy drain``, ``ready``, ``add``, ``remove`` and ``servers``, ask a server that runs, and serve
+``greensock top``, and ``proxy drain``, ``ready``, ``add``, ``remove`` and ``servers`` ask a server that runs, and serve
 nobody.
 
 Exit status: 0 when it was told to end, or has done what it was to do; 1 for what the system refused (an address, a log,

@@ -355,7 +355,13 @@ def test_servers_are_added_and_removed(serve, program, caplog):
         ("POST", other.url, {"max_connections": "9"}, 400, "max_connections='9': a whole number of at least 1"),
         ("POST", other.url, {"max_waiting": float("nan")}, 400, "max_waiting=nan: a whole number"),
         ("POST", other.url, {"backup": 1}, 400, "backup=1: True or False expected"),
-        ("POST", other.url, {"wait": 1}, 400, "wait: no such option: weight, max_connections, max_waiting, backup, srv"),
+        (
+            "POST",
+            other.url,
+            {"wait": 1},
+            400,
+            "wait: no such option: weight, max_connections, max_waiting, backup, srv",
+        ),
         ("POST", other.url, {"url": "x"}, 400, "url: no such option"),
         ("POST", other.url, {"upstream": None}, 400, "both texts"),
         ("POST", "", {}, 400, "server='': http://host[:port], https://host[:port] or unix:/path expected"),
@@ -377,7 +383,10 @@ def test_servers_are_added_and_removed(serve, program, caplog):
         made = proxy.gateway.upstreams["app"].all[1].spec.options
         assert (made.max_connections, made.max_waiting, made.backup) == (7, 5, True)
         assert order("POST", other.url).status == 409
-        assert ask(back, "/drain", BEARER, "POST", json.dumps({"upstream": "app", "server": names[1]}).encode()).status == 204
+        assert (
+            ask(back, "/drain", BEARER, "POST", json.dumps({"upstream": "app", "server": names[1]}).encode()).status
+            == 204
+        )
         assert [order("DELETE", server).status for server in (other.url, names[0])] == [204, 204]
         assert servers() == []
         assert ask(front, "/").status == 503

@@ -214,7 +214,9 @@ def test_operators_reloads_and_room_for_clients(serve, tmp_path, monkeypatch, ca
         assert f"nothing was sent: process {master.process.pid} goes on with what it has" in said
         path.write_text(OPERATED.format(most=4, servers="servers", url=one.url))
         serving = [
-            each["pid"] for each in told(next(iter(there.values())), "/status.json")["workers"] if each["state"] == "serving"
+            each["pid"]
+            for each in told(next(iter(there.values())), "/status.json")["workers"]
+            if each["state"] == "serving"
         ]
         assert sorted(serving) == sorted(there)
 

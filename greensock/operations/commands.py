@@ -1,4 +1,4 @@
-"""The commands that ask a running server: ``greensock top``, and ``greensock proxy drain``, ``ready``, ``add`` and so on.
+"""The commands that ask a running server: ``greensock top``, ``greensock proxy drain``, ``ready``, ``add`` and so on.
 
 Exit status: 0, done; 1, the server does not answer or says no, or requests are still in hand when the wait is
 over; 2, what was told is wrong.

@@ -1,4 +1,4 @@
-"""What ``greensock proxy drain``, ``ready`` and ``servers`` ask for: a server gets no new requests, or gets them again."""
+"""``greensock proxy drain``, ``ready`` and ``servers``: a server gets no new requests, or gets them again."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def wait_until_idle(client: OperatorsClient, server: str, upstreams: list[str], 
 
 
 def list_servers(status: StatusReading) -> list[str]:
-    """Return a line for each server: its upstream, its name, how it stands, its weight, what it has in hand, and why."""
+    """Return a line for each server: its upstream and name, how it stands, its weight, what it has in hand, and why."""
     rows = [
         (upstream["name"], each["name"], each["state"], f"weight {each['weight']:g}", f"{each['in_hand']} in hand")
         for upstream in status["upstreams"]
@@ -93,9 +93,7 @@ def list_servers(status: StatusReading) -> list[str]:
     ]
     why = [each["why"] or "" for upstream in status["upstreams"] for each in upstream["servers"]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([*map(str.ljust, row, widths), reason]).rstrip() for row, reason in zip(rows, why, strict=True)
-    ]
+    return ["  ".join([*map(str.ljust, row, widths), reason]).rstrip() for row, reason in zip(rows, why, strict=True)]
 
 
 def _named(status: StatusReading, server: str) -> Iterator[tuple[str, ServerReading]]:

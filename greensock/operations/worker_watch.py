@@ -77,7 +77,7 @@ class Behind(Protocol):
 
         Raises:
             LookupError: there is no such upstream.
-            ValueError: the URL or an option is not allowed; the text says which, and what is. There the URL is ``server``.
+            ValueError: the URL (``server`` in the text) or an option is not allowed; the text says which, and what is.
             Conflict: it is there already, or there is no room for one more.
             OSError: the other workers can't be told now.
         """

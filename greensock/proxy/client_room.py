@@ -43,9 +43,7 @@ class ClientRoom:
     ``count`` returns how many connections this one has; ``welcome`` has its acceptors ask again.
     """
 
-    def __init__(
-        self, most: int, view: WorkersView, count: Callable[[], int], welcome: Callable[[], object]
-    ) -> None:
+    def __init__(self, most: int, view: WorkersView, count: Callable[[], int], welcome: Callable[[], object]) -> None:
         #: How many connections there may be.
         self.most = most
         self._view = view
