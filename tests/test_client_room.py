@@ -175,6 +175,24 @@ def test_who_does_not_bound_them_counts_nothing(serve):
         assert gateway._client_room is None
 
 
+def test_who_has_left_is_counted_out_at_once():
+    """And not only when that worker is asked again."""
+    shared = SharedServers(SharedPages(2))
+    one, other = (gateway_to("http://127.0.0.1:1", listen=ListenOptions(max_connections=1)) for _ in range(2))
+    listener = Listener()
+    for slot, (gateway, each) in enumerate(((one, listener), (other, Listener()))):
+        gateway.join(shared, slot)
+        gateway.enter(each)
+    listener.connections_alive = 1
+    assert [one.room(), other.room()] == [0, 0]
+    listener.connections_alive = 0
+    one.connection_ended()
+    assert other.room() == 1
+    for gateway in (one, other):
+        gateway.leave(*gateway._listeners)
+    assert other._steward.view.clients() == 0
+
+
 class Listener:
     connections_alive = 0
 
