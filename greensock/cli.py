@@ -5,7 +5,8 @@ Both run in many processes under gunicorn (``pip install greensock[proxy]``), or
 serves is patched: a worker after it was forked, a single process here, before anything that might be in the way is
 imported. The master of many is not, and never has a hub.
 
-``greensock top``, ``proxy drain`` and ``proxy ready`` ask a server that runs, and serve nobody.
+``greensock top``, and ``proxy drain``, ``ready``, ``add``, ``remove`` and ``servers`` ask a server that runs, and serve
+nobody.
 
 Exit status: 0 when it was told to end, or has done what it was to do; 1 for what the system refused (an address, a log,
 a process that is gone); 2 for what the command line or the configuration says wrong; 3 and 4 for a first worker that
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say, by default those of the program; return the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    if given.command == "top" or getattr(given, "job", None) in ("drain", "ready"):
+    if given.command == "top" or getattr(given, "job", None) not in (None, "reload"):
         from greensock.operations.commands import perform
 
         return perform(given)
@@ -163,18 +164,28 @@ def _add_orders(jobs: Any) -> None:
         job = jobs.add_parser(name, help=words, description=f"{words.capitalize()}, in all workers.")
         job.add_argument("server", metavar="SERVER", help="as the status page has it: HOST:PORT, or a path")
         job.add_argument("--upstream", metavar="NAME", help="in this one alone; default: in all that have it")
-        job.add_argument(
-            "--operations", required=True, metavar="ADDRESS", help="the operators' address: [HOST]:PORT, or a path"
-        )
-        job.add_argument(
-            "--token-file", metavar="FILE",
-            help="where the operators' token is; default: what GREENSOCK_OPERATIONS_TOKEN says",
-        )  # fmt: skip
+        _add_operators(job)
         if name == "drain":
             job.add_argument(
                 "--wait", type=float, default=0.0, metavar="SECONDS",
                 help="for what it has in hand; default: not at all",
             )  # fmt: skip
+    for name, words in ("add", "have one more server"), ("remove", "have a server no more"):
+        said = f"{words.capitalize()}, in all workers, until the proxy is restarted."
+        job = jobs.add_parser(name, help=words, description=said)
+        job.add_argument("upstream", metavar="UPSTREAM")
+        if name == "remove":
+            job.add_argument("server", metavar="SERVER", help="as it was given: HOST:PORT, a path, or its URL")
+        else:
+            job.add_argument("server", metavar="URL", help="http://HOST[:PORT], https://HOST[:PORT] or unix:PATH")
+            counts = {"weight": "its share", "max-connections": "requests at once", "max-waiting": "that may wait"}
+            for option, text in counts.items():
+                job.add_argument(f"--{option}", type=int, metavar="N", help=text)
+            job.add_argument("--backup", action="store_true", default=None, help="asked only when no other is up")
+            job.add_argument("--srv", action="store_true", default=None, help="SRV records of its name are the servers")
+        _add_operators(job)
+    said = "List the servers, how they stand, and what they have in hand."
+    _add_operators(jobs.add_parser("servers", help="list the servers", description=said))
     job = jobs.add_parser(
         "reload",
         help="have it read its configuration anew",
@@ -186,6 +197,16 @@ def _add_orders(jobs: Any) -> None:
         "--operations", metavar="ADDRESS", help="its operators' address, to wait there for what comes of it"
     )
     job.add_argument("--token-file", metavar="FILE", help="where the operators' token is, if reading needs it")
+
+
+def _add_operators(job: argparse.ArgumentParser) -> None:
+    job.add_argument(
+        "--operations", required=True, metavar="ADDRESS", help="the operators' address: [HOST]:PORT, or a path"
+    )
+    job.add_argument(
+        "--token-file", metavar="FILE",
+        help="where the operators' token is; default: what GREENSOCK_OPERATIONS_TOKEN says",
+    )  # fmt: skip
 
 
 def _fail(error: object, status: int) -> int:

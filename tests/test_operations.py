@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import re
 import signal
@@ -239,6 +240,12 @@ def test_who_may_ask_for_what(serve, program, tmp_path):
         ("POST", "/drain", "127.0.0.1", BEARER, b"x" * 5000, 413, ""),
         ("POST", "/drain", "127.0.0.1", BEARER, b'{"upstream": "b", "server": ""}', 404, '"error"'),
         ("POST", "/drain", "127.0.0.1", BEARER, b'{"upstream": "app", "server": "x"}', 404, '"error"'),
+        ("GET", "/servers", "127.0.0.1", BEARER, b"", 405, "POST or DELETE expected"),
+        ("POST", "/servers", "127.0.0.1", others[1] + BEARER, order, 403, "another site"),
+        ("POST", "/servers", "127.0.0.1", "", order, 401, "Bearer TOKEN expected"),
+        ("DELETE", "/servers", "127.0.0.1", "", order, 401, "Bearer TOKEN expected"),
+        ("DELETE", "/servers", "127.0.0.1", others[1] + BEARER, order, 403, "another site"),
+        ("DELETE", "/drain", "127.0.0.1", BEARER, order, 405, "POST expected"),
     ]
     for method, path, host, fields, body, status, text in cases:
         answer = ask(back, path, fields, method, body, host)
@@ -308,14 +315,91 @@ def test_a_server_is_drained_by_its_gateway(serve, program):
         answer = ask(operators(proxy), path, BEARER, "POST", body)
         assert (answer.status, answer.body) == (204, b"")
     assert orders == [("app", origin.url[7:], "drain"), ("app", origin.url[7:], "ready")]
-    for error, words in ((TimeoutError("others write"), "others write"), (TableFull("7 bytes"), "is full: 7 bytes")):
+    one = json.dumps({"upstream": "app", "server": "http://127.0.0.1:9"}).encode()
+    for (path, method, name), told, full in (
+        (("/drain", "POST", "set_server"), body, 503),
+        (("/servers", "POST", "add_server"), one, 409),
+        (("/servers", "DELETE", "remove_server"), body, 409),
+    ):
+        for error, status, words in (
+            (TimeoutError("others write"), 503, "others write"),
+            (TableFull("7 bytes"), full, "is full: 7 bytes"),
+        ):
 
-        def fails(*_, error=error):
-            raise error
+            def fails(*_, error=error):
+                raise error
 
-        proxy.gateway.set_server = fails
-        answer = ask(operators(proxy), "/drain", BEARER, "POST", body)
-        assert (answer.status, words in answer.text) == (503, True), answer.text
+            setattr(proxy.gateway, name, fails)
+            answer = ask(operators(proxy), path, BEARER, method, told)
+            assert (answer.status, words in answer.text) == (status, True), answer.text
+
+
+def test_servers_are_added_and_removed(serve, program, caplog):
+    """What is wrong says which field, and what was allowed; in every case nothing has changed."""
+    origin, other = serve(Origin), serve(Origin)
+    proxy = program(origin.url)
+    back, front = operators(proxy), proxy.proxies[0].address
+    names = [each.url[7:] for each in (origin, other)]
+
+    def order(method, server, **more):
+        body = json.dumps({"upstream": "app", "server": server, **more}).encode()
+        return ask(back, "/servers", BEARER, method, body)
+
+    def servers():
+        return [(each["name"], each["weight"]) for each in status_of(back)["upstreams"][0]["servers"]]
+
+    for method, server, more, status, words in (
+        ("POST", other.url, {"upstream": "b"}, 404, "upstream='b': one of app expected"),
+        ("POST", other.url, {"weight": 0}, 400, "weight=0: a whole number from 1 to 65535 expected"),
+        ("POST", other.url, {"weight": True}, 400, "weight=True: "),
+        ("POST", other.url, {"max_connections": "9"}, 400, "max_connections='9': a whole number of at least 1"),
+        ("POST", other.url, {"max_waiting": float("nan")}, 400, "max_waiting=nan: a whole number"),
+        ("POST", other.url, {"backup": 1}, 400, "backup=1: True or False expected"),
+        (
+            "POST",
+            other.url,
+            {"wait": 1},
+            400,
+            "wait: no such option: weight, max_connections, max_waiting, backup, srv",
+        ),
+        ("POST", other.url, {"url": "x"}, 400, "url: no such option"),
+        ("POST", other.url, {"upstream": None}, 400, "both texts"),
+        ("POST", "", {}, 400, "server='': http://host[:port], https://host[:port] or unix:/path expected"),
+        ("POST", "ftp://a", {}, 400, "server='ftp://a': "),
+        ("POST", f"{other.url}/?a", {}, 400, "a plain path, such as /base, expected"),
+        ("POST", "unix:/\ud800", {}, 400, "server='unix:/"),
+        ("POST", origin.url, {}, 409, f"server='{names[0]}': each server once expected"),
+        ("DELETE", names[1], {}, 404, f"server='{names[1]}': one of {names[0]} expected"),
+        ("DELETE", "http://[", {}, 404, "server='http://['"),
+        ("DELETE", names[0], {"upstream": "b"}, 404, "upstream='b'"),
+    ):
+        answer = order(method, server, **more)
+        assert (answer.status, words in json.loads(answer.body)["error"]) == (status, True), answer.text
+    assert servers() == [(names[0], 1)]
+    with caplog.at_level(logging.WARNING, "greensock"):
+        added = order("POST", other.url, weight=3, max_connections=7, max_waiting=5, backup=True, srv=False)
+        assert (added.status, json.loads(added.body)) == (201, {"upstream": "app", "server": names[1]})
+        assert servers() == [(names[0], 1), (names[1], 3)]
+        made = proxy.gateway.upstreams["app"].all[1].spec.options
+        assert (made.max_connections, made.max_waiting, made.backup) == (7, 5, True)
+        assert order("POST", other.url).status == 409
+        assert (
+            ask(back, "/drain", BEARER, "POST", json.dumps({"upstream": "app", "server": names[1]}).encode()).status
+            == 204
+        )
+        assert [order("DELETE", server).status for server in (other.url, names[0])] == [204, 204]
+        assert servers() == []
+        assert ask(front, "/").status == 503
+        assert order("POST", origin.url).status == 201
+    assert ask(front, "/").status == 200
+    said = [each.getMessage() for each in caplog.records if each.name == "greensock.upstream"]
+    assert said == [
+        f"app: {names[1]} is added",
+        f"app: {names[1]}: set to drain by an operator",
+        f"app: {names[1]} is removed",
+        f"app: {names[0]} is removed",
+        f"app: {names[0]} is added",
+    ], "each order once"
 
 
 def test_connections(serve, program, connect):

@@ -16,12 +16,13 @@ from scripts import scripted
 
 from greensock.pool_quota import QuotaState
 from greensock.pool_state import Action
-from greensock.proxy import HealthOptions, ServerOptions, Standing
+from greensock.proxy import HealthOptions, ServerOptions, Standing, UpstreamOptions
 from greensock.proxy.failure import Failure
-from greensock.proxy.upstream import shared_servers, shared_table
+from greensock.proxy.upstream import shared_servers, shared_table, steward
 from greensock.proxy.upstream.health import Health
 from greensock.proxy.upstream.retry_budget import RetryBudget
 from greensock.proxy.upstream.server_cap import ServerCap
+from greensock.proxy.upstream.server_specs import given_servers
 from greensock.proxy.upstream.shared_servers import ASKED, SILENT, SLOTS, WAITING, SharedServers, WorkersView
 from greensock.proxy.upstream.shared_table import SharedTable, TableFull
 from greensock.shared_pages import SharedPages
@@ -98,7 +99,7 @@ def test_one_process_writes_at_a_time(monkeypatch):
     try:
         os.read(ready, 1)
         assert not table.update(lambda document: document.update(a=1))
-        assert not table.update(lambda document: document.update(a=1), wait=True)
+        assert not table.update(lambda document: document.update(a=1), pause=gevent.sleep)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -228,14 +229,18 @@ class Worker:
         assert self.state.leave("origin", waiter)
 
 
-def test_a_cap_is_that_of_all_workers():
+@pytest.mark.parametrize("slots", [(0, 1), (0, 0)])
+def test_a_cap_is_that_of_all_workers(slots):
+    """And of two gateways in one of them, of which a new configuration has replaced one."""
     shared = SharedServers(SharedPages(2))
-    one, other = (Worker(shared, slot, most=3, max_waiting=2) for slot in range(2))
+    one, other = (Worker(shared, slot, most=3, max_waiting=2) for slot in slots)
     asked = [one.ask(), one.ask(), other.ask()]
     assert asked == [Action.CONNECT] * 3
     assert one.cap.is_full()
     assert other.cap.is_full()
     assert [other.ask(), one.ask(), other.ask()] == [Action.WAIT, Action.WAIT, Action.REFUSE]
+    assert one.cap.is_shared
+    assert other.cap.is_shared, "so who waits looks again and again"
     one.finish()
     assert (len(one.held), len(one.waiting)) == (2, 0), "it has waited in the same worker as the slot came free"
     one.finish()
@@ -243,14 +248,18 @@ def test_a_cap_is_that_of_all_workers():
     assert (len(one.held), len(other.held)) == (1, 2)
     assert other.ask() is Action.WAIT
     other.leave()
-    # What a worker had that was killed is there for the others, as soon as the master has seen it.
-    shared.counts.clear(0)
+    if slots == (0, 1):
+        # What a worker had that was killed is there for the others, as soon as the master has seen it.
+        shared.counts.clear(0)
+    else:
+        one.finish()
     assert other.ask() is Action.CONNECT
 
 
-def test_a_worker_with_more_slots_gives_way():
+@pytest.mark.parametrize("slots", [(0, 1), (0, 0)])
+def test_a_worker_with_more_slots_gives_way(slots):
     shared = SharedServers(SharedPages(2))
-    one, other = (Worker(shared, slot, most=4) for slot in range(2))
+    one, other = (Worker(shared, slot, most=4) for slot in slots)
     assert [one.ask() for _ in range(4)] == [Action.CONNECT] * 4
     assert [one.ask() for _ in range(50)] == [Action.WAIT] * 50
     assert [other.ask() for _ in range(50)] == [Action.WAIT] * 50
@@ -280,7 +289,7 @@ def test_at_random_no_slot_is_lost_and_none_is_too_many(seed):
     draw = random.Random(seed)
     most = draw.randint(1, 6)
     shared = SharedServers(SharedPages(3))
-    workers = [Worker(shared, slot, most, max_waiting=20) for slot in range(3)]
+    workers = [Worker(shared, slot, most, max_waiting=20) for slot in ((0, 1, 2), (0, 0, 1))[seed % 2]]
     for _ in range(600):
         each = draw.choice(workers)
         todo = [each.ask, each.look]
@@ -415,6 +424,7 @@ def test_what_an_operator_wants_holds_in_all(workers):
         (("set_server", "site", "a:80", "up"), ValueError, "^state='up': 'ready', 'drain', 'down' expected$"),
         (("add_server", "site", "http://a:80"), ValueError, "^server='a:80': each server once expected$"),
         (("add_server", "site", "ftp://a"), ValueError, "^url='ftp://a': "),
+        (("add_server", "site", "unix:/\ud800"), ValueError, "^url=.*: http://host"),
         (("add_server", "sit", "http://c"), LookupError, "^upstream='sit': one of site expected$"),
         (("remove_server", "site", "c:80"), LookupError, "^server='c:80': one of a:80, b:80 expected$"),
     ],
@@ -451,6 +461,41 @@ def test_servers_come_and_go_at_run_time(workers):
     assert all(each.is_gone for each in third)
     one.add_server("site", "http://a")
     assert [each.name for each in one.upstreams["site"].all] == ["a:80"]
+
+
+def test_no_more_servers_are_added_than_there_is_room_for(workers, monkeypatch):
+    """So who adds and never removes leaves room in the table for health, and for what operators want."""
+    monkeypatch.setattr(steward, "MOST_ADDED", 2)
+    one, other = workers.make("http://a")
+    one.add_server("site", "http://b")
+    one.add_server("site", "http://c")
+    workers.beat()
+    with pytest.raises(TableFull, match=r"^2 servers were added at run time, and not removed: no more expected$"):
+        other.add_server("site", "http://d")
+    other.remove_server("site", "b:80")
+    workers.beat()
+    one.add_server("site", "http://d")
+    assert [each.name for each in one.upstreams["site"].all] == ["a:80", "c:80", "d:80"]
+
+
+@pytest.mark.parametrize(
+    ("added", "removed", "weights"),
+    [
+        ([], [], {"a:80": 2, "b:80": 3}),
+        (["c"], [], {"a:80": 2, "b:80": 3, "c:80": 1}),
+        (["a"], [], {"a:80": 2, "b:80": 3}),  # the file has it now, too: that says how it is
+        ([], ["a"], {"b:80": 3}),
+        (["a"], ["a"], {"a:80": 1, "b:80": 3}),  # removed, and added otherwise than the file has it
+        ([], ["a", "b", "x"], {}),
+    ],
+)
+def test_what_is_set_at_run_time_and_the_file(added, removed, weights):
+    group = UpstreamOptions("site", (ServerOptions("http://a", weight=2), ServerOptions("http://b", weight=3)))
+    document = {
+        "added": {"site": {f"{name}:80": {"url": f"http://{name}"} for name in added}, "other": {"z:80": {}}},
+        "removed": {"site": {f"{name}:80": True for name in removed}},
+    }
+    assert {name: each.weight for name, each in given_servers(group, document).items()} == weights
 
 
 def test_an_ejection_is_known_to_all_and_so_is_its_end(workers, clock, caplog):
@@ -612,4 +657,34 @@ def test_a_slot_that_comes_free_elsewhere_is_found():
         wait_until(lambda: one.pool._looking is None and other.pool._looking is None)
         for gateway in gateways:
             gateway.leave("listener")
+            gateway.upstreams["site"].close()
+
+
+def test_a_cap_holds_while_a_configuration_that_was_replaced_still_answers():
+    """In one process (``--single``): both gateways have the same row."""
+
+    def silent(script, sock, number):
+        sock.recv(1)
+
+    with scripted(silent) as script:
+        before, after = (gateway_to(ServerOptions(script.url, max_connections=1)) for _ in range(2))
+        before.enter("old")
+        old, new = (gateway.upstreams["site"].all[0] for gateway in (before, after))
+        deadlines = before.deadlines_of(None)
+        first = old.lease(deadlines)
+        after.inherit(before)
+        after.enter("new")
+        waiter = gevent.spawn(new.lease, deadlines)
+        wait_until(lambda: new.status("").waiting == 1)
+        assert new.pool.state.slots == 0
+        first.end(True)
+        second = waiter.get()
+        # A kept connection asks once more by the old one.
+        again = gevent.spawn(old.lease, deadlines)
+        wait_until(lambda: old.pool.state.statistics(old.origin).waiting == 1)
+        second.end(True)
+        again.get().end(True)
+        wait_until(lambda: old.pool._looking is None and new.pool._looking is None)
+        for gateway, listener in ((before, "old"), (after, "new")):
+            gateway.leave(listener)
             gateway.upstreams["site"].close()

@@ -15,7 +15,7 @@ status_page         the page for browsers: three files
 operations_server   the operators' address
 status_reading      what /status.json says, and what two of them say together (no I/O)
 operators_client    asks an operators' address
-server_orders       a server is drained, or put back
+server_orders       a server is drained, put back, added or removed
 top_report          what ``greensock top`` shows, as lines (no I/O)
 top                 ``greensock top``: live in a terminal
 commands            the commands that ask a running server

@@ -1,4 +1,4 @@
-"""The commands that ask a running server: ``greensock top``, ``greensock proxy drain`` and ``ready``.
+"""The commands that ask a running server: ``greensock top``, ``greensock proxy drain``, ``ready``, ``add`` and so on.
 
 Exit status: 0, done; 1, the server does not answer or says no, or requests are still in hand when the wait is
 over; 2, what was told is wrong.
@@ -11,7 +11,7 @@ import sys
 from math import inf
 
 from greensock.operations.operators_client import Away, OperatorsClient, RefusedThere
-from greensock.operations.server_orders import TOKEN, NotNamed, give_order, read_token, wait_until_idle
+from greensock.operations.server_orders import TOKEN, NotNamed, give_order, list_servers, read_token, wait_until_idle
 from greensock.operations.top import report_once, watch
 from greensock.operations.top_report import harmless
 
@@ -22,6 +22,8 @@ REFUSED, WRONG = 1, 2
 LIVE, ONCE = 1.0, 3.0
 #: What was done, in words.
 DONE = {"drain": "gets no new requests", "ready": "gets requests again"}
+#: What may be said of a server that is added.
+OF_SERVERS = ("weight", "max_connections", "max_waiting", "backup", "srv")
 
 
 def perform(given: argparse.Namespace) -> int:
@@ -32,7 +34,15 @@ def perform(given: argparse.Namespace) -> int:
     except (ValueError, NotNamed) as error:
         return _fail(error, WRONG)
     try:
-        return _top(client, given) if given.command == "top" else _order(client, given)
+        if given.command == "top":
+            return _top(client, given)
+        if given.job == "servers":
+            return _servers(client)
+        if client.token is None:
+            return _fail(f"--token-file, or {TOKEN} in the environment, expected", WRONG)
+        return _order(client, given) if given.job in DONE else _change(client, given)
+    except RefusedThere as error:
+        return _fail(f"{address} refuses: {error}", WRONG if error.status in (400, 404) else REFUSED)
     except Away as error:
         return _fail(f"{address}: {error}", REFUSED)
     except BrokenPipeError:
@@ -58,19 +68,31 @@ def _order(client: OperatorsClient, given: argparse.Namespace) -> int:
     wait = getattr(given, "wait", 0.0)
     if not 0 <= wait < inf:
         return _fail(f"--wait={wait:g}: a number of seconds, at least 0, expected", WRONG)
-    if client.token is None:
-        return _fail(f"--token-file, or {TOKEN} in the environment, expected", WRONG)
     try:
         upstreams = give_order(client, given.job, given.server, given.upstream)
     except NotNamed as error:
         return _fail(error, WRONG)
-    except RefusedThere as error:
-        return _fail(f"{given.operations} refuses: {error}", REFUSED)
     shown = f"{harmless(given.server)} of {', '.join(map(harmless, upstreams))}"
     left = wait_until_idle(client, given.server, upstreams, wait) if wait else 0
     if left:
         return _fail(f"{shown} {DONE[given.job]}, and has {left} in hand after {wait:g} s", REFUSED)
     sys.stdout.write(f"{shown} {DONE[given.job]}{', and has nothing in hand' if wait else ''}\n")
+    return 0
+
+
+def _change(client: OperatorsClient, given: argparse.Namespace) -> int:
+    if given.job == "add":
+        options = {name: getattr(given, name) for name in OF_SERVERS if getattr(given, name) is not None}
+        server, done = client.add_server(given.upstream, given.server, **options), "is a server"
+    else:
+        client.remove_server(given.upstream, given.server)
+        server, done = given.server, "is no server any more"
+    sys.stdout.write(f"{harmless(server)} of {harmless(given.upstream)} {done}\n")
+    return 0
+
+
+def _servers(client: OperatorsClient) -> int:
+    sys.stdout.write("".join(f"{harmless(line)}\n" for line in list_servers(client.status())))
     return 0
 
 

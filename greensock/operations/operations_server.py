@@ -9,6 +9,8 @@
 ``GET /connections``      the connections of the worker that answers, ``MOST_CONNECTIONS`` at the most
 ``GET /stacks``           its greenlets' stacks, ``MOST_LINES`` at the most; behind the token
 ``POST /drain, /ready``   ``{"upstream", "server"}``: give a server no more requests, or some again; behind the token
+``POST /servers``         the same, and options of the server, which ``server`` is the URL of: add it; behind the token
+``DELETE /servers``       ``{"upstream", "server"}``: remove it; behind the token
 ========================  ==========================================================================================
 
 Who may ask:
@@ -44,7 +46,7 @@ from greensock.http.wire.limits import Limits
 from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.status_page import PAGE_FIELDS, page_file
 from greensock.operations.status_report import connections_of, readiness_of, status_of
-from greensock.operations.worker_watch import WorkerWatch
+from greensock.operations.worker_watch import Behind, Conflict, WorkerWatch
 
 __all__ = ["OperationsServer"]
 
@@ -52,7 +54,7 @@ log = logging.getLogger("greensock.server")
 
 #: How many connections are shown, and lines of stacks.
 MOST_CONNECTIONS, MOST_LINES = 1000, 5000
-#: Bytes of a body, which names a server.
+#: Bytes of a body, which names a server, and may say how it is.
 MOST_BODY = 4096
 #: What goes with every answer.
 FIELDS = (
@@ -87,15 +89,16 @@ class OperationsServer(HTTPServer):
         self._exposition: Any = None
         self._names: set[str] = set()
         self.change(options)
-        self._pages: dict[str, tuple[str, Callable[[Request], Response]]] = {
-            "/metrics": ("GET", self._metrics),
-            "/status.json": ("GET", self._status),
-            "/connections": ("GET", self._connections),
-            "/healthz": ("GET", lambda request: Response("ok\n")),
-            "/readyz": ("GET", self._ready),
-            "/stacks": ("GET", self._stacks),
-            "/drain": ("POST", self._set_server),
-            "/ready": ("POST", self._set_server),
+        self._pages: dict[str, dict[str, Callable[[Request], Response]]] = {
+            "/metrics": {"GET": self._metrics},
+            "/status.json": {"GET": self._status},
+            "/connections": {"GET": self._connections},
+            "/healthz": {"GET": lambda request: Response("ok\n")},
+            "/readyz": {"GET": self._ready},
+            "/stacks": {"GET": self._stacks},
+            "/drain": {"POST": self._set_server},
+            "/ready": {"POST": self._set_server},
+            "/servers": {"POST": self._add_server, "DELETE": self._remove_server},
         }
 
     def change(self, options: OperationsOptions) -> None:
@@ -133,18 +136,19 @@ class OperationsServer(HTTPServer):
         path = request.path
         if not self._is_host_known(request):
             raise self._error(421, f"Host {request.host[:80]!r} is none of this address: see names in [operations]")
-        method, answer = self._pages.get(path, ("GET", self._page))
-        is_head = method == "GET" and request.method == "HEAD"
-        if request.method != method and not is_head:
-            raise self._error(405, f"{method} expected", ("Allow", "GET, HEAD" if method == "GET" else method))
+        answers = self._pages.get(path, {"GET": self._page})
+        method = "GET" if request.method == "HEAD" else request.method
+        if method not in answers:
+            allowed = ", ".join("GET, HEAD" if each == "GET" else each for each in answers)
+            raise self._error(405, f"{' or '.join(answers)} expected", ("Allow", allowed))
         site = request.headers.get_raw(b"sec-fetch-site")
         if site in OF_OTHERS and path != "/":  # a link may lead there
             raise self._error(403, "not for a page of another site")
-        if method == "POST" or path == "/stacks":
+        if method != "GET" or path == "/stacks":
             self._want_bearer(request)
         elif self.told.needs_token and path not in ("/healthz", "/readyz"):
             self._want_token(request)
-        response = answer(request)
+        response = answers[method](request)
         for name, value in FIELDS:
             if name.lower() not in response.headers:
                 response.headers.add(name, value)
@@ -239,27 +243,51 @@ class OperationsServer(HTTPServer):
             lines[MOST_LINES:] = [f"... and {more} lines more"]
         return Response("\n".join([f"process {os.getpid()}", *lines, ""]), content_type=TEXT)
 
+    # -- orders
+
     def _set_server(self, request: Request) -> Response:
+        told, behind = self._order_of(request)
+        self._done(behind.set_server, told["upstream"], told["server"], request.path.removeprefix("/"))
+        return Response(b"", 204)
+
+    def _add_server(self, request: Request) -> Response:
+        told, behind = self._order_of(request)
+        upstream, url = told.pop("upstream"), told.pop("server")
+        name = self._done(behind.add_server, upstream, url, told)
+        return Response.json({"upstream": upstream, "server": name}, 201)
+
+    def _remove_server(self, request: Request) -> Response:
+        told, behind = self._order_of(request)
+        self._done(behind.remove_server, told["upstream"], told["server"])
+        return Response(b"", 204)
+
+    def _order_of(self, request: Request) -> tuple[dict[str, Any], Behind]:
+        """Return what an order says, which names an upstream and a server, and who is to follow it."""
         try:
             told = json.loads(request.body.read_all(MOST_BODY))
-            upstream, server = told["upstream"], told["server"]
         except BadRequest:
             raise  # too long, or cut short
-        except (ValueError, RecursionError, KeyError, TypeError):
-            upstream = server = None
-        if not isinstance(upstream, str) or not isinstance(server, str):
-            raise self._error(400, 'a JSON object with "upstream" and "server" expected')
+        except (ValueError, RecursionError):
+            told = None
+        names = ("upstream", "server")
+        if not isinstance(told, dict) or not all(isinstance(told.get(each), str) for each in names):
+            raise self._error(400, 'a JSON object with "upstream" and "server" expected, both texts')
         if self.watch.behind is None:
             raise self._error(404, "there are no servers behind this one")
-        what = request.path.removeprefix("/")
+        return told, self.watch.behind
+
+    def _done(self, order: Callable[..., Any], *told: Any) -> Any:
+        """Have an order followed, and return what it returns; or say why it is not followed."""
         try:
-            self.watch.behind.set_server(upstream, server, what)
+            return order(*told)
         except LookupError as error:
             raise self._error(404, str(error.args[0] if error.args else error)) from None
+        except ValueError as error:
+            raise self._error(400, str(error)) from None
+        except Conflict as error:
+            raise self._error(409, str(error)) from None
         except OSError as error:
             raise self._error(503, str(error)) from None
-        log.warning("%s: %s was set to %s at the operators' address", upstream, server, what)
-        return Response(b"", 204)
 
 
 def _credentials(request: Request) -> tuple[str, bytes]:

@@ -1,4 +1,4 @@
-"""Asks a server's operators' address: what it says of itself, and to drain a server or put it back.
+"""Asks a server's operators' address: what it says of itself, and to drain, put back, add or remove a server.
 
 Plain blocking sockets of the standard library: the commands that use it serve nobody, and have no hub.
 """
@@ -28,7 +28,7 @@ class RefusedThere(Exception):
 
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
-        #: What it answered: 401 and 403 are about the token, 404 about the server that was named.
+        #: What it answered: 401 and 403 are about the token, 400 and 404 about what was named.
         self.status = status
 
 
@@ -94,10 +94,29 @@ class OperatorsClient:
             Away: there is no answer.
             RefusedThere: it was not done.
         """
-        body = json.dumps({"upstream": upstream, "server": server}).encode()
-        status, data = self._ask("POST", f"/{what}", body)
+        self._order("POST", f"/{what}", upstream, server)
+
+    def add_server(self, upstream: str, url: str, **options: Any) -> str:
+        """Have a further server in all workers; return the name under which it can be removed.
+
+        ``options`` are as in ``[upstreams.NAME] servers``. Raises as :meth:`set_server` does.
+        """
+        data = self._order("POST", "/servers", upstream, url, **options)
+        try:
+            return str(json.loads(data)["server"])
+        except (ValueError, RecursionError, KeyError, TypeError):
+            return url  # it is added, whatever it says
+
+    def remove_server(self, upstream: str, server: str) -> None:
+        """Have a server no more, in all workers. Raises as :meth:`set_server` does."""
+        self._order("DELETE", "/servers", upstream, server)
+
+    def _order(self, method: str, path: str, upstream: str, server: str, **more: Any) -> bytes:
+        body = json.dumps({"upstream": upstream, "server": server, **more}).encode()
+        status, data = self._ask(method, path, body)
         if not 200 <= status < 300:
             raise RefusedThere(f"{status}: {_why(data)}", status)
+        return data
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         fields = {} if body is None else {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""``greensock proxy drain`` and ``ready``: a server gets no new requests, or gets them again, in all workers."""
+"""``greensock proxy drain``, ``ready`` and ``servers``: a server gets no new requests, or gets them again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from greensock.operations.operators_client import OperatorsClient
 from greensock.operations.status_reading import ServerReading, StatusReading
 
-__all__ = ["TOKEN", "NotNamed", "give_order", "read_token", "wait_until_idle"]
+__all__ = ["TOKEN", "NotNamed", "give_order", "list_servers", "read_token", "wait_until_idle"]
 
 #: Where the environment has the token: as for ``--operations``.
 TOKEN = "GREENSOCK_OPERATIONS_TOKEN"
@@ -82,6 +82,18 @@ def wait_until_idle(client: OperatorsClient, server: str, upstreams: list[str], 
         if (is_known and not left) or time.monotonic() >= deadline:
             return left
         time.sleep(min(LOOK_EVERY, seconds))
+
+
+def list_servers(status: StatusReading) -> list[str]:
+    """Return a line for each server: its upstream and name, how it stands, its weight, what it has in hand, and why."""
+    rows = [
+        (upstream["name"], each["name"], each["state"], f"weight {each['weight']:g}", f"{each['in_hand']} in hand")
+        for upstream in status["upstreams"]
+        for each in upstream["servers"]
+    ]
+    why = [each["why"] or "" for upstream in status["upstreams"] for each in upstream["servers"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([*map(str.ljust, row, widths), reason]).rstrip() for row, reason in zip(rows, why, strict=True)]
 
 
 def _named(status: StatusReading, server: str) -> Iterator[tuple[str, ServerReading]]:

@@ -29,7 +29,7 @@ from greensock.operations.last_requests import LastRequests, ToldRecord
 from greensock.shared_pages import SharedPages
 from greensock.stats import ServerStatistics
 
-__all__ = ["ENDING", "SERVING", "Behind", "WorkerWatch"]
+__all__ = ["ENDING", "SERVING", "Behind", "Conflict", "WorkerWatch"]
 
 #: How a worker is: a figure called ``state``.
 SERVING, ENDING = 1, 2
@@ -41,6 +41,10 @@ FRESH = 0.2
 PAUSE = 200
 
 _started = struct.Struct("d")
+
+
+class Conflict(Exception):
+    """What operators want does not go with what is there; the text says with what. Nothing has changed."""
 
 
 class Behind(Protocol):
@@ -66,6 +70,25 @@ class Behind(Protocol):
         Raises:
             LookupError: there is none of that name; the text says which.
             OSError: the other workers can't be told now (``TimeoutError``), or not at all.
+        """
+
+    def add_server(self, upstream: str, url: str, options: Mapping[str, Any]) -> str:
+        """Have a further server, in all workers; return what it is called.
+
+        Raises:
+            LookupError: there is no such upstream.
+            ValueError: the URL (``server`` in the text) or an option is not allowed; the text says which, and what is.
+            Conflict: it is there already, or there is no room for one more.
+            OSError: the other workers can't be told now.
+        """
+
+    def remove_server(self, upstream: str, server: str) -> None:
+        """Have a server no more, in all workers: what it is asked now it answers. Its URL will do, too.
+
+        Raises:
+            LookupError: there is none of that name; the text says which.
+            Conflict: there is no room to say so.
+            OSError: the other workers can't be told now.
         """
 
 

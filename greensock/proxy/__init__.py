@@ -17,6 +17,7 @@ routes             which route a request takes
 proxy_protocol     what a proxy in front says before a connection's first byte
 failure            what can go wrong, what is answered then, and whether another server may be asked
 upstream           the servers behind the proxy: chosen, watched, connected to
+client_room        how many connections clients have, in all workers together
 gateway            what the listeners of a proxy share
 proxy_connection   a client's connection, and what is kept for that client
 error_lines        lines of the error log about one request

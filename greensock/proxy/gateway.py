@@ -20,6 +20,7 @@ from greensock.http.wire.limits import Limits
 from greensock.limits.redis_share import RedisShare, load_redis
 from greensock.operations.worker_watch import WorkerWatch
 from greensock.proxy.answer_buffer import BufferRoom
+from greensock.proxy.client_room import ClientRoom
 from greensock.proxy.forwarded import Forwarder, Forwarding
 from greensock.proxy.guard import Guard, GuardOptions, SharedBlocks
 from greensock.proxy.log.access_log import AccessLog
@@ -155,6 +156,7 @@ class Gateway:
         self._passwords: dict[str, PasswordFile] = {}
         self._auth_clients: dict[ForwardAuth, AuthClient] = {}
         self._listeners: set[Listener] = set()
+        self._client_room: ClientRoom | None = None  # while a listener is started, if they are bounded
         self._checkers: dict[UpstreamServer, Checker] = {}
         self._steward = Steward(self.upstreams, self._arrange_checks)
         self._clients: dict[tuple[int, int], CheckClient] = {}  # by the PROXY protocol's version, and by TLS
@@ -225,6 +227,8 @@ class Gateway:
         Raises:
             LookupError: there is no such upstream.
             ValueError: it has that server already; or the URL is not allowed.
+            RuntimeError: too many were added, or there is no room for what is to be said.
+            TimeoutError: the other workers can't be told now.
         """
         self._steward.add(upstream, ServerOptions(server) if isinstance(server, str) else server)
 
@@ -246,6 +250,9 @@ class Gateway:
         if not self._listeners:
             self.most_clients = self._count_most_clients()
             self._steward.start()
+            if self.listen.max_connections is not None:
+                view = self._steward.view
+                self._client_room = ClientRoom(self.listen.max_connections, view, self._count_clients, self._welcome)
             self._start_guards()
         self._listeners.add(listener)
 
@@ -253,13 +260,22 @@ class Gateway:
         """Return how many more clients' connections are welcome."""
         if self.most_clients == inf:
             return inf
-        return self.most_clients - sum(listener.connections_alive for listener in self._listeners)
+        room = self.most_clients - self._count_clients()
+        return room if self._client_room is None else min(room, self._client_room.permits())
 
     def connection_ended(self) -> None:
         """Tell the listeners that a client's connection has ended."""
+        if self._client_room is not None:
+            self._client_room.settle()
         if self.most_clients != inf:
-            for listener in self._listeners:
-                listener.welcome_connections()
+            self._welcome()
+
+    def _count_clients(self) -> int:
+        return sum(listener.connections_alive for listener in self._listeners)
+
+    def _welcome(self) -> None:
+        for listener in self._listeners:
+            listener.welcome_connections()
 
     def _count_most_clients(self) -> float:
         """Return how many clients' connections leave each of them a descriptor for its way to a server.
@@ -276,7 +292,7 @@ class Gateway:
         others = KEPT_BACK + servers + sum(asked.values()) + SHARES * share_of_descriptors()
         self.most_links = possible = max(1, (limit - there - others) // EACH)
         if wanted is not None and wanted > possible:
-            log.warning("max_connections=%d: %d descriptors are enough for %d", wanted, limit, possible)
+            log.warning("max_connections=%d: %d descriptors are enough for %d in a process", wanted, limit, possible)
         return possible if wanted is None else min(wanted, possible)
 
     def leave(self, listener: Listener) -> None:
@@ -288,6 +304,9 @@ class Gateway:
             return
         self.stop_checks()
         self._stop_guards()
+        if self._client_room is not None:
+            self._client_room.close()
+            self._client_room = None
         for upstream in self.upstreams.values():
             upstream.drop_idle()
         for client in self._auth_clients.values():

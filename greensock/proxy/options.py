@@ -208,12 +208,23 @@ class ServerOptions:
         return self._destination.target.rstrip(b"/")
 
 
+def _is_encodable(text: str) -> bool:
+    """Whether it can be written in bytes: JSON may have half a character (a lone surrogate), which can't."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 _WHERE = "http://host[:port], https://host[:port] or unix:/path"
 #: A path that every server reads the same: no escapes, no dots, no empty segments.
 _is_base = re.compile(rb"/|(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~!$&'()*+,=:@\-]+)+/?").fullmatch
 _SERVER = {
     "url": Rule(
-        lambda value: isinstance(value, str) and value not in ("", "unix:") and "\0" not in value,
+        lambda value: (
+            isinstance(value, str) and value not in ("", "unix:") and "\0" not in value and _is_encodable(value)
+        ),
         _WHERE,
     ),
     "weight": Rule(lambda value: Rule.whole(1).fits(value) and value <= 65535, "a whole number from 1 to 65535"),
@@ -484,8 +495,8 @@ class ListenOptions:
         ValueError: a value that is not allowed.
     """
 
-    #: Connections of clients, of all listeners; others wait in the backlog. Never more than there are descriptors
-    #: for, as each may need one to a server; None: as many as that.
+    #: Connections of clients, of all listeners in all workers; others wait in the backlog. Never more than a worker has
+    #: descriptors for, as each may need one to a server; None: as many as that.
     max_connections: int | None = None
     #: Connections that the kernel holds for a listener until they are accepted.
     backlog: int = 4096

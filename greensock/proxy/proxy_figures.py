@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from math import ceil
 from time import monotonic, time
 from typing import Any
 
+from greensock.operations.worker_watch import Conflict
 from greensock.proxy.gateway import Gateway
+from greensock.proxy.options import ServerOptions
 from greensock.proxy.proxy_server import ReverseProxy
 from greensock.proxy.upstream.health import Standing
 from greensock.proxy.upstream.servers import Upstream, UpstreamServer
 from greensock.proxy.upstream.shared_table import TableFull
+from greensock.proxy.upstream.steward import ServerIsThere
 
 __all__ = ["ProxyFigures"]
 
@@ -105,6 +109,45 @@ class ProxyFigures:
         except TableFull as error:
             raise OSError(f"the table of servers is full: {error}") from None
 
+    def add_server(self, upstream: str, url: str, options: Mapping[str, Any]) -> str:
+        """Have a further server, in all workers; return what it is called.
+
+        Raises:
+            LookupError: there is no such upstream.
+            ValueError: the URL or an option is not allowed; the URL is ``server`` there.
+            Conflict: it is there already, or there is no room for one more.
+            OSError: the other workers can't be told now.
+        """
+        allowed = [each.name for each in fields(ServerOptions) if each.name != "url"]
+        for name in options:
+            if name not in allowed:
+                raise ValueError(f"{name}: no such option: {', '.join(allowed)} allowed")
+        try:
+            server = ServerOptions(url, **options)
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(f"server{text[3:]}" if text.startswith("url=") else text) from None
+        try:
+            self._gateway.add_server(upstream, server)
+        except ServerIsThere as error:
+            raise Conflict(str(error)) from None
+        except TableFull as error:
+            raise Conflict(f"the table of servers is full: {error}") from None
+        return str(server.origin)
+
+    def remove_server(self, upstream: str, server: str) -> None:
+        """Have a server no more, in all workers: what it is asked now it answers. Its URL will do, too.
+
+        Raises:
+            LookupError: there is none of that name.
+            Conflict: there is no room to say so.
+            OSError: the other workers can't be told now.
+        """
+        try:
+            self._gateway.remove_server(upstream, _name_of(server))
+        except TableFull as error:
+            raise Conflict(f"the table of servers is full: {error}") from None
+
     def _servers(self) -> list[tuple[Upstream, UpstreamServer]]:
         return [(upstream, server) for upstream in self._gateway.upstreams.values() for server in upstream.all]
 
@@ -123,6 +166,16 @@ class ProxyFigures:
         if hasattr(told, "why"):  # it is known for all workers
             state, why, since = told.state, told.why, told.since or since
         return {"name": server.name, "state": state, "why": why, "since": since, "weight": server.weight}
+
+
+def _name_of(server: str) -> str:
+    """Return the name of a server that may be given by its URL."""
+    if "://" not in server and not server.startswith("unix:"):
+        return server
+    try:
+        return str(ServerOptions(server).origin)
+    except ValueError:
+        return server  # there is none of that name
 
 
 def _why(server: UpstreamServer) -> str:

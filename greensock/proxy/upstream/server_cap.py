@@ -12,6 +12,8 @@ worker, and nobody has seen it.
   back what it would pass on. Its own wait a few milliseconds longer then; so all have about the same number soon.
 - Rows of workers that show no life count, as their connections stand; but nobody gives way to them.
 - Idle connections are beyond that number, but those that make it too many in all are not kept.
+- A process may have two that count at the same place: a gateway that a new configuration has replaced still answers
+  (``--single``). They are to each other as workers are.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class ServerCap:
     @property
     def is_shared(self) -> bool:
         """Whether others have slots of the same server."""
-        return self._view is not None and self._view.has_others
+        view = self._view
+        return view is not None and (view.has_others or view.here(self._place, SLOTS) > self.slots)
 
     def take(self) -> bool:
         """Take a slot; False: there is none now, or another worker has the better claim."""
@@ -73,13 +76,14 @@ class ServerCap:
                 return False
             self.slots += 1
             return True
+        self.slots += 1
         view.add(self._place, SLOTS, 1)
-        total = self.slots + 1 + view.of_others(self._place, SLOTS)
+        total = view.of_all(self._place, SLOTS)
         # Of several that are free one may have one: only the last is for who has fewer.
-        if total >= self.most and (total > self.most or view.has_needier(self._place, self.slots, self._clock())):
+        if total >= self.most and (total > self.most or self._has_needier(self.slots - 1)):
+            self.slots -= 1
             view.add(self._place, SLOTS, -1)
             return False
-        self.slots += 1
         return True
 
     def give(self) -> None:
@@ -91,8 +95,15 @@ class ServerCap:
 
     def must_yield(self) -> bool:
         """Return whether a slot that comes free here is for another worker, though requests wait here."""
-        view = self._view
-        return view is not None and view.has_needier(self._place, self.slots - 1, self._clock())
+        return self._view is not None and self._has_needier(self.slots - 1)
+
+    def _has_needier(self, slots: int) -> bool:
+        """Return whether requests wait elsewhere for whom there are fewer than so many slots."""
+        view, place = self._view, self._place
+        assert view is not None
+        if view.here(place, WAITING) > self.waiting and view.here(place, SLOTS) - self.slots < slots:
+            return True  # in this process
+        return view.has_needier(place, slots, self._clock())
 
     def wait(self, more: int) -> None:
         """Count requests that wait, or wait no longer."""
@@ -102,8 +113,7 @@ class ServerCap:
 
     def may_wait(self, most: int) -> bool:
         """Return whether one more may wait, of so many in all workers."""
-        others = self._view.of_others(self._place, WAITING) if self._view is not None else 0
-        return self.waiting + others < most
+        return (self.waiting if self._view is None else self._view.of_all(self._place, WAITING)) < most
 
     def ask(self, more: int) -> None:
         """Count requests in hand, or out."""
@@ -113,8 +123,7 @@ class ServerCap:
 
     def is_full(self) -> bool:
         """Return whether a further request would have to wait."""
-        others = self._view.of_others(self._place, ASKED) if self._view is not None else 0
-        return self.asked + others >= self.most
+        return (self.asked if self._view is None else self._view.of_all(self._place, ASKED)) >= self.most
 
     def is_crowded(self, connections: int) -> bool:
         """Return whether there are more connections than slots, with so many of this worker's."""

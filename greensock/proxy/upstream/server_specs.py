@@ -62,12 +62,15 @@ def is_looked_up(options: ServerOptions) -> bool:
 
 
 def given_servers(group: UpstreamOptions, document: Mapping[str, Any]) -> dict[str, ServerOptions]:
-    """Return the servers of a group by their names: those of the file, and what the table says of them."""
+    """Return the servers of a group by their names: those of the file, and what the table says of them.
+
+    One that was added is as the file says, as soon as that has it, too.
+    """
     given = {str(each.origin): each for each in group.servers}
     for name in document.get("removed", {}).get(group.name, ()):
         given.pop(name, None)
     for name, options in document.get("added", {}).get(group.name, {}).items():
-        given[name] = ServerOptions(**options)
+        given.setdefault(name, ServerOptions(**options))
     return given
 
 

@@ -83,6 +83,8 @@ class SharedServers:
         self.totals = pages.numbers("server-totals", PLACES * 2, is_kept=True)
         #: Of each worker: when it last showed life, and its configuration.
         self.beats = pages.numbers("server-beats", 2, "d")
+        #: Of each worker: the connections that clients have there (``client_room``).
+        self.clients = pages.numbers("clients", 1)
         #: How many rows anybody has had so far.
         self.top = memoryview(pages.block("server-rows", 8)).cast("q")
         #: Which configuration workers are made of from now on. In the master.
@@ -103,8 +105,14 @@ class WorkersView:
         self._totals: list[Any] = [shared.totals.row(each) for each in range(shared.slots)]
         self._gone: Any = shared.totals.row(shared.slots)
         self._beats: list[Any] = [shared.beats.row(each) for each in range(shared.slots)]
-        if self._top[0] <= slot:
-            self._top[0] = slot + 1
+        self._clients: list[Any] = [shared.clients.row(each) for each in range(shared.slots)]
+        self._rows_there()
+
+    def _rows_there(self) -> int:
+        """Return how many rows anybody has had, this worker's among them."""
+        if self._top[0] <= self.slot:  # again and again, as two may begin at the same moment
+            self._top[0] = self.slot + 1
+        return int(self._top[0])
 
     # -- life
 
@@ -113,8 +121,7 @@ class WorkersView:
         row = self._beats[self.slot]
         row[1] = self._edition
         row[0] = now
-        if self._top[0] <= self.slot:  # two began at the same moment
-            self._top[0] = self.slot + 1
+        self._rows_there()
 
     def end(self) -> None:
         """Show no life any more, so that another leads."""
@@ -139,10 +146,18 @@ class WorkersView:
         """Count in this worker's row."""
         self._mine[place * WIDTH + column] += more
 
+    def here(self, place: int, column: int) -> int:
+        """Return what is counted in this worker's row, by whatever gateway of this process."""
+        return int(self._mine[place * WIDTH + column])
+
+    def of_all(self, place: int, column: int) -> int:
+        """Return the sum over all workers."""
+        at = place * WIDTH + column
+        return int(sum([row[at] for row in self._counts[: self._rows_there()]]))
+
     def of_others(self, place: int, column: int) -> int:
         """Return the sum over the other workers."""
-        at = place * WIDTH + column
-        return int(sum([row[at] for row in self._counts[: self._top[0]]]) - self._mine[at])
+        return self.of_all(place, column) - self.here(place, column)
 
     def has_needier(self, place: int, slots: int, now: float) -> bool:
         """Return whether requests wait in another worker that has fewer than so many slots, and shows life."""
@@ -161,6 +176,14 @@ class WorkersView:
         """Return the sum over all workers, those that are gone too."""
         at = place * 2 + column
         return int(sum([row[at] for row in self._totals[: self._top[0]]]) + self._gone[at])
+
+    def add_clients(self, more: int) -> None:
+        """Count connections of clients in this worker's row."""
+        self._clients[self.slot][0] += more
+
+    def clients(self) -> int:
+        """Return how many connections clients have, in all workers."""
+        return int(sum([row[0] for row in self._clients[: self._rows_there()]]))
 
     # -- places
 

@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import struct
-import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
@@ -37,7 +36,7 @@ PAUSE, WRITE_TRIES = 0.005, 200
 _close = get_original("os", "close")
 
 
-class TableFull(Exception):
+class TableFull(RuntimeError):
     """The document does not fit: it stays as it was."""
 
 
@@ -74,18 +73,20 @@ class SharedTable:
                 return generation, document
         raise TimeoutError("the workers' table is written faster than it can be read")
 
-    def update(self, change: Callable[[dict[str, Any]], object], wait: bool = False) -> bool:
+    def update(
+        self, change: Callable[[dict[str, Any]], object], pause: Callable[[float], object] | None = None
+    ) -> bool:
         """Have ``change`` change the document in place; return whether that could be done, now or within a second.
 
-        ``change`` returns False if nothing is to be written. It must not block. With ``wait`` the greenlet waits, and
-        without a hub the process.
+        ``change`` returns False if nothing is to be written. It must not block. Without a ``pause``, which waits for so
+        many seconds, it is tried once.
 
         Raises:
             TableFull: it has become too large.
         """
-        for tries in range(WRITE_TRIES if wait else 1):
-            if tries:
-                time.sleep(PAUSE)
+        for tries in range(1 if pause is None else WRITE_TRIES):
+            if tries and pause is not None:
+                pause(PAUSE)
             with self._locked() as has_lock:
                 if has_lock:
                     generation, document = self.read()

@@ -12,7 +12,8 @@ News that can't be written at once, as another worker writes, waits for the next
 nothing of all this but what stands at the servers themselves.
 
 What is set at run time (``set_state``, ``add``, ``remove``) goes through the same table; it is kept when a
-configuration is read anew, goes before what that says, and is lost when the proxy is restarted.
+configuration is read anew, goes before what that says (but how a server is that both have, the configuration says), and
+is lost when the proxy is restarted.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from greensock.proxy.upstream.shared_servers import SharedServers, WorkersView, 
 from greensock.proxy.upstream.shared_table import TableFull
 from greensock.shared_pages import SharedPages
 
-__all__ = ["Steward"]
+__all__ = ["ServerIsThere", "Steward"]
 
 log = logging.getLogger("greensock.upstream")
 
@@ -43,10 +44,16 @@ log = logging.getLogger("greensock.upstream")
 BEAT = 0.25
 #: Characters of a reason that others are told.
 MAX_WHY = 200
+#: Servers that may be added at run time, in all upstreams together.
+MOST_ADDED = 1024
 
 Document = dict[str, Any]
 #: Changes the table; False: there was nothing to be changed.
 Change = Callable[[Document], object]
+
+
+class ServerIsThere(ValueError):
+    """A server that was to be added is there already: nothing has changed."""
 
 
 class Steward:
@@ -360,7 +367,9 @@ class Steward:
 
         def change(document: Document) -> None:
             if name in given_servers(group.options, document):
-                raise ValueError(f"server={name!r}: each server once expected")
+                raise ServerIsThere(f"server={name!r}: each server once expected")
+            if sum(map(len, document.get("added", {}).values())) >= MOST_ADDED:
+                raise TableFull(f"{MOST_ADDED} servers were added at run time, and not removed: no more expected")
             document.setdefault("added", {}).setdefault(upstream, {})[name] = dataclasses.asdict(options)
 
         self._set(change)
@@ -387,7 +396,7 @@ class Steward:
         return self._upstreams[upstream]
 
     def _set(self, change: Change) -> None:
-        if not self.view.table.update(change, wait=True):
+        if not self.view.table.update(change, pause=gevent.sleep):
             raise TimeoutError("other workers write to the table of servers all the time, or one hangs within that")
         self._look()
 
