@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from greensock.operations.figures import NAME_BYTES, Board
+from greensock.operations.figures import NAME_BYTES, Board, figure_name
 from greensock.operations.histograms import BOUNDS, Histogram, histogram_names
 from greensock.operations.last_requests import MOST, SPAN, LastRequests, read_last_requests
 from greensock.operations.operations_options import OperationsOptions
@@ -67,15 +67,30 @@ def test_a_worker_that_holds_the_lock_makes_nobody_wait():
         os.close(fd)
 
 
-def test_a_board_that_is_full_and_names_that_are_too_long(caplog):
-    pages = SharedPages(1)
-    board = Board(pages, "small", columns=2)
-    long = "server_requests|app|/" + "x" * NAME_BYTES
-    board.write(0, {"a": 1, long: 2, "b": 3, "c": 4})
+def test_a_board_that_is_full(caplog):
+    board = Board(SharedPages(1), "small", columns=2)
+    board.write(0, {"a": 1, "x": 2, "b": 3, "c": 4})
     board.write(0, {"b": 5})
-    assert board.of(0) == {"a": 1, long: 2}
+    assert board.of(0) == {"a": 1, "x": 2}
     assert [record.message for record in caplog.records] == ["2 figures are counted, and no more: b is not"]
-    assert Board(pages, "small", columns=2).of(0) == {"a": 1, long[: NAME_BYTES - 1]: 2}
+
+
+def test_names_that_are_too_long():
+    """Each has one column, whoever writes it, and is found by all of its name."""
+    pages = SharedPages(2)
+    first, second = pages.take(), pages.take()
+    long = "server_requests|app|/é" + "x" * NAME_BYTES
+    for length in (0, 1, 60, NAME_BYTES - 1):
+        assert figure_name("x" * length) == "x" * length
+    assert len({figure_name(long), figure_name(long + "y"), figure_name(long[:-1])}) == 3
+    assert all(len(figure_name(long[:length]).encode()) < NAME_BYTES for length in range(len(long)))
+    boards = [Board(pages, "long") for _ in range(2)]
+    boards[0].write(first, {long: 2, "a": 1})
+    boards[1].write(second, {long + "y": 9, long: 5})
+    boards[0].write(first, {long: 3})
+    expected = {figure_name(long): 8, "a": 1, figure_name(long + "y"): 9}
+    assert boards[0].total([first, second]) == boards[1].total([first, second]) == expected
+    assert Board(pages, "long").of(second)[figure_name(long)] == 5
 
 
 def test_what_is_read_while_a_worker_is_counted_out():

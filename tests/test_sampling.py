@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import weakref
 
 import gevent
 import pytest
@@ -135,6 +136,7 @@ def test_what_holds_the_hub_is_logged_once(found, caplog):
                 hold_the_hub()
                 gevent.sleep(0)
             wait_until(lambda: watchdog.holds >= 2)
+            wait_until(lambda: not any(each() for each in worked_on))  # the thread keeps no frame that it saw
     finally:
         watchdog.stop()
     lines = [record.getMessage() for record in caplog.records]
@@ -144,7 +146,17 @@ def test_what_holds_the_hub_is_logged_once(found, caplog):
     wait_until(lambda: max(found.late) > HELD - 0.1)
 
 
+#: What those worked on that held the hub.
+worked_on = []
+
+
+class Work:
+    """What an upcall has in its hands."""
+
+
 def hold_the_hub():
+    work = Work()
+    worked_on.append(weakref.ref(work))
     busy(HELD)
 
 

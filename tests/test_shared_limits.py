@@ -17,7 +17,8 @@ from peers import program, started
 from proxies import Origin
 from served import once
 
-from greensock.limits.redis_share import RedisShare, has_redis, is_storage
+from greensock.limits import redis_share
+from greensock.limits.redis_share import RedisShare, Used, has_redis, is_storage
 from greensock.proxy import Guard, GuardOptions, parse_config
 from greensock.proxy.proxy_program import CannotStart, ProxyProgram
 from greensock.shared_pages import SharedPages
@@ -122,6 +123,7 @@ def test_what_is_in_redis_is_bounded_and_goes(tmp_path):
         client = package.Redis.from_url(url)
         for key, value in (("1", b"garbage"), ("2", b"1e300"), ("3", b"nan"), ("4", b"-inf"), ("5", b"")):
             client.set(f"greensock:request::192.0.0.{key}", value)
+        client.lpush("greensock:request::192.0.0.6", "of another kind")
         share.start()
         other_share.start()
         try:
@@ -136,6 +138,54 @@ def test_what_is_in_redis_is_bounded_and_goes(tmp_path):
             share.stop()
             other_share.stop()
             client.close()
+
+
+class Told:
+    """In the place of a Redis: what it was told, and whether it was away then."""
+
+    def __init__(self):
+        self.fails, self.counts = True, []
+
+    def eval(self, script, count, *rest):
+        self.counts.append([int(number) for number in rest[count:-1:3]])
+        if self.fails:
+            raise ConnectionError("on purpose")
+        return [b"5"] * count
+
+    def close(self):
+        pass
+
+
+@needs_redis
+def test_what_was_used_while_it_was_away_is_not_told(monkeypatch, caplog):
+    """Each machine has allowed it by itself: what was too much together would have to be waited off."""
+    monkeypatch.setattr(redis_share, "SHORTEST_PAUSE", 0.001)
+    heard = []
+
+    class Busy:
+        def share_used(self):
+            pass
+
+        def take_used(self):
+            return [Used("a", 7, 0.1, 1.0, lambda ahead, now: heard.append(ahead))]
+
+    share = RedisShare("redis://:secret@a.example:1/0", [Busy()], 0.001)
+    share._client = told = Told()
+    share.start()
+    try:
+        wait_until(lambda: share.failed >= 3)
+        assert told.counts == [[7], *[[0]] * (len(told.counts) - 1)]
+        assert not heard
+        told.counts.clear()
+        told.fails = False
+        wait_until(lambda: share.told >= 3)
+        assert told.counts[:3] == [[0], [7], [7]]
+        assert set(heard) == {5.0}
+        assert not share.is_away
+    finally:
+        share.stop()
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(" is ")[0] for text in said] == ["Redis at redis://a.example:1/0"] * 2
 
 
 def test_without_the_package_it_is_said(monkeypatch):

@@ -22,7 +22,7 @@ from gevent import get_hub
 from greensock.core.sampling import INTERVAL, Sampler
 from greensock.core.server import Server
 from greensock.http.server.http_stats import HTTPStatistics
-from greensock.operations.figures import Board
+from greensock.operations.figures import Board, figure_name
 from greensock.operations.histograms import BOUNDS, Histogram, histogram_names
 from greensock.operations.hub_watchdog import HubWatchdog
 from greensock.operations.last_requests import LastRequests, ToldRecord
@@ -268,7 +268,8 @@ class WorkerWatch:
         gauges["state"] = SERVING if serves else ENDING
         gauges["memory"] = _memory_bytes()
         # All that there may be, so that what is over is 0 again.
-        self.gauges.write(self.slot, {**dict.fromkeys(self.gauges.of(self.slot), 0), **gauges})
+        now = {figure_name(name): value for name, value in gauges.items()}
+        self.gauges.write(self.slot, dict.fromkeys(self.gauges.of(self.slot), 0) | now)
         self.last_requests.write(time.monotonic())
 
 
