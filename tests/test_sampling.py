@@ -160,6 +160,41 @@ def hold_the_hub():
     busy(HELD)
 
 
+@pytest.mark.parametrize(
+    ("looks", "told"),
+    [
+        ([(0.05, 0.05), (0.1, 0.1), (0.15, 0.15)], []),
+        ([(0.05, 0.01), (0.1, 0.01), (0.15, 0.01), (0.16, 0.16)], []),
+        ([(0.05, 0.01), (0.1, 0.01), (0.17, 0.01), (0.21, 0.01), (0.25, 0.01)], [0.17]),  # once for each time
+        ([(0.05, 0.01), (0.1, 0.01), (0.17, 0.01), (0.25, 0.18), (0.3, 0.18), (0.34, 0.18)], [0.17, 0.34]),
+        ([(0.05, 0.05), (5.0, 0.05), (5.05, 5.02)], []),  # the process was stopped
+        ([(0.05, 0.05), (5.0, 0.05), (5.05, 0.05)], [5.05]),  # and the hub is held on
+        ([(0.05, 0.01), (0.1, 0.01), (0.2, 0.01), (0.25, 0.01)], [0.25]),  # the look at 0.2 saw the hub itself
+    ],
+)
+def test_what_is_too_long(monkeypatch, looks, told):
+    """At each look: when it is, and when the hub was at work last."""
+    times = iter([0.0, *(now for now, _ in looks)])
+    monkeypatch.setattr("greensock.operations.hub_watchdog.monotonic", lambda: next(times))
+    pauses, found, left = [], [], [seen_at for _, seen_at in looks]
+
+    class End:
+        def acquire(self, blocking, pause):
+            pauses.append(pause)
+            return not left
+
+    watchdog = HubWatchdog(lambda: left.pop(0), 0.05, 0.1)
+
+    def look(watched, held, now):
+        found.append(now)
+        return now != 0.2
+
+    monkeypatch.setattr(watchdog, "_look", look)
+    watchdog._watch(End(), 0)
+    assert [now for now in found if now != 0.2] == told
+    assert pauses == [0.05] * (len(looks) + 1)
+
+
 def test_a_hub_that_waits_is_not_held():
     """A process that was stopped, say, is seen so when it goes on."""
     assert _is_hub(gevent.get_hub().gr_frame)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sys
 import time
 
@@ -186,6 +187,29 @@ def test_what_was_used_while_it_was_away_is_not_told(monkeypatch, caplog):
         share.stop()
     said = [record.getMessage() for record in caplog.records]
     assert [text.partition(" is ")[0] for text in said] == ["Redis at redis://a.example:1/0"] * 2
+
+
+@needs_redis
+def test_one_that_is_silent_is_given_up(tmp_path, monkeypatch, caplog):
+    """And it is tried again later and later."""
+    monkeypatch.setattr(redis_share, "TIMEOUT", 0.05)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "redis.sock"))
+        silent.listen()
+        guard, share = machine(f"unix://{tmp_path}/redis.sock", 0.001)
+        share.start()
+        try:
+            assert ask(guard)
+            wait_until(lambda: share.is_away)
+        finally:
+            share.stop()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "imeout" in said
+    wait_until(lambda: share._client is None)
+    share.is_away, pauses = False, [0.001]
+    for _ in range(7):
+        pauses.append(share._note_away(OSError("x"), pauses[-1]))
+    assert pauses[1:] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
 
 
 def test_without_the_package_it_is_said(monkeypatch):
