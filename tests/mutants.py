@@ -81,7 +81,7 @@ ALWAYS = {"PYTHONDONTWRITEBYTECODE": "1", "GREENSOCK_PURE": "1"}
 TEST_TIMEOUT, SLOW, FEW = 30, 1.0, 60
 #: Seconds that all tests of a module may take, with nothing broken.
 EXPLORING = 1800
-#: What the copies have.
+#: What the copies have; not what was compiled, or the tests that run once would leave themselves to that.
 COPIED = ("greensock", "tests", "examples", "loadtests", "pyproject.toml", "setup.py", "README.md")
 
 COMPARED: dict[type[ast.cmpop], str] = {
@@ -280,7 +280,7 @@ class Copy:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__", "_compiled"))
             else:
                 shutil.copy(source, place / name)
 
