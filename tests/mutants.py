@@ -43,9 +43,6 @@ PROXY = (
     "proxy_tunnel", "proxy_hostile", "proxy_faults", "proxy_clients_leave", "proxy_timeouts", "proxy_access_log",
 )  # fmt: skip
 POOL = ("http_pool", "http_client", "http_client_answers", "http_client_failures", "proxy_bound")
-#: Those of what clients are held to, and of what operators are told.
-LIMITS = ("client_table", "client_limits", "networks", "proxy_guard", "shared_limits", "shared_pages")
-OPERATIONS = ("figures", "sampling", "shared_pages", "top", "operations", "status_page")
 #: What is broken, by its file below greensock/, and the tests that are to notice.
 MODULES = {
     "poller": ("core/poller.py", ENGINE),
@@ -58,22 +55,36 @@ MODULES = {
     "request_relay": ("proxy/request_relay.py", PROXY),
     "response_relay": ("proxy/response_relay.py", PROXY),
     "pool": ("pool_state.py", POOL),
-    **{
-        name: (f"limits/{name}.py", LIMITS)
-        for name in ("access_lists", "client_limits", "client_table", "networks", "redis_share")
-    },
+}
+#: What clients are held to, and what operators are told.
+LIMITS = ("client_table", "client_limits", "networks", "proxy_guard", "shared_limits", "shared_pages")
+OPERATIONS = ("figures", "sampling", "shared_pages", "top", "operations", "status_page")
+MODULES |= {
+    name: (f"limits/{name}.py", LIMITS)
+    for name in ("access_lists", "client_limits", "client_table", "networks", "redis_share")
+}
+MODULES |= {
+    name: (f"operations/{name}.py", OPERATIONS)
+    for name in (
+        *("commands", "exposition", "figures", "histograms", "hub_watchdog", "last_requests", "operations_options"),
+        *("operations_server", "operators_client", "server_orders", "status_page", "status_reading", "status_report"),
+        *("top", "top_report", "worker_watch"),
+    )
+}
+MODULES |= {
     "limiter": ("core/limiter.py", LIMITS),
-    **{
-        name: (f"operations/{name}.py", OPERATIONS)
-        for name in (
-            *("commands", "exposition", "figures", "histograms", "hub_watchdog", "last_requests", "operations_options"),
-            *("operations_server", "operators_client", "server_orders", "status_page", "status_reading"),
-            *("status_report", "top", "top_report", "worker_watch"),
-        )
-    },
     "sampling": ("core/sampling.py", OPERATIONS),
     "shared_pages": ("shared_pages.py", (*LIMITS, *OPERATIONS)),
     "wsgi_input": ("http/wsgi/wsgi_input.py", ("http_wsgi", "http_wsgi_answers", "http_wsgi_server", "http_forms")),
+    "answer_buffer": ("proxy/answer_buffer.py", ("answer_buffer", "proxy_buffering")),
+    "admission": ("proxy/admission.py", ("proxy_admission",)),
+    "passwords": ("proxy/passwords.py", ("proxy_admission",)),
+    "prefixes": ("proxy/prefixes.py", ("proxy_prefixes",)),
+    "routes": ("proxy/routes.py", ("proxy_routes", "proxy_prefixes")),
+    "reloading": ("reloading.py", ("reloading",)),
+    "error_log": ("proxy/log/error_log.py", ("proxy_logs",)),
+    "line_format": ("proxy/log/line_format.py", ("proxy_logs",)),
+    "targets": ("proxy/log/targets.py", ("proxy_logs",)),
 }
 #: What a process of tests is told: the modules as they are written are what is broken.
 ALWAYS = {"PYTHONDONTWRITEBYTECODE": "1", "GREENSOCK_PURE": "1"}
