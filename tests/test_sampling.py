@@ -102,6 +102,23 @@ def test_a_server_that_stops_and_starts_again(serve, connect, found):
     wait_until(lambda: len(found.waited) > count + 1)
 
 
+def test_whom_it_looks_at(serve, found):
+    one, other = serve(Echo), serve(Echo)
+    found.sampler.follow([one])
+    found.sampler.start()  # it has begun
+    timed = wait_until(lambda: type(one._on_recv).__name__ == "_TimedUpcall" and one._on_recv)
+    found.sampler.follow([one, other])
+    wait_until(lambda: type(other._on_recv).__name__ == "_TimedUpcall")
+    assert one._on_recv is timed, "it is looked at as before"
+    found.sampler.follow([other])
+    assert one._on_recv == one.connection_recv
+    assert one._probe is None
+    assert type(other._on_recv).__name__ == "_TimedUpcall"
+    count = len(found.waited)
+    wait_until(lambda: len(found.waited) > count + 1)
+    assert one._on_recv == one.connection_recv
+
+
 def test_an_upcall_that_fails_is_timed_too(serve, connect, found):
     def fail(conn, data):
         raise RuntimeError("it fails")

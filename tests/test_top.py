@@ -22,7 +22,7 @@ from peers import ROOT
 from served import once
 
 from greensock.cli import main
-from greensock.operations import server_orders, top_report
+from greensock.operations import operators_client, server_orders, top_report
 from greensock.operations.operators_client import Away, OperatorsClient
 from greensock.operations.status_reading import Change, read_status
 from greensock.operations.top_report import harmless, report
@@ -231,13 +231,18 @@ def test_addresses(serve, tmp_path):
         site.stop(0)
 
 
-def test_who_does_not_answer_is_away(serve):
+def test_who_does_not_answer_is_away(serve, monkeypatch):
+    monkeypatch.setattr(operators_client, "MOST", 200)
     site = serve(FakeOperations)
     client = OperatorsClient(f"127.0.0.1:{site.address[1]}", timeout=PATIENCE)
     for instead, words in (
         ((404, b""), "it answers 404"),
         ((200, b"{}"), "not understood: name is missing"),
         ((200, b"<html>"), "not understood: JSON expected"),
+        ((401, b'{"error": "a token"}'), "it answers 401: a token"),
+        ((403, b'["error"]'), "it answers 403: it does not say why"),
+        ((421, b"[" * 200), "it answers 421: it does not say why"),
+        ((200, b"x" * 201), "more than 200 bytes"),
     ):
         site.instead = instead
         with pytest.raises(Away, match=words):

@@ -287,6 +287,8 @@ def _count(found: Counter[str], told: ServerStatistics) -> None:
         found[f"dropped|{reason.lower()}"] += count
     for reason, count in told.handshakes_failed.items():
         found[f"handshakes_failed|{reason}"] += count
+    for reason, count in told.limited.items():  # of client_limits
+        found[f"refused|{reason}"] += count
     if isinstance(told, HTTPStatistics):
         found["requests"] += told.requests
         for status, count in told.statuses.items():
