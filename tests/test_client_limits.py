@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -11,7 +12,7 @@ from conftest import PATIENCE, read_exactly, wait_until
 from served import Echo, Recorder
 
 from greensock import POSTPONE, ClientLimits, Connection, DropReason, Lines, Server, State
-from greensock.core.limiter import _Sent
+from greensock.core.limiter import LEAST_TURN, SLICE, _Sent
 from greensock.limits.access_lists import MOST_BYTES, AccessLists, BadNetworks, read_networks
 
 #: Some moment of a clock that never goes back.
@@ -306,6 +307,40 @@ def test_who_makes_room(monkeypatch):
     assert not limiter.make_room()
     assert limiter.limited == {"evicted": 3}
     assert not limiter_of(max_connections=1).make_room()
+
+
+def test_all_are_looked_at_in_slices():
+    """And one that ends meanwhile does no harm."""
+    limiter = limiter_of(min_receive_rate=10, receive_grace=5, evict_idle=60)
+    calls, closed = [], []
+    timer = SimpleNamespace(stop=lambda: closed.append("stop"), close=lambda: closed.append("close"))
+    limiter._server = SimpleNamespace(_poller=SimpleNamespace(call_soon=calls.append))
+    conns = [Seen(received=number, held=number % 2) for number in range(2 * SLICE + 3)]
+    for conn in conns:
+        limiter._sent[conn] = _Sent(None, False)
+        conn._idle_moved = -1
+    limiter._sweep_timer = timer
+    limiter._begin_sweep()
+    assert closed == ["stop", "close"]
+    slices = 0
+    while calls:
+        calls.pop()()
+        slices += 1
+        limiter._sent.pop(conns[-1], None)
+        looked_at = [bool(sent.part_since or conn._idle_moved >= 0) for conn, sent in limiter._sent.items()]
+        assert sum(looked_at) == min(slices * SLICE, len(conns) - 1)
+    assert slices == 3
+    assert [bool(sent.part_since) for sent in limiter._sent.values()] == [bool(conn._held) for conn in conns[:-1]]
+    limiter._sweep()  # which had been ordered before the server stopped
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst", "most"), [(100, 1 << 20, LEAST_TURN), (40_000, 1 << 20, 10_000), (1e9, 5000, 5000)]
+)
+def test_what_a_turn_may_read(serve, rate, burst, most):
+    server = serve(Echo, client_limits=ClientLimits(byte_rate=rate, byte_burst=burst))
+    assert (server.turn_budget, server.recv_size) == (most, most)
 
 
 def test_what_is_owed(monkeypatch):
