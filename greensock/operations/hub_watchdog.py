@@ -74,7 +74,7 @@ class HubWatchdog:
                 told_of = seen_at
 
     def _look(self, watched: int, held: float, now: float) -> bool:
-        """Return whether somebody holds the hub, after telling who. The frame is not kept, for it has what it works on."""
+        """Return whether somebody holds the hub, after telling who. The frame is not kept: it has what it works on."""
         frame = sys._current_frames().get(watched)
         if frame is None or _is_hub(frame):
             return False
