@@ -13,6 +13,7 @@ from served import Echo, Recorder
 
 from greensock import POSTPONE, ClientLimits, Connection, DropReason, Lines, Server, State
 from greensock.core.limiter import LEAST_TURN, SLICE, _Sent
+from greensock.core.syscalls import has_input
 from greensock.limits.access_lists import MOST_BYTES, AccessLists, BadNetworks, read_networks
 
 #: Some moment of a clock that never goes back.
@@ -217,6 +218,22 @@ def test_who_rests_the_longest_makes_room(serve, connect):
     assert limited(patient) == {}
     first.close()
     assert is_served(second)
+
+
+def test_nobody_makes_room_where_there_is_some(serve, connect):
+    """A worker that has more than its share lets the others go first, and is not full."""
+    server = serve(Echo, max_connections=3, client_limits=ClientLimits(evict_idle=0))
+    first = connect(server)
+    assert is_served(first)
+    server.accept_permits = lambda: 0
+    second = connect(server)
+    wait_until(lambda: has_input(server.listeners[0].fileno()))
+    assert server._limiter.permits() == 0
+    assert is_served(first)
+    del server.accept_permits
+    server.welcome_connections()
+    assert is_served(second)
+    assert limited(server) == {}
 
 
 # -- what it decides, without a server that serves

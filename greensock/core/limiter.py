@@ -321,7 +321,8 @@ class Limiter:
         """
         server = self._server
         found: float = server.accept_permits()
-        if found < 1 and self._limits.evict_idle is not None:
+        # Its class is asked, too: one that only lets other workers go first (``FairShare``) is not full.
+        if found < 1 and self._limits.evict_idle is not None and type(server).accept_permits(server) < 1:
             # Asked of the kernel, as the listener may have been found readable before, and be empty by now. Then one is
             # welcome all the same: else the acceptor would wait for one to end, and not for one to come.
             if not any(has_input(listener.fileno()) for listener in server.listeners):
