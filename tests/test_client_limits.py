@@ -176,6 +176,20 @@ def test_messages_a_second(serve, connect):
     assert limited(server)["messages"] > 0
 
 
+def test_many_messages_that_come_at_once(serve, connect):
+    """Hardly more than the burst are given, though one read has them all; the others come later."""
+    limits = ClientLimits(message_rate=200, message_burst=5)
+    server = serve(Recorder, framer=Lines(100), client_limits=limits)
+    sock = connect(server)
+    sock.sendall(b"a\n" * 60)
+    began = time.monotonic()
+    wait_until(lambda: limited(server))
+    assert 5 <= server.statistics().messages <= 5 + 32 + 200 * (time.monotonic() - began)
+    wait_until(lambda: server.statistics().messages == 60)
+    assert time.monotonic() - began > (60 - 5 - 32) / 200
+    assert server.received() == b"a" * 60
+
+
 def test_who_sends_too_slowly_is_dropped(serve, connect):
     """Byte by byte, inside a message; who rests between two is left alone."""
     limits = ClientLimits(min_receive_rate=1000, receive_grace=0.2)
@@ -371,7 +385,7 @@ def test_what_is_owed(monkeypatch):
     limiter._on_recv = lambda conn, data: data
     limiter._timer = limiter  # none is needed
     server = limiter._server
-    server._draining = False
+    server._draining, server._poller = False, SimpleNamespace(until=5.0)
     try:
         for each in (conn, free, Seen()):
             each.bytes_received = 49
@@ -388,10 +402,13 @@ def test_what_is_owed(monkeypatch):
         limiter._held.clear()
         limiter.ready(conn)
         assert limiter.limited == {"bytes": 1}, "it is the same time that it is held back"
+        assert limiter._count_message(free, b"x") == b"x"
+        assert server._poller.until == 5.0
         for _ in range(20):
             assert limiter._count_message(conn, b"x") == limiter._count_message(free, b"x") == b"x"
         assert limiter.limited == {"bytes": 1}
         assert sent.resume_at == pytest.approx(NOW + 1.8, abs=1e-6), "18 messages"
+        assert server._poller.until == 0.0, "the turn ends"
         server._draining = True  # nobody is held back then
         limiter._held.clear()
         limiter.ready(conn)

@@ -5,7 +5,7 @@
   it were queued, until what it sent is paid for. No worker waits for it, and what it sends stays in the kernel. A timer
   looks at those that are held back, as long as there are any, and lets those go, too, that have ended meanwhile.
 - A turn reads a quarter of what the rate allows in a second at the most, and that is also the most that is read beyond
-  what it allows.
+  what it allows. Of messages up to 32 are given beyond it, which is how many a turn gives before it looks at the time.
 - Who sends too slowly is found by a look at all connections a few times within ``receive_grace``, in slices.
 """
 
@@ -234,6 +234,8 @@ class Limiter:
             now = monotonic()
             due = sent.message_due = max(sent.message_due, now) + self._message_interval
             self._owe(sent, "messages", due - self._message_room, now)
+            if sent.resume_at > now:
+                self._server._poller.until = 0.0  # the turn ends soon: what else came in one read is given later
         verdict = self._on_recv(conn, data)
         if verdict is not POSTPONE:
             sent.part_since = 0.0  # the message was whole, and what is there in part is another
