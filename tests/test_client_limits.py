@@ -70,7 +70,9 @@ def test_options_at_their_limits():
     ("limits", "options", "words"),
     [
         (ClientLimits(message_rate=1), {}, "message_rate=1: a framer expected"),
-        (ClientLimits(byte_rate=1), {"handle": print}, "byte_rate, message_rate: upcalls expected"),
+        (ClientLimits(byte_rate=1), {"handle": print}, "byte_rate, .*: upcalls expected"),
+        (ClientLimits(min_receive_rate=1), {"handle": print}, "min_receive_rate, .*: upcalls expected"),
+        (ClientLimits(evict_idle=0), {"handle": print}, "evict_idle: upcalls expected"),
         (ClientLimits(evict_idle=1), {"max_connections": None}, "evict_idle=1: max_connections"),
         (ClientLimits(deny_file="/no/such/file"), {}, "/no/such/file: No such file or directory"),
         ({"max_connections": 1}, {}, "client_limits=.*: ClientLimits"),

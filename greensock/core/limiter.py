@@ -73,8 +73,10 @@ class Limiter:
     def __init__(self, server: Any, limits: ClientLimits) -> None:
         if limits.message_rate is not None and server.framer is None:
             raise ValueError(f"message_rate={limits.message_rate}: a framer expected beside it, which says what one is")
-        if (limits.byte_rate or limits.message_rate) and server.given_upcall("handle") is not None:
-            raise ValueError("byte_rate, message_rate: upcalls expected, for handle receives by itself")
+        of_turns = limits.byte_rate or limits.message_rate or limits.min_receive_rate or limits.evict_idle is not None
+        if of_turns and server.given_upcall("handle") is not None:
+            names = "byte_rate, message_rate, min_receive_rate, evict_idle"
+            raise ValueError(f"{names}: upcalls expected, for handle receives by itself in its one turn")
         if limits.evict_idle is not None and server.max_connections is None:
             raise ValueError(f"evict_idle={limits.evict_idle}: max_connections of the server expected beside it")
         self._server = server
