@@ -14,6 +14,7 @@ from served import Echo, Recorder
 from greensock import POSTPONE, ClientLimits, Connection, DropReason, Lines, Server, State
 from greensock.core.limiter import LEAST_TURN, SLICE, _Sent
 from greensock.core.syscalls import has_input
+from greensock.limits import client_limits
 from greensock.limits.access_lists import MOST_BYTES, AccessLists, BadNetworks, read_networks
 
 #: Some moment of a clock that never goes back.
@@ -93,7 +94,8 @@ def test_what_a_server_cannot_have(limits, options, words):
         (ClientLimits(max_connections=1, connection_rate=0.001, exempt=("127.0.0.1",)), None),
     ],
 )
-def test_who_may_connect(serve, connect, limits, reason):
+def test_who_may_connect(serve, connect, monkeypatch, limits, reason):
+    monkeypatch.setattr(client_limits, "MAX_CLIENTS", 1)  # its row is the first of all
     server = serve(Echo, client_limits=limits)
     found = [is_served(connect(server)) for _ in range(6)]
     assert found == ([True] * 3 + [False] * 3 if reason else [True] * 6)
@@ -137,11 +139,14 @@ def test_a_connection_that_cannot_be_served_is_counted_out(serve, connect, caplo
     class Fragile(Echo):
         connection_class = Failing
 
-    server = serve(Fragile, client_limits=ClientLimits(max_connections=1))
-    assert [is_served(connect(server)) for _ in range(3)] == [False] * 3
+    limits = [ClientLimits(max_connections=1, exempt=who) for who in ((), ("127.0.0.1",))]
+    one, free = (serve(Fragile, client_limits=each) for each in limits)
+    for server in (one, free):
+        assert [is_served(connect(server)) for _ in range(3)] == [False] * 3
     fails.clear()
-    assert is_served(connect(server))
-    assert limited(server) == {}
+    for server in (one, free):
+        assert is_served(connect(server))
+        assert limited(server) == {}
 
 
 def test_who_sends_too_much_is_held_back(serve, connect):
@@ -234,6 +239,7 @@ def test_who_rests_the_longest_makes_room(serve, connect):
     assert limited(patient) == {}
     first.close()
     assert is_served(second)
+    assert patient._limiter.permits() == 1, "nobody waits now, and so the acceptor waits for who comes"
 
 
 def test_nobody_makes_room_where_there_is_some(serve, connect):
@@ -418,6 +424,31 @@ def test_what_is_owed(monkeypatch):
     finally:
         limiter._held.clear()
         server._draining, limiter._timer, limiter._is_started = False, None, False
+
+
+def test_who_is_let_go(monkeypatch):
+    """Whose time has come, or who has ended; all, when the server drains. The timer ends with the last."""
+    now, passed, done = [NOW], [], []
+    monkeypatch.setattr("greensock.core.limiter.monotonic", lambda: now[0])
+    limiter, (one, two, three, ended) = limiter_of(byte_rate=1), (Seen() for _ in range(4))
+    limiter._ready = passed.append
+    limiter._timer = SimpleNamespace(stop=lambda: None, close=lambda: done.append("timer"))
+    limiter._server = SimpleNamespace(draining=False, _poller=SimpleNamespace(schedule=lambda: done.append("poller")))
+    for conn, seconds in ((one, 1), (two, 2), (three, 3), (ended, 4)):
+        limiter._held[conn] = _Sent(None, False)
+        limiter._held[conn].resume_at = NOW + seconds
+    for moment, who in ((0, []), (1, [one]), (1.5, [ended]), (1.9, []), (2, [two])):
+        now[0], ended._state = NOW + moment, State.CLOSING if moment == 1.5 else State.OPEN
+        passed.clear()
+        done.clear()
+        limiter._look_at_held()
+        assert passed == who
+        assert done == ["poller"] * len(who)
+    limiter._server.draining = True
+    limiter._look_at_held()
+    assert passed == [two, three]
+    assert done == ["poller", "poller", "timer"]
+    assert limiter._timer is None
 
 
 def test_who_is_the_same_client():
