@@ -236,6 +236,8 @@ def test_a_row_that_went_comes_right_again():
     place = one.add(seat, keep_all)
     counts.add(seat, place)
     assert OwnCounts(other, 0).total(other.seat(ANY), place) == 3
+    counts.remove(seat)
+    assert OwnCounts(other, 0).total(other.seat(ANY), place) == 2
 
 
 def test_who_has_no_column_counts_alone():

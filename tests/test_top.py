@@ -132,7 +132,10 @@ def test_nothing_is_compared_with_another_servers_figures():
 
 
 def test_a_report():
-    lines = [line.text for line in report(change(), "127.0.0.1:9180", 120)]
+    found = report(change(), "127.0.0.1:9180", 120)
+    styles = {line.text.partition(" ")[0]: line.style for line in found}
+    assert [styles[name] for name in ("latency", "turn", "upcall", "refused")] == ["", "quiet", "quiet", "warn"]
+    lines = [line.text for line in found]
     assert lines[0].startswith("greensock proxy 0.1.0  serving, up 1 h 0 min, 2 workers  127.0.0.1:9180  ")
     text = "\n".join(lines)
     for part in (
