@@ -56,13 +56,43 @@ MODULES = {
     "response_relay": ("proxy/response_relay.py", PROXY),
     "pool": ("pool_state.py", POOL),
 }
+#: What clients are held to, and what operators are told.
+LIMITS = ("client_table", "client_limits", "networks", "proxy_guard", "shared_limits", "shared_pages")
+OPERATIONS = ("figures", "sampling", "shared_pages", "top", "operations", "status_page")
+MODULES |= {
+    name: (f"limits/{name}.py", LIMITS)
+    for name in ("access_lists", "client_limits", "client_table", "networks", "redis_share")
+}
+MODULES |= {
+    name: (f"operations/{name}.py", OPERATIONS)
+    for name in (
+        *("commands", "exposition", "figures", "histograms", "hub_watchdog", "last_requests", "operations_options"),
+        *("operations_server", "operators_client", "server_orders", "status_page", "status_reading", "status_report"),
+        *("top", "top_report", "worker_watch"),
+    )
+}
+MODULES |= {
+    "limiter": ("core/limiter.py", LIMITS),
+    "sampling": ("core/sampling.py", OPERATIONS),
+    "shared_pages": ("shared_pages.py", (*LIMITS, *OPERATIONS)),
+    "wsgi_input": ("http/wsgi/wsgi_input.py", ("http_wsgi", "http_wsgi_answers", "http_wsgi_server", "http_forms")),
+    "answer_buffer": ("proxy/answer_buffer.py", ("answer_buffer", "proxy_buffering")),
+    "admission": ("proxy/admission.py", ("proxy_admission",)),
+    "passwords": ("proxy/passwords.py", ("proxy_admission",)),
+    "prefixes": ("proxy/prefixes.py", ("proxy_prefixes",)),
+    "routes": ("proxy/routes.py", ("proxy_routes", "proxy_prefixes")),
+    "reloading": ("reloading.py", ("reloading",)),
+    "error_log": ("proxy/log/error_log.py", ("proxy_logs",)),
+    "line_format": ("proxy/log/line_format.py", ("proxy_logs",)),
+    "targets": ("proxy/log/targets.py", ("proxy_logs",)),
+}
 #: What a process of tests is told: the modules as they are written are what is broken.
 ALWAYS = {"PYTHONDONTWRITEBYTECODE": "1", "GREENSOCK_PURE": "1"}
 #: Seconds that one test may take, and those from which on it is asked last; how many tests are asked at first.
 TEST_TIMEOUT, SLOW, FEW = 30, 1.0, 60
 #: Seconds that all tests of a module may take, with nothing broken.
 EXPLORING = 1800
-#: What the copies have.
+#: What the copies have; not what was compiled, or the tests that run once would leave themselves to that.
 COPIED = ("greensock", "tests", "examples", "loadtests", "pyproject.toml", "setup.py", "README.md")
 
 COMPARED: dict[type[ast.cmpop], str] = {
@@ -261,7 +291,7 @@ class Copy:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, place / name, ignore=shutil.ignore_patterns("__pycache__", "_compiled"))
             else:
                 shutil.copy(source, place / name)
 

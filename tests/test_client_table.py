@@ -12,7 +12,7 @@ from math import inf, nan
 import pytest
 from served import once
 
-from greensock.limits.client_table import COLUMNS, WAYS, ClientTable, OwnCounts, Rate
+from greensock.limits.client_table import COLUMNS, MOST, WAYS, ClientTable, OwnCounts, Rate
 
 NOW = 1_000_000.0
 ANY = "192.0.2.1"
@@ -208,6 +208,17 @@ def test_counts_are_of_all_and_a_process_that_is_gone_is_counted_out():
     assert counts[0].total(seats[0], place) == 0
     assert not tables[0].is_counted(place)
     assert not counts[0].own
+    counts[0].own[ANY] = MOST
+    counts[0].add(seats[0], place)
+    assert counts[1].total(seats[1], place) == MOST, "a cell has two bytes"
+
+
+def test_a_row_that_was_anothers_begins_anew():
+    table, rate = shared(max_clients=1, times=2)(), Rate(1, 3)
+    for name in ("a", "b"):
+        assert [take(table, rate, name) == 0 for _ in range(4)] == [True] * 3 + [False]
+        assert table.times[1][0] == 0
+        table.times[1][0] = NOW
 
 
 def test_a_row_that_went_comes_right_again():
@@ -225,6 +236,8 @@ def test_a_row_that_went_comes_right_again():
     place = one.add(seat, keep_all)
     counts.add(seat, place)
     assert OwnCounts(other, 0).total(other.seat(ANY), place) == 3
+    counts.remove(seat)
+    assert OwnCounts(other, 0).total(other.seat(ANY), place) == 2
 
 
 def test_who_has_no_column_counts_alone():

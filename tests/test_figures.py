@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
-from greensock.operations.figures import NAME_BYTES, Board
+from greensock.http.server.http_stats import HTTPStatistics
+from greensock.operations.figures import NAME_BYTES, Board, figure_name
 from greensock.operations.histograms import BOUNDS, Histogram, histogram_names
 from greensock.operations.last_requests import MOST, SPAN, LastRequests, read_last_requests
 from greensock.operations.operations_options import OperationsOptions
+from greensock.operations.status_report import _written
+from greensock.operations.worker_watch import _Group
 from greensock.shared_pages import SharedPages
 
 TOKEN = "a-token-of-32-characters-in-all."
@@ -67,15 +71,57 @@ def test_a_worker_that_holds_the_lock_makes_nobody_wait():
         os.close(fd)
 
 
-def test_a_board_that_is_full_and_names_that_are_too_long(caplog):
-    pages = SharedPages(1)
-    board = Board(pages, "small", columns=2)
-    long = "server_requests|app|/" + "x" * NAME_BYTES
-    board.write(0, {"a": 1, long: 2, "b": 3, "c": 4})
+def test_a_board_that_is_full(caplog):
+    board = Board(SharedPages(1), "small", columns=2)
+    board.write(0, {"a": 1, "x": 2, "b": 3, "c": 4})
     board.write(0, {"b": 5})
-    assert board.of(0) == {"a": 1, long: 2}
+    assert board.of(0) == {"a": 1, "x": 2}
     assert [record.message for record in caplog.records] == ["2 figures are counted, and no more: b is not"]
-    assert Board(pages, "small", columns=2).of(0) == {"a": 1, long[: NAME_BYTES - 1]: 2}
+
+
+def test_names_that_are_too_long():
+    """Each has one column, whoever writes it, and is found by all of its name."""
+    pages = SharedPages(2)
+    first, second = pages.take(), pages.take()
+    long = "server_requests|app|/é" + "x" * NAME_BYTES
+    for length in (0, 1, 60, NAME_BYTES - 1):
+        assert figure_name("x" * length) == "x" * length
+    assert len({figure_name(long), figure_name(long + "y"), figure_name(long[:-1])}) == 3
+    assert all(len(figure_name(long[:length]).encode()) < NAME_BYTES for length in range(len(long)))
+    boards = [Board(pages, "long") for _ in range(2)]
+    boards[0].write(first, {long: 2, "a": 1})
+    boards[1].write(second, {long + "y": 9, long: 5})
+    boards[0].write(first, {long: 3})
+    expected = {figure_name(long): 8, "a": 1, figure_name(long + "y"): 9}
+    assert boards[0].total([first, second]) == boards[1].total([first, second]) == expected
+    assert Board(pages, "long").of(second)[figure_name(long)] == 5
+
+
+def test_what_is_counted_of_a_server():
+    """All that it tells has a figure, what its limits refused, too."""
+    told = HTTPStatistics(
+        accepted=1, connected=2, active=3, errors=5, accept_pauses=6, bytes_received=7,
+        bytes_sent=8, messages=9, workers=10, workers_busy=11, handshakes=12, requests=15,
+        handshakes_unfinished=13,
+        dropped={"EVICTED": 4},
+        handshakes_failed={"alert": 14},
+        statuses={200: 17, 204: 100, 503: 18},
+        refused={"head-timeout": 16},
+        limited={"evicted": 19, "head-timeout": 100},
+    )
+    counters, gauges = Counter({"accepted": 100}), Counter()
+    server = SimpleNamespace(statistics=lambda: told, started=False)
+    group = _Group([server], SimpleNamespace(counters=lambda: {"retries": 20}, gauges=lambda: {"in_hand": 1}))
+    assert group.is_over
+    server.started = True
+    assert not group.is_over
+    group.add(counters, gauges)
+    assert counters == {
+        "accepted": 101, "connected": 2, "dropped|evicted": 4, "errors": 5, "accept_pauses": 6, "bytes_in": 7,
+        "bytes_out": 8, "messages": 9, "handshakes": 12, "handshakes_failed|alert": 14, "requests": 15,
+        "refused|head-timeout": 116, "refused|evicted": 19, "statuses|2xx": 117, "statuses|5xx": 18, "retries": 20,
+    }
+    assert gauges == {"connections": 3, "in_hand": 12, "greenlets": 10, "handshakes_unfinished": 13}
 
 
 def test_what_is_read_while_a_worker_is_counted_out():
@@ -94,6 +140,20 @@ def test_what_is_read_while_a_worker_is_counted_out():
     assert len(readings) == 2
     pages._steps[0] += 1
     assert pages.read_whole(read) == 7
+
+
+@pytest.mark.parametrize(
+    ("address", "written"),
+    [
+        (("192.0.2.1", 80), "192.0.2.1:80"),
+        (("2001:db8::1", 80, 0, 0), "[2001:db8::1]:80"),
+        (b"\0abstract\xff", "\0abstract\ufffd"),
+        ("/run/socket", "/run/socket"),
+        (None, "None"),
+    ],
+)
+def test_how_addresses_are_shown(address, written):
+    assert _written(address) == written
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -169,6 +169,19 @@ def test_a_handler_is_refused(site):
 # -- the body of a request
 
 
+def read_in_odd_ways(stream):
+    """What a file can do beside the usual ways, one behind the other."""
+    into = bytearray(9)
+    pieces = [next(stream, b""), stream.read1(5), stream.readline(None), bytes(into[: stream.readinto1(into)])]
+    assert len(pieces[1]) <= 5
+    if hasattr(stream, "peek"):
+        ahead = stream.peek(1)[:1]
+        pieces.append(stream.read(1))
+        assert pieces[-1] == ahead
+    pieces += [*stream.readlines(None), stream.read(None)]
+    return [b"".join(pieces)]
+
+
 READS = {
     "read": lambda stream: [stream.read()],
     "read(-1)": lambda stream: [stream.read(-1)],
@@ -185,6 +198,8 @@ READS = {
     "readlines": lambda stream: stream.readlines(),
     "readlines(1)": lambda stream: [*stream.readlines(1), *stream.readlines()],
     "iteration": list,
+    "odd ways": read_in_odd_ways,
+    "read(None)": lambda stream: [stream.readable(), stream.read(None)],
 }
 
 

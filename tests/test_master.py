@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from types import SimpleNamespace
 
 import pytest
 from arbiters import PROGRAMS, ROOT, arbiter
@@ -17,6 +19,8 @@ from proxies import Origin
 from served import once
 
 from greensock.cli import main
+from greensock.gunicorn.base_worker import BEGUN
+from greensock.gunicorn.master import LONGEST_PAUSE, SHORTEST_PAUSE, Master
 
 pytestmark = once
 
@@ -118,6 +122,27 @@ def test_a_worker_that_cannot_be_forked_is_tried_again(tmp_path):
         master.wait_for("Booting worker", times=3)
         assert master.stop() == 0
         assert "Traceback" not in master.log()
+
+
+def test_the_pause_is_short_again_once_a_worker_has_begun():
+    """One that began before says nothing of why others cannot."""
+    master = Master.__new__(Master)  # of which no more is looked at
+    master._pause, master._has_served, master.worker_age, master._num_workers = 0.0, True, 3, 1
+    master.log = SimpleNamespace(error=lambda *words: None)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(BEGUN)
+        master.WORKERS = {1: SimpleNamespace(age=1, tmp=file)}
+        pauses = []
+        for _ in range(10):
+            master._put_off("It cannot begin.")
+            master.manage_workers()
+            pauses.append(master._pause)
+        assert pauses[:3] == [SHORTEST_PAUSE, 2 * SHORTEST_PAUSE, 4 * SHORTEST_PAUSE]
+        assert pauses[-1] == LONGEST_PAUSE
+        master.WORKERS[2], master._num_workers = SimpleNamespace(age=4, tmp=file), 2
+        master.manage_workers()
+        master._put_off("It cannot begin.")
+        assert master._pause == SHORTEST_PAUSE
 
 
 def test_a_second_sigterm_hastens_the_end(tmp_path):

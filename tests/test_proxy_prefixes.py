@@ -61,6 +61,7 @@ def put_right(there, here, name, value):
         (b"/base", b"", b"http://app.internal:9000/x", b"http://app.internal:9000/x"),
         (b"/base", b"", b"/base//elsewhere/x", b"/elsewhere/x"),
         (b"/base", b"", b"/base/\\elsewhere/x", b"/elsewhere/x"),
+        (b"/base", b"", b"/base/\t\\elsewhere/x", b"/elsewhere/x"),
         # both
         (b"/base", b"/app", b"/base/x", b"/app/x"),
         (b"/base", b"/app", b"/base", b"/app"),

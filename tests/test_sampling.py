@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import weakref
 
 import gevent
 import pytest
@@ -101,6 +102,23 @@ def test_a_server_that_stops_and_starts_again(serve, connect, found):
     wait_until(lambda: len(found.waited) > count + 1)
 
 
+def test_whom_it_looks_at(serve, found):
+    one, other = serve(Echo), serve(Echo)
+    found.sampler.follow([one])
+    found.sampler.start()  # it has begun
+    timed = wait_until(lambda: type(one._on_recv).__name__ == "_TimedUpcall" and one._on_recv)
+    found.sampler.follow([one, other])
+    wait_until(lambda: type(other._on_recv).__name__ == "_TimedUpcall")
+    assert one._on_recv is timed, "it is looked at as before"
+    found.sampler.follow([other])
+    assert one._on_recv == one.connection_recv
+    assert one._probe is None
+    assert type(other._on_recv).__name__ == "_TimedUpcall"
+    count = len(found.waited)
+    wait_until(lambda: len(found.waited) > count + 1)
+    assert one._on_recv == one.connection_recv
+
+
 def test_an_upcall_that_fails_is_timed_too(serve, connect, found):
     def fail(conn, data):
         raise RuntimeError("it fails")
@@ -135,6 +153,7 @@ def test_what_holds_the_hub_is_logged_once(found, caplog):
                 hold_the_hub()
                 gevent.sleep(0)
             wait_until(lambda: watchdog.holds >= 2)
+            wait_until(lambda: not any(each() for each in worked_on))  # the thread keeps no frame that it saw
     finally:
         watchdog.stop()
     lines = [record.getMessage() for record in caplog.records]
@@ -144,8 +163,53 @@ def test_what_holds_the_hub_is_logged_once(found, caplog):
     wait_until(lambda: max(found.late) > HELD - 0.1)
 
 
+#: What those worked on that held the hub.
+worked_on = []
+
+
+class Work:
+    """What an upcall has in its hands."""
+
+
 def hold_the_hub():
+    work = Work()
+    worked_on.append(weakref.ref(work))
     busy(HELD)
+
+
+@pytest.mark.parametrize(
+    ("looks", "told"),
+    [
+        ([(0.05, 0.05), (0.1, 0.1), (0.15, 0.15)], []),
+        ([(0.05, 0.01), (0.1, 0.01), (0.15, 0.01), (0.16, 0.16)], []),
+        ([(0.05, 0.01), (0.1, 0.01), (0.17, 0.01), (0.21, 0.01), (0.25, 0.01)], [0.17]),  # once for each time
+        ([(0.05, 0.01), (0.1, 0.01), (0.17, 0.01), (0.25, 0.18), (0.3, 0.18), (0.34, 0.18)], [0.17, 0.34]),
+        ([(0.05, 0.05), (5.0, 0.05), (5.05, 5.02)], []),  # the process was stopped
+        ([(0.05, 0.05), (5.0, 0.05), (5.05, 0.05)], [5.05]),  # and the hub is held on
+        ([(0.05, 0.01), (0.1, 0.01), (0.2, 0.01), (0.25, 0.01)], [0.25]),  # the look at 0.2 saw the hub itself
+    ],
+)
+def test_what_is_too_long(monkeypatch, looks, told):
+    """At each look: when it is, and when the hub was at work last."""
+    times = iter([0.0, *(now for now, _ in looks)])
+    monkeypatch.setattr("greensock.operations.hub_watchdog.monotonic", lambda: next(times))
+    pauses, found, left = [], [], [seen_at for _, seen_at in looks]
+
+    class End:
+        def acquire(self, blocking, pause):
+            pauses.append(pause)
+            return not left
+
+    watchdog = HubWatchdog(lambda: left.pop(0), 0.05, 0.1)
+
+    def look(watched, held, now):
+        found.append(now)
+        return now != 0.2
+
+    monkeypatch.setattr(watchdog, "_look", look)
+    watchdog._watch(End(), 0)
+    assert [now for now in found if now != 0.2] == told
+    assert pauses == [0.05] * (len(looks) + 1)
 
 
 def test_a_hub_that_waits_is_not_held():

@@ -22,6 +22,7 @@ from peers import ROOT
 from served import once
 
 from greensock.cli import main
+from greensock.operations import operators_client, server_orders, top_report
 from greensock.operations.operators_client import Away, OperatorsClient
 from greensock.operations.status_reading import Change, read_status
 from greensock.operations.top_report import harmless, report
@@ -131,7 +132,10 @@ def test_nothing_is_compared_with_another_servers_figures():
 
 
 def test_a_report():
-    lines = [line.text for line in report(change(), "127.0.0.1:9180", 120)]
+    found = report(change(), "127.0.0.1:9180", 120)
+    styles = {line.text.partition(" ")[0]: line.style for line in found}
+    assert [styles[name] for name in ("latency", "turn", "upcall", "refused")] == ["", "quiet", "quiet", "warn"]
+    lines = [line.text for line in found]
     assert lines[0].startswith("greensock proxy 0.1.0  serving, up 1 h 0 min, 2 workers  127.0.0.1:9180  ")
     text = "\n".join(lines)
     for part in (
@@ -169,6 +173,24 @@ def test_what_a_terminal_would_obey_is_spelled_out():
     told["failed"][0]["target"] = "/\u4e2d" * 200
     wide = next(line.text for line in report(Change(told, None), "here", 120) if "\u4e2d" in line.text)
     assert len(wide) + wide.count("\u4e2d") in (119, 120), "columns are counted, not letters"
+
+
+@pytest.mark.parametrize(
+    ("call", "written"),
+    [
+        (top_report._rate, {None: "-", 0: "0", 0.05: "0.05", 0.1: "0.1", 12.34: "12.3", 100: "100", 12345: "12,345"}),
+        (top_report._bytes, {None: "-", 0: "0 B", 999: "999 B", 1000: "1 kB", 99_900: "99.9 kB", 100_000: "100 kB"}),
+        (top_report._bytes, {1e6: "1 MB", 2.5e9: "2.5 GB", 5e12: "5.0 TB", 7e15: "7,000.0 TB"}),
+        (top_report._seconds, {None: "-", 0.00005: "50 us", 0.0001: "0.1 ms", 0.9994: "999 ms", 0.9995: "1.00 s"}),
+        (top_report._span, {-5: "0 s", 59.9: "59 s", 60: "1 min", 3599: "59 min", 3600: "1 h 0 min"}),
+        (top_report._span, {86399: "23 h 59 min", 86400: "1 d 0 h", 2 * 86400 + 3 * 3600: "2 d 3 h"}),
+        (top_report.clock, {1e300: "-", -1e300: "-"}),
+        (lambda text: top_report._cut(text, 3), {"abc": "abc", "abcd": "ab>", "a\u4e2d": "a\u4e2d", "a\u4e2dd": "a>"}),
+        (lambda text: top_report._cut(text, 2), {"e\u0301x": "e\u0301x", "e\u0301xy": "e\u0301>", "": ""}),
+    ],
+)
+def test_how_figures_are_written(call, written):
+    assert {value: call(value) for value in written} == written
 
 
 # -- the client
@@ -212,13 +234,18 @@ def test_addresses(serve, tmp_path):
         site.stop(0)
 
 
-def test_who_does_not_answer_is_away(serve):
+def test_who_does_not_answer_is_away(serve, monkeypatch):
+    monkeypatch.setattr(operators_client, "MOST", 200)
     site = serve(FakeOperations)
     client = OperatorsClient(f"127.0.0.1:{site.address[1]}", timeout=PATIENCE)
     for instead, words in (
         ((404, b""), "it answers 404"),
         ((200, b"{}"), "not understood: name is missing"),
         ((200, b"<html>"), "not understood: JSON expected"),
+        ((401, b'{"error": "a token"}'), "it answers 401: a token"),
+        ((403, b'["error"]'), "it answers 403: it does not say why"),
+        ((421, b"[" * 200), "it answers 421: it does not say why"),
+        ((200, b"x" * 201), "more than 200 bytes"),
     ):
         site.instead = instead
         with pytest.raises(Away, match=words):
@@ -257,6 +284,30 @@ def test_a_server_is_drained_and_put_back(serve, tmp_path, capsys):
         assert orders(site, *arguments, folder=tmp_path) == expected
         assert words in "".join(capsys.readouterr())
     assert site.orders == [("drain", "127.0.0.1:9000"), ("ready", "127.0.0.1:9000"), ("drain", "127.0.0.1:9001")]
+
+
+def test_what_is_waited_for(monkeypatch):
+    """Until all workers know of it, and nothing is in hand; or until time is over."""
+    monkeypatch.setattr(server_orders, "LOOK_EVERY", 0.001)
+    told = []
+
+    class Answers:
+        def status(self):
+            state, count = told.pop(0) if len(told) > 1 else told[0]
+            servers = [{"name": name, "state": state, "in_hand": count} for name in ("http://a:1/", "b:1")]
+            return {"upstreams": [{"name": name, "servers": servers} for name in ("one", "two", "three")]}
+
+    def left(seconds, server="a:1", upstreams=("one", "three")):
+        return server_orders.wait_until_idle(Answers(), server, list(upstreams), seconds)
+
+    told[:] = ("up", 0), ("draining", 2), ("draining", 0), ("draining", 7)
+    assert left(PATIENCE) == 0
+    assert told == [("draining", 7)]
+    assert left(0.01) == 14
+    assert left(0) == 14
+    told[:] = [("up", 0)]
+    assert left(0.01) == 0
+    assert left(PATIENCE, upstreams=()) == left(PATIENCE, server="c:1") == 0
 
 
 def test_tokens(serve, tmp_path, capsys, monkeypatch):

@@ -5,7 +5,7 @@
   it were queued, until what it sent is paid for. No worker waits for it, and what it sends stays in the kernel. A timer
   looks at those that are held back, as long as there are any, and lets those go, too, that have ended meanwhile.
 - A turn reads a quarter of what the rate allows in a second at the most, and that is also the most that is read beyond
-  what it allows.
+  what it allows. Of messages up to 32 are given beyond it, which is how many a turn gives before it looks at the time.
 - Who sends too slowly is found by a look at all connections a few times within ``receive_grace``, in slices.
 """
 
@@ -73,8 +73,10 @@ class Limiter:
     def __init__(self, server: Any, limits: ClientLimits) -> None:
         if limits.message_rate is not None and server.framer is None:
             raise ValueError(f"message_rate={limits.message_rate}: a framer expected beside it, which says what one is")
-        if (limits.byte_rate or limits.message_rate) and server.given_upcall("handle") is not None:
-            raise ValueError("byte_rate, message_rate: upcalls expected, for handle receives by itself")
+        of_turns = limits.byte_rate or limits.message_rate or limits.min_receive_rate or limits.evict_idle is not None
+        if of_turns and server.given_upcall("handle") is not None:
+            names = "byte_rate, message_rate, min_receive_rate, evict_idle"
+            raise ValueError(f"{names}: upcalls expected, for handle receives by itself in its one turn")
         if limits.evict_idle is not None and server.max_connections is None:
             raise ValueError(f"evict_idle={limits.evict_idle}: max_connections of the server expected beside it")
         self._server = server
@@ -234,6 +236,8 @@ class Limiter:
             now = monotonic()
             due = sent.message_due = max(sent.message_due, now) + self._message_interval
             self._owe(sent, "messages", due - self._message_room, now)
+            if sent.resume_at > now:
+                self._server._poller.until = 0.0  # the turn ends soon: what else came in one read is given later
         verdict = self._on_recv(conn, data)
         if verdict is not POSTPONE:
             sent.part_since = 0.0  # the message was whole, and what is there in part is another
@@ -321,7 +325,8 @@ class Limiter:
         """
         server = self._server
         found: float = server.accept_permits()
-        if found < 1 and self._limits.evict_idle is not None:
+        # Its class is asked, too: one that only lets other workers go first (``FairShare``) is not full.
+        if found < 1 and self._limits.evict_idle is not None and type(server).accept_permits(server) < 1:
             # Asked of the kernel, as the listener may have been found readable before, and be empty by now. Then one is
             # welcome all the same: else the acceptor would wait for one to end, and not for one to come.
             if not any(has_input(listener.fileno()) for listener in server.listeners):

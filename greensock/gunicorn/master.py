@@ -96,6 +96,7 @@ class Master(Arbiter):  # type: ignore[misc]
         self._is_stopping = False
         self._pause = 0.0
         self._spawn_at = 0.0
+        self._failed_age = 0
         microseconds = os.environ.get("WATCHDOG_USEC", "")
         self._watchdog = int(microseconds) / 2e6 if microseconds.isdigit() else 0.0
         self._watchdog_at = 0.0
@@ -265,6 +266,8 @@ class Master(Arbiter):  # type: ignore[misc]
         for worker in list(self.WORKERS.values()):
             state = _state_of(worker)
             self._has_served = self._has_served or state >= BEGUN
+            if state >= BEGUN and worker.age > self._failed_age:
+                self._pause = 0.0  # what kept one from beginning is over: the next time it is another thing
             if state >= ENDING:
                 worker.is_leaving = True
         serving = [worker for worker in self.WORKERS.values() if not _is_leaving(worker) and not _is_to_end(worker)]
@@ -329,6 +332,7 @@ class Master(Arbiter):  # type: ignore[misc]
         """Make no worker for a while, which is longer each time."""
         self._pause = min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
         self._spawn_at = monotonic() + self._pause
+        self._failed_age = self.worker_age
         self.log.error("%s It is tried again in %g s.", why, self._pause)
 
 

@@ -75,7 +75,8 @@ class ClientLimits:
     connection_rate: float | None = None
     connection_burst: int = 20
     #: Bytes a second that one connection may send to us, in the long run, and how many at once. What is above that is
-    #: not refused: it is not read, so that TCP holds the peer back. Counted as ``bytes``, each time.
+    #: not refused: it is not read, so that TCP holds the peer back. Looked at between turns: what an upcall receives by
+    #: itself comes as fast as it is read, and is paid for before the next turn. Counted as ``bytes``, each time.
     byte_rate: float | None = None
     byte_burst: int = 1 << 20
     #: Messages a second, as the ``framer`` cuts them, and how many at once; else as with bytes. Counted as

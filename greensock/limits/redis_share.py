@@ -10,8 +10,8 @@ under way for a tenth of a second; that it has to wait off again. In the long ru
 
 Each process has a greenlet, and a connection, of its own: what it has used is then known without asking others, and if
 it dies, only its last tenth of a second is untold. While Redis is away that is said once, and limits hold for each
-machine; what is used meanwhile is not told later, as it would count as if it had come now. It is tried again each time,
-later and later, up to two seconds.
+machine; what is used meanwhile is not told later: each machine has allowed it by itself, and what is more than one may
+would have to be waited off now. It is tried again each time, later and later, up to two seconds.
 
 In Redis each client is one key that goes when its time is over: a float of its clock's seconds. No clock of ours
 counts.
@@ -54,7 +54,7 @@ local since = now - tonumber(ARGV[3 * #KEYS + 1])
 local found = {}
 for i, key in ipairs(KEYS) do
   local used, interval, most = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
-  local due = tonumber(redis.call('GET', key) or now)
+  local due = tonumber(redis.pcall('GET', key) or now)
   if not (due and due >= since and due <= now + most) then due = since end  -- nan, too
   due = math.min(due + used * interval, now + most)
   redis.call('SET', key, string.format('%.6f', due), 'PX', math.max(math.ceil((due - now) * 1000), 0) + 1000)
@@ -110,6 +110,10 @@ class Used:
     raise_to: Callable[[float, float], None]
 
 
+#: What is told while Redis is away. Not a ping: a replica, which answers that, and may not write, is not back.
+NOTHING = Used("nothing", 0, 0.0, 0.0, lambda ahead, now: None)
+
+
 class Sharer(Protocol):
     """Whose rates are shared: a guard."""
 
@@ -160,7 +164,9 @@ class RedisShare:
                 now = monotonic()
                 age, before = now - before, now
                 used = [each for sharer in self._sharers for each in sharer.take_used()]
-                if not (used or self.is_away):
+                if self.is_away:
+                    used = [NOTHING]  # what was used meanwhile each machine has allowed by itself
+                if not used:
                     continue
                 try:
                     self._exchange(used, age)
@@ -178,8 +184,6 @@ class RedisShare:
     def _exchange(self, used: Sequence[Used], age: float) -> None:
         """Tell what was used in so many seconds, and take note of what was used in all."""
         client = self._connected()
-        if not used:
-            client.ping()
         for first in range(0, len(used), BATCH):
             batch = used[first : first + BATCH]
             numbers = [number for each in batch for number in (each.count, each.interval, each.horizon)]

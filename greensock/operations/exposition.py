@@ -41,7 +41,7 @@ COUNTERS: tuple[tuple[str, str, str, str | None], ...] = (
     ("handshakes_failed", "tls_handshakes_failed", "TLS handshakes that failed, by the reason.", "reason"),
     ("requests", "requests", "Requests whose head was whole and sound.", None),
     ("statuses", "responses", "Final answers that were begun, by the class of their status.", "class"),
-    ("refused", "refused", "Requests and connections that were refused, by the reason.", "reason"),
+    ("refused", "refused", "Requests and connections that were refused, or held back, by the reason.", "reason"),
     ("failures", "proxy_failures", "Requests that the proxy could not have answered, by the reason.", "reason"),
     ("retries", "proxy_retries", "Times that another server was asked for a request.", None),
     ("tunnels", "proxy_tunnels", "Connections that were switched to another protocol.", None),

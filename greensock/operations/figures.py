@@ -5,6 +5,9 @@ memory is made - a server behind the proxy may be found later, and so a reason w
 gets its name from the first who needs it. Names are never taken back; when there is no column left, what has none is
 not counted, and the log says so once.
 
+A name that is too long for its column ends with a hash of all of it: so every worker calls it the same, and two that
+begin alike are two (``figure_name``).
+
 A name is written under a lock of the kernel, which a worker that is killed does not hold any more; it happens once for
 each name. Nobody waits for it: what could not be named now is, the next time. Numbers are written without.
 """
@@ -16,20 +19,34 @@ import logging
 import os
 import struct
 from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 from typing import Literal
 from weakref import WeakKeyDictionary, finalize
 
 from greensock.core.syscalls import close
 from greensock.shared_pages import SharedPages
 
-__all__ = ["Board"]
+__all__ = ["Board", "figure_name"]
 
 log = logging.getLogger("greensock.server")
 
 #: Names there is room for, and bytes of each, of which one is its length.
 COLUMNS, NAME_BYTES = 2048, 200
+#: Bytes of the hash that a long name ends with.
+HASH_BYTES = 8
 
 _count = struct.Struct("q")
+
+
+def figure_name(name: str) -> str:
+    """Return what a board calls a figure: what is too long for a column is cut, and ends with a hash of it all."""
+    if 4 * len(name) < NAME_BYTES:
+        return name
+    data = name.encode("utf-8", "surrogateescape")
+    if len(data) < NAME_BYTES:
+        return name
+    end = "~" + blake2b(data, digest_size=HASH_BYTES).hexdigest()
+    return data[: NAME_BYTES - 1 - len(end)].decode("utf-8", "ignore") + end
 
 
 class Board:
@@ -61,7 +78,8 @@ class Board:
         for name, value in values.items():
             column = columns.get(name)
             if column is None:
-                column = self._claim(name)
+                name = figure_name(name)
+                column = columns[name] if name in columns else self._claim(name)
             if column >= 0:
                 number = int(value) if is_whole else value
                 if is_kept and number < row[column]:
@@ -94,7 +112,7 @@ class Board:
             if count >= self._numbers.width:
                 self._say_full(name)
                 return -1
-            data = name.encode("utf-8", "surrogateescape")[: NAME_BYTES - 1]
+            data = name.encode("utf-8", "surrogateescape")
             begin = _count.size + count * NAME_BYTES
             self._block[begin : begin + 1 + len(data)] = bytes([len(data)]) + data
             _count.pack_into(self._block, 0, count + 1)
@@ -118,8 +136,7 @@ class Board:
             begin = _count.size + column * NAME_BYTES
             length = self._block[begin]
             name = bytes(self._block[begin + 1 : begin + 1 + length]).decode("utf-8", "surrogateescape")
-            # Two that differ only where they were cut have columns of the same name: the first is told.
-            self._columns[name if name not in self._columns else f"{name}\0{column}"] = column
+            self._columns[name] = column
 
     def _say_full(self, name: str) -> None:
         if not self._is_full:

@@ -70,17 +70,21 @@ class HubWatchdog:
             # Where this thread itself did not run for long, the process was stopped, or the machine is too busy.
             if held < self._threshold or seen_at == told_of or now - before > pause + self._threshold:
                 continue
-            frame = sys._current_frames().get(watched)
-            if frame is None or _is_hub(frame):
-                continue
-            told_of = seen_at
-            self.holds += 1
-            self._tell(frame, held, now)
+            if self._look(watched, held, now):
+                told_of = seen_at
 
-    def _tell(self, frame: FrameType, held: float, now: float) -> None:
+    def _look(self, watched: int, held: float, now: float) -> bool:
+        """Return whether somebody holds the hub, after telling who. The frame is not kept: it has what it works on."""
+        frame = sys._current_frames().get(watched)
+        if frame is None or _is_hub(frame):
+            return False
+        self.holds += 1
         left_out = self._limit.left_out(now)
-        if left_out < 0:
-            return
+        if left_out >= 0:
+            self._tell(frame, held, left_out)
+        return True
+
+    def _tell(self, frame: FrameType, held: float, left_out: int) -> None:
         more = f"; {left_out} times before were not logged" if left_out else ""
         frames = traceback.format_list(traceback.extract_stack(frame)[-MOST_FRAMES:])
         log.warning(

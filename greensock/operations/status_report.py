@@ -8,6 +8,7 @@ from typing import Any
 
 from greensock.core.sampling import is_in_turn
 from greensock.core.server import Server
+from greensock.operations.figures import figure_name
 from greensock.operations.histograms import BOUNDS, histogram_names
 from greensock.operations.last_requests import read_last_requests
 from greensock.operations.worker_watch import ENDING, SERVING, WorkerWatch
@@ -33,11 +34,11 @@ class Totals:
 
     def count(self, name: str) -> int:
         """Return a counter; 0 if nobody counted that."""
-        return int(self.counters.get(name, 0))
+        return int(self.counters.get(figure_name(name), 0))
 
     def gauge(self, name: str) -> int:
         """Return a figure of now."""
-        return int(self.gauges.get(name, 0))
+        return int(self.gauges.get(figure_name(name), 0))
 
     def by_label(self, name: str, gauges: bool = False) -> dict[str, int]:
         """Return the counters of that name by what stands behind it."""

@@ -22,7 +22,7 @@ from gevent import get_hub
 from greensock.core.sampling import INTERVAL, Sampler
 from greensock.core.server import Server
 from greensock.http.server.http_stats import HTTPStatistics
-from greensock.operations.figures import Board
+from greensock.operations.figures import Board, figure_name
 from greensock.operations.histograms import BOUNDS, Histogram, histogram_names
 from greensock.operations.hub_watchdog import HubWatchdog
 from greensock.operations.last_requests import LastRequests, ToldRecord
@@ -291,7 +291,8 @@ class WorkerWatch:
         gauges["state"] = SERVING if serves else ENDING
         gauges["memory"] = _memory_bytes()
         # All that there may be, so that what is over is 0 again.
-        self.gauges.write(self.slot, {**dict.fromkeys(self.gauges.of(self.slot), 0), **gauges})
+        now = {figure_name(name): value for name, value in gauges.items()}
+        self.gauges.write(self.slot, dict.fromkeys(self.gauges.of(self.slot), 0) | now)
         self.last_requests.write(time.monotonic())
 
 
@@ -309,6 +310,8 @@ def _count(found: Counter[str], told: ServerStatistics) -> None:
         found[f"dropped|{reason.lower()}"] += count
     for reason, count in told.handshakes_failed.items():
         found[f"handshakes_failed|{reason}"] += count
+    for reason, count in told.limited.items():  # of client_limits
+        found[f"refused|{reason}"] += count
     if isinstance(told, HTTPStatistics):
         found["requests"] += told.requests
         for status, count in told.statuses.items():

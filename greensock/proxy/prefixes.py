@@ -30,7 +30,8 @@ LOOKED_AT = REFERENCES | {b"refresh", b"set-cookie"}
 _with_authority = re.compile(rb"(?:https?:)?//([^/?#\\]*)", re.IGNORECASE).match
 _refresh = re.compile(rb"([0-9.]+[ \t]*[;,][ \t]*url[ \t]*=[ \t]*)(['\"]?)([^'\"]*)(.*)", re.IGNORECASE).fullmatch
 _end_of_path = re.compile(rb"[?#]").search
-_slashes = re.compile(rb"[/\\]{2,}").match
+# With tabs between, which browsers leave out (URL Standard, "basic URL parser").
+_slashes = re.compile(rb"[/\\]\t*[/\\]").match
 
 
 class Places:
@@ -94,7 +95,7 @@ class Places:
         if rest[:1] not in (b"", b"/", b"?", b"#"):
             rest = b"/" + rest
         mapped = here + rest
-        return b"/" + mapped.lstrip(b"/\\") if _slashes(mapped) else mapped
+        return b"/" + mapped.lstrip(b"/\\\t") if _slashes(mapped) else mapped
 
     def _refresh(self, value: bytes, own: Collection[bytes], asked: bytes) -> bytes:
         match = _refresh(value)
