@@ -467,6 +467,8 @@ def _work(
         if survives:
             survivors.append(mutant)
             print(f"  survives: {path}:{mutant}", flush=True)
+        if (left := todo.qsize()) % 10 == 0:
+            print(f"  {left} to go", flush=True)
 
 
 def _survives(copy: Copy, tests: list[str] | None, seconds: dict[str, float], most: int | None) -> bool:

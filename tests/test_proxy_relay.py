@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from greenlet import GreenletExit
+from relays import Clock, Noted, relay_between
 
-from greensock import ConnectFailed, ConnectionLost
+from greensock import ConnectFailed, ConnectionLost, DropReason, OperationTimeout
 from greensock.http import (
     BadRequest,
     BadResponse,
     ConnectTimeout,
     HeadTimeout,
+    HTTPError,
     Limits,
     QueueFull,
     QueueTimeout,
@@ -108,17 +112,7 @@ def test_within_the_budget(monkeypatch):
     assert (group.budget.retries, group.budget.refused) == (2, 1), "what may not be asked again costs nothing"
 
 
-# -- a relay by itself, between a client and a server that only write down what is done to them
-
-
-class Clock:
-    """Time that stands still."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
+# -- a relay by itself
 
 
 @pytest.fixture
@@ -126,37 +120,6 @@ def clock(monkeypatch):
     made = Clock()
     monkeypatch.setattr("greensock.proxy.relay.monotonic", made)
     return made
-
-
-class Noted:
-    """Writes down what is called, with its arguments. What is called returns what was set for it."""
-
-    def __init__(self, **fields):
-        self.calls = []
-        self.__dict__.update(fields)
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *arguments: self.calls.append((name, *arguments))
-
-    def names(self):
-        return [name for name, *_ in self.calls]
-
-
-def relay_between(conn=None, proxy=None, length=None, received=0, is_ended=False, fields=(), **known):
-    """Return a relay of a request, of which this is known."""
-    request = SimpleNamespace(
-        connection=conn or Noted(drop_reason=None),
-        body=SimpleNamespace(received=received, is_ended=is_ended),
-        head=SimpleNamespace(content_length=length, version="1.1", headers=Headers(fields), method="GET"),
-        headers=Headers(fields),
-    )
-    relay = RequestRelay(proxy or Noted(), request, True, "192.0.2.1")
-    relay.spell = 7
-    for name, value in known.items():
-        setattr(relay, name, value)
-    return relay
 
 
 def test_how_long_a_server_waited_for_a_body(clock):
@@ -254,7 +217,8 @@ def test_a_client_that_closes_its_side_has_said_all_or_is_cut():
         parser = None if pending is None else SimpleNamespace(pending=pending)
         conn = Noted(parser_in_use=parser, count_unread=lambda unread=unread: unread)
         upstream, waiter = Noted(), Noted()
-        relay = relay_between(conn, length=length, received=received, is_ended=is_ended, waiter=waiter)
+        body = Noted(received=received, is_ended=is_ended)
+        relay = relay_between(conn, length=length, body=body, waiter=waiter)
         relay._lease = SimpleNamespace(connection=upstream)
         relay.on_hangup_in_body()
         found = "left" if relay.has_client_left() else "cut" if relay.cut is not None else "fine"
@@ -382,9 +346,7 @@ def test_who_wants_trailers():
         ("1.1", [], False),
         ("1.0", [("TE", "trailers")], False),
     ):
-        relay = relay_between(fields=fields)
-        relay.request.head.version = version
-        assert relay.passes_trailers is wants
+        assert relay_between(version=version, fields=fields).passes_trailers is wants
 
 
 def test_whose_answers_are_put_right():
@@ -428,3 +390,238 @@ def test_who_gets_a_cookie():
         relay.add_cookie(headers)
     assert not headers.raw
     assert not relay_between().sets_cookie
+
+
+# -- a request on its way, by itself
+
+
+class Answering(RequestRelay):
+    """Notes what it would answer."""
+
+    def error_answer(self, status, reason, retry_after=None, error=""):
+        return SimpleNamespace(status=status, told=(reason, retry_after, error), headers=Headers())
+
+    def _answer(self, answer, keep):
+        self.status, self.answered = answer.status, answer
+        return keep
+
+
+def test_all_guards_count_an_upload_or_none():
+    for refusing in (None, 0, 1, 2):
+        guards = [Noted(), Noted(), Noted()]
+        for number, guard in enumerate(guards):
+            guard.upload = lambda client, now, number=number: "no" if number == refusing else None
+        gateway = SimpleNamespace(guards_for=lambda route, guards=guards: guards)
+        relay = relay_between(proxy=Noted(gateway=gateway))
+        assert relay._take_upload() == (None if refusing is None else "no")
+        assert [guard.calls for guard in guards] == [
+            [("upload_ended", "192.0.2.1")] if refusing is not None and number < refusing else [] for number in range(3)
+        ]
+
+
+def test_what_servers_are_asked_for():
+    def route(rewrite):
+        return SimpleNamespace(rewrite=rewrite, target_for=lambda target: b"/new" + target if rewrite else target)
+
+    for target, has_base, made_by, asked_for in (
+        (b"/a//../b", False, None, None),
+        (b"/a", False, route(None), None),
+        (b"/a//../b", False, route("x"), b"/new/a//../b"),
+        (b"/a", True, None, b"/a"),
+        (b"/a", True, route("x"), b"/new/a"),
+        (b"/a/../b", True, None, b"/b"),
+        (b"http://host/c?d", True, None, b"/c?d"),
+        (b"*", True, None, b"*"),
+    ):
+        relay = relay_between(target=target, route=made_by)
+        relay._write_target(SimpleNamespace(has_base=has_base))
+        assert relay.asked_for == asked_for
+
+
+def test_how_a_client_is_told_that_it_failed(monkeypatch):
+    cut_off = []
+    monkeypatch.setattr("greensock.proxy.request_relay.tell_cut_off", cut_off.append)
+    group = SimpleNamespace(retry_after=lambda: 9)
+    for failure, upstream, is_answered, keep, calls, told in (
+        (Failure("head-timeout", 504), group, False, True, [], ("head-timeout", None, "connection_read_timeout")),
+        (Failure("no-server", 503), group, False, True, [], ("no-server", 9, "destination_unavailable")),
+        (Failure("no-server", 503), None, False, True, [], ("no-server", 1, "destination_unavailable")),
+        (Failure("body-timeout", 504), group, True, False, ["cut_off_answer"], None),
+        (Failure("client-left", 499), group, False, False, ["abort"], None),
+        (Failure("client-left", 499), group, True, False, ["abort"], None),
+        (Failure("stopped", 503), group, False, False, ["abort"], None),
+    ):
+        proxy, record = Noted(failures=Counter()), SimpleNamespace(reason="")
+        for has_record in (True, False):
+            relay = relay_between(proxy=proxy, kind=Answering, upstream=upstream, server=Noted(), _left=False)
+            relay.record, relay.request.is_answered = record if has_record else None, is_answered
+            assert relay._fail(failure) is keep
+            assert relay.server.names() == ["leave", "abandoned"]
+            assert proxy.names() + relay.conn.names()[1:] == calls
+            assert (relay.answered.told if told else None) == told
+            assert relay.status == (0 if is_answered and not failure.is_untold else failure.status)
+            assert cut_off == ([relay] if failure.reason == "stopped" else [])
+            cut_off.clear()
+            proxy.calls.clear()
+        assert (proxy.failures, record.reason) == ({failure.reason: 2}, failure.reason)
+
+
+def test_who_is_to_blame_for_what_is_raised():
+    conn = Noted(drop_reason=None, bytes_sent=0)
+
+    def of_client(error):
+        error.connection = conn
+        return error
+
+    other = SimpleNamespace(status=500)
+    for error, answer, reason, status, keep in (
+        (HTTPError(422), SimpleNamespace(status=422), "denied", 422, True),
+        (HTTPError(500), other, "denied", 500, True),
+        (ValueError("the program's"), other, "internal-error", 500, False),
+        (OperationTimeout("another's", Noted(), "recv", 1.0), other, "internal-error", 500, False),
+        (BadRequest("", Reason.INCOMPLETE, conn), SimpleNamespace(status=400), "incomplete", 400, False),
+        (of_client(OperationTimeout("", conn, "recv", 1.0)), SimpleNamespace(status=408), "client-timeout", 408, False),
+        (of_client(ConnectionLost("")), SimpleNamespace(status=400), "client-left", 400, False),
+    ):
+        for is_answered in (False, True):
+            proxy = Noted(failures=Counter(), error_response=lambda request, error, answer=answer: answer)
+            relay = relay_between(conn, proxy, kind=Answering, server=Noted(), _left=False)
+            relay.record, relay.request.is_answered = SimpleNamespace(reason=""), is_answered
+            if is_answered:
+                with pytest.raises(type(error)):
+                    relay._blame(error)
+                assert proxy.calls == [("cut_off_answer", relay.request, error)]
+                assert relay.status == (499 if reason == "client-left" else 0)
+            else:
+                assert relay._blame(error) is keep
+                assert relay.status == status
+                own = reason == "internal-error"
+                assert (relay.answered is answer) is not own
+                assert not own or relay.answered.told == ("internal-error", None, "proxy_internal_error")
+            assert relay.record.reason == reason
+            assert proxy.failures == ({"client-left": 1} if reason == "client-left" else {})
+            assert relay.server.names() == ["leave", "abandoned"]
+    conn.drop_reason = DropReason.STOPPED
+    for error in (GreenletExit(), of_client(ConnectionLost(""))):
+        relay = relay_between(conn, proxy=Noted(failures=Counter(), gateway=Noted()), kind=Answering)
+        relay._failed = []
+        relay._fail = relay._failed.append
+        with pytest.raises(type(error)):
+            relay._blame(error)
+        assert [failure.reason for failure in relay._failed] == ["stopped"]
+
+
+def test_when_a_kept_connection_is_tried_anew():
+    """If it was kept, the client is there, and nothing says that the request was begun."""
+    for left, is_reused, may_repeat, leaves, introduces, has_record, again in (
+        (False, True, True, False, True, True, True),
+        (False, True, True, False, False, False, True),
+        (True, True, True, False, False, True, False),
+        (False, False, True, False, False, True, False),
+        (False, True, False, False, False, True, False),
+        (False, True, True, True, False, True, False),
+    ):
+        fresh, introduced, noted = Noted(), [], []
+        lease = SimpleNamespace(is_reused=is_reused)
+        relay = relay_between(kind=Answering, deadlines=SimpleNamespace(), server=Noted(send_proxy_protocol=introduces))
+
+        def renew(deadlines, relay=relay, leaves=leaves, fresh=fresh):
+            relay._client_left = leaves
+            return fresh
+
+        lease.renew = renew
+        relay._client_left = left
+        relay.record = Noted() if has_record else None
+        relay._note_connected = noted.append
+        exchange = SimpleNamespace(may_repeat=lambda error, may_repeat=may_repeat: may_repeat)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("greensock.proxy.request_relay.introduce", lambda *arguments: introduced.append(arguments))
+            made = SimpleNamespace(run=lambda: "the answer")
+            patch.setattr("greensock.proxy.request_relay.Exchange", lambda call, conn, deadlines: (made, conn)[0])
+            if again:
+                assert relay._ask_again(ConnectionLost(""), exchange, lease, None) == "the answer"
+                assert relay.exchange is made
+            else:
+                with pytest.raises(ConnectionLost):
+                    relay._ask_again(ConnectionLost(""), exchange, lease, None)
+        assert introduced == ([(relay, fresh, True)] if introduces else [])
+        assert noted == ([lease] if again and has_record else [])
+
+
+def test_what_is_bound_is_used_for_its_client_until_it_is_spent():
+    for has_conn, challenged, is_spent, is_out, used in (
+        (True, False, False, False, True),
+        (True, False, True, False, False),
+        (True, False, False, True, False),
+        (True, True, True, False, True),
+        (True, True, False, True, True),
+        (False, False, True, False, False),
+        (False, False, False, False, True),
+    ):
+        connection = SimpleNamespace(has_challenged=challenged) if has_conn else None
+        lease = Noted(connection=connection, is_spent=lambda is_spent=is_spent: is_spent, is_reused=False)
+        server = Noted(is_out=is_out)
+        conn = Noted(take_bound=lambda upstream, client, found=(server, lease): found)
+        relay = relay_between(conn)
+        assert relay._take_bound(None) is (server if used else None)
+        assert lease.calls == ([] if used else [("end", False)])
+        assert server.names() == (["enter"] if used else [])
+        assert (relay._lease, relay._was_bound, lease.is_reused) == ((lease, True, True) if used else (None, False, False))
+    assert relay_between(Noted(take_bound=lambda upstream, client: None))._take_bound(None) is None
+
+
+@pytest.fixture
+def later(monkeypatch, clock):
+    """The clock of both modules."""
+    monkeypatch.setattr("greensock.proxy.request_relay.monotonic", clock)
+    return clock
+
+
+def test_what_the_record_says_of_the_request(later):
+    proxy = Noted()
+    relay = relay_between(
+        proxy=proxy,
+        target=b"/x",
+        fields=[("User-Agent", "me"), ("Referer", "there")],
+        body=Noted(received=5),
+        route=SimpleNamespace(name="site"),
+        server=SimpleNamespace(name="s"),
+        _request_id="id",
+        _asked=99.0,
+    )
+    relay._begin_record()
+    record = relay.record
+    assert (record.method, record.target, record.host, record.agent, record.referer) == (
+        "GET",
+        b"/x",
+        b"a",
+        b"me",
+        b"there",
+    )
+    relay._note_connected(SimpleNamespace(is_reused=False))
+    assert (record.connect_time, record.reused) == (1.0, False)
+    relay._note_connected(SimpleNamespace(is_reused=True))
+    assert (record.connect_time, record.reused) == (0.0, True)
+    later.now += 1
+    relay._begin_attempt(record)
+    assert (record.connect_time, record.reused, relay._asked) == (None, False, 101.0)
+    relay.tries, relay.status = 1, 499
+    later.now += 2
+    relay._end_record(record, 77)
+    assert (record.status, record.duration, record.sent, record.received, record.tries) == (499, 3.0, 77, 5, 1)
+    assert (record.upstream, record.upstream_status, record.request_id, record.route) == ("s", "-", "id", "site")
+    relay.route = None
+    relay._end_record(record, 77)
+    assert (record.upstream, proxy.calls) == ("s", [("record_done", record)] * 2), "an attempt is noted once"
+
+
+def test_what_is_noted_of_an_answer_that_could_not_be_sent():
+    for is_left, has_record in ((True, True), (False, True), (False, False)):
+        record = SimpleNamespace(upstream="", upstream_status="", upstream_time=None) if has_record else None
+        relay = relay_between(record=record, server=SimpleNamespace(name="s"), tries=1, _asked=90.0)
+        with pytest.raises(KeyError):
+            relay.fail_while_answering(200, 92.0, is_left, KeyError())
+        assert (relay._left, relay.request.is_answered, relay.status) == (is_left, is_left, 200)
+        if record is not None:
+            assert (record.connect_time, record.reused, record.head_time) == (0.0, True, 2.0)
+            assert (record.upstream_time, record.upstream) == (2.0 if is_left else None, "s")

@@ -21,6 +21,7 @@ class Known(NamedTuple):
     at: int | None = None
 
 
+_SAME_TIME = "whether two readings of the clock are the same to the last bit is nobody's business"
 _OF_BYTES = "self.bytes_received % BYTES_PER_LOOK < size  ->  (self.bytes_received % BYTES_PER_LOOK) <= (size)"
 _NOT_ACTIVE = (
     "not self._active and not self._scheduled  ->  ((not self._active) or (not self._scheduled))",
@@ -69,6 +70,13 @@ KNOWN = (
         "if end >= 0 or searched > max_bytes:",
         "0  ->  0 + 1",
         "an end within the loop is behind max_bytes, and so never at 0",
+    ),
+    Known(
+        "receiving",
+        "Receiving._await_input",
+        "elif deadline <= now and timeout > 0:",
+        "deadline <= now  ->  (deadline) < (now)",
+        _SAME_TIME,
     ),
     Known(
         "receiving",
@@ -149,6 +157,6 @@ KNOWN = (
         "Poller._run_put_off",
         "if now > end:",
         "now > end  ->  (now) >= (end)",
-        "whether two readings of the clock are the same to the last bit is nobody's business",
+        _SAME_TIME,
     ),
 )
