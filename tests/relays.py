@@ -57,7 +57,7 @@ def relay_between(
     )
     request: Any = Noted(
         connection=conn or Noted(drop_reason=None, bytes_sent=0),
-        body=body or Noted(received=0, is_ended=False),
+        body=Noted(received=0, is_ended=False) if body is None else body,
         head=head,
         headers=headers,
         method=method,

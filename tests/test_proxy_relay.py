@@ -566,7 +566,8 @@ def test_what_is_bound_is_used_for_its_client_until_it_is_spent():
         assert relay._take_bound(None) is (server if used else None)
         assert lease.calls == ([] if used else [("end", False)])
         assert server.names() == (["enter"] if used else [])
-        assert (relay._lease, relay._was_bound, lease.is_reused) == ((lease, True, True) if used else (None, False, False))
+        noted = (lease, True, True) if used else (None, False, False)
+        assert (relay._lease, relay._was_bound, lease.is_reused) == noted
     assert relay_between(Noted(take_bound=lambda upstream, client: None))._take_bound(None) is None
 
 
