@@ -27,7 +27,8 @@ from greensock.http.client.payload import NOTHING, payload_in_memory, payload_in
 from greensock.http.wire.headers import Headers
 from greensock.proxy import HealthOptions, Route, ServerOptions, UpstreamOptions
 from greensock.proxy.failure import Failure, UpcallFailed, failure_of
-from greensock.proxy.relay import COUNTED, NO_UPLOAD, STREAMED, BodyWait
+from greensock.proxy.guard import Refusal
+from greensock.proxy.relay import COUNTED, NO_UPLOAD, PARKED, STREAMED, BodyWait
 from greensock.proxy.request_relay import RequestRelay
 from greensock.proxy.upstream.servers import Upstream
 
@@ -626,3 +627,199 @@ def test_what_is_noted_of_an_answer_that_could_not_be_sent():
         if record is not None:
             assert (record.connect_time, record.reused, record.head_time) == (0.0, True, 2.0)
             assert (record.upstream_time, record.upstream) == (2.0 if is_left else None, "s")
+
+
+def test_what_is_done_at_the_end_whatever_happened(later):
+    failure, upcall = Failure("no-route", 404), UpcallFailed(KeyError())
+    for raised in (None, failure, upcall, ValueError(), GreenletExit()):
+        told, guard = [], Noted()
+        gateway = SimpleNamespace(is_guarded=True, guards_for=lambda route, guard=guard: [guard])
+        proxy = Noted(wants_records=True, gateway=gateway, uploads=1)
+        relay = relay_between(proxy=proxy, kind=Answering, server=Noted(), _left=False, _upload=STREAMED, exchange="x")
+        relay.conn.bytes_sent, relay._request_id = 50, "id"
+        relay._fail = lambda failure, told=told: told.append(("fail", failure)) or False
+        relay._blame = lambda error, told=told: told.append(("blame", error)) or False
+
+        def step(relay=relay, raised=raised):
+            relay.conn.bytes_sent += 7
+            relay.status = 200
+            if raised is not None:
+                raise raised
+            return True
+
+        assert relay.run(step) is (raised is None)
+        if raised is None:
+            assert told == []
+        else:
+            blamed = upcall.error if raised is upcall else raised
+            assert told == [("fail" if raised is failure else "blame", blamed)]
+        assert (proxy.uploads, relay.exchange, relay.server.names()) == (0, None, ["leave", "abandoned"])
+        assert guard.calls == [("upload_ended", "192.0.2.1"), ("answered", "192.0.2.1", 100.0, 200)]
+        [(_, record)] = proxy.calls
+        assert (record.sent, record.status) == (7, 200)
+        assert relay.run(lambda: True, 10) is True
+        assert proxy.calls[1:] == [("record_done", record)], "no record is begun twice"
+        assert record.sent == 47
+
+
+def test_a_request_that_waits_for_its_body_is_not_over():
+    proxy = Noted(wants_records=False, gateway=SimpleNamespace(is_guarded=True))
+    relay = relay_between(proxy=proxy, server=Noted(), _left=False, exchange="x")
+
+    def step():
+        relay._upload = PARKED
+        return False
+
+    assert relay.run(step) is False
+    assert (relay.server.calls, relay.exchange, relay.record, proxy.calls) == ([], "x", None, [])
+
+
+def test_who_holds_a_body_and_who_passes_it_on(monkeypatch):
+    """One that is short is held, and waited for without a worker; any other is relayed as it comes."""
+    monkeypatch.setattr("greensock.proxy.request_relay.payload_of_short", lambda relay: "held")
+    monkeypatch.setattr("greensock.proxy.request_relay.payload_as_it_comes", lambda relay: "relayed")
+    for length, there, expects, is_awaited, may_wait, may_hold, parks, outcome in (
+        (100, 100, False, False, True, True, True, "held"),
+        (101, 101, False, False, True, True, True, "relayed"),
+        (None, 100, False, False, True, True, True, "relayed"),
+        (100, 99, False, False, True, True, True, 1),
+        (100, None, False, False, True, True, True, 1),
+        (100, 40, False, False, True, True, True, 60),
+        (100, 99, False, False, True, True, False, "relayed"),
+        (100, 99, False, False, False, True, True, "held"),
+        (100, 100, False, False, False, False, True, "relayed"),
+        (100, 100, True, True, True, True, True, "relayed"),
+        (100, 100, True, False, True, True, True, "held"),
+        (100, 100, False, True, True, True, True, "held"),
+    ):
+        parked = []
+        proxy = Noted(gateway=SimpleNamespace(is_guarded=False), uploads=5, most_uploads=6)
+        proxy.park = lambda relay, missing, parked=parked, parks=parks: parked.append(missing) or parks
+        parser = None if there is None else SimpleNamespace(pending=there)
+        body = Noted(is_awaited=is_awaited, received=0)
+        relay = relay_between(Noted(parser_in_use=parser), proxy, kind=Answering, length=length, body=body)
+        relay._forward = lambda upstream, payload: payload
+        upstream = SimpleNamespace(options=SimpleNamespace(max_replay=100, pass_expect=expects))
+        found = relay._forward_body(upstream, may_wait, may_hold)
+        if isinstance(outcome, int):
+            assert (found, parked, relay._upload, proxy.uploads) == (False, [outcome], PARKED, 5)
+        else:
+            assert found == outcome
+            assert relay._upload == (STREAMED if outcome == "relayed" else NO_UPLOAD)
+            assert proxy.uploads == (6 if outcome == "relayed" else 5)
+    proxy.most_uploads = 5
+    with pytest.raises(Failure, match="too-many-uploads") as caught:
+        relay_between(Noted(parser_in_use=None), proxy)._forward_body(upstream)
+    assert caught.value.status == 503
+    guard = Noted(upload=lambda client, now: Refusal(429, "client-uploads", 3))
+    proxy = Noted(gateway=SimpleNamespace(is_guarded=True, guards_for=lambda route: [guard]), refused=Counter())
+    relay = relay_between(Noted(parser_in_use=None), proxy, kind=Answering, record=SimpleNamespace(reason=""))
+    assert relay._forward_body(upstream) is False
+    assert (relay.keep, relay.status, relay._upload) == (False, 429, NO_UPLOAD)
+    assert (proxy.refused, relay.record.reason) == ({"client-uploads": 1}, "client-uploads")
+    assert relay.answered.told == ("client-uploads", 3, "http_request_denied")
+    assert not relay.answered.headers.raw
+    assert relay._refuse_for(Refusal(405, "method", allow="GET")).headers.raw == [(b"Allow", b"GET")]
+
+
+def test_which_server_is_chosen():
+    server, bound = SimpleNamespace(health=SimpleNamespace(spell=3)), SimpleNamespace(health=SimpleNamespace(spell=4))
+    for sticky, is_bound, may_take, chosen, found in (
+        (None, False, False, server, server),
+        (None, True, True, None, bound),
+        (None, True, False, server, server),
+        ("c", False, False, server, server),
+        (None, False, False, None, None),
+    ):
+        asked = []
+        upstream = SimpleNamespace(
+            sticky=sticky,
+            server_of_cookie=lambda headers, now: "wanted",
+            choose=lambda *arguments, asked=asked, chosen=chosen: asked.append(arguments) or chosen,
+        )
+        relay = relay_between(Noted(bound="x" if is_bound else None), kind=Answering)
+        relay._take_bound = lambda upstream, may_take=may_take: bound if may_take else None
+        if found is None:
+            with pytest.raises(Failure, match="no-server") as caught:
+                relay._choose(upstream, ())
+            assert caught.value.status == 503
+            assert (relay.server, relay.tries, relay._left) == (None, 0, True)
+        else:
+            assert relay._choose(upstream, ["tried"]) is found
+            assert (relay.server, relay.spell, relay.tries, relay._left) == (found, found.health.spell, 1, False)
+        wanted = "wanted" if sticky else None
+        assert relay._wanted == wanted
+        tried = () if found is None else ["tried"]
+        assert asked == ([] if found is bound else [("192.0.2.1", relay.request.headers, tried, wanted)])
+
+
+def test_one_server_after_the_other_is_asked():
+    first, second, third = Failure("first", 502), Failure("second", 502), Failure("third", 502)
+    for may, left, answers, raised, tries in (
+        ([False], [], [], first, 0),
+        ([True], [], [], first, 0),  # no other is up
+        ([True], ["b"], [None], None, 1),
+        ([True, True], ["b", "c"], [second, None], None, 2),
+        ([True, False], ["b"], [second], second, 1),
+        ([True, True], ["b"], [second], second, 1),
+        ([True, True, False], ["b", "c"], [second, third], third, 2),
+    ):
+        done, may, left, answers = [], iter(may), list(left), iter(answers)
+        proxy = Noted(retries=0)
+        relay = relay_between(proxy=proxy, kind=Answering, server="a", record="record")
+        relay._note_attempt = lambda status, done=done: done.append(("noted", status))
+        relay._leave = lambda done=done: done.append("left")
+        relay._begin_attempt = lambda record, done=done: done.append(("begun", record))
+
+        def may_retry(failure, payload, upstream, tries, may=may, done=done):
+            done.append((failure.reason, payload, upstream, tries))
+            return next(may)
+
+        def choose(upstream, tried, relay=relay, left=left, done=done):
+            if not left:
+                raise Failure("no-server", 503)
+            relay.server = left.pop(0)
+            done.append(tuple(tried))
+            return relay.server
+
+        relay._may_retry, relay._choose = may_retry, choose
+        relay._ask = lambda server, payload, answers=answers: next(answers)
+        if raised is None:
+            relay._ask_others(first, "group", "body")
+        else:
+            with pytest.raises(Failure) as caught:
+                relay._ask_others(first, "group", "body")
+            assert caught.value is raised
+        assert proxy.retries == tries
+        assert done[:3] == [("noted", "-"), "left", ("first", "body", "group", 1)]
+        assert done.count(("begun", "record")) == tries
+        asked = [each for each in done if isinstance(each, tuple) and each[0] == "a"]
+        assert asked == [("a",), ("a", "b")][:tries]
+
+
+def test_an_exchange_that_began_elsewhere_goes_on(monkeypatch):
+    """By what was heard of its server: nothing, something, or what ended it."""
+    monkeypatch.setattr("greensock.proxy.request_relay.pass_answer", lambda relay: "passed")
+    failure, lost, ended = Failure("first", 502), ConnectionLost(""), GreenletExit()
+    for lease, heard, does, fails in (
+        ("lease", b"HTTP/1.1 ", ("heard", "server", "body", "lease"), False),
+        ("lease", lost, ("heard", "server", "body", "lease"), True),
+        (None, lost, ("blamed", lost), True),
+        (None, b"", ("asked", "server", "body"), False),
+        (None, b"", ("asked", "server", "body"), True),
+        (None, ended, None, False),
+    ):
+        done, found = [], failure if fails else None
+        relay = relay_between(kind=Answering, server="server", upstream="group")
+        relay.note_heard(lease, 1.0, heard)
+        relay._hear = lambda *arguments, done=done, found=found: done.append(("heard", *arguments)) or found
+        relay.blame_server = lambda error, done=done, found=found: done.append(("blamed", error)) or found
+        relay._ask = lambda *arguments, done=done, found=found: done.append(("asked", *arguments)) or found
+        relay._ask_others = lambda *arguments, done=done: done.append(arguments)
+        if does is None:
+            with pytest.raises(GreenletExit):
+                relay.go_on_asking("body")
+            assert done == []
+        else:
+            assert relay.go_on_asking("body") == "passed"
+            assert done == [does, *([(failure, "group", "body")] if fails else [])]

@@ -206,19 +206,20 @@ def test_a_turn_that_spent_its_budget_goes_through_the_loop(serve, connect, fram
 
 
 @pytest.mark.parametrize(
-    ("kind", "seconds", "turns"),
+    ("kind", "seconds", "share", "turns"),
     [
-        ("plain", PATIENCE, [100]),
-        ("plain", -1.0, [READS_PER_LOOK] * 3 + [100 - 3 * READS_PER_LOOK]),
-        ("covered", PATIENCE, [100]),
-        ("covered", -1.0, [1] * 100),
-        ("framed", PATIENCE, [100]),
+        ("plain", PATIENCE, PATIENCE, [100]),
+        ("plain", -1.0, -1.0, [READS_PER_LOOK] * 3 + [100 - 3 * READS_PER_LOOK]),
+        ("covered", PATIENCE, PATIENCE, [100]),
+        ("covered", -1.0, -1.0, [1] * 100),
+        ("covered", -1.0, PATIENCE, [1, 99]),  # what was put off has a share of its own
+        ("framed", PATIENCE, PATIENCE, [100]),
     ],
 )
-def test_a_turn_takes_what_is_there_until_it_is_late(serve, connect, monkeypatch, kind, seconds, turns):
+def test_a_turn_takes_what_is_there_until_it_is_late(serve, connect, monkeypatch, kind, seconds, share, turns):
     """Rule 5: the time is looked at after so many reads, or after each where a read is dear; one is always made."""
     monkeypatch.setattr(poller_module, "SLICE_SECONDS", seconds)
-    monkeypatch.setattr(poller_module, "SHARE_SECONDS", seconds)
+    monkeypatch.setattr(poller_module, "SHARE_SECONDS", share)
     server = serve(Recorder, recv_size=10, framer=FixedSize(10) if kind == "framed" else None)
     sock = connect(server)
     (conn,) = wait_until(lambda: server.connections)
