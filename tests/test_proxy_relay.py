@@ -25,7 +25,7 @@ from greensock.http import (
 )
 from greensock.http.client.payload import NOTHING, payload_in_memory, payload_in_pieces
 from greensock.http.wire.headers import Headers
-from greensock.proxy import HealthOptions, Route, ServerOptions, UpstreamOptions
+from greensock.proxy import HealthOptions, Route, ServerOptions, UpstreamOptions, request_relay
 from greensock.proxy.failure import Failure, UpcallFailed, failure_of
 from greensock.proxy.guard import Refusal
 from greensock.proxy.relay import COUNTED, NO_UPLOAD, PARKED, STREAMED, BodyWait
@@ -411,7 +411,7 @@ def test_all_guards_count_an_upload_or_none():
     for refusing in (None, 0, 1, 2):
         guards = [Noted(), Noted(), Noted()]
         for number, guard in enumerate(guards):
-            guard.upload = lambda client, now, number=number: "no" if number == refusing else None
+            guard.upload = lambda *_, no=number == refusing: "no" if no else None
         gateway = SimpleNamespace(guards_for=lambda route, guards=guards: guards)
         relay = relay_between(proxy=Noted(gateway=gateway))
         assert relay._take_upload() == (None if refusing is None else "no")
@@ -536,9 +536,9 @@ def test_when_a_kept_connection_is_tried_anew():
         relay._note_connected = noted.append
         exchange = SimpleNamespace(may_repeat=lambda error, may_repeat=may_repeat: may_repeat)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("greensock.proxy.request_relay.introduce", lambda *arguments: introduced.append(arguments))
             made = SimpleNamespace(run=lambda: "the answer")
-            patch.setattr("greensock.proxy.request_relay.Exchange", lambda call, conn, deadlines: (made, conn)[0])
+            patch.setattr(request_relay, "introduce", lambda *given, introduced=introduced: introduced.append(given))
+            patch.setattr(request_relay, "Exchange", lambda call, conn, deadlines, made=made: made)
             if again:
                 assert relay._ask_again(ConnectionLost(""), exchange, lease, None) == "the answer"
                 assert relay.exchange is made
