@@ -81,6 +81,13 @@ KNOWN = (
     Known(
         "receiving",
         "Receiving._await_input",
+        'raise OperationTimeout(f"not done in {timeout} s", self, "recv", timeout)',
+        'raise OperationTimeout(f"not done in {timeout} s", self, "recv", timeout)  ->  pass',
+        "slower: the wait that begins then comes due at once, and raises the same",
+    ),
+    Known(
+        "receiving",
+        "Receiving._await_input",
         "raise self._closed_error()",
         "raise self._closed_error()  ->  pass",
         "the caller's loop comes back, and the first such line raises the same",
