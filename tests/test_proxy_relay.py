@@ -25,7 +25,15 @@ from greensock.http import (
 )
 from greensock.http.client.payload import NOTHING, payload_in_memory, payload_in_pieces
 from greensock.http.wire.headers import Headers
-from greensock.proxy import HealthOptions, Route, ServerOptions, UpstreamOptions, request_relay
+from greensock.proxy import (
+    HealthOptions,
+    Redirect,
+    Route,
+    ServerOptions,
+    StaticAnswer,
+    UpstreamOptions,
+    request_relay,
+)
 from greensock.proxy.failure import Failure, UpcallFailed, failure_of
 from greensock.proxy.guard import Refusal
 from greensock.proxy.relay import COUNTED, NO_UPLOAD, PARKED, STREAMED, BodyWait
@@ -823,3 +831,124 @@ def test_an_exchange_that_began_elsewhere_goes_on(monkeypatch):
         else:
             assert relay.go_on_asking("body") == "passed"
             assert done == [does, *([(failure, "group", "body")] if fails else [])]
+
+
+def test_what_was_begun_elsewhere_is_heard_to_its_head(monkeypatch):
+    """And a client that has left meanwhile ends it, if the proxy is to look."""
+    made = SimpleNamespace(go_on=lambda sent_at, heard: (sent_at, heard))
+    monkeypatch.setattr(request_relay, "Exchange", lambda call, conn, deadlines: made)
+    monkeypatch.setattr(request_relay, "call_for", lambda relay, server, payload: "call")
+    for left, aborts, is_there, looks, has_record in (
+        (False, True, True, True, True),
+        (False, True, False, True, False),
+        (False, False, False, False, False),
+        (True, True, True, False, True),
+    ):
+        noted, upstream = [], Noted()
+        conn = Noted(notify_disconnect=lambda callback, is_there=is_there: noted.append(callback) or is_there)  # noqa: B023
+        relay = relay_between(conn, Noted(abort_on_eof=aborts), kind=Answering, deadlines=None, _client_left=left)
+        relay.record, connected = "record" if has_record else None, []
+        relay._note_connected = connected.append
+        lease = SimpleNamespace(connection=upstream, is_reused=True)
+        relay.note_heard(lease, 1.0, b"heard")
+        assert relay._hear("server", "body", lease) is None
+        assert (relay.head, relay.exchange) == ((1.0, b"heard"), made)
+        assert noted == ([relay.on_client_left] if looks else [])
+        assert relay.has_client_left() is (left or (looks and not is_there))
+        assert upstream.names() == (["abort"] if looks and not is_there else [])
+        assert connected == ([lease] if has_record else [])
+        assert relay._heard == (None, b""), "nothing of an answer is held while the rest of it comes"
+    lost, blamed = ConnectionLost(""), []
+    relay.blame_server = lambda error: blamed.append(error) or "failure"
+    relay.note_heard(lease, None, GreenletExit())
+    with pytest.raises(GreenletExit):
+        relay._hear("server", "body", lease)
+    relay._client_left = True
+    made.go_on = lambda sent_at, heard: (_ for _ in ()).throw(lost)
+    relay.note_heard(lease, 1.0, lost)
+    assert relay._hear("server", "body", lease) == "failure"
+    assert blamed == [lost]
+
+
+# -- what it answers itself
+
+
+def test_the_page_for_an_error():
+    pages = SimpleNamespace(page=lambda status, reason: (b"%d %b" % (status, reason.encode()), "text/x"))
+    for retry_after, error, told, fields in (
+        (None, "", b"proxy", []),
+        (5, "", b"proxy", [(b"Retry-After", b"5")]),
+        (0, "", b"proxy", [(b"Retry-After", b"0")]),
+        (None, "dns_error", b"proxy; error=dns_error", [(b"Proxy-Status", b"proxy; error=dns_error")]),
+        (None, "dns_error", None, []),
+    ):
+        forwarder = SimpleNamespace(proxy_status=lambda error, told=told: told)
+        gateway = SimpleNamespace(error_pages=pages, forwarder=forwarder)
+        answer = relay_between(proxy=Noted(gateway=gateway)).error_answer(503, "why", retry_after, error)
+        assert (answer.status, answer.body) == (503, b"503 why")
+        assert [pair for pair in answer.headers.raw if pair[0] != b"Content-Type"] == fields
+
+
+def test_an_id_is_made_once():
+    for said in ("from a trusted peer", ""):
+        asked = []
+        forwarder = SimpleNamespace(request_id_of=lambda *given, asked=asked, said=said: asked.append(given) or said)
+        relay = relay_between(proxy=Noted(gateway=SimpleNamespace(forwarder=forwarder)), fields=[("A", "b")])
+        assert relay.request_id == relay.request_id
+        assert relay.request_id == said or (not said and len(relay.request_id) == 32)
+        assert asked == [("192.0.2.1", relay.request.headers)]
+
+
+def test_what_variables_stand_for():
+    matcher = SimpleNamespace()
+    for route, wanted, has_id, has_tls, groups in (
+        (None, ("host",), False, False, {}),
+        (None, ("request_id",), True, False, {}),
+        (None, ("tls_version",), False, True, {}),
+        (SimpleNamespace(matcher=None), ("host",), False, False, {}),
+        (SimpleNamespace(matcher=matcher, groups_of=lambda target: {"name": "x"}), (), False, False, {"name": "x"}),
+    ):
+        relay = relay_between(Noted(tls=None), target=b"/a?b", route=route, _request_id="id", scheme="https")
+        found = relay.variables(wanted)
+        assert (found["method"], found["path"], found["query"], found["client"], found["scheme"]) == (
+            "GET",
+            "/a",
+            "b",
+            "192.0.2.1",
+            "https",
+        )
+        assert found["request_id"] == ("id" if has_id else "")
+        assert ("tls_version" in found) is has_tls
+        assert {name: found[name] for name in found if name == "name"} == groups
+
+
+def test_where_a_route_leads():
+    upstream = object()
+    relay = relay_between(proxy=Noted(gateway=SimpleNamespace(upstreams={"site": upstream})), kind=Answering)
+    assert relay.follow(Route("site")) is upstream
+    assert relay.route.action == "site"
+    redirected = relay.follow(Route(Redirect("https://b{path}", 308)))
+    assert (redirected.status, redirected.headers.raw) == (308, [(b"Location", b"https://b/")])
+    static = relay.follow(Route(StaticAnswer(410, "text")))
+    assert (static.status, static.body) == (410, b"text")
+
+
+def test_what_is_put_right_is_of_the_server_that_answered():
+    forwarder = SimpleNamespace(named_host=None)
+    proxy = Noted(gateway=SimpleNamespace(forwarder=forwarder))
+    pairs = [(b"Location", b"/app/x"), (b"Location", b"http://s:1/app/x"), (b"Location", b"http://n/app/x")]
+    pairs.append((b"A", b"/app/x"))
+    for prefix, named, expected in (
+        (None, None, [b"/x", b"/x", b"http://n/app/x", b"/app/x"]),
+        (b"/here", None, [b"/here/x", b"/here/x", b"http://n/app/x", b"/app/x"]),
+        (None, b"n", [b"/x", b"/x", b"/x", b"/app/x"]),
+    ):
+        forwarder.named_host = named
+        relay = relay_between(proxy=proxy, server=SimpleNamespace(base=b"/app", authority=b"s:1"))
+        relay.route = None if prefix is None else SimpleNamespace(prefix=prefix)
+        assert [value for _, value in relay.put_right(pairs)] == expected
+
+
+def test_what_a_client_sent_behind_its_request():
+    assert relay_between(Noted(parser_in_use=None)).client_rest() == b""
+    assert relay_between(Noted(parser_in_use=SimpleNamespace(take_rest=lambda: b"x"))).client_rest() == b"x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from greensock.http.server.request import NO_BODY
 from greensock.http.wire.headers import Headers
 from greensock.proxy import Buffering, response_relay
 from greensock.proxy.failure import Failure, UpcallFailed
+from greensock.proxy.request_relay import RequestRelay
 from greensock.proxy.response_relay import MAX_AHEAD, _StreamedAnswer
 
 
@@ -274,3 +276,190 @@ def test_status_lines_are_remembered_and_bounded(monkeypatch):
     assert len(response_relay._status_lines) == 256
     assert response_relay._status_lines[404, b"Gone fishing"] == b"HTTP/1.1 404 Gone fishing\r\n"
     assert response_relay._status_line(200, b"299") == b"HTTP/1.1 200 299\r\n"
+
+
+def test_who_waits_for_100_is_told_not_to():
+    body = Noted(is_ended=True)
+    relay = relay_between(proxy=proxy_that(end_exchange=lambda request, keep: keep), body=body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(response_relay, "_written_head", lambda relay, head, keep: b"head ")
+        assert response_relay._pass_whole(relay, SimpleNamespace(content_length=0, status=200), b"") is True
+    assert body.names() == ["stop_awaiting"]
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_an_answer_goes_out_and_the_connection_goes_on_as_the_head_said(is_whole):
+    for version, wanted, goes_on in (("1.1", True, True), ("1.0", True, False), ("1.1", False, False)):
+        head, sent, body = [], [], Noted(is_ended=True)
+        proxy = proxy_that(end_exchange=lambda request, keep: keep)
+        relay = relay_between(proxy=proxy, version=version, keep=wanted, body=body, fields=[("TE", "trailers")])
+        relay.answer_trailers = Headers([("X", "y")])
+        answer = answer_to(relay, b"abc", is_whole)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(response_relay, "_written_head", lambda *given, head=head: head.append(given[2:]) or b"head ")
+            for name in ("_send_whole", "_send_as_it_comes"):
+                patch.setattr(
+                    _StreamedAnswer, name, lambda self, written, name=name, sent=sent: sent.append((name, written))
+                )
+            assert answer.run() is goes_on
+        assert head == [(goes_on, version == "1.1")]
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if version == "1.1" else b"\r\n"
+        assert sent == [("_send_whole" if is_whole else "_send_as_it_comes", b"head " + framing)]
+        assert (relay.request.is_answered, body.names()) == (True, ["stop_awaiting"])
+
+
+def test_the_head_that_the_client_gets():
+    for status, version, keep, dated, edits, head in (
+        (200, "1.1", True, False, False, b"HTTP/1.1 200 OK\r\nDate: now\r\nA: b\r\n"),
+        (200, "1.1", True, True, False, b"HTTP/1.1 200 OK\r\nA: b\r\n"),
+        (200, "1.1", False, True, False, b"HTTP/1.1 200 OK\r\nA: b\r\nConnection: close\r\n"),
+        (200, "1.0", True, True, False, b"HTTP/1.1 200 OK\r\nA: b\r\nConnection: keep-alive\r\n"),
+        (426, "1.1", True, True, False, b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n"),
+        (426, "1.1", False, True, True, b"HTTP/1.1 426 Upgrade Required\r\nC: d\r\nConnection: close\r\n"),
+        (200, "1.1", True, True, True, b"HTTP/1.1 200 OK\r\nC: d\r\n"),
+    ):
+        lines = b"Upgrade: h2c\r\n" if status == 426 else b"A: b\r\n"
+        forwarder = SimpleNamespace(
+            response_lines=lambda head, trailers, lines=lines: lines,
+            response_pairs=lambda head, trailers: [(b"C", b"d"), (b"content-LENGTH", b"3")],
+        )
+        proxy = proxy_that(
+            gateway=SimpleNamespace(forwarder=forwarder),
+            answers_by_status=Counter(),
+            date_line=lambda: b"Date: now\r\n",
+            edits_responses=edits,
+            hsts=None,
+        )
+        relay = relay_between(proxy=proxy, version=version)
+        found = SimpleNamespace(status=status, phrase=b"", headers=Headers([("Date", "x")] if dated else []))
+        found.is_switch = False
+        assert response_relay._written_head(relay, found, keep) == head
+        assert proxy.answers_by_status == {status: 1}
+        assert proxy.names() == (["edit_response"] if edits else [])
+
+
+def test_what_is_edited_of_an_answer():
+    edits = Noted(variables=("host",))
+    for route, hsts, calls in (
+        (None, None, []),
+        (SimpleNamespace(response_fields=None, rewrite_answers=None, puts_right=False), None, []),
+        (SimpleNamespace(response_fields=edits, rewrite_answers=None, puts_right=False), "max-age=1", ["apply"]),
+    ):
+        forwarder = SimpleNamespace(response_pairs=lambda head, trailers: [(b"C", b"d")])
+        proxy = proxy_that(gateway=SimpleNamespace(forwarder=forwarder), hsts=hsts)
+        relay = relay_between(proxy=proxy, route=route, kind=Cookies)
+        relay.variables = lambda wanted: {}
+        headers = response_relay._edited_headers(relay, SimpleNamespace(status=200), False)
+        assert edits.names() == calls
+        assert proxy.calls == [("edit_response", relay, 200, headers)]
+        strict = [(b"Strict-Transport-Security", b"max-age=1")] if hsts else []
+        assert headers.raw == [(b"C", b"d"), (b"Cookie-Of", b"server"), *strict]
+
+
+class Cookies(RequestRelay):
+    """Adds a cookie, so that one sees it."""
+
+    def add_cookie(self, headers):
+        headers.add(b"Cookie-Of", b"server")
+
+
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_an_answer_that_passes_as_the_programs_own(monkeypatch, is_whole):
+    head = SimpleNamespace(content_length=6 if is_whole else None, status=201, headers=Headers(), phrase=b"")
+    monkeypatch.setattr(response_relay, "_edited_headers", lambda relay, head, trailers: Headers([("Date", "x")]))
+    conn = events_of(response_relay.Data(b"one"), response_relay.Data(b"two"), response_relay.EndOfMessage())
+    if not is_whole:
+        conn = events_of(response_relay.Data(b"one"), None, response_relay.Data(b"two"), response_relay.EndOfMessage())
+    monkeypatch.setattr(_StreamedAnswer, "_hear", lambda self, silence: silence)
+    answered, finished = [], []
+    relay = relay_between(
+        proxy=proxy_that(send_answer=lambda request, response, keep: answered.append((response, keep)) or keep),
+        kind=Cookies,
+        deadlines=Deadlines(Timeouts(), None),
+    )
+    relay.conn.held_up = 0.0
+    relay.finish = lambda: finished.append(len(answered))
+    assert response_relay._pass_as_response(relay, head, conn) is True
+    [(response, keep)] = answered
+    assert (response.status, keep) == (201, True)
+    content = response.body if is_whole else b"".join(response.body)
+    assert content == b"onetwo"
+    assert finished == [0 if is_whole else 1], "the server is let go of before a client takes a byte, if it may be"
+    assert response.headers.get("Content-Length") == ("6" if is_whole else None)
+
+
+def switching(**known):
+    upstream_conn = Noted(parser=Noted(take_rest=lambda: b"rest of the server"))
+    lease = Noted(connection=upstream_conn)
+    gateway = SimpleNamespace(tunnel_timeout=lambda route: 9.0)
+    proxy = proxy_that(gateway=gateway, answers_by_status=Counter(), tunnels=0)
+    given = {"body": Noted(is_ended=True), "server": Noted(), "_lease": lease, "_left": False, **known}
+    relay = relay_between(proxy=proxy, kind=Cookies, **given)
+    relay.request.head.upgrade = [b"echo", b"other"]
+    relay.client_rest = lambda: b"rest of the client"
+    return relay, lease, upstream_conn
+
+
+def test_a_tunnel_from_its_begin_to_its_end(monkeypatch):
+    ran, told = [], []
+    monkeypatch.setattr(response_relay, "_edited", lambda relay, head, trailers: b"A: b\r\n")
+    monkeypatch.setattr(response_relay, "tell_tunnel", lambda *given: told.append(given))
+    head = SimpleNamespace(status=101, phrase=b"Yes", headers=Headers([("Upgrade", "echo")]), is_switch=True)
+    for fails in (False, True):
+
+        def run_tunnel(*given, fails=fails):
+            ran.append(given)
+            if fails:
+                raise ValueError
+            return "over"
+
+        monkeypatch.setattr(response_relay, "run_tunnel", run_tunnel)
+        for has_server, exchange, record in (
+            (True, None, None),
+            (True, SimpleNamespace(join=lambda seconds: True), SimpleNamespace(reason="", upstream_time=None)),
+            (False, None, SimpleNamespace(reason="", upstream_time=None)),
+        ):
+            relay, lease, upstream_conn = switching(exchange=exchange, record=record)
+            server = relay.server
+            if not has_server:
+                relay.server, relay._left = None, True
+            if fails:
+                with pytest.raises(ValueError):
+                    response_relay._switch(relay, head)
+            else:
+                assert response_relay._switch(relay, head) is False
+                assert told.pop()[:2] == (relay, "over")
+                assert record is None or record.reason == "over"
+            assert ran.pop() == (relay.conn, upstream_conn, 9.0)
+            said = b"HTTP/1.1 101 Yes\r\nA: b\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+            assert [call for call in relay.conn.calls if call[0] != "notify_disconnect"] == [
+                ("send", said),
+                ("unread", b"rest of the client"),
+                ("close",),
+            ]
+            assert upstream_conn.calls == [("unread", b"rest of the server")]
+            assert lease.calls == [("end", False)]
+            assert server.calls == ([("succeeded", 7), ("leave",)] if has_server else [])
+            assert (relay.proxy.tunnels, relay.proxy.answers_by_status) == (1, {101: 1})
+            assert record is None or record.upstream_time is not None
+            assert relay.request.is_answered
+
+
+def test_a_switch_that_is_refused():
+    """To what was not offered the server is to blame; before the request is whole it may be the client."""
+    for taken, offered, joins, is_ended, blamed in (
+        ("", [b"echo"], None, True, True),
+        ("echo", [], None, True, True),
+        ("echo, more", [b"echo"], None, True, True),
+        ("echo", [b"echo"], False, True, False),
+        ("echo", [b"echo"], True, False, False),
+        ("echo", [b"echo"], None, False, False),
+    ):
+        exchange = None if joins is None else SimpleNamespace(join=lambda seconds, joins=joins: joins)
+        relay, lease, _ = switching(exchange=exchange, body=Noted(is_ended=is_ended))
+        relay.request.head.upgrade = offered
+        relay.blame_server = lambda error, is_sure=True: Failure("sure" if is_sure else "unsure", 502)
+        headers = Headers([("Upgrade", taken)] if taken else [])
+        with pytest.raises(Failure, match="^sure$" if blamed else "^unsure$"):
+            response_relay._switch(relay, SimpleNamespace(status=101, phrase=b"", headers=headers))
+        assert (relay.conn.names(), lease.calls, relay.request.is_answered) == ([], [], False)
