@@ -257,7 +257,7 @@ def test_who_has_a_duplicate_is_told_when_the_descriptor_is_closed(end):
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_who_waits_for_the_end_is_told_when_the_program_ends_it(pair, end):
     conn, _ = pair
-    told = []
+    conn.linger_timeout, told = 60, []  # not by its end
     assert conn.notify_disconnect(lambda: told.append(conn.state))
     waiting = gevent.spawn(conn.wait_disconnect)
     assert blocked(waiting)
@@ -303,16 +303,17 @@ assert peer.recv(10) == b"text"
 (conn,) = seen
 assert conn._fd == 0, conn  # not fileno(), which has the connection treated with care
 conn.send_nowait(bytes(20_000_000))
-conn.linger_timeout = 2.0
+conn.linger_timeout = 20.0  # it is looked at for the first time after a quarter of that
 conn.close()
+assert conn._flushing is not None, "there is no end to it else"
 began = time.monotonic()
 got = 0
 while piece := peer.recv(1 << 20):
     got += len(piece)
 assert got == 20_000_000, got
 assert time.monotonic() - began < 1.8, "FIN goes out behind the data, and not with the end of all"
-conn.wait_closed(5)
 peer.close()
+conn.wait_closed(5)
 assert conn.fileno() == -1
 server.stop()
 try:
