@@ -44,7 +44,8 @@ ENGINE = (
 PROXY = (
     "proxy_relay", "proxy_response_relay", "proxy_server", "proxy_failing", "proxy_features", "proxy_uploads",
     "proxy_shortages", "proxy_bound", "proxy_tunnel", "proxy_hostile", "proxy_faults", "proxy_clients_leave",
-    "proxy_timeouts", "proxy_access_log",
+    "proxy_timeouts", "proxy_access_log", "proxy_decisions", "proxy_admission", "proxy_buffering", "proxy_sticky",
+    "proxy_prefixes",
 )  # fmt: skip
 POOL = ("http_pool", "pool", "http_client", "http_client_answers", "http_client_failures", "proxy_bound")
 #: What is broken, by its file below greensock/, and the tests that are to notice.

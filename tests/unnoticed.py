@@ -166,4 +166,18 @@ KNOWN = (
         "now > end  ->  (now) >= (end)",
         _SAME_TIME,
     ),
+    Known(
+        "relay",
+        "Relay.__init__",
+        "self._started = 0.0",
+        "0.0  ->  0.0 + 1",
+        "it is set with the record, and asked for by who ends that",
+    ),
+    Known(
+        "relay",
+        "Relay._failure_of",
+        "failure.blames_server = self.exchange.waited >= (self.deadlines.total or 0.0) / 2",
+        "0.0  ->  0.0 + 1",
+        "what took too long in all has such a limit",
+    ),
 )
