@@ -18,6 +18,7 @@ from served import Echo, Recorder, Refusing, reset
 from greensock import (
     Connection,
     ConnectionClosed,
+    DropReason,
     Lines,
     OperationTimeout,
     Server,
@@ -101,6 +102,7 @@ def test_one_that_could_not_be_served_has_no_number(serve, monkeypatch, how):
         mine.append(os.open(os.devnull, os.O_RDONLY))
     conn = kept.pop()
     assert conn.state is State.CLOSED
+    assert conn.drop_reason is (DropReason.ABORTED if how == "closed by its class" else DropReason.ERROR)
     assert conn.fileno() == -1
     for call in (lambda: conn.send(b"x"), lambda: conn.recv(timeout=0)):
         with pytest.raises(ConnectionClosed):

@@ -12,6 +12,7 @@ import termios
 import time
 
 import gevent
+import gevent.event
 import pytest
 from conftest import PATIENCE, PAUSE, blocked, read_all, read_exactly, wait_until
 from pairs import connected, let_engine_look, read_all_fast, reset, tcp_pair, wrap
@@ -74,6 +75,24 @@ def test_a_wake_up_that_comes_too_late_reaches_nobody(pair, capsys):
     assert sending.ready()
     assert reading.ready()
     assert capsys.readouterr().err == ""
+
+
+def test_who_was_woken_by_the_end_is_left_in_peace_from_then_on(pair):
+    """An abort orders two wake-ups: the sender that the first one reached waits for something else by the second."""
+    conn, _ = pair
+    gate = gevent.event.Event()
+
+    def send():
+        with pytest.raises(ConnectionClosed):
+            conn.send(bytes(10_000_000))
+        return gate.wait()
+
+    sending = gevent.spawn(send)
+    wait_until(lambda: conn._out)
+    conn.abort()
+    let_engine_look()
+    gate.set()
+    assert sending.get(timeout=PATIENCE) is True
 
 
 def test_close_lingers_no_longer_than_linger_timeout(pair):
@@ -238,7 +257,7 @@ def test_who_has_a_duplicate_is_told_when_the_descriptor_is_closed(end):
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_who_waits_for_the_end_is_told_when_the_program_ends_it(pair, end):
     conn, _ = pair
-    told = []
+    conn.linger_timeout, told = 60, []  # not by its end
     assert conn.notify_disconnect(lambda: told.append(conn.state))
     waiting = gevent.spawn(conn.wait_disconnect)
     assert blocked(waiting)
@@ -284,16 +303,17 @@ assert peer.recv(10) == b"text"
 (conn,) = seen
 assert conn._fd == 0, conn  # not fileno(), which has the connection treated with care
 conn.send_nowait(bytes(20_000_000))
-conn.linger_timeout = 2.0
+conn.linger_timeout = 20.0  # it is looked at for the first time after a quarter of that
 conn.close()
+assert conn._flushing is not None, "there is no end to it else"
 began = time.monotonic()
 got = 0
 while piece := peer.recv(1 << 20):
     got += len(piece)
 assert got == 20_000_000, got
 assert time.monotonic() - began < 1.8, "FIN goes out behind the data, and not with the end of all"
-conn.wait_closed(5)
 peer.close()
+conn.wait_closed(5)
 assert conn.fileno() == -1
 server.stop()
 try:
@@ -418,6 +438,7 @@ def test_a_peer_that_reads_slowly_gets_all_of_it(pair):
     conn.linger_timeout = 0.5
     pause = 0.16 * conn.linger_timeout
     conn.send(b"x" * 8_000_000, close=True)
+    assert conn._flushing._is_exact == (peer.family == socket.AF_INET), "of a Unix socket the kernel counts costs"
     started = time.monotonic()
     for _ in range(8):
         read_exactly(peer, 1_000_000)

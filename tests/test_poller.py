@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import weakref
 import gevent
 import pytest
 from conftest import PATIENCE, greenlets, read_exactly, wait_until
-from pairs import connected, longest_between_ticks
+from pairs import connected, let_engine_look, longest_between_ticks
+from served import Calls, pure_only
 
 from greensock import Server
-from greensock.core.poller import get_poller
+from greensock.core import poller as poller_module
+from greensock.core.poller import Endpoint, Poller, get_poller
 from greensock.core.syscalls import EVENT_READ
 
 
@@ -103,18 +106,47 @@ def read_what_is_there(peer):
     return received
 
 
-def test_what_is_queued_for_a_turn_is_queued_once(serve, connect):
+@pytest.mark.parametrize("first", ["a turn that is due", "an event"])
+def test_what_is_queued_for_a_turn_is_queued_once(serve, connect, first):
     """An event that comes before the turn only sets flags."""
     server = serve(Echo)
     sock = connect(server)
     (conn,) = wait_until(lambda: server.connections)
     assert conn._idle
     poller = get_poller()
-    poller.queue(conn)
+    if first == "an event":
+        poller._tell(conn, EVENT_READ)
+    else:
+        poller.queue(conn)
     poller._tell(conn, EVENT_READ)
     assert list(conn._ready.__self__) == [conn]
     sock.sendall(b"x")
     assert read_exactly(sock, 1) == b"x"
+
+
+def test_who_waits_for_a_worker_is_queued_once_whatever_comes(serve, connect):
+    go = gevent.event.Event()
+
+    class Slow(Server):
+        max_workers = 1
+
+        def connection_recv(self, conn, data):
+            conn.send(data)
+            go.wait()
+
+    server = serve(Slow)
+    sock = connect(server)
+    sock.sendall(b"x")
+    assert read_exactly(sock, 1) == b"x"
+    sock = connect(server)
+    wait_until(lambda: server.statistics().active == 2)
+    for letter in b"ab":
+        sock.sendall(bytes([letter]))
+        (waiting,) = wait_until(lambda: list(server._workers.ready))
+        let_engine_look()
+        assert list(server._workers.ready) == [waiting]
+    go.set()
+    assert read_exactly(sock, 2) == b"ab"
 
 
 def test_a_raw_greenlet_that_dies_in_a_wake_up_stops_nobody(serve, connect, capsys):
@@ -376,3 +408,102 @@ def test_timers_fire_in_time_beside_a_flood_of_work(serve, connect):
     sock = connect(server)
     sock.sendall(bytes(400_000))
     assert longest_between_ticks(lambda: server.done == 400_000) < 0.1
+
+
+# -- a poller by itself, beside the hub's own
+
+
+@pytest.fixture
+def fresh():
+    """One that has made no pass so far."""
+    poller = Poller(gevent.get_hub())
+    yield poller
+    poller.close()
+
+
+class Due(Endpoint):
+    """Notes that it came due."""
+
+    def __init__(self, poller, fired):
+        super().__init__(poller, -1)
+        self.fired = fired
+
+    def _on_deadline(self, now):
+        self.fired.append(self)
+        return math.inf
+
+
+def test_it_works_from_its_first_moment_on(fresh):
+    """Before its first pass: who reads on is put off, and a call that is ordered is made."""
+    called, flooded = [], Endpoint(fresh, -1)
+    flooded._readable = True
+    fresh.pause_if_late(flooded)
+    assert not flooded._readable
+    fresh.call_soon(lambda: called.append(1))
+    wait_until(lambda: called)
+
+
+@pytest.mark.parametrize(("seconds", "ran"), [(PATIENCE, 3), (-1.0, 1)])
+def test_what_was_put_off_goes_on_until_the_time_for_that_is_over(fresh, monkeypatch, seconds, ran):
+    """And at least one of them does, so that each pass gets on."""
+    monkeypatch.setattr(poller_module, "SLICE_SECONDS", seconds)
+    calls = []
+    for number in range(3):
+        fresh._go_on_later(lambda number=number: calls.append(number))
+    fresh._on_events()
+    assert calls == list(range(ran))
+    wait_until(lambda: calls == [0, 1, 2])
+
+
+def test_a_pass_that_was_ordered_before_the_end_does_nothing(capsys):
+    poller, called = Poller(gevent.get_hub()), []
+    poller.call_soon(lambda: called.append(1))
+    poller.close()
+    let_engine_look()
+    poller._on_events()
+    assert (called, capsys.readouterr().err) == ([], "")
+
+
+def test_a_deadline_that_is_nearer_has_the_one_timer(fresh):
+    first, second, now = Endpoint(fresh, -1), Endpoint(fresh, -1), time.monotonic()
+    fresh.arm(first, now + 60)
+    timer = fresh._timer
+    fresh.arm(second, now + 30)
+    assert fresh._timer_due == now + 30
+    assert not timer.active, "it would go off in vain"
+
+
+@pure_only
+def test_each_deadline_that_comes_due_costs_one_timer(fresh):
+    fresh._set_timer, fired, now = Calls(fresh._set_timer), [], time.monotonic()
+    both = [Due(fresh, fired) for _ in range(2)]
+    for number, endpoint in enumerate(both, 1):
+        fresh.arm(endpoint, now + 0.01 * number)
+    wait_until(lambda: fired == both)
+    assert fresh._set_timer.count <= 2
+    del fresh._set_timer
+
+
+def test_void_deadlines_do_not_hold_what_is_closed(fresh):
+    """Not until the next one is armed, which may never be."""
+    closed = [Endpoint(fresh, -1) for _ in range(200)]
+    for number, endpoint in enumerate(closed):
+        fresh.arm(endpoint, time.monotonic() + 60 + number)
+    assert len(fresh._deadlines) == 200
+    for endpoint in closed:
+        fresh.disarm(endpoint)
+    assert len(fresh._deadlines) <= 64
+
+
+def test_an_end_whose_event_was_lost_is_told(capsys):
+    """A callback that is cut short has fetched events from the kernel that do not come again."""
+    poller, told = get_poller(), []
+    for conn, peer in connected("tcp"):
+        conn.notify_disconnect(lambda: told.append(1))
+        let_engine_look()
+        peer.close()
+        while not poller._epoll.poll(0):
+            pass
+        poller._recover(RuntimeError("cut short"))
+        wait_until(lambda: told)
+    assert "cut short" in capsys.readouterr().err

@@ -103,6 +103,18 @@ def test_read_exactly_across_pieces(pair):
     assert conn.recv() == b""
 
 
+def test_what_grows_is_not_copied_for_each_piece(unix):
+    conn, peer = unix
+    reading, seen = gevent.spawn(conn.read_exactly, 4), []
+    for size, byte in enumerate((b"a", b"b", b"c"), 1):
+        peer.sendall(byte)
+        wait_until(lambda size=size: len(conn._stash) == size)
+        seen.append(conn._stash)
+    assert seen[1] is seen[2]
+    peer.sendall(b"d")
+    assert reading.get(timeout=PATIENCE) == b"abcd"
+
+
 def test_read_until_and_limits(pair):
     conn, peer = pair
     peer.sendall(b"a--b-c--" + b"12345--" + b"123456--")
@@ -233,7 +245,10 @@ def test_what_another_took_does_not_put_off_the_deadline(pair, monkeypatch):
         patch.setattr(receiving, "read", taken)
         with pytest.raises(OperationTimeout), gevent.Timeout(PATIENCE):
             conn.recv(timeout=limit)
-    dripping.kill()
+        dripping.kill()
+        peer.sendall(b"x")
+        with pytest.raises(OperationTimeout):
+            conn.recv(timeout=0)  # it was there, but not any more
     peer.sendall(b"x")
     assert conn.recv(timeout=PATIENCE).strip(b"x") == b""
 
@@ -490,7 +505,7 @@ def read_few(conn):
 
 
 def read_into(conn):
-    buffer = bytearray(1000)
+    buffer = bytearray(65536)
     while conn.recv_into(buffer):
         pass
 

@@ -338,6 +338,19 @@ def test_a_peer_that_goes_before_the_end_of_the_pass(tcp):
     assert not get_poller()._corked
 
 
+def test_who_sends_behind_it_to_a_peer_that_has_gone_is_told(tcp):
+    conn, peer = tcp
+
+    def call():
+        conn.send_soon(b"first")
+        reset(peer)
+        with pytest.raises(ConnectionLost):
+            conn.send_nowait(b"second")
+
+    within_a_pass(call)
+    assert (conn.state, conn._out, conn.bytes_sent) == (State.CLOSED, None, 0)
+
+
 @pytest.mark.parametrize("calls", [1, 2])
 def test_from_an_upcall(serve, connect, calls):
     class Soon(Recorder):

@@ -200,6 +200,20 @@ def test_sending_more_than_fits(pair, kind, how, tmp_path):
     assert conn.statistics().bytes_sent == len(data)
 
 
+def test_a_list_is_one_write_of_a_transport(pair):
+    """It may make a message of each write. (That of the toy joins what is in a list.)"""
+    conn, peer = pair
+    toy, made = with_toy(conn)._transport, []
+    for name in ("write", "writev"):
+        call = getattr(toy, name)
+        setattr(toy, name, lambda data, name=name, call=call: made.append(name) or call(data))
+    conn.send([b"a", b"b"])
+    conn.send([b"c"])
+    conn.send_nowait(b"d")
+    assert made == ["writev", "write", "write", "write"]
+    assert read_exactly(peer, 4) == Reversing.turned(b"abcd")
+
+
 @KINDS
 def test_shutdown_and_half_close(pair, kind):
     conn, peer = pair

@@ -13,7 +13,7 @@ from itertools import pairwise
 import gevent
 import gevent.event
 import pytest
-from conftest import PAUSE, read_all, read_exactly, wait_until
+from conftest import PATIENCE, PAUSE, read_all, read_exactly, wait_until
 from pairs import let_engine_look
 from served import Calls, Echo, Recorder, Refusing, passes, pure_only, reset
 
@@ -26,8 +26,10 @@ from greensock import (
     Lines,
     Server,
 )
+from greensock.core import poller as poller_module
 from greensock.core import syscalls
 from greensock.core.poller import get_poller
+from greensock.core.turns import READS_PER_LOOK
 
 # -- the rules of the engine
 
@@ -139,7 +141,7 @@ def test_the_end_right_behind_the_data_is_seen(serve, connect):
         assert read_all(sock) == b""
         wait_until(lambda number=number: len(server.drops()) == number)
     assert set(server.drops()) == {DropReason.PEER_CLOSED}
-    assert server.received() == b"last words" * 5
+    assert [what for name, what in server.calls if name == "recv"] == [b"last words"] * 5, "and no upcall for the end"
 
 
 def test_a_turn_ends_after_its_time(serve, connect):
@@ -201,6 +203,44 @@ def test_a_turn_that_spent_its_budget_goes_through_the_loop(serve, connect, fram
     turns = [what for name, what in server.calls if name == "finish"]
     assert len(turns) >= 20
     assert len(set(turns)) > len(turns) // 2  # turns in passes of their own
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds", "share", "turns"),
+    [
+        ("plain", PATIENCE, PATIENCE, [100]),
+        ("plain", -1.0, -1.0, [READS_PER_LOOK] * 3 + [100 - 3 * READS_PER_LOOK]),
+        ("covered", PATIENCE, PATIENCE, [100]),
+        ("covered", -1.0, -1.0, [1] * 100),
+        ("covered", -1.0, PATIENCE, [1, 99]),  # what was put off has a share of its own
+        ("framed", PATIENCE, PATIENCE, [100]),
+    ],
+)
+def test_a_turn_takes_what_is_there_until_it_is_late(serve, connect, monkeypatch, kind, seconds, share, turns):
+    """Rule 5: the time is looked at after so many reads, or after each where a read is dear; one is always made."""
+    monkeypatch.setattr(poller_module, "SLICE_SECONDS", seconds)
+    monkeypatch.setattr(poller_module, "SHARE_SECONDS", share)
+    server = serve(Recorder, recv_size=10, framer=FixedSize(10) if kind == "framed" else None)
+    sock = connect(server)
+    (conn,) = wait_until(lambda: server.connections)
+    if kind == "covered":
+        conn.fileno()
+    wait_until(lambda: conn._idle and conn._plain == (kind == "plain"))
+    sock.sendall(bytes(1000))
+    wait_until(lambda: len(server.received()) == 1000 and server.names()[-1] == "finish")
+    calls = "".join("r" if name == "recv" else "." for name in server.names()[1:])
+    assert [len(turn) for turn in calls.split(".") if turn] == turns
+
+
+@pytest.mark.parametrize("framer", [None, FixedSize(1)])
+def test_the_least_budget_gets_on(serve, connect, framer):
+    class Covered(Echo):
+        def connection_new(self, conn):
+            conn.fileno()
+
+    sock = connect(serve(Covered, framer=framer, turn_budget=1))
+    sock.sendall(b"abc")
+    assert read_exactly(sock, 3) == b"abc"
 
 
 @pure_only
@@ -484,3 +524,16 @@ def test_an_acceptor_that_is_refused_can_be_started_again(serve, connect, monkey
     sock.sendall(b"x")
     server.start_accepting()
     assert read_exactly(sock, 1) == b"x"
+
+
+def test_the_end_is_told_once_whatever_leads_to_it(serve, connect):
+    server = serve(Recorder)
+    sock = connect(server)
+    (conn,) = wait_until(lambda: server.connections)
+    sock.close()
+    wait_until(server.drops)
+    get_poller().queue(conn)
+    wait_until(lambda: not server._workers.ready)
+    assert server.drops() == [DropReason.PEER_CLOSED]
+    statistics = server.statistics()
+    assert (statistics.active, dict(statistics.dropped)) == (0, {"PEER_CLOSED": 1})

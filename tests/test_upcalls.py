@@ -460,8 +460,9 @@ def test_eof_default_and_none_close(serve, connect):
     assert server.names() == ["new", "eof", "drop"]
 
 
-def test_reset_is_a_reason_and_no_traceback(serve, connect, caplog):
-    server = serve(Echo)
+@pytest.mark.parametrize("framer", [None, Lines()])
+def test_reset_is_a_reason_and_no_traceback(serve, connect, caplog, framer):
+    server = serve(Echo, framer=framer)
     sock = connect(server)
     wait_until(lambda: server.calls)
     reset(sock)
@@ -513,7 +514,7 @@ def test_an_upcall_that_raises_is_logged_once_and_dropped(serve, connect, caplog
 
 
 @pytest.mark.parametrize("upcall", ["connection_new", "connection_drop", "connection_error", "connection_recv_finish"])
-def test_any_upcall_that_raises_leaves_the_server_alive(serve, connect, caplog, upcall):
+def test_any_upcall_that_raises_leaves_the_server_alive(serve, connect, caplog, capsys, upcall):
     server = Echo(("127.0.0.1", 0))
 
     def broken(*args):
@@ -533,6 +534,7 @@ def test_any_upcall_that_raises_leaves_the_server_alive(serve, connect, caplog, 
         assert server.statistics().accepted == 3
     if upcall != "connection_error":
         assert server.statistics().errors == 3
+    assert capsys.readouterr().err == "", "gevent's hub was told, too"
 
 
 def test_a_wrong_verdict_is_told(serve, connect, caplog):

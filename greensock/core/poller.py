@@ -508,8 +508,7 @@ class Poller:
         for endpoint in suspects:
             if self.is_registered(endpoint):
                 # As if everything had happened to each: a greenlet that is woken in vain looks, finds nothing, and
-                # waits on.
-                endpoint._on_hangup()
+                # waits on. A hang-up is among it.
                 self._tell(endpoint, EVENT_READ | EVENT_WRITE)
 
     # -- deadlines

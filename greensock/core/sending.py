@@ -220,7 +220,6 @@ class Sending(Lifecycle):
         Raises:
             OSError: the file cannot be read (ours to put right). If some of it was sent, the connection is reset.
         """
-        self._check_open()
         fd = file if isinstance(file, int) else file.fileno()
         if offset < 0 or (count is not None and count < 0):
             raise ValueError(f"offset={offset!r}, count={count!r}: 0 or more expected")
@@ -413,8 +412,7 @@ class Sending(Lifecycle):
                     return
                 entry.failure, entry.left = error.with_traceback(None), 0
                 if entry.sent:
-                    self._wake_sender(entry)
-                    self._abort(DropReason.ERROR)  # the peer must see that it was cut short
+                    self._abort(DropReason.ERROR)  # the peer must see that it was cut short; it wakes the sender
                     return
             self._queued -= before - entry.left
             if entry.kept:

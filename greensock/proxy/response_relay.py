@@ -92,9 +92,7 @@ def _pass_as_response(relay: Relay, head: ResponseHead, conn: ClientConnection) 
         headers.set(b"Content-Length", b"%d" % head.content_length)
     pieces = passage.pieces()
     first = next(pieces, b"")  # what goes wrong before is answered
-    if passage.is_whole:
-        # To its end, where it lets go of the server.
-        next(pieces, None)
+    if passage.is_whole:  # its server was let go of
         response = Response(first, head.status, headers)
     else:
         response = Response(chain([first], pieces), head.status, headers)
