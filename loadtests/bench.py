@@ -49,6 +49,9 @@ TARGETS = {
     "herd": ("herd", "herd-sleeps", "herd-split", "herd-targets"),
 }
 
+#: The programs that drive servers.
+SOURCES = ("generator.c", "http_load.c", "http_hold.c", "ws_load.c", "udp_load.c")
+
 Step = tuple[int, Case, str]
 
 
@@ -241,7 +244,7 @@ def main(given: Sequence[str] | None = None) -> int:
     output = options.output or results.directory(options.quick)
     os.sched_setaffinity(0, GENERATOR_CORES)  # nothing of ours on the server's core
     try:
-        for source in ("generator.c", "http_load.c", "http_hold.c", "ws_load.c", "udp_load.c"):  # not while a server waits, and once
+        for source in SOURCES:  # not while a server waits, and once
             build(source)
     except BuildError as error:
         print(error)

@@ -262,7 +262,9 @@ RELOAD_TARGETS: tuple[Target, ...] = tuple(
 HERD = "workers_http"
 HERD_TARGETS: tuple[Target, ...] = (
     *(
-        Target(f"CPU of a request, {count} workers, of one{where}", f"{count} workers", HERD, value, 1.08, HERD, "1 worker")
+        Target(
+            f"CPU of a request, {count} workers, of one{where}", f"{count} workers", HERD, value, 1.08, HERD, "1 worker"
+        )
         for where, value in (
             ("", "kept_us"),
             ("; on one core", "packed_us"),

@@ -1,8 +1,8 @@
 """Many connections held open at once: memory of each, and what requests on others notice of them.
 
-Clients are processes of ``http_hold.c`` that connect from addresses of their own, 127.0.0.2 and so on, so that there are
-ports enough. Each connection makes one request, and rests; meanwhile ``http_load.c`` asks on others at a fixed rate. In
-the end each that was held is asked once more, and closed, and it is counted what the server still has.
+Clients are processes of ``http_hold.c`` that connect from addresses of their own, 127.0.0.2 and so on, so that there
+are ports enough. Each connection makes one request, and rests; meanwhile ``http_load.c`` asks on others at a fixed
+rate. In the end each that was held is asked once more, and closed, and it is counted what the server still has.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What many workers on one listener cost: CPU of all of them per request, and how connections are spread over them.
 
 A connection wakes all workers, and whoever comes first may take all of a burst: that is the herd, and the split. But a
-worker that has less to do also finds less of it ready each time it wakes, and goes to sleep more often: that costs, too,
-whatever the server. So it is measured how often they went to sleep, and, besides on all cores together with what drives
-them, on one core for all workers, on which they are busy all the time, as one alone is; there also with as many
+worker that has less to do also finds less of it ready each time it wakes, and goes to sleep more often: that costs,
+too, whatever the server. So it is measured how often they went to sleep, and, besides on all cores together with what
+drives them, on one core for all workers, on which they are busy all the time, as one alone is; there also with as many
 connections for each worker as one alone has.
 """
 

@@ -210,7 +210,7 @@ static void serve(struct connection *c)
     }
     if (c->state == ASKING)
         read_answer(c);
-    else if (c->state == RESTING)
+    if (c->state == RESTING) /* also right behind the answer: what comes in the same event is told only once */
         look_at_rest(c);
 }
 

@@ -8,10 +8,10 @@
  * or a connection that is closed, is counted, and its connection not used again. After the last request there are
  * DRAIN seconds for what is under way.
  *
- * With SLICE it is a client of a server that is reloaded: a connection that is closed, or told to be by Connection: close,
- * is opened anew. Only a request that was written and not answered has failed. Connections take turns, so that all of
- * them are used. The latencies are also told of each SLICE seconds, by when the requests were due; and `began` is
- * written to stderr when the measurement, after the warm-up, is about to begin in WARMUP seconds.
+ * With SLICE it is a client of a server that is reloaded: a connection that is closed, or told to be by Connection:
+ * close, is opened anew. Only a request that was written and not answered has failed. Connections take turns, so that
+ * all of them are used. The latencies are also told of each SLICE seconds, by when the requests were due. `began` is
+ * written to stderr when the warm-up begins.
  *
  * Prints JSON: requests sent and answered, failures by kind, connections opened anew, percentiles of the latency in us.
  * Exit status 2: it could not run.

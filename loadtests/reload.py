@@ -24,8 +24,8 @@ LATER, LOOK = 0.05, 0.05
 def measured(name: str, *, processes: int, rate: float, reloads: int, window: float, warmup: float) -> Values:
     """Latency in windows of so many seconds, of which every second one has a reload, by SIGHUP.
 
-    A request is lost if it was written, and the connection closed before there was an answer. A connection that is closed
-    at rest, or told to be, is opened anew.
+    A request is lost if it was written, and the connection closed before there was an answer. A connection that is
+    closed at rest, or told to be, is opened anew.
     """
     took: list[float] = []
     with workers.started(name, processes) as (server, _):

@@ -405,7 +405,7 @@ def herd_sleeps(samples: Sequence[Sample], case: str, server: str, pattern: str)
 
 def herd_split(samples: Sequence[Sample], case: str, server: str, pattern: str) -> str:
     """How many sockets the workers had that had the least and the most, in the last round."""
-    counts = [sample[f"{pattern}_split"] for sample in results.of(samples, case, server) if f"{pattern}_split" in sample]
+    counts = [sample.get(f"{pattern}_split") for sample in results.of(samples, case, server)]
     return f"{counts[-1][0]:,}-{counts[-1][-1]:,}" if counts and counts[-1] else "-"
 
 

@@ -1,4 +1,4 @@
-"""Servers of many processes: started until all of their workers serve, what these hold, and who is connected to them."""
+"""Servers of many processes: started until all of their workers serve, what these hold, who is connected to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The experiments with many processes: ``held``, ``reload`` and ``herd``. Each is a plan, as those of ``experiments``."""
+"""The experiments with many processes: ``held``, ``reload`` and ``herd``, each a plan as those of ``experiments``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def held(scale: Scale) -> Plan:
     )
     parameters = {"mode": "held", "connections": count, "workers": processes}
     took = STARTING + 2 * (seconds + scale.warmup) + 2 * count / OPENING
-    return Plan("held", "Connections held", (Case(f"held {HELD}", parameters, call, WORKERS, took, scale.few(1)),), scale.rounds)
+    case = Case(f"held {HELD}", parameters, call, WORKERS, took, scale.few(1))
+    return Plan("held", "Connections held", (case,), scale.rounds)
 
 
 def reload(scale: Scale) -> Plan:

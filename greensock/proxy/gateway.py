@@ -264,7 +264,7 @@ class Gateway:
                 listener.welcome_connections()
 
     def _count_most_clients(self) -> float:
-        """Return how many clients' connections leave each request that is under way a descriptor for its way to a server.
+        """Return how many clients' connections leave each request under way a descriptor for its way to a server.
 
         Otherwise new clients would take the descriptors that requests under way need, and servers would seem to fail.
         """
@@ -276,8 +276,8 @@ class Gateway:
         there = len(os.listdir("/proc/self/fd")) - 1
         asked = {route.auth: route.auth.max_connections for route in self.routes.routes if route.auth is not None}
         others = KEPT_BACK + servers + sum(asked.values()) + SHARES * share_of_descriptors()
-        # A request that is under way has a worker, and one connection to a server at the most: where there are to be few, the
-        # rest is for clients, which mostly rest.
+        # A request that is under way has a worker, and one connection to a server at the most: where there are to be
+        # few, the rest is for clients, which mostly rest.
         spare = max(EACH, limit - there - others)
         self.most_links = min(spare // EACH, self.listen.max_workers * max(1, len(self._listeners)))
         possible = spare - self.most_links
