@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loadtests import workers, wrk
@@ -56,14 +56,24 @@ PATTERNS = {
 }
 
 
-def measured(name: str, *, processes: int, seconds: float, warmup: float, most: int, settle: float = SETTLE) -> Values:
+def measured(
+    name: str,
+    *,
+    processes: int,
+    seconds: float,
+    warmup: float,
+    most: int,
+    settle: float = SETTLE,
+    patterns: Iterable[str] = tuple(PATTERNS),
+) -> Values:
     """CPU of all workers per request in each pattern, with ``most`` connections at most."""
     found: Values = {}
     failures: Counter[str] = Counter()
     answered = 0
     with workers.started(name, processes) as (server, pids):
         time.sleep(settle)
-        for key, pattern in PATTERNS.items():
+        for key in patterns:
+            pattern = PATTERNS[key]
             place(server, SERVER_CORES if pattern.packed else CORES)
             cores = GENERATOR_CORES if pattern.packed else CORES
             connections = min(most, pattern.connections * (processes if pattern.for_each else 1))

@@ -25,7 +25,7 @@ OPENING = 8000
 #: Of a server that is reloaded: workers, requests a second, reloads, and seconds of a window with or without one.
 RELOADED, RELOAD_RATE, RELOADS, WINDOW = 2, 8000.0, 8, 3.0
 #: Those of a tiny run.
-QUICK_RATE, QUICK_WINDOW = 300.0, 1.0
+QUICK_RATE, QUICK_WINDOW, QUICK_PATTERNS = 300.0, 0.5, ("kept", "many")
 #: How many workers there are, and for how many times as long each pattern is measured as elsewhere.
 COUNTS, HERD_STRETCH = (1, 2, 4), 3.0
 #: Rounds: these take minutes.
@@ -72,7 +72,7 @@ def herd(scale: Scale) -> Plan:
     seconds = scale.seconds if scale.quick else scale.seconds * HERD_STRETCH
 
     def case(count: int) -> Case:
-        more: dict[str, Any] = {"settle": 0.0} if scale.quick else {}
+        more: dict[str, Any] = {"settle": 0.0, "patterns": QUICK_PATTERNS} if scale.quick else {}
         call = partial(
             herds.measured,
             processes=count,
