@@ -261,6 +261,11 @@ def test_an_open_loop_of_nobody():
         http_load.run("127.0.0.1:1", "/", SMALL, cores=(), connections=1, rate=1, seconds=1, warmup=0)
 
 
+def address_of(server: HTTPServer) -> str:
+    host, port = server.address
+    return f"{host}:{port}"
+
+
 class Leaves(HTTPServer):
     """Answers a request in fifty not at all, and one in ten with Connection: close."""
 
@@ -278,7 +283,7 @@ def test_an_open_loop_goes_on_with_what_is_opened_anew(serve):
     server = serve(Leaves)
     began = []
     load = open_loop(
-        "%s:%d" % server.address, "/small", slice_seconds=0.2, meanwhile=lambda: began.append(server.connections_alive)
+        address_of(server), "/small", slice_seconds=0.2, meanwhile=lambda: began.append(server.connections_alive)
     )
     assert load.failures == {"closed": 5, "status": 0, "body": 0, "timeout": 0}
     assert load.sent == load.answered + 5 == pytest.approx(250, abs=1)
@@ -292,7 +297,7 @@ def test_an_open_loop_goes_on_with_what_is_opened_anew(serve):
 
 
 def held_at(server: HTTPServer, connections: int) -> held.Holding:
-    return held.Holding("%s:%d" % server.address, connections, 2, cores=())
+    return held.Holding(address_of(server), connections, 2, cores=())
 
 
 def test_connections_are_held_and_what_is_lost_is_counted(serve):
@@ -300,12 +305,12 @@ def test_connections_are_held_and_what_is_lost_is_counted(serve):
     with held_at(server, 5) as holding:
         holding.open()
         assert (holding.answered, holding.failures) == (5, {})
-        assert workers.connected("%s:%d" % server.address) == 5
+        assert workers.connected(address_of(server)) == 5
         for conn in server.connections[:2]:
             conn.abort()
         holding.close()
     assert (holding.answered, holding.failures) == (8, {"lost": 2})
-    wait_until(lambda: not workers.connected("%s:%d" % server.address))
+    wait_until(lambda: not workers.connected(address_of(server)))
 
 
 class Second(HTTPServer):
