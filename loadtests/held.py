@@ -1,6 +1,6 @@
 """Many connections held open at once: memory of each, and what requests on others notice of them.
 
-Clients are processes of ``http_hold.c`` that connect from addresses of their own, 127.0.0.2 and so on, so that there
+Clients are processes of ``http_hold.c`` that connect from addresses of their own, 127.0.1.1 and so on, so that there
 are ports enough. Each connection makes one request, and rests; meanwhile ``http_load.c`` asks on others at a fixed
 rate. In the end each that was held is asked once more, and closed, and it is counted what the server still has.
 """
@@ -75,7 +75,7 @@ class Holding:
         """Open all, and return the seconds until each had its answer."""
         began = time.monotonic()
         for at, share in enumerate(self._shares):
-            words = [self._host, self._port, f"127.0.0.{at + 2}", "/small", SMALL.decode(), str(share), str(PENDING)]
+            words = [self._host, self._port, f"127.0.{at + 1}.1", "/small", SMALL.decode(), str(share), str(PENDING)]
             client = launched([str(build("http_hold.c")), *words], self._cores)
             self._clients.append(self._stack.enter_context(client))
         for each in self._clients:

@@ -84,10 +84,11 @@ def connected(address: str) -> int:
     host, _, port = address.rpartition(":")
     numbers = "".join(f"{int(each):02X}" for each in reversed(host.split(".")))
     local = f"{numbers}:{int(port):04X}"
-    found = 0
+    peers = set()  # the kernel may tell of one twice, if others come and go meanwhile
     with Path("/proc/net/tcp").open() as lines:
         for line in lines:
             if local in line:
                 fields = line.split(maxsplit=4)
-                found += fields[1] == local and fields[3] in OPEN
-    return found
+                if fields[1] == local and fields[3] in OPEN:
+                    peers.add(fields[2])
+    return len(peers)
