@@ -68,8 +68,7 @@ STYLES: dict[str, Style] = {
     "tls_nginx": Style("#111111", "X"),
     "workers_http": Style("#15803d", "o"),
     "workers_proxy": Style("#84cc16", "s"),
-    "workers_nginx": Style("#111111", "X"),
-    "workers_proxy_nginx": Style("#6b7280", "*"),
+    "workers_proxy_nginx": Style("#111111", "X"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {

@@ -137,7 +137,6 @@ SERVERS: dict[str, Server] = {
     "tls_nginx": Server("nginx, TLS", (), "tls site", ("openssl", "nginx")),
     "workers_http": http("greensock run, HTTPServer", "gevent", "greensock", "gunicorn", kind="workers"),
     "workers_proxy": Server("greensock proxy", ("gevent", "greensock", "gunicorn"), "workers"),
-    "workers_nginx": Server("nginx", (), "workers", ("nginx",)),
     "workers_proxy_nginx": Server("nginx, proxy", (), "workers", ("nginx",)),
     "workers_gunicorn": http("gunicorn, greensock's worker", "gunicorn", "gevent", "greensock", kind="flat"),
 }

@@ -23,7 +23,7 @@ RATE, STRETCH = 2000.0, 8.0
 #: Connections a second that a server takes, to say how long it will take.
 OPENING = 8000
 #: Of a server that is reloaded: workers, requests a second, reloads, and seconds of a window with or without one.
-RELOADED, RELOAD_RATE, RELOADS, WINDOW = 2, 8000.0, 8, 3.0
+RELOADED, RELOAD_RATE, RELOADS, WINDOW = 2, 8000.0, 7, 3.0
 #: Those of a tiny run.
 QUICK_RATE, QUICK_WINDOW, QUICK_PATTERNS = 300.0, 0.5, ("kept", "many")
 #: How many workers there are, and for how many times as long each pattern is measured as elsewhere.
@@ -62,8 +62,7 @@ def reload(scale: Scale) -> Plan:
         warmup=scale.warmup if scale.quick else 1.0,
     )
     parameters = {"mode": "reload", "connections": reloads.CONNECTIONS}
-    servers = tuple(name for name in WORKERS if name != "workers_nginx")
-    case = Case("reload", parameters, call, servers, STARTING + 2 * count * window + 1.0, scale.few(1))
+    case = Case("reload", parameters, call, WORKERS, STARTING + 2 * count * window + 1.0, scale.few(1))
     return Plan("reload", "Reloads under load", (case,), scale.rounds, {"window": window})
 
 
