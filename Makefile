@@ -1,10 +1,10 @@
 # make run: the reverse proxy before a site of its own. make test: all checks, with the engine in Python and compiled
 # (ARGS=tests/test_x.py: of that file alone). make wheels: what pip installs where there is no compiler, and its test.
 # make test-sctp, make test-lossy: in user-mode Linux, over SCTP, and over a network that is late and loses packets.
-# make bench: every experiment, under 30 minutes (QUICK=1: under 3). make load: Locust, two minutes. make seed: the
-# seed's workload. make soak: a million requests while processes come and go, of which none is lost. make soak-tls:
-# 100,000 TLS handshakes, of which nothing is left. make mutants: whether the tests notice what is broken, hours. All
-# make .venv first.
+# make bench: every experiment, under 30 minutes (QUICK=1: under 3). make bench-workers: those with many processes, nine
+# minutes. make load: Locust, two minutes. make seed: the seed's workload. make soak: a million requests while processes
+# come and go, of which none is lost. make soak-tls: 100,000 TLS handshakes, of which nothing is left. make mutants:
+# whether the tests notice what is broken, hours. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 # Else each of the hundreds of processes of the tests would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run seed test checked test-sctp test-lossy bench load soak soak-tls mutants wheels clean
+.PHONY: run seed test checked test-sctp test-lossy bench bench-workers load soak soak-tls mutants wheels clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/compiled
@@ -49,6 +49,10 @@ mutants: $(VENV)/installed-test
 bench: $(VENV)/installed-bench $(VENV)/compiled
 	$(BIN)/python -m loadtests.bench all $(ARGS); status=$$?; \
 	$(BIN)/python -m loadtests.plots && $(BIN)/python -m loadtests.tables --write && exit $$status
+
+bench-workers: $(VENV)/installed-bench $(VENV)/compiled
+	$(BIN)/python -m loadtests.bench held reload herd $(ARGS); status=$$?; \
+	$(BIN)/python -m loadtests.tables --write && exit $$status
 
 load: $(VENV)/installed-load $(VENV)/compiled
 	$(BIN)/python -m loadtests.load $(ARGS)

@@ -11,11 +11,16 @@ http_load         runs the open-loop generator for HTTP
 transfer          one HTTP request, every byte of its answer checked
 measure_tls       one measurement of one server over TLS
 measure_http      one measurement of one HTTP server, client or proxy
+workers           starts servers of many processes; what these hold
+held              many connections held open at once
+reload            a server that is reloaded under load
+herd              what many workers on one listener cost
 plan              what an experiment is: cases, and how much of them
 http_experiments  those with HTTP: ``http`` and ``proxy``
 locust_experiments  that with users for Locust: ``locust``
 tls_flood         a flood of handshakes, and what others notice of it
 tls_experiments   those with TLS: ``tls`` and ``handshakes``
+workers_experiments  those with many processes: ``held``, ``reload`` and ``herd``
 experiments       which cases, which servers, how often
 figures           what greensock aims at, and whether it is reached
 machine           what it was measured on

@@ -44,7 +44,13 @@ TARGETS = {
     "locust": ("locust-targets",),
     "tls": ("tls-targets",),
     "handshakes": ("handshakes-targets",),
+    "held": ("held-targets",),
+    "reload": ("reload-targets",),
+    "herd": ("herd", "herd-sleeps", "herd-split", "herd-targets"),
 }
+
+#: The programs that drive servers.
+SOURCES = ("generator.c", "http_load.c", "http_hold.c", "ws_load.c", "udp_load.c")
 
 Step = tuple[int, Case, str]
 
@@ -238,7 +244,7 @@ def main(given: Sequence[str] | None = None) -> int:
     output = options.output or results.directory(options.quick)
     os.sched_setaffinity(0, GENERATOR_CORES)  # nothing of ours on the server's core
     try:
-        for source in ("generator.c", "http_load.c", "ws_load.c", "udp_load.c"):  # not while a server waits, and once
+        for source in SOURCES:  # not while a server waits, and once
             build(source)
     except BuildError as error:
         print(error)

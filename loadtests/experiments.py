@@ -18,6 +18,7 @@ from loadtests import (
     tls_experiments,
     udp_experiments,
     websocket_experiments,
+    workers_experiments,
 )
 from loadtests.generator import Failed
 from loadtests.measure import Values
@@ -243,4 +244,7 @@ APART: dict[str, Callable[[Scale], Plan]] = {
     "flat": flat,
     "websocket": websocket_experiments.websocket,
     "handshakes": tls_experiments.handshakes,
+    "held": workers_experiments.held,
+    "reload": workers_experiments.reload,
+    "herd": workers_experiments.herd,
 }

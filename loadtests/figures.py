@@ -16,9 +16,12 @@ __all__ = [
     "COMPILED_TARGETS",
     "FLAT_TARGETS",
     "HANDSHAKES_TARGETS",
+    "HELD_TARGETS",
+    "HERD_TARGETS",
     "HTTP_TARGETS",
     "LOCUST_TARGETS",
     "PROXY_TARGETS",
+    "RELOAD_TARGETS",
     "TARGETS",
     "TLS_TARGETS",
     "UDP_TARGETS",
@@ -240,6 +243,39 @@ HANDSHAKES_TARGETS: tuple[Target, ...] = tuple(
         ("a fresh connection and its answer, p50", "fresh_p50_us"),
         ("a fresh connection and its answer, p99", "fresh_p99_us"),
     )
+)
+
+#: With many processes: the server of ``greensock run``, and the proxy.
+WORKERS = (("greensock run", "workers_http"), ("greensock proxy", "workers_proxy"))
+HELD_TARGETS: tuple[Target, ...] = tuple(
+    Target(f"{title}: connections held at once", "held 100000", server, "opened", 100_000, unit="", at_least=True)
+    for title, server in WORKERS
+)
+RELOAD_TARGETS: tuple[Target, ...] = tuple(
+    Target(f"{title}: {what}", "reload", server, value, most, unit=unit)
+    for title, server in WORKERS
+    for what, value, most, unit in (
+        ("p99 that a reload adds", "added_p99_ms", 20.0, "ms"),
+        ("requests that reloads lose", "lost", 0.0, ""),
+    )
+)
+HERD = "workers_http"
+HERD_TARGETS: tuple[Target, ...] = (
+    *(
+        Target(
+            f"CPU of a request, {count} workers, of one{where}", f"{count} workers", HERD, value, 1.08, HERD, "1 worker"
+        )
+        for where, value in (
+            ("", "kept_us"),
+            ("; on one core", "packed_us"),
+            ("; on one core, 64 connections each", "packed_each_us"),
+        )
+        for count in (2, 4)
+    ),
+    Target(
+        *("gunicorn with greensock's worker, CPU of a request, of its gevent worker", "gunicorn", "workers_gunicorn"),
+        *(CPU, 0.20, GUNICORN),
+    ),
 )
 
 

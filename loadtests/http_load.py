@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loadtests.generator import Failed, launched
@@ -22,10 +22,14 @@ class OpenLoad:
 
     sent: int
     answered: int
+    #: Connections in the place of those that were closed; with ``slice_seconds`` only.
+    opened_anew: int
     #: By kind: closed, status, body, timeout.
     failures: Mapping[str, int]
     #: From the moment at which a request was due to its whole answer.
     latency: Mapping[str, float]
+    #: The same of each ``slice_seconds``.
+    slices: Sequence[Mapping[str, float]]
 
     @property
     def failed(self) -> int:
@@ -43,15 +47,26 @@ def run(
     rate: float,
     seconds: float,
     warmup: float,
+    slice_seconds: float | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> OpenLoad:
     """Make ``rate`` requests a second, each answer of which must be ``expected``.
+
+    With ``slice_seconds`` a connection that is closed is opened anew, and only a request that was written and has no
+    answer has failed. ``meanwhile`` is called then, when the warm-up begins.
 
     Raises:
         Failed: it could not run, or did not end.
     """
     host, _, port = address.rpartition(":")
     words = [host, port, path, expected.decode(), connections, rate, seconds, warmup]
+    if slice_seconds is not None:
+        words.append(slice_seconds)
     with launched([str(build("http_load.c")), *map(str, words)], cores) as process:
+        if slice_seconds is not None and meanwhile is not None:
+            assert process.stderr is not None
+            if process.stderr.readline() == "began\n":
+                meanwhile()
         try:
             output, errors = process.communicate(timeout=warmup + seconds + ENDING)
         except subprocess.TimeoutExpired:

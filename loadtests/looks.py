@@ -66,6 +66,9 @@ STYLES: dict[str, Style] = {
     "connecting_gevent": Style("#ea580c", "^"),
     "tls_site": Style("#15803d", "o"),
     "tls_nginx": Style("#111111", "X"),
+    "workers_http": Style("#15803d", "o"),
+    "workers_proxy": Style("#84cc16", "s"),
+    "workers_proxy_nginx": Style("#111111", "X"),
 }
 #: The same without greensock's compiled engine.
 STYLES |= {

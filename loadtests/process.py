@@ -17,6 +17,7 @@ from typing import TypeVar
 from loadtests.native import build
 
 __all__ = [
+    "CORES",
     "GENERATOR_CORES",
     "LIBRARIES_OF_TLS",
     "PURE",

@@ -12,6 +12,8 @@ from loadtests.process import PURE
 
 __all__ = [
     "CONNECTING",
+    "GUNICORNS",
+    "HERDS",
     "HTTP",
     "LOCUST",
     "NAMES",
@@ -23,12 +25,25 @@ __all__ = [
     "TLS_SITES",
     "UDP",
     "WEBSOCKETS",
+    "WORKERS",
     "Server",
     "missing",
 ]
 
 Kind = Literal[
-    "tcp", "http", "proxy", "flat", "pure", "websocket", "udp", "locust", "tls", "tls proxy", "tls site", "connecting"
+    "tcp",
+    "http",
+    "proxy",
+    "flat",
+    "pure",
+    "websocket",
+    "udp",
+    "locust",
+    "tls",
+    "tls proxy",
+    "tls site",
+    "connecting",
+    "workers",
 ]
 
 #: Without it what drives servers of TLS cannot be compiled (libssl-dev of Debian).
@@ -120,6 +135,10 @@ SERVERS: dict[str, Server] = {
     "connecting_gevent": Server("gevent create_connection", ("gevent",), "connecting"),
     "tls_site": Server("greensock HTTPServer, TLS", ("gevent", "greensock"), "tls site", ("openssl",)),
     "tls_nginx": Server("nginx, TLS", (), "tls site", ("openssl", "nginx")),
+    "workers_http": http("greensock run, HTTPServer", "gevent", "greensock", "gunicorn", kind="workers"),
+    "workers_proxy": Server("greensock proxy", ("gevent", "greensock", "gunicorn"), "workers"),
+    "workers_proxy_nginx": Server("nginx, proxy", (), "workers", ("nginx",)),
+    "workers_gunicorn": http("gunicorn, greensock's worker", "gunicorn", "gevent", "greensock", kind="flat"),
 }
 #: The same without greensock's compiled engine.
 SERVERS |= {
@@ -154,6 +173,11 @@ TLS_SITES = of_kind("tls site")
 #: Each beside the same without TLS.
 TLS_PROXIES = ("proxy_greensock", "proxy_greensock_tls", "proxy_nginx", "proxy_nginx_tls")
 CONNECTING = of_kind("connecting")
+WORKERS = of_kind("workers")
+#: How the herd is measured, beside nginx as it comes.
+HERDS = ("workers_http", "http_nginx")
+#: One worker of either kind.
+GUNICORNS = ("workers_gunicorn", "http_gunicorn")
 
 
 def is_there(module: str) -> bool:

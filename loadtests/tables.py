@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from loadtests import results
@@ -18,9 +19,12 @@ from loadtests.figures import (
     COMPILED_TARGETS,
     FLAT_TARGETS,
     HANDSHAKES_TARGETS,
+    HELD_TARGETS,
+    HERD_TARGETS,
     HTTP_TARGETS,
     LOCUST_TARGETS,
     PROXY_TARGETS,
+    RELOAD_TARGETS,
     TLS_TARGETS,
     UDP_TARGETS,
     WEBSOCKET_TARGETS,
@@ -129,6 +133,16 @@ COLUMNS = (
     ("marked_p50_us", "p50 of the blocking, us"),
     ("fresh_p50_us", "p50 of fresh ones, us"),
     ("fresh_p99_us", "p99 of fresh ones, us"),
+    ("quiet_p50_us", "p50 in the quiet, us"),
+    ("quiet_p99_us", "p99 in the quiet, us"),
+    ("reloaded_p99_us", "p99 with a reload, us"),
+    ("handover_seconds", "seconds of a reload"),
+    ("lost", "lost"),
+    ("kept_us", "64 kept, us"),
+    ("packed_us", "on one core, us"),
+    ("packed_each_us", "64 each there, us"),
+    ("close_us", "closed, us"),
+    ("many_us", "10,000, us"),
 )
 
 
@@ -322,6 +336,34 @@ PROXIED_COLUMNS = {
     "p50_us": "p50, us",
     "p99_us": "p99, us",
 }
+HELD_COLUMNS = {
+    "opened": "held",
+    "kb": "kB each",
+    "open_seconds": "opened in s",
+    "open_us": "CPU of opening, us",
+    "quiet_p50_us": "p50 with none, us",
+    "quiet_p99_us": "p99, us",
+    "p50_us": "p50 with all, us",
+    "p99_us": "p99, us ",
+}
+RELOAD_COLUMNS = {
+    "offered": "requests/s",
+    "quiet_p99_us": "p99 without, us",
+    "reloaded_p99_us": "p99 with a reload, us",
+    "worst_p99_us": "the worst, us",
+    "added_p99_ms": "added, ms",
+    "handover_seconds": "a reload takes, s",
+    "lost": "lost",
+}
+#: The case that the others of the herd are compared with.
+ALONE = "1 worker"
+HERD_COLUMNS = {
+    "kept": "64 connections",
+    "packed": "64, on one core",
+    "packed_each": "64 for each worker, on one core",
+    "close": "64, each for one request",
+    "many": "10,000",
+}
 CONNECTING_COLUMNS = {"rate": "a second", "server_us": "CPU each, us"}
 LATENCY_COLUMNS = {
     "offered": "requests/s",
@@ -329,6 +371,42 @@ LATENCY_COLUMNS = {
     "p99_us": "p99, us",
     "added_p99_ms": "p99 added, ms",
 }
+
+
+def herd_table(cell: Callable[[Sequence[Sample], str, str, str], str], content: Content) -> str:
+    """A row a server and number of workers, a column a pattern."""
+    samples = [sample for sample in content["samples"] if sample["mode"] == "herd"]
+    rows = [
+        [
+            SERVERS[server].title,
+            case,
+            *(cell(samples, case, server, pattern) for pattern in HERD_COLUMNS),
+            failed(samples, server, case),
+        ]
+        for server in in_order(samples)
+        for case in unique((sample for sample in samples if sample["server"] == server), "case")
+    ]
+    return render(["", "", *HERD_COLUMNS.values(), "failed"], rows)
+
+
+def herd_cpu(samples: Sequence[Sample], case: str, server: str, pattern: str) -> str:
+    """CPU of all workers for a request, and what that is of one worker's in the same round."""
+    found, alone = (by_round(samples, each, server, f"{pattern}_us") for each in (case, ALONE))
+    ratios = [value / alone[at] for at, value in found.items() if alone.get(at)]
+    ratio = f", {median(ratios):.2f} x" if ratios and case != ALONE else ""
+    return f"{compact([*found.values()])}{ratio}"
+
+
+def herd_sleeps(samples: Sequence[Sample], case: str, server: str, pattern: str) -> str:
+    """How many requests a worker served between two times that it slept."""
+    found = by_round(samples, case, server, f"{pattern}_sleeps")
+    return number(median([1 / max(each, 1e-6) for each in found.values()])) if found else "-"
+
+
+def herd_split(samples: Sequence[Sample], case: str, server: str, pattern: str) -> str:
+    """How many sockets the workers had that had the least and the most, in the last round."""
+    counts = [sample.get(f"{pattern}_split") for sample in results.of(samples, case, server)]
+    return f"{counts[-1][0]:,}-{counts[-1][-1]:,}" if counts and counts[-1] else "-"
 
 
 def series_table(kind: str, value: str, scale: float, content: Content) -> str:
@@ -457,6 +535,15 @@ TABLES: dict[str, Table] = {
     "locust-picture": Table(
         "locust", lambda content: "![CPU per request, requests/s, error of latencies](results/locust.png)"
     ),
+    "held": of_columns("held", "held 100000", HELD_COLUMNS),
+    "held-targets": Table("held", lambda content: asked_table(HELD_TARGETS, content)),
+    "reload": of_columns("reload", "reload", RELOAD_COLUMNS),
+    "reload-targets": Table("reload", lambda content: asked_table(RELOAD_TARGETS, content)),
+    "herd": Table("herd", lambda content: herd_table(herd_cpu, content)),
+    "herd-sleeps": Table("herd", lambda content: herd_table(herd_sleeps, content)),
+    "herd-split": Table("herd", lambda content: herd_table(herd_split, content)),
+    "herd-targets": Table("herd", lambda content: asked_table(HERD_TARGETS, content)),
+    "gunicorn": of_columns("herd", "gunicorn", CONNECTING_COLUMNS),
     "compiled-targets": Table("compiled", lambda content: asked_table(COMPILED_TARGETS, content)),
     "flat": Table("flat", lambda content: cases_table(FLAT_CASES, content)),
     "flat-targets": Table("flat", lambda content: asked_table(FLAT_TARGETS, content)),
@@ -478,6 +565,9 @@ TABLES: dict[str, Table] = {
             "locust",
             "tls",
             "handshakes",
+            "held",
+            "reload",
+            "herd",
         )
     },
 }

@@ -20,12 +20,14 @@ from loadtests import (
     experiments,
     figures,
     generator,
+    held,
     http_load,
     measure_http,
     results,
     tables,
     transfer,
     websocket,
+    workers,
     wrk,
 )
 from loadtests.peers.http_common import BLOCK, SMALL, verify
@@ -257,6 +259,84 @@ def test_an_open_loop_charges_a_stall_to_all_that_waited(serve):
 def test_an_open_loop_of_nobody():
     with pytest.raises(generator.Failed, match="connect: Connection refused"):
         http_load.run("127.0.0.1:1", "/", SMALL, cores=(), connections=1, rate=1, seconds=1, warmup=0)
+
+
+def address_of(server: HTTPServer) -> str:
+    host, port = server.address
+    return f"{host}:{port}"
+
+
+class Leaves(HTTPServer):
+    """Answers a request in fifty not at all, and one in ten with Connection: close."""
+
+    max_requests = 10
+    asked = 0
+
+    def handle_request(self, request):
+        self.asked += 1
+        if not self.asked % 50:
+            request.connection.abort()
+        return Response(SMALL)
+
+
+def test_an_open_loop_goes_on_with_what_is_opened_anew(serve):
+    server = serve(Leaves)
+    began = []
+    load = open_loop(
+        address_of(server), "/small", slice_seconds=0.2, meanwhile=lambda: began.append(server.connections_alive)
+    )
+    assert load.failures == {"closed": 5, "status": 0, "body": 0, "timeout": 0}
+    assert load.sent == load.answered + 5 == pytest.approx(250, abs=1)
+    assert 20 <= load.opened_anew <= 30
+    assert sum(each["count"] for each in load.slices) == load.latency["count"]
+    assert len(load.slices) == 2
+    assert len(began) == 1
+
+
+# -- connections that are held
+
+
+def held_at(server: HTTPServer, connections: int) -> held.Holding:
+    return held.Holding(address_of(server), connections, 2, cores=())
+
+
+def test_connections_are_held_and_what_is_lost_is_counted(serve):
+    server = serve(Odd)
+    with held_at(server, 5) as holding:
+        holding.open()
+        assert (holding.answered, holding.failures) == (5, {})
+        assert workers.connected(address_of(server)) == 5
+        for conn in server.connections[:2]:
+            conn.abort()
+        holding.close()
+    assert (holding.answered, holding.failures) == (8, {"lost": 2})
+    wait_until(lambda: not workers.connected(address_of(server)))
+
+
+class Second(HTTPServer):
+    """Is right once on each connection."""
+
+    def handle_request(self, request):
+        is_first = request.connection.requests == 1
+        return Response(SMALL if is_first else SMALL[:-1] + b"?")
+
+
+def test_held_connections_are_asked_once_more(serve):
+    with held_at(serve(Second), 3) as holding:
+        holding.open()
+        holding.close()
+    assert (holding.answered, holding.failures) == (3, {"body": 3})
+
+
+def test_who_holds_and_cannot(serve):
+    with pytest.raises(generator.Failed, match="16731 descriptors for each expected, and it may open 1024"):
+        held.check_descriptors(100_000, 6, 1024)
+    held.check_descriptors(100_000, 6, 20_000)
+    with held.Holding("127.0.0.1:1", 2, 1, cores=()) as holding:
+        holding.open()
+    assert holding.failures == {"connect": 2}
+    with held.Holding("nowhere:1", 2, 1, cores=()) as holding, pytest.raises(generator.Failed, match="two IPv4 addr"):
+        holding.open()
 
 
 # -- servers of several processes

@@ -213,11 +213,14 @@ def process(limit, server, *urls):
             started.kill()
 
 
-def test_clients_that_are_more_than_descriptors(serve):
-    """They wait in the backlog; whoever is accepted has a way to a server."""
+@pytest.mark.parametrize(
+    ("server", "fewest", "greatest"), [({}, 50, 128), ({"max_workers": 10}, 128, 200)], ids=["usual", "few at a time"]
+)
+def test_clients_that_are_more_than_descriptors(server, fewest, greatest, serve):
+    """They wait in the backlog; whoever is accepted has a way to a server, or gets it when a worker is free."""
     origins = serve(Origin), serve(Origin)
-    with process(256, {}, *(each.url for each in origins)) as (started, port, most):
-        assert 50 < int(most) < 128
+    with process(256, server, *(each.url for each in origins)) as (started, port, most):
+        assert fewest < int(most) < greatest
         answers = Counter()
 
         def client():

@@ -1,10 +1,10 @@
 """How connections are spread over the workers: one that has more than its share lets the others go first.
 
 All workers are woken by a new connection, and whoever comes first would take all of a burst: of 64 connections one of
-four workers had 60 (``python -m loadtests.herd``). So each writes into a page of shared memory how many it has, and one
-that has clearly more than the mean waits ``HOLD`` seconds before it takes more. It takes some then, whatever the others
-have: they may be busy, and no connection waits long for that. Nobody waits for a lock, and a worker that is killed is
-left out when its process is seen to be gone, a second later.
+four workers had 60 (``python -m loadtests.bench herd``). So each writes into a page of shared memory how many it
+has, and one that has clearly more than the mean waits ``HOLD`` seconds before it takes more. It takes some then,
+whatever the others have: they may be busy, and no connection waits long for that. Nobody waits for a lock, and a worker
+that is killed is left out when its process is seen to be gone, a second later.
 """
 
 from __future__ import annotations

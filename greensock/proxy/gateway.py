@@ -50,7 +50,7 @@ log = logging.getLogger("greensock.server")
 
 #: Descriptors that are kept back, whatever clients there are: for the log, the resolver, a program's own.
 KEPT_BACK = 32
-#: Descriptors that a client may need: its own, and that of a server.
+#: Descriptors that a client may need: its own, and that of a server while it has a request under way.
 EACH = 2
 #: Shares of the descriptors for optional things: pipes have two (see ``Pipes``), second descriptors one
 #: (``ClientConnection.keep_spare``), files of answers one (``BufferRoom``).
@@ -255,6 +255,8 @@ class Gateway:
                 self._client_room = ClientRoom(self.listen.max_connections, view, self._count_clients, self._welcome)
             self._start_guards()
         self._listeners.add(listener)
+        if len(self._listeners) > 1:
+            self.most_clients = self._count_most_clients()  # each may have max_workers requests under way
 
     def room(self) -> float:
         """Return how many more clients' connections are welcome."""
@@ -278,7 +280,7 @@ class Gateway:
             listener.welcome_connections()
 
     def _count_most_clients(self) -> float:
-        """Return how many clients' connections leave each of them a descriptor for its way to a server.
+        """Return how many clients' connections leave each request under way a descriptor for its way to a server.
 
         Otherwise new clients would take the descriptors that requests under way need, and servers would seem to fail.
         """
@@ -290,7 +292,11 @@ class Gateway:
         there = len(os.listdir("/proc/self/fd")) - 1
         asked = {route.auth: route.auth.max_connections for route in self.routes.routes if route.auth is not None}
         others = KEPT_BACK + servers + sum(asked.values()) + SHARES * share_of_descriptors()
-        self.most_links = possible = max(1, (limit - there - others) // EACH)
+        # A request that is under way has a worker, and one connection to a server at the most: where there are to be
+        # few, the rest is for clients, which mostly rest.
+        spare = max(EACH, limit - there - others)
+        self.most_links = min(spare // EACH, self.listen.max_workers * max(1, len(self._listeners)))
+        possible = spare - self.most_links
         if wanted is not None and wanted > possible:
             log.warning("max_connections=%d: %d descriptors are enough for %d in a process", wanted, limit, possible)
         return possible if wanted is None else min(wanted, possible)

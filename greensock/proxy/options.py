@@ -500,7 +500,8 @@ class ListenOptions:
     max_connections: int | None = None
     #: Connections that the kernel holds for a listener until they are accepted.
     backlog: int = 4096
-    #: Requests of a listener that may be under way at a time.
+    #: Requests of a listener that may be under way at a time. Where these are fewer than there are descriptors for,
+    #: there may be more clients.
     max_workers: int = 10_000
     #: Bytes of short bodies (``UpstreamOptions.max_replay``) that are held, of all clients, while the rest is waited
     #: for; beyond that they are passed on as they come, like long ones.

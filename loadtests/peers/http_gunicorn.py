@@ -21,17 +21,22 @@ class Application(BaseApplication):  # type: ignore[misc]
         return http_common.wsgi_app
 
 
-if __name__ == "__main__":
+def run(worker: str) -> None:
+    """Serve with one worker of this kind."""
     sock = http_common.listener(http_common.options())
     os.set_inheritable(sock.fileno(), True)
     common.announce(sock)
     Application(
         {
             "bind": f"fd://{sock.detach()}",
-            "worker_class": "gevent",
+            "worker_class": worker,
             "workers": 1,
             "backlog": common.BACKLOG,
             "loglevel": "warning",
             "graceful_timeout": 1,
         }
     ).run()
+
+
+if __name__ == "__main__":
+    run("gevent")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loadtests.peers import common, http_common
 
-__all__ = ["haproxy", "nginx", "program"]
+__all__ = ["become", "haproxy", "nginx", "program"]
 
 #: What all of nginx's configurations begin with: no log, nothing that ends a kept connection.
 NGINX = """
@@ -21,7 +21,7 @@ daemon off;
 {user}
 pid {directory}/pid;
 error_log stderr error;
-events {{ worker_connections 16384; }}
+events {{ {events} }}
 http {{
     access_log off;
     sendfile on;
@@ -35,6 +35,8 @@ http {{
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
 """
+#: What nginx's section of that name says.
+EVENTS = "worker_connections 16384;"
 HAPROXY = """
 global
     nbthread 1
@@ -84,15 +86,20 @@ def remove_later(directory: str) -> None:
     os._exit(0)
 
 
-def nginx(configure: Callable[[Path], str], modules: Iterable[Path] = (), ssl: bool = False) -> None:
-    """Run nginx; ``configure`` makes files in a directory and gives the servers, ``{listen}`` where they listen."""
+def nginx(
+    configure: Callable[[Path], str], modules: Iterable[Path] = (), ssl: bool = False, events: str = EVENTS
+) -> None:
+    """Run nginx; ``configure`` makes files in a directory and gives the servers, ``{listen}`` where they listen.
+
+    ``events`` is what its section of that name says, and GREENSOCK_WORKERS how many workers there are.
+    """
     sock = http_common.listener(http_common.options())
     host, port = sock.getsockname()[:2]
     name = tempfile.mkdtemp(prefix="greensock-nginx-")
     user = "user root;" if os.geteuid() == 0 else ""  # the directory is ours alone
     loaded = "\n".join(f"load_module {module};" for module in modules)
     workers = os.environ.get("GREENSOCK_WORKERS", "1")
-    head = NGINX.format(directory=name, user=user, modules=loaded, workers=workers)
+    head = NGINX.format(directory=name, user=user, modules=loaded, workers=workers, events=events)
     body = configure(Path(name)).replace("{listen}", f"listen {host}:{port}{' ssl' * ssl} backlog={common.BACKLOG};")
     path = Path(name) / "nginx.conf"
     path.write_text(f"{head}{body}}}\n")
