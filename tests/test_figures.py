@@ -100,8 +100,18 @@ def test_names_that_are_too_long():
 def test_what_is_counted_of_a_server():
     """All that it tells has a figure, what its limits refused, too."""
     told = HTTPStatistics(
-        accepted=1, connected=2, active=3, errors=5, accept_pauses=6, bytes_received=7,
-        bytes_sent=8, messages=9, workers=10, workers_busy=11, handshakes=12, requests=15,
+        accepted=1,
+        connected=2,
+        active=3,
+        errors=5,
+        accept_pauses=6,
+        bytes_received=7,
+        bytes_sent=8,
+        messages=9,
+        workers=10,
+        workers_busy=11,
+        handshakes=12,
+        requests=15,
         handshakes_unfinished=13,
         dropped={"EVICTED": 4},
         handshakes_failed={"alert": 14},
@@ -117,9 +127,22 @@ def test_what_is_counted_of_a_server():
     assert not group.is_over
     group.add(counters, gauges)
     assert counters == {
-        "accepted": 101, "connected": 2, "dropped|evicted": 4, "errors": 5, "accept_pauses": 6, "bytes_in": 7,
-        "bytes_out": 8, "messages": 9, "handshakes": 12, "handshakes_failed|alert": 14, "requests": 15,
-        "refused|head-timeout": 116, "refused|evicted": 19, "statuses|2xx": 117, "statuses|5xx": 18, "retries": 20,
+        "accepted": 101,
+        "connected": 2,
+        "dropped|evicted": 4,
+        "errors": 5,
+        "accept_pauses": 6,
+        "bytes_in": 7,
+        "bytes_out": 8,
+        "messages": 9,
+        "handshakes": 12,
+        "handshakes_failed|alert": 14,
+        "requests": 15,
+        "refused|head-timeout": 116,
+        "refused|evicted": 19,
+        "statuses|2xx": 117,
+        "statuses|5xx": 18,
+        "retries": 20,
     }
     assert gauges == {"connections": 3, "in_hand": 12, "greenlets": 10, "handshakes_unfinished": 13}
 
