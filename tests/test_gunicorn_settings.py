@@ -270,7 +270,8 @@ def test_proxy_protocol(tmp_path):
     unix = tmp_path / "socket"
     settings = f"proxy_protocol = True\nproxy_allow_ips = '10.0.0.0/8'\nbind = ['127.0.0.1:0', 'unix:{unix}']\n"
     settings += "accesslog = '-'\naccess_log_format = 'seen %(h)s %(s)s'\n"
-    settings += "def post_request(worker, req, environ, resp):\n    worker.log.info('told %s', req.proxy_protocol_info)\n"
+    settings += "def post_request(worker, req, environ, resp):\n    worker.log.info('told %s', "
+    settings += "req.proxy_protocol_info)\n"
     with arbiter(tmp_path, settings) as master:
         for which, status in (1, 200), (0, 403):
             with master.connect(which) as sock:
@@ -306,7 +307,8 @@ def test_the_process(tmp_path):
         assert environ["SERVER_SOFTWARE"].startswith("greensock/")
         assert b"def application" in master.ask("/file").body
         with master.connect() as sock:
-            sock.sendall(b"POST /spooled HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+            sock.sendall(b"POST /spooled HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+            sock.sendall(b"Transfer-Encoding: chunked\r\n\r\n")
             sock.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (IN_MEMORY + 1, bytes(IN_MEMORY + 1)))
             assert Answered(read_all(sock)).text.startswith(f"{other}/")
         assert master.stop() == 0

@@ -145,7 +145,8 @@ def test_a_certificate_that_was_renewed_is_put_in_its_place(tmp_path):
 def holders(path, pid):
     """Return the processes, of this one and its children, that have a file open."""
     pids = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
-    return [each for each in pids if any(os.path.realpath(fd) == str(path.resolve()) for fd in Path(f"/proc/{each}/fd").iterdir())]
+    opened = {each: map(os.path.realpath, Path(f"/proc/{each}/fd").iterdir()) for each in pids}
+    return [each for each in pids if str(path.resolve()) in opened[each]]
 
 
 @once
