@@ -111,6 +111,12 @@ def test_what_is_held_goes_out_in_the_order_it_came(buffer, room, client, monkey
     client.takes.set()
     assert buffer.wait()
     assert client.got.endswith(b"xagain!")
+    # And so it does with a file.
+    assert buffer.hold([b"0123456789"])
+    assert held(room) == (6, 4, 1)
+    buffer.begin()
+    assert buffer.wait()
+    assert client.got.endswith(b"again!0123456789")
 
 
 def test_what_all_answers_may_hold_together(buffer, other, room):

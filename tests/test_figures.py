@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from conftest import PATIENCE
 
 from greensock.http.server.http_stats import HTTPStatistics
+from greensock.operations import worker_watch
 from greensock.operations.figures import NAME_BYTES, Board, figure_name
 from greensock.operations.histograms import BOUNDS, Histogram, histogram_names
 from greensock.operations.last_requests import MOST, SPAN, LastRequests, read_last_requests
 from greensock.operations.operations_options import OperationsOptions
 from greensock.operations.status_report import _written
-from greensock.operations.worker_watch import _Group
+from greensock.operations.worker_watch import WorkerWatch, _Group
 from greensock.shared_pages import SharedPages
 
 TOKEN = "a-token-of-32-characters-in-all."
@@ -145,6 +148,29 @@ def test_what_is_counted_of_a_server():
         "retries": 20,
     }
     assert gauges == {"connections": 3, "in_hand": 12, "greenlets": 10, "handshakes_unfinished": 13}
+
+
+def test_when_it_is_written(monkeypatch):
+    """Who asks gets what was written just before; and who is followed no more is told."""
+    monkeypatch.setattr(worker_watch, "FRESH", PATIENCE)
+    pages, left, written = SharedPages(1), [], []
+    WorkerWatch.share(pages)
+    watch = WorkerWatch(pages, 0, None)
+    began = watch.started_at
+    assert 0 <= time.time() - began < PATIENCE
+    WorkerWatch.share(pages)
+    assert watch.started_at == began
+    watch.follow([], SimpleNamespace(leave=lambda: left.append("left"), counters=dict, gauges=dict))
+    assert not left
+    watch.follow([])
+    assert left == ["left"]
+    watch.write()
+    monkeypatch.setattr(watch, "write", lambda: written.append("written"))
+    watch.refresh()
+    assert not written
+    watch._written_at -= PATIENCE + 1
+    watch.refresh()
+    assert written == ["written"]
 
 
 def test_what_is_read_while_a_worker_is_counted_out():

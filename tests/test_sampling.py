@@ -212,6 +212,17 @@ def test_what_is_too_long(monkeypatch, looks, told):
     assert pauses == [0.05] * (len(looks) + 1)
 
 
+def test_how_it_is_told(caplog):
+    watchdog = HubWatchdog(lambda: 0.0, 0.05, TOO_LONG)
+    for left_out in (0, 3):
+        watchdog._tell(sys._getframe(), 0.5, left_out)
+    begin = "an upcall has held the hub for 0.50 s, and nobody else could run"
+    assert [record.getMessage().partition("\n")[0] for record in caplog.records] == [
+        f"{begin}; it is here:",
+        f"{begin}; 3 times before were not logged; it is here:",
+    ]
+
+
 def test_a_hub_that_waits_is_not_held():
     """A process that was stopped, say, is seen so when it goes on."""
     assert _is_hub(gevent.get_hub().gr_frame)
