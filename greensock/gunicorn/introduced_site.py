@@ -117,7 +117,8 @@ class IntroducedSite(WSGISite):
             return 0
         address = conn.address
         if isinstance(address, tuple) and not self._may_introduce(address[0]):
-            raise HeaderRefused(403, "proxy-untrusted", f"a PROXY header of {address[0]}, which is not in proxy_allow_ips")
+            why = f"a PROXY header of {address[0]}, which is not in proxy_allow_ips"
+            raise HeaderRefused(403, "proxy-untrusted", why)
         try:
             found = parse_proxy_header(data)
         except BadProxyHeader as error:
