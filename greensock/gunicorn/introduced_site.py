@@ -117,8 +117,8 @@ class IntroducedSite(WSGISite):
             return 0
         address = conn.address
         if isinstance(address, tuple) and not self._may_introduce(address[0]):
-            text = f"a PROXY header of {address[0]}, which is not in proxy_allow_ips"
-            raise HeaderRefused(403, "proxy-untrusted", text)
+            why = f"a PROXY header of {address[0]}, which is not in proxy_allow_ips"
+            raise HeaderRefused(403, "proxy-untrusted", why)
         try:
             found = parse_proxy_header(data)
         except BadProxyHeader as error:
@@ -161,3 +161,4 @@ def _told(header: ProxyHeader) -> dict[str, Any]:
         return dict(zip(("proxy_protocol", *ENDS), (kind, *ends), strict=True))
     kind = "LOCAL" if header.is_local else "UNKNOWN" if header.version == 1 else "UNSPEC"
     return {"proxy_protocol": kind, **dict.fromkeys(ENDS)}
+
