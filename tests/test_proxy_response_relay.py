@@ -289,12 +289,18 @@ def test_who_waits_for_100_is_told_not_to():
 
 @pytest.mark.parametrize("is_whole", [False, True])
 def test_an_answer_goes_out_and_the_connection_goes_on_as_the_head_said(is_whole):
-    for version, wanted, goes_on in (("1.1", True, True), ("1.0", True, False), ("1.1", False, False)):
+    for version, wanted, length, goes_on in (
+        ("1.1", True, None, True),
+        ("1.0", True, None, False),
+        ("1.1", False, None, False),
+        ("1.1", True, 6, True),
+        ("1.0", True, 6, True),
+    ):
         head, sent, body = [], [], Noted(is_ended=True)
         proxy = proxy_that(end_exchange=lambda request, keep: keep)
         relay = relay_between(proxy=proxy, version=version, keep=wanted, body=body, fields=[("TE", "trailers")])
         relay.answer_trailers = Headers([("X", "y")])
-        answer = answer_to(relay, b"abc", is_whole)
+        answer = answer_to(relay, b"abc", is_whole, length)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(response_relay, "_written_head", lambda *given, head=head: head.append(given[2:]) or b"head ")
             for name in ("_send_whole", "_send_as_it_comes"):
@@ -302,8 +308,11 @@ def test_an_answer_goes_out_and_the_connection_goes_on_as_the_head_said(is_whole
                     _StreamedAnswer, name, lambda self, written, name=name, sent=sent: sent.append((name, written))
                 )
             assert answer.run() is goes_on
-        assert head == [(goes_on, version == "1.1")]
-        framing = b"Transfer-Encoding: chunked\r\n\r\n" if version == "1.1" else b"\r\n"
+        is_chunked = version == "1.1" and length is None
+        assert head == [(goes_on, is_chunked)]
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if is_chunked else b"\r\n"
+        if length is not None:
+            framing = b"Content-Length: 6\r\n\r\n"
         assert sent == [("_send_whole" if is_whole else "_send_as_it_comes", b"head " + framing)]
         assert (relay.request.is_answered, body.names()) == (True, ["stop_awaiting"])
 
