@@ -9,6 +9,7 @@ from loadtests import held as held_open
 from loadtests import herd as herds
 from loadtests import measure_http
 from loadtests import reload as reloads
+from loadtests.measure import Values
 from loadtests.plan import Case, Plan, Scale
 from loadtests.servers import GUNICORNS, HERDS, WORKERS
 
@@ -22,8 +23,10 @@ HELD, HOLDERS = 100_000, 6
 RATE, STRETCH = 2000.0, 8.0
 #: Connections a second that a server takes, to say how long it will take.
 OPENING = 8000
-#: Of a server that is reloaded: workers, requests a second, reloads, and seconds of a window with or without one.
-RELOADED, RELOAD_RATE, RELOADS, WINDOW = 2, 8000.0, 7, 3.0
+#: Of a server that is reloaded: workers, reloads, and seconds of a window with or without one.
+RELOADED, RELOADS, WINDOW = 2, 7, 3.0
+#: Requests a second meanwhile: what half a core of a server by itself does at least, and of a proxy.
+RELOAD_RATE, PROXY_RATE = 8000.0, 4000.0
 #: Those of a tiny run.
 QUICK_RATE, QUICK_WINDOW, QUICK_PATTERNS = 300.0, 0.5, ("kept", "many")
 #: How many workers there are, and for how many times as long each pattern is measured as elsewhere.
@@ -53,16 +56,20 @@ def held(scale: Scale) -> Plan:
 def reload(scale: Scale) -> Plan:
     """Latency with and without a reload."""
     window, count = (QUICK_WINDOW, 1) if scale.quick else (WINDOW, RELOADS)
-    call = partial(
-        reloads.measured,
-        processes=1 if scale.quick else RELOADED,
-        rate=QUICK_RATE if scale.quick else RELOAD_RATE,
-        reloads=count,
-        window=window,
-        warmup=scale.warmup if scale.quick else 1.0,
-    )
+
+    def measured(name: str) -> Values:
+        rate = PROXY_RATE if name.startswith("workers_proxy") else RELOAD_RATE
+        return reloads.measured(
+            name,
+            processes=1 if scale.quick else RELOADED,
+            rate=QUICK_RATE if scale.quick else rate,
+            reloads=count,
+            window=window,
+            warmup=scale.warmup if scale.quick else 1.0,
+        )
+
     parameters = {"mode": "reload", "connections": reloads.CONNECTIONS}
-    case = Case("reload", parameters, call, WORKERS, STARTING + 2 * count * window + 1.0, scale.few(1))
+    case = Case("reload", parameters, measured, WORKERS, STARTING + 2 * count * window + 1.0, scale.few(1))
     return Plan("reload", "Reloads under load", (case,), scale.rounds, {"window": window})
 
 
