@@ -161,4 +161,3 @@ def _told(header: ProxyHeader) -> dict[str, Any]:
         return dict(zip(("proxy_protocol", *ENDS), (kind, *ends), strict=True))
     kind = "LOCAL" if header.is_local else "UNKNOWN" if header.version == 1 else "UNSPEC"
     return {"proxy_protocol": kind, **dict.fromkeys(ENDS)}
-
