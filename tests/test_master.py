@@ -19,6 +19,7 @@ from proxies import Origin
 from served import once
 
 from greensock.cli import main
+from greensock.gunicorn import master as master_module
 from greensock.gunicorn.base_worker import BEGUN
 from greensock.gunicorn.master import LONGEST_PAUSE, SHORTEST_PAUSE, Master
 
@@ -143,6 +144,38 @@ def test_the_pause_is_short_again_once_a_worker_has_begun():
         master.manage_workers()
         master._put_off("It cannot begin.")
         assert master._pause == SHORTEST_PAUSE
+
+
+def test_new_workers_start_one_after_the_other_while_old_ones_serve(monkeypatch):
+    """And each of these goes when one of those has begun."""
+    monkeypatch.setattr(master_module, "AT_ONCE", 2)
+    master = Master.__new__(Master)  # of which no more is looked at
+    master._spawn_at, master._failed_age, master._has_served, master._num_workers = 0.0, 0, True, 5
+    ended = []
+    master.kill_worker = lambda pid, number: ended.append(pid)
+    with tempfile.TemporaryFile() as before, tempfile.TemporaryFile() as begun:
+        begun.truncate(BEGUN)
+        master.WORKERS = {age: SimpleNamespace(age=age, pid=age, tmp=begun, is_to_end=True) for age in range(5)}
+
+        def spawn():
+            age = len(master.WORKERS)
+            master.WORKERS[age] = SimpleNamespace(age=age, pid=age, tmp=before)
+            return age
+
+        master.spawn_worker = spawn
+        seen = []
+        for _ in range(6):
+            master.manage_workers()
+            seen.append((len(master.WORKERS) - 5, len(ended)))
+            starting = [worker for worker in master.WORKERS.values() if worker.tmp is before]
+            for worker in starting[:1]:
+                worker.tmp = begun
+        assert seen == [(2, 0), (3, 1), (4, 2), (5, 3), (5, 4), (5, 5)]
+        assert ended == [0, 1, 2, 3, 4]
+        # Where none serves, all start at once.
+        master.WORKERS.clear()
+        master.manage_workers()
+        assert len(master.WORKERS) == 5
 
 
 def test_a_second_sigterm_hastens_the_end(tmp_path):

@@ -6,6 +6,8 @@ What gunicorn's does (read in 27.0), and what this one does instead:
   and the old one goes on.
 - A reload waits for the old workers, up to ``graceful_timeout``, and does nothing else: it reaps nobody, and takes no
   signal. Here it waits for nobody.
+- A reload starts all workers at once, and for as long as that takes those that serve get little of the cores. Here half
+  as many start at a time as there are cores.
 - A worker that is told to end counts as one that serves, so that nobody takes its place before it is gone. Here the
   next one begins at once, also where the worker ends by itself and says so (``BaseWorker.recycle``).
 - A worker that can't begin halts all, at any time. Here only until the first has begun; later it is tried again, with a
@@ -45,6 +47,8 @@ __all__ = ["Master", "ServerApplication"]
 
 #: Seconds before a worker is tried again that could not begin: the first time, and at the most.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+#: How many workers start at a time while others still serve in their place, and need the other cores.
+AT_ONCE = max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 class ServerApplication(BaseApplication):  # type: ignore[misc]
@@ -272,7 +276,7 @@ class Master(Arbiter):  # type: ignore[misc]
                 worker.is_leaving = True
         serving = [worker for worker in self.WORKERS.values() if not _is_leaving(worker) and not _is_to_end(worker)]
         if len(serving) < self.num_workers and monotonic() >= self._spawn_at:
-            for _ in range(self.num_workers - len(serving)):
+            for _ in range(min(self.num_workers - len(serving), self._may_start(serving))):
                 if self.spawn_worker() is None:
                     break
         begun = [worker for worker in self.WORKERS.values() if not _is_to_end(worker) and _state_of(worker) == BEGUN]
@@ -285,6 +289,12 @@ class Master(Arbiter):  # type: ignore[misc]
         for worker in [*more, *replaced[: max(0, spare)]]:
             worker.is_leaving = True
             self.kill_worker(worker.pid, signal.SIGTERM)
+
+    def _may_start(self, serving: list[Any]) -> int:
+        """How many workers may start now: each takes a second of CPU, which those that still serve may need."""
+        if not any(_is_to_end(worker) and not _is_leaving(worker) for worker in self.WORKERS.values()):
+            return self.num_workers
+        return AT_ONCE - sum(_state_of(worker) < BEGUN for worker in serving)
 
     def spawn_worker(self) -> Any:
         """Fork a worker, which gets no signal before it has handlers of its own for it. None: there can be none now."""
