@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE, read_all, wait_until
+from served import once
 from tls_peers import Peer, issued, peer_context, write_files
 
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
@@ -19,6 +20,8 @@ from gunicorn.config import Config
 from greensock.gunicorn.introduced_site import IntroducedSite
 from greensock.gunicorn.settings import trusts
 from greensock.proxy import write_proxy_header
+
+pytestmark = once
 
 KEYS = ("PROXY_PROTOCOL", "REMOTE_ADDR", "REMOTE_PORT", "PROXY_ADDR", "PROXY_PORT")
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
