@@ -42,7 +42,7 @@ TESTS = (
     "turns",
     "upcalls",
 )
-NEEDS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100")
+NEEDS = ("pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "trustme>=1.1")
 #: Seconds that a program has to begin, to answer or to end, and between two looks whether it has begun.
 STARTS_WITHIN, LOOK_EVERY = 60.0, 0.05
 
