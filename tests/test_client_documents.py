@@ -15,6 +15,11 @@ from conftest import PATIENCE
 from greensock import Lines, Server
 from greensock.http import HTTPError, HTTPServer, Response
 
+#: What gevent 25.9, the last for Python 3.10, says at the end of a patched program that has loggers.
+_of_its_end = re.compile(
+    r"Exception ignored in: <function _removeHandlerRef.*?greenlet is being finalized\n", re.DOTALL
+)
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -49,7 +54,8 @@ def test_the_programs_of_the_client_run(serve, tmp_path):
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=3 * PATIENCE
         )
-        assert (done.stdout, done.stderr) == (output, "")
+        said = _of_its_end.sub("", done.stderr) if sys.version_info < (3, 11) else done.stderr
+        assert (done.stdout, said) == (output, "")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="needs Locust")

@@ -36,6 +36,7 @@ else:
         from locust.contrib.fasthttp import FastHttpUser
 
         class RestMixin:
+            __module__ = FastHttpUser.__module__
             rest, rest_, _callstack_regex = FastHttpUser.rest, FastHttpUser.rest_, FastHttpUser._callstack_regex
             __class_getitem__ = classmethod(lambda cls, _: cls)
 
