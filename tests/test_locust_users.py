@@ -41,8 +41,8 @@ from greensock.locust import (
     paced_user,
 )
 
-#: Locust 2.46, the last for Python 3.10, has that for HttpUser alone.
-RENAMES = hasattr(FastHttpSession, "rename_request")
+#: FastHttpUser of Locust 2.46, the last for Python 3.10, has no such method, and follows redirects whatever it is told.
+IS_LATE = hasattr(FastHttpSession, "rename_request")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -120,7 +120,7 @@ def visit(user):
         answer = client.get(path, name=path.partition("&")[0])
         seen.append((answer.status_code, answer.ok))
     seen.append(client.get("/to?status=302&url=/page", name="unfollowed", allow_redirects=False).status_code)
-    with client.rename_request("group") if RENAMES else contextlib.nullcontext():
+    with client.rename_request("group"):
         client.get("/page")
     with client.get("/to?status=404&body=why", name="expected", catch_response=True) as answer:
         seen.append((answer.status_code, answer.text, answer.content))
@@ -149,6 +149,7 @@ class MayFail(Site):
         return super().handle_request(request)
 
 
+@pytest.mark.skipif(not IS_LATE, reason="Locust 2.47 expected, to compare with")
 def test_a_locustfile_changes_one_import(serve, run):
     """The same requests, the same statistics."""
     site = serve(MayFail)
