@@ -293,7 +293,8 @@ class Master(Arbiter):  # type: ignore[misc]
     def _may_start(self, serving: list[Any]) -> int:
         """How many workers may start now: each takes a second of CPU, which those that still serve may need."""
         if not any(_is_to_end(worker) and not _is_leaving(worker) for worker in self.WORKERS.values()):
-            return self.num_workers
+            most: int = self.num_workers
+            return most
         return AT_ONCE - sum(_state_of(worker) < BEGUN for worker in serving)
 
     def spawn_worker(self) -> Any:
