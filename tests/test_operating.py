@@ -188,7 +188,7 @@ def test_logs_are_rotated_and_no_line_is_lost(serve, tmp_path):
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=PATIENCE)
             assert (done.returncode, done.stderr) == (0, "")
             wait_until(lambda: not holders(old, master.process.pid))
-        wait_until(lambda: log.stat().st_size)
+        wait_until(lambda: log.exists() and log.stat().st_size)
         is_over = True
         gevent.joinall(asking, raise_error=True)
         assert master.stop() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -571,8 +572,13 @@ def test_a_server_class_on_the_command_line(tmp_path):
     with subprocess.Popen(
         [*command, "--operations", str(path)], cwd=tmp_path, env=environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
+
+        def is_ready():
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):  # not bound yet; not listening yet
+                return ask(str(path), "/readyz").status == 200
+
         try:
-            wait_until(lambda: path.exists() and ask(str(path), "/readyz").status == 200)
+            wait_until(is_ready)
             status = status_of(str(path))
             assert status["name"] == "greensock served_classes:Site"
             assert [each["state"] for each in status["workers"]] == ["serving"]
