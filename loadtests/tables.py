@@ -454,9 +454,10 @@ def about(content: Content) -> str:
     """Say when and on what it was measured."""
     machine, versions = content["machine"], content["versions"]
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    rounds = 1 + max((sample["round"] for sample in content["samples"]), default=0)  # fewer, if it takes minutes
     return (
         f"Measured on {content['date'][:10]}: {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
-        f"{packages}; commit {content['commit']}, {content['scale']['rounds']} rounds, "
+        f"{packages}; commit {content['commit']}, {rounds} round{'s' if rounds > 1 else ''}, "
         f"{content['took_seconds'] / 60:.1f} minutes."
     )
 

@@ -357,7 +357,7 @@ def test_close_under_waiters(pair):
 def test_a_reset_by_the_peer(pair):
     conn, peer = pair
     if peer.sock.family == socket.AF_UNIX:
-        pytest.skip("a Unix socket has no reset")
+        pytest.skip("SO_LINGER resets no Unix socket")
     receiving = blocked(gevent.spawn(conn.recv))
     reset(peer.sock)
     with pytest.raises(ConnectionLost):
